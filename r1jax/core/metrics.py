@@ -1,0 +1,265 @@
+"""What a run measures, on disk: `metrics.jsonl` and `samples.jsonl`, mirrored to TensorBoard and Weights & Biases.
+
+The two JSONL files are the record, one object a step (or a sample) with `step` first; the rest is a view of them. A
+row is appended whole and flushed, so a killed run loses at most the line it was writing, and that torn line is dropped
+when the file is opened again. `rewind` makes the record agree with a restored checkpoint, so that an interrupted run
+ends with the same files as an uninterrupted one.
+
+Left out: averaging over devices or micro-batches. Values arrive as they are meant to be read.
+"""
+
+import itertools
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from r1jax.core.errors import UserError
+
+METRICS_FILE = "metrics.jsonl"
+SAMPLES_FILE = "samples.jsonl"
+TENSORBOARD_FOLDER = "tensorboard"
+
+_log = logging.getLogger(__name__)
+_openings = itertools.count()
+
+Row = dict[str, Any]
+
+
+class MetricsWriter:
+    """Appends metrics and samples of one run to its workdir.
+
+    Only the process that is `active` writes; in the others every method does nothing, so callers need no test of their
+    own. Usage after a resume: construct, `rewind(step of the checkpoint)`, go on writing. A start from scratch in a
+    workdir that may hold rows of a run that died before its first checkpoint calls `rewind(-1)`.
+
+    Args:
+      workdir: folder of the run, made if absent.
+      active: whether this process writes; one process of a run does.
+      tensorboard: also write event files to `workdir/tensorboard`.
+      wandb: keyword arguments of `wandb.init` (`{"project": "r1"}`), or None for no Weights & Biases. It drops rows of
+        steps it has seen already, so after a resume its curves keep what the interrupted run had sent.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        *,
+        active: bool = True,
+        tensorboard: bool = True,
+        wandb: Mapping[str, Any] | None = None,
+    ):
+        self._workdir = Path(workdir)
+        self._active = active
+        self._tensorboard = tensorboard
+        self._wandb_options = wandb
+        self._files: dict[str, TextIO] = {}
+        self._events: Any = None
+        self._wandb_run: Any = None
+        self._last_step: int | None = None
+        self._purge_step: int | None = None  # From here on TensorBoard forgets what earlier event files hold.
+        self._warned: set[str] = set()
+        if active:
+            self._workdir.mkdir(parents=True, exist_ok=True)
+            self._mend()
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Appends the one row of `step`: numbers (or 0-d arrays) by name.
+
+        NaN and infinities become null, with a warning the first time a metric does so.
+
+        Raises:
+          ValueError: if `step` is not greater than the last one on file: a step's row is written once, whole.
+        """
+        if not self._active:
+            return
+        if self._last_step is not None and step <= self._last_step:
+            raise ValueError(
+                f"{METRICS_FILE} already holds step {self._last_step}, so step {step} needs rewind({step - 1}) first."
+            )
+        numbers = {name: self._finite(step, name, _number(value)) for name, value in metrics.items()}
+        self._append(METRICS_FILE, [{"step": int(step), **numbers}])
+        self._last_step = int(step)
+        present = {name: number for name, number in numbers.items() if number is not None}
+        if self._tensorboard:
+            self._write_events(step, present)
+        if self._wandb_options is not None:
+            self._open_wandb().log(present, step=step)
+
+    def write_samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
+        """Appends samples of `step`, in order.
+
+        The report reads `prompt` (text or messages), `completion`, `reward`, `rewards` by name (null where one does not
+        apply), `advantage`, `length` in tokens and `finish_reason`; other fields are kept and shown too.
+        """
+        if self._active:
+            self._append(
+                SAMPLES_FILE,
+                [{"step": int(step), **{key: _plain(value) for key, value in row.items()}} for row in samples],
+            )
+
+    def rewind(self, step: int) -> None:
+        """Drops all rows with a step above `step` from both files, each in one move: a kill leaves it old or new."""
+        if not self._active:
+            return
+        self.close()
+        for name in (METRICS_FILE, SAMPLES_FILE):
+            _filter_rows(self._workdir / name, lambda row: row["step"] <= step)
+        self._mend()
+        self._purge_step = step + 1
+
+    def close(self) -> None:
+        """Flushes and closes everything. Writing again opens it again."""
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+        if self._wandb_run is not None:
+            self._wandb_run.finish()
+            self._wandb_run = None
+
+    def _mend(self) -> None:
+        """Cuts torn last lines off both files and finds the last step."""
+        for name in (METRICS_FILE, SAMPLES_FILE):
+            _cut_torn_line(self._workdir / name)
+        steps = [row["step"] for row in read_rows(self._workdir / METRICS_FILE)]
+        self._last_step = max(steps) if steps else None
+
+    def _append(self, name: str, rows: Sequence[Row]) -> None:
+        if name not in self._files:
+            # A lone surrogate in a model's text is no UTF-8; written as \udc80 it is valid JSON.
+            self._files[name] = open(
+                self._workdir / name, "a", encoding="utf-8", errors="backslashreplace", newline="\n"
+            )
+        self._files[name].write("".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+        self._files[name].flush()
+
+    def _finite(self, step: int, name: str, number: int | float) -> int | float | None:
+        if math.isfinite(number):
+            return number
+        if name not in self._warned:
+            self._warned.add(name)
+            _log.warning("step %d: %s is %s; written as null (said once for each metric)", step, name, number)
+        return None
+
+    def _write_events(self, step: int, numbers: Mapping[str, int | float]) -> None:
+        if self._events is None:
+            try:
+                from tensorboardX import SummaryWriter
+            except ImportError as error:
+                raise UserError(
+                    "TensorBoard events need the package tensorboardX: install it, or turn tensorboard off."
+                ) from error
+            # Its file names have a resolution of a second; two openings within one would overwrite each other.
+            suffix = f".{os.getpid()}.{next(_openings):06d}"
+            folder = str(self._workdir / TENSORBOARD_FOLDER)
+            self._events = SummaryWriter(logdir=folder, purge_step=self._purge_step, filename_suffix=suffix)
+        for name, number in numbers.items():
+            self._events.add_scalar(name, number, step)
+        self._events.flush()
+
+    def _open_wandb(self) -> Any:
+        if self._wandb_run is None:
+            try:
+                import wandb
+            except ImportError as error:
+                raise UserError("Weights & Biases was asked for, but the package wandb is not installed.") from error
+            self._wandb_run = wandb.init(
+                **{"dir": str(self._workdir), "resume": "allow", **(self._wandb_options or {})}
+            )
+        return self._wandb_run
+
+
+def read_rows(path: str | os.PathLike[str]) -> list[Row]:
+    """All rows of a JSONL file of a run, [] where there is none. A torn last line is left out.
+
+    Raises:
+      UserError: naming file and line, if another line is no JSON object.
+    """
+    return [row for _, row in iterate_rows(path)]
+
+
+def iterate_rows(path: str | os.PathLike[str]) -> Iterator[tuple[bytes, Row]]:
+    """The rows of a JSONL file one at a time, each with the line it was read from. Same rules as `read_rows`."""
+    if not Path(path).exists():
+        return
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            row = _parse(line)
+            if row is not None:
+                yield line, row
+            elif line.endswith(b"\n"):
+                raise UserError(f"{path}:{number}: a line must be one JSON object with a step, got {line[:60]!r}.")
+
+
+def _parse(line: bytes) -> Row | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Makes a file end after a whole line, so that the next row does not grow onto half a one."""
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    with open(path, "rb+") as file:
+        start = _start_of_last_line(file)
+        file.seek(start)
+        line = file.read()
+        if not line.endswith(b"\n"):
+            file.seek(start)
+            file.truncate()
+            if _parse(line) is not None:
+                file.write(line + b"\n")
+
+
+def _start_of_last_line(file: Any, block: int = 1 << 16) -> int:
+    end: int = file.seek(0, os.SEEK_END) - 1  # The byte before the end may be the last line's own newline.
+    while end > 0:
+        begin = max(0, end - block)
+        file.seek(begin)
+        found = file.read(end - begin).rfind(b"\n")
+        if found >= 0:
+            return begin + int(found) + 1
+        end = begin
+    return 0
+
+
+def _filter_rows(path: Path, keep: Callable[[Row], bool]) -> None:
+    """Rewrites a file with the rows to keep, their bytes untouched, in one atomic move."""
+    if not path.exists():
+        return
+    draft = path.with_name(path.name + ".draft")
+    with open(draft, "wb") as file:
+        file.writelines(line.rstrip(b"\n") + b"\n" for line, row in iterate_rows(path) if keep(row))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+
+
+def _number(value: Any) -> int | float:
+    """A Python number from a number or a 0-d array of any library."""
+    value = value.item() if hasattr(value, "item") else value
+    return int(value) if isinstance(value, int) else float(value)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold, from nested containers and arrays; numbers that are not finite become null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic) or hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
