@@ -1,8 +1,8 @@
 """Named tensors on disk, read one at a time: a Hugging Face folder of safetensors (one file or shards), or a GGUF file.
 
 The idea: parse only the headers, keep one table `name -> (file, range of bytes, how to read it)`, and map the bytes
-when a tensor is asked for. So opening 700 GB costs milliseconds, a host holds only the tensor it is placing, and a download
-that stopped half-way is found at opening, by name, and not in the middle of a load.
+when a tensor is asked for. So opening 700 GB costs milliseconds, a host holds only the tensor it is placing, and a
+download that stopped half-way is found at opening, by name, and not in the middle of a load.
 
 Both headers are parsed here and not by the formats' own packages: `gguf.GGUFReader` takes seconds for a vocabulary of
 50 thousand, and safetensors' numpy door has no float8. The arithmetic of quantized blocks is the gguf package's.
@@ -85,7 +85,7 @@ class TensorFile:
         return self._entry(name).shape
 
     def dtype(self, name: str) -> np.dtype:
-        """The dtype that `read` gives: the stored one for safetensors (ml_dtypes' bfloat16, float8), float32 for GGUF."""
+        """The dtype that `read` gives: safetensors' stored one (bfloat16, float8 of ml_dtypes), float32 for GGUF."""
         return self._entry(name).dtype
 
     def read(self, name: str) -> np.ndarray:

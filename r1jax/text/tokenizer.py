@@ -1,0 +1,262 @@
+"""Text to token ids and back, for the two places a vocabulary comes from: a Hugging Face folder and a GGUF file.
+
+The idea: the `tokenizers` package does the work; this file builds its object and settles, once, the questions that
+break training runs when each caller answers them anew:
+- **BOS.** `encode` adds no special tokens unless asked, and asked on a text that begins with BOS it adds no second one.
+- **Stop ids** are a set: all EOS ids of generation_config, config, tokenizer_config or GGUF (eos, eot, eom), and the
+  token that the chat template puts after an assistant's turn.
+- **Padding** never has a stop id's number (`_choose_padding`), so a mask made of `ids != pad_id` cannot hide the EOS
+  that a model must learn. Masks should still be made of lengths: pad may be a token that a text could hold.
+
+Leaves out: training of vocabularies, sentencepiece models without a tokenizer.json, and clean-up of spaces after
+decoding (transformers' `clean_up_tokenization_spaces` changes text that a reward is about to judge).
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+
+from r1jax.core.errors import UserError
+from r1jax.core.tensorfiles import open_tensors
+from r1jax.text.chat import render
+
+# The splits before byte-pair merging that GGUF names in `tokenizer.ggml.pre`, as the models' own tokenizer.json have
+# them. A wrong one gives other ids for the same text without any error, so an unknown name is refused.
+QWEN2_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+LLAMA3_SPLIT = QWEN2_SPLIT.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+SPLITS: dict[str, str] = {
+    "default": "gpt2",
+    "gpt-2": "gpt2",
+    "smollm": "digits",
+    "llama-bpe": LLAMA3_SPLIT,
+    "qwen2": QWEN2_SPLIT,
+    "deepseek-r1-qwen": QWEN2_SPLIT,
+}
+CONTROL, USER_DEFINED = 3, 4  # values of `tokenizer.ggml.token_type`
+GGUF_STOP_KEYS = ("eos_token_id", "eos_token_ids", "eot_token_id", "eom_token_id")
+TEMPLATE_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A vocabulary with its special ids. Build it by `from_path`, `from_folder`, `from_gguf` or `of_bytes`."""
+
+    backend: tokenizers.Tokenizer = field(repr=False)
+    bos_id: int | None
+    eos_ids: tuple[int, ...]  # every id that ends a completion; the first is the model's declared EOS
+    pad_id: int  # not one of eos_ids
+    chat_template: str | None = field(repr=False)
+    specials: dict[str, int] = field(repr=False)  # every special token's text and id
+    template_variables: dict[str, str] = field(repr=False)  # what chat templates may name: bos_token, eos_token, ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids that have a text. A model's embedding may be larger, never smaller."""
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str, *, add_special: bool = False) -> list[int]:
+        """Ids of a text. Special tokens spelt out in it become their single ids.
+
+        `add_special` adds what the model's own post-processor adds (for most: BOS), but never a second BOS.
+        """
+        ids = self.backend.encode(text, add_special_tokens=add_special).ids
+        if add_special and len(ids) > 1 and ids[0] == ids[1] == self.bos_id:
+            return ids[1:]
+        return ids
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """Text of ids. Incomplete UTF-8 gives U+FFFD; ids beyond the vocabulary give nothing."""
+        return self.backend.decode([int(token) for token in ids], skip_special_tokens=skip_special)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja, as transformers reads them."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.backend.save(str(folder / "tokenizer.json"))
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        config |= self.template_variables
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        if self.chat_template is not None:
+            (folder / "chat_template.jinja").write_text(self.chat_template, "utf-8")
+
+    @classmethod
+    def from_path(cls, path: str | Path) -> "Tokenizer | None":
+        """The tokenizer of a Hugging Face folder or `.gguf` file; None where a folder holds none."""
+        path = Path(path)
+        if path.suffix == ".gguf":
+            return cls.from_gguf(open_tensors(path).metadata)
+        if (path / "tokenizer.json").exists() or (path / "tokenizer.model").exists():
+            return cls.from_folder(path)
+        return None
+
+    @classmethod
+    def from_folder(cls, path: str | Path) -> "Tokenizer":
+        """Reads tokenizer.json and, where they are, the configs beside it and chat_template.jinja."""
+        path = Path(path)
+        if not (path / "tokenizer.json").exists():
+            raise UserError(f"{path}: holds no tokenizer.json (save one with transformers' save_pretrained)")
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
+        except Exception as error:  # the package raises bare Exception for whatever is wrong in the file
+            raise UserError(f"{path / 'tokenizer.json'}: cannot be read: {error}") from None
+        backend.no_truncation()
+        backend.no_padding()
+        config = {**_read_json(path / "special_tokens_map.json"), **_read_json(path / "tokenizer_config.json")}
+        texts = {name: _token_text(config[name]) for name in TEMPLATE_TOKENS if config.get(name)}
+        named = {name: text for name, text in texts.items() if backend.token_to_id(text) is not None}
+        if "add_bos_token" in config or "add_eos_token" in config:
+            _add_ends(backend, named, bool(config.get("add_bos_token")), bool(config.get("add_eos_token")))
+        stops = [backend.token_to_id(named["eos_token"])] if "eos_token" in named else []
+        for file in ("generation_config.json", "config.json"):
+            stops += _as_list(_read_json(path / file).get("eos_token_id"))
+        return _assemble(backend, named, stops, _read_template(path, config))
+
+    @classmethod
+    def from_gguf(cls, metadata: Mapping[str, Any]) -> "Tokenizer":
+        """Builds the vocabulary that a GGUF file's key-values describe (byte-level BPE models)."""
+        ggml = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items()}
+        if ggml.get("model") != "gpt2":
+            raise UserError(
+                f"a GGUF vocabulary must be byte-level BPE (tokenizer.ggml.model = gpt2), not {ggml.get('model')!r}; "
+                "use the model's Hugging Face folder"
+            )
+        split = ggml.get("pre", "default")
+        if split not in SPLITS:
+            raise UserError(
+                f"GGUF pre-tokenizer {split!r} is not one of {', '.join(SPLITS)}; use the model's Hugging Face folder"
+            )
+        backend = _build_byte_bpe(ggml["tokens"], ggml["merges"], ggml.get("token_type"), split)
+        keys = {"bos_token": "bos_token_id", "eos_token": "eos_token_id", "unk_token": "unknown_token_id"}
+        keys["pad_token"] = "padding_token_id"
+        named = {name: ggml["tokens"][ggml[key]] for name, key in keys.items() if ggml.get(key) is not None}
+        adds_bos = bool(ggml.get("add_bos_token", split == "llama-bpe"))
+        _add_ends(backend, named, adds_bos, bool(ggml.get("add_eos_token")))
+        stops = [stop for key in GGUF_STOP_KEYS for stop in _as_list(ggml.get(key))]
+        return _assemble(backend, named, stops, metadata.get("tokenizer.chat_template"))
+
+    @classmethod
+    def of_bytes(cls, specials: Sequence[str] = ("<|pad|>", "<|im_start|>", "<|im_end|>")) -> "Tokenizer":
+        """One token a byte, for toy models: pad, BOS and EOS (in this order) take ids 0 to 2, the bytes follow."""
+        alphabet = [*specials, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+        kinds = [CONTROL] * len(specials) + [1] * 256
+        backend = _build_byte_bpe(alphabet, [], kinds, "gpt-2")
+        named = dict(zip(("pad_token", "bos_token", "eos_token"), specials, strict=False))
+        return _assemble(backend, named, [2], None)
+
+
+def _assemble(
+    backend: tokenizers.Tokenizer, named: dict[str, str], stops: Iterable[int | None], template: str | None
+) -> Tokenizer:
+    """Settles stop ids and padding once all sources are read."""
+    added = backend.get_added_tokens_decoder()
+    specials = {token.content: id_ for id_, token in sorted(added.items()) if token.special}
+    bos_id = backend.token_to_id(named["bos_token"]) if "bos_token" in named else None
+    known = [stop for stop in stops if stop is not None]
+    known += _find_turn_end(template, specials, named)
+    eos_ids = tuple(dict.fromkeys(known))
+    pad_id = _choose_padding(backend, named, specials, {*eos_ids, bos_id}, template or "")
+    return Tokenizer(backend, bos_id, eos_ids, pad_id, template, specials, named)
+
+
+def _choose_padding(
+    backend: tokenizers.Tokenizer,
+    named: Mapping[str, str],
+    specials: Mapping[str, int],
+    taken: set[int | None],
+    template: str,
+) -> int:
+    """The declared pad token unless it is a stop id or BOS; else a special one with "pad" in its name; else the first
+    special that no template writes; else id 0, which only lengths can tell from text."""
+    declared = backend.token_to_id(named["pad_token"]) if "pad_token" in named else None
+    by_name = [id_ for text, id_ in specials.items() if "pad" in text.lower()]
+    unused = [id_ for text, id_ in specials.items() if text not in template]
+    candidates = [declared, *by_name, *unused, 0]
+    return next((id_ for id_ in candidates if id_ is not None and id_ not in taken), 0)
+
+
+def _find_turn_end(template: str | None, specials: Mapping[str, int], named: Mapping[str, str]) -> list[int]:
+    """The id of the special token that the template writes right after an assistant's words, if it writes one."""
+    if template is None:
+        return []
+    messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "the-last-words"}]
+    try:
+        text = render(template, messages, add_generation_prompt=False, **named)
+    except UserError:  # some templates want more than two plain turns; generation_config then has to name the stop
+        return []
+    _, found, tail = text.rpartition("the-last-words")
+    ends = [id_ for token, id_ in specials.items() if found and tail.lstrip().startswith(token)]
+    return ends[:1]
+
+
+def _build_byte_bpe(
+    tokens: Sequence[str], merges: Sequence[str], kinds: Sequence[int] | None, split: str
+) -> tokenizers.Tokenizer:
+    """A byte-level BPE from GGUF's lists: id -> token, "left right" in order of rank, id -> kind of token."""
+    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
+    vocabulary = {token: id_ for id_, token in enumerate(tokens)}
+    # Llama 3 looks a whole piece up in the vocabulary before it merges; the GGUF header does not say so.
+    model = models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=split == "llama-bpe")
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = _make_split(SPLITS[split])
+    backend.decoder = decoders.ByteLevel()
+    if split == "qwen2":
+        backend.normalizer = normalizers.NFC()
+    for kind, add in ((CONTROL, backend.add_special_tokens), (USER_DEFINED, backend.add_tokens)):
+        chosen = [token for token, its_kind in zip(tokens, kinds or (), strict=bool(kinds)) if its_kind == kind]
+        add([AddedToken(token, normalized=False, special=kind == CONTROL) for token in chosen])
+    return backend
+
+
+def _make_split(split: str) -> pre_tokenizers.PreTokenizer:
+    if split == "gpt2":
+        return pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if split == "digits":
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        return pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    pieces = pre_tokenizers.Split(Regex(split), behavior="isolated")
+    return pre_tokenizers.Sequence([pieces, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def _add_ends(backend: tokenizers.Tokenizer, named: Mapping[str, str], add_bos: bool, add_eos: bool) -> None:
+    """Makes `add_special` add BOS and EOS as the config's flags say, whatever tokenizer.json has."""
+    before = [named["bos_token"]] if add_bos and "bos_token" in named else []
+    after = [named["eos_token"]] if add_eos and "eos_token" in named else []
+    backend.post_processor = processors.TemplateProcessing(
+        single=[*before, "$A", *after],
+        special_tokens=[(token, backend.token_to_id(token)) for token in {*before, *after}],
+    )
+
+
+def _read_template(path: Path, config: Mapping[str, Any]) -> str | None:
+    if (path / "chat_template.jinja").exists():
+        return (path / "chat_template.jinja").read_text("utf-8")
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several by name
+        return {entry["name"]: entry["template"] for entry in template}.get("default")
+    return template
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.exists():
+        return {}
+    try:
+        content = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: not valid JSON: {error}") from None
+    return content if isinstance(content, dict) else {}
+
+
+def _token_text(token: str | Mapping[str, Any]) -> str:
+    return token if isinstance(token, str) else token["content"]
+
+
+def _as_list(value: Any) -> list[int]:
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [int(value)]
