@@ -1,0 +1,306 @@
+"""What a run says while it runs: a progress bar with the time left, samples with their rewards, tables, log lines.
+
+On a terminal the bar stays at the bottom and everything else scrolls above it. Where stdout is no terminal (a CI log, a
+file) the same facts come as plain lines. Texts of a model are shown as they are: never read as markup, and without
+their control characters, since an escape sequence in a completion would otherwise drive the reader's terminal.
+
+Left out: what is measured. Callers pass rows under the names they are written with.
+"""
+
+import functools
+import io
+import logging
+import sys
+import time
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from absl import logging as absl_logging
+from rich import box
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+PHASES = ("rollout", "reward", "train")
+TEXT_LIMIT = 360  # characters of a prompt or completion in a table of samples
+
+
+@functools.cache
+def shared_console() -> Console:
+    """The one console of the process, on whatever stdout is at the time of printing; all here print through it."""
+    # A letter that the terminal's encoding lacks must not end a run.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    return Console(highlight=False)
+
+
+def set_up_logging(level: str = "INFO") -> None:
+    """Sends log records to stderr as short lines, or above the progress bar where there is one.
+
+    Ours are shown from `level` on, those of libraries from WARNING on. One handler stands on the root logger however
+    often this is called and whatever absl had put there, so that no line comes twice.
+    """
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if isinstance(handler, _ConsoleHandler | absl_logging.ABSLHandler):
+            root.removeHandler(handler)
+    root.addHandler(_ConsoleHandler())
+    root.setLevel(logging.WARNING)
+    logging.getLogger("r1jax").setLevel(level)
+
+
+class _ConsoleHandler(logging.Handler):
+    """Prints through the shared console while it holds the terminal, else to stderr."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = self.format(record)
+        if record.levelno >= logging.WARNING:
+            line = f"{line[:9]}{record.levelname.lower()}: {line[9:]}"
+        if shared_console().is_terminal and sys.stderr.isatty():
+            _print(shared_console(), line)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """A bar over the steps of a run with elapsed time, time left and the main figures of the last rows.
+
+    with Progress(total=30, start=12, title="grpo") as progress:
+        progress.update(13, metrics)
+
+    Args:
+      total: the last step of the run.
+      start: the step it starts from; what a resumed run did before does not count as done now.
+      title: word before the bar.
+      console: where to; the shared one by default.
+      clock: seconds, for tests.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        *,
+        start: int = 0,
+        title: str = "step",
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._total, self._start, self._step, self._title = total, start, start, title
+        self._console = console or shared_console()
+        self._clock = clock
+        self._begin = clock()
+        self._first_done: tuple[int, float] | None = None
+        self._last_done = self._begin
+        self._figures: dict[str, str] = {}
+        # Twice a second is enough for a clock, and drawing shares the cores with the work.
+        self._live = Live(get_renderable=self._draw, console=self._console, refresh_per_second=2)
+
+    def __enter__(self) -> "Progress":
+        self._begin = self._clock()
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def update(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Tells that `step` is done and shows the main figures of its metrics; held-out ones stay until the next."""
+        now = self._clock()
+        if step > self._start:
+            self._first_done = self._first_done or (step, now)
+            self._last_done = now
+        self._step = step
+        self._figures.update(name_figures(metrics))
+        if self._console.is_terminal:
+            self._live.refresh()
+        else:
+            figures = name_figures(metrics)
+            words = [f"{self._title} {step}/{self._total}", *(f"{name} {value}" for name, value in figures.items())]
+            _print(self._console, "  ".join([*words, self._times()]))
+
+    def seconds_left(self) -> float | None:
+        """From the pace of the steps after the first, which also compiles; None until two are done."""
+        if self._first_done is None or self._step <= self._first_done[0]:
+            return None
+        step, moment = self._first_done
+        pace = (self._last_done - moment) / (self._step - step)
+        return max(0.0, pace * (self._total - self._step) - (self._clock() - self._last_done))
+
+    def _times(self) -> str:
+        left = self.seconds_left()
+        elapsed = f"elapsed {format_time(self._clock() - self._begin)}"
+        return elapsed if left is None or self._step >= self._total else f"{elapsed}  left {format_time(left)}"
+
+    def _draw(self) -> Table:
+        bar = Table.grid(padding=(0, 1))
+        bar.add_row(
+            Text(f"{self._title} {self._step}/{self._total}", style="bold"),
+            ProgressBar(total=max(1, self._total), completed=self._step, width=28),
+            Text(self._times(), style="cyan"),
+        )
+        figures = Text("  ").join(Text.assemble((name, "dim"), " ", value) for name, value in self._figures.items())
+        whole = Table.grid()
+        whole.add_row(bar)
+        whole.add_row(figures)
+        return whole
+
+
+def name_figures(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """The main figures of a metrics row, as short words and written numbers, in the order to show them."""
+    given = {key: value for key, value in metrics.items() if value is not None}
+    figures: dict[str, str] = {}
+    for key in ("reward", "loss"):
+        if key in given:
+            figures[key] = f"{given[key]:.3f}" if key == "reward" else f"{given[key]:.4g}"
+    for key in given:
+        if key.startswith("rewards/") and key.endswith("/mean") and "format" in key:
+            figures["format"] = f"{given[key]:.0%}"
+    for key in given:
+        parts = key.split("/")
+        if parts[0] == "eval" and parts[-1] == "pass@1":
+            spread = given.get(f"{key}_stderr")
+            figures["/".join(parts[1:])] = f"{given[key]:.1%}" + ("" if spread is None else f" ± {100 * spread:.1f}")
+    if "step_time" in given:
+        phases = [f"{name} {given[f'time/{name}']:.1f}" for name in PHASES if f"time/{name}" in given]
+        figures["s/step"] = f"{given['step_time']:.1f}" + (f" ({', '.join(phases)})" if phases else "")
+    return figures
+
+
+def show_samples(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    limit: int = 4,
+    title: str = "samples",
+    console: Console | None = None,
+) -> None:
+    """Prints a few samples, from the best reward to the worst, evenly chosen when there are more than `limit`.
+
+    Rows have the fields of `MetricsWriter.write_samples`; what a row lacks is left out.
+    """
+    console = console or shared_console()
+    ranked = sorted(rows, key=lambda row: -_total_reward(row))
+    chosen = [ranked[index] for index in _spread(len(ranked), limit)]
+    title = f"{title}: {len(chosen)} of {len(ranked)}, from best to worst reward"
+    if console.is_terminal:
+        table = Table(title=title, box=box.SIMPLE, show_header=False, title_justify="left", title_style="bold")
+        table.add_column()
+        table.add_column(overflow="fold")
+        for row in chosen:
+            texts = [Text(text, style="dim" if name == "prompt" else "") for name, text in _excerpts(row).items()]
+            table.add_row(Text("\n".join(_describe_sample(row))), Text("\n").join(texts))
+            table.add_section()
+        console.print(table)
+        return
+    _print(console, title)
+    for row in chosen:
+        _print(console, "  " + "  ".join(_describe_sample(row)))
+        for name, text in _excerpts(row).items():
+            _print(console, f"    {name}: " + text.replace("\n", "\\n"))
+
+
+def show_table(title: str, rows: Sequence[Mapping[str, Any]], *, console: Console | None = None) -> None:
+    """Prints rows as a table with the keys as its head: first column to the left, the others to the right."""
+    console = console or shared_console()
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[_cell(row.get(name)) for name in names] for row in rows]
+    if not console.is_terminal:
+        _print(console, title)
+        for line in _align([names, *cells]):
+            _print(console, "  " + line)
+        return
+    table = Table(title=Text(_clean(title)), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    for number, name in enumerate(names):
+        table.add_column(Text(_clean(name)), justify="right" if number else "left")
+    for values in cells:
+        table.add_row(*map(Text, values))
+    console.print(table)
+
+
+def format_time(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def _print(console: Console, text: str) -> None:
+    """One line as it is: no markup, no wrapping."""
+    console.print(Text(_clean(text)), soft_wrap=True)
+
+
+def _clean(text: str) -> str:
+    """Without what drives a terminal: control and formatting characters (not line breaks, joiners), surrogates."""
+    return "".join("\ufffd" if _drives(letter) else letter for letter in text)
+
+
+def _drives(letter: str) -> bool:
+    return unicodedata.category(letter) in ("Cc", "Cf", "Cs") and letter not in "\n\u200c\u200d"
+
+
+def _describe_sample(row: Mapping[str, Any]) -> list[str]:
+    words = [f"reward {_total_reward(row):.3g}"] if "reward" in row or "rewards" in row else []
+    words += [f"{name} {_cell(value)}" for name, value in row.get("rewards", {}).items()]
+    if row.get("advantage") is not None:
+        words.append(f"advantage {row['advantage']:+.2f}")
+    if row.get("length") is not None:
+        words.append(f"{row['length']} tokens")
+    if row.get("finish_reason"):
+        words.append(f"finish: {row['finish_reason']}")
+    return [_clean(word) for word in words]
+
+
+def _total_reward(row: Mapping[str, Any]) -> float:
+    if row.get("reward") is not None:
+        return float(row["reward"])
+    return sum(float(value) for value in row.get("rewards", {}).values() if value is not None)
+
+
+def _excerpts(row: Mapping[str, Any]) -> dict[str, str]:
+    """The end of the prompt, since its head is the same in all; both ends of the completion."""
+    excerpts = {}
+    for name in ("prompt", "completion"):
+        if name in row:
+            text = _clean(_join_messages(row[name]).strip())
+            if len(text) > TEXT_LIMIT:
+                half = TEXT_LIMIT // 2
+                text = f"… {text[-half:]}" if name == "prompt" else f"{text[:half]} … {text[-half:]}"
+            excerpts[name] = text
+    return excerpts
+
+
+def _join_messages(text: str | Sequence[Mapping[str, str]]) -> str:
+    return text if isinstance(text, str) else "\n".join(f"{turn['role']}: {turn['content']}" for turn in text)
+
+
+def _spread(count: int, limit: int) -> Iterable[int]:
+    """At most `limit` of `count` positions, both ends among them."""
+    if count <= limit:
+        return range(count)
+    return sorted({round(number * (count - 1) / max(1, limit - 1)) for number in range(limit)})
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else _clean(str(value))
+
+
+def _align(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Columns of equal width, the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = []
+    for first, *others in lines:
+        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
+        padded.append("  ".join(cells).rstrip())
+    return padded
