@@ -1,0 +1,110 @@
+# shellcheck shell=bash
+#
+# What local.sh and test.sh share: a Python that runs, .venv, the packages, the demo model. To be sourced; then
+#
+#   set_up [EXTRA]             leaves .venv with r1jax[EXTRA] in it, and the demo model in models/ where it can be had
+#   seconds_of NAME COMMAND…   runs a command and says how long it took
+#
+# Everything that is already done is left alone, so a second run takes a second. PYTHON=… picks the interpreter.
+
+set -euo pipefail
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+VENV=$ROOT/.venv
+cd "$ROOT"
+
+say() { printf '\n== %s\n' "$*"; }
+
+seconds_of() {
+  local name=$1 start=$SECONDS
+  shift
+  "$@"
+  printf '== %s: %d s\n' "$name" $((SECONDS - start))
+}
+
+# Prints the real path and the version of an interpreter, or fails: a pyenv shim may exist and have nothing behind it,
+# and Debian ships a python3 without ensurepip. Keep the range in step with python_requires in setup.py.
+probe() {
+  "$1" -c '
+import sys
+import ensurepip, ssl, venv
+if not (3, 11) <= sys.version_info[:2] < (3, 14):
+    raise SystemExit(1)
+print(sys.executable, "%d.%d" % sys.version_info[:2])' </dev/null 2>/dev/null
+}
+
+# The interpreters to try: 3.12 first, because it has the newest jax that is tested here; then the other versions by
+# name; then the bare names, which may be anything; pyenv's own folders last, for versions that no shim leads to.
+candidates() {
+  printf '%s\n' python3.12 python3.11 python3.13 python3 python
+  printf '%s\n' "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.1[123].*/bin/python
+}
+
+find_python() {
+  local candidate
+  if [ -n "${PYTHON:-}" ]; then
+    probe "$PYTHON" && return
+    echo "error: PYTHON=$PYTHON does not run as a Python >= 3.11, < 3.14 with venv and pip" >&2
+    return 1
+  fi
+  while read -r candidate; do
+    probe "$candidate" && return
+  done < <(candidates)
+  echo "error: found no Python >= 3.11, < 3.14 that runs (with venv and pip); name one: PYTHON=/path/to/python" >&2
+  return 1
+}
+
+# Keeps a .venv that runs, was made in this very place (its scripts hold absolute paths) and has the version that PYTHON
+# asks for, if it asks; else makes it anew.
+make_venv() {
+  local found present=
+  if grep -qsF "$VENV" "$VENV/pyvenv.cfg"; then present=$(probe "$VENV/bin/python") || present=; fi
+  if [ -n "$present" ] && [ -z "${PYTHON:-}" ]; then return; fi
+  found=$(find_python)
+  if [ "${present##* }" = "${found##* }" ]; then return; fi
+  say "making .venv with Python ${found##* } (${found% *})"
+  rm -rf "$VENV"
+  "${found% *}" -m venv "$VENV"
+}
+
+# Byte code is left to the first import, which compiles a tenth of it. -qq: errors only.
+pip_install() {
+  "$VENV/bin/python" -m pip install --disable-pip-version-check --no-compile -qq --editable "$1"
+}
+
+# Installs r1jax[EXTRA,reasoning-gym], unless that was done from the same setup.py. Where reasoning-gym cannot be had (a
+# part of it has to be compiled) the rest is still worth having.
+install() {
+  local extra=${1:-} stamp=$VENV/installed${1:+-$1} wanted
+  wanted=$(cksum <setup.py)
+  if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then return; fi
+  say "installing the packages (about 900 MB on disk)"
+  if pip_install ".[${extra:+$extra,}reasoning-gym]"; then
+    echo "$wanted" >"$stamp"
+  else
+    say "trying without reasoning-gym, whose tasks will be missing"
+    pip_install ".${extra:+[$extra]}"
+  fi
+}
+
+fetch_demo() {
+  "$VENV/bin/python" launch/fetch_demo.py || echo "the demo model could not be fetched; going on without it"
+}
+
+# The model comes down while pip works. It gets a process group of its own (set -m), so that it ends with this script.
+set_up() {
+  local log fetching
+  seconds_of "Python" make_venv
+  log=$(mktemp)
+  set -m
+  seconds_of "demo model, meanwhile" fetch_demo >"$log" 2>&1 &
+  fetching=$!
+  set +m
+  # shellcheck disable=SC2064  # expanded now, while the names are known
+  trap "kill -- -$fetching 2>/dev/null; rm -f '$log'" EXIT
+  seconds_of "packages" install "$@"
+  wait "$fetching"
+  cat "$log"
+  rm -f "$log"
+  trap - EXIT
+}

