@@ -1,4 +1,4 @@
-"""Configs: a Python file that returns a `ConfigDict`, typed arguments, overrides, and the step from there to dataclasses.
+"""Configs: a Python file that returns a `ConfigDict`, typed arguments, overrides, and the step to dataclasses.
 
 A run is one file with a function `get_config(arg)`. Variation comes in two ways. Typed arguments after a colon
 (`configs/x.py:size=tiny,steps=20`) reach `get_config` and may change many values at once; overrides
@@ -247,7 +247,7 @@ def _place(where: str, key: str) -> str:
     return ".".join(filter(None, ("config", where, str(key))))
 
 
-class _Mismatch(UserError):
+class _MismatchError(UserError):
     """A value of the wrong type, as against an error inside a nested section."""
 
 
@@ -270,23 +270,23 @@ def _check(value: Any, kind: Any, where: str) -> Any:
         return float(value)
     if isinstance(kind, type) and isinstance(value, kind) and (type(value) is not bool or kind in (bool, object)):
         return value
-    raise _Mismatch(f"{where} must be {_name(kind)}, got {value!r}")
+    raise _MismatchError(f"{where} must be {_name(kind)}, got {value!r}")
 
 
 def _check_union(value: Any, kinds: tuple[Any, ...], where: str) -> Any:
     for kind in kinds:
         try:
             return _check(value, kind, where)
-        except _Mismatch:
+        except _MismatchError:
             continue
-    raise _Mismatch(f"{where} must be {' or '.join(map(_name, kinds))}, got {value!r}")
+    raise _MismatchError(f"{where} must be {' or '.join(map(_name, kinds))}, got {value!r}")
 
 
 def _check_items(value: Any, origin: type, args: tuple[Any, ...], where: str) -> Any:
     if origin is list or (len(args) == 2 and args[1] is Ellipsis):
         args = (args[0],) * len(value)
     if len(args) != len(value):
-        raise _Mismatch(f"{where} must hold {len(args)} values, got {value!r}")
+        raise _MismatchError(f"{where} must hold {len(args)} values, got {value!r}")
     return origin(_check(item, kind, f"{where}[{i}]") for i, (item, kind) in enumerate(zip(value, args, strict=True)))
 
 

@@ -1,0 +1,79 @@
+"""Batches of prompts without end, in an order that is a function of (seed, position) alone.
+
+The loader stands on grain's `MapDataset`: shuffled rows, each epoch in its own order, one after the other, read by
+position. So its whole state is one number, a resumed run sees exactly the rows the stopped one would have seen, and
+the order knows nothing of processes: every process builds the same global batch and takes its rows of it
+(`core/distributed.py`). A batch may span two epochs: nothing is lost where the batch does not divide the rows, and
+a batch may be larger than the data.
+
+Left out: reading ahead in threads (prompts are small and in memory) and packing.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import grain
+
+from r1jax.core.errors import UserError
+
+Prompts = list[dict[str, Any]]
+
+
+class PromptLoader:
+    """An iterator over global batches, each a list of `batch_size` rows.
+
+    Args:
+      rows: what to iterate over; rows are handed out as shallow copies.
+      batch_size: rows of the global batch.
+      seed: of the order, 0 to 2**32 - 1.
+      epochs: after so many passes the iterator ends, with a shorter last batch if need be; None goes on for ever.
+    """
+
+    def __init__(self, rows: Sequence[dict[str, Any]], batch_size: int, seed: int = 0, epochs: int | None = None):
+        if not rows:
+            raise UserError("there are no rows to train on (config.data)")
+        if batch_size < 1 or (epochs is not None and epochs < 1):
+            raise UserError(f"batches and epochs must be at least 1, got batch size {batch_size}, epochs {epochs}")
+        if not 0 <= seed < 2**32:
+            raise UserError(f"the seed of the data must be from 0 to 2**32 - 1, got {seed}")
+        self._rows = grain.MapDataset.source(rows).seed(seed).shuffle().repeat(epochs)
+        self._identity = {"seed": seed, "rows": len(rows)}
+        self._batch_size = batch_size
+        self._end = None if epochs is None else epochs * len(rows)
+        self._position = 0
+
+    def __iter__(self) -> "PromptLoader":
+        return self
+
+    def __next__(self) -> Prompts:
+        stop = self._position + self._batch_size
+        if self._end is not None:
+            stop = min(stop, self._end)
+        if stop == self._position:
+            raise StopIteration
+        batch = [dict(self._rows[position]) for position in range(self._position, stop)]
+        self._position = stop
+        return batch
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the data so far."""
+        return self._position / self._identity["rows"]
+
+    def get_state(self) -> dict[str, int]:
+        """Plain numbers, ready for JSON: `position` (rows handed out) and what the order depends on."""
+        return {"position": self._position, **self._identity}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Goes on where `get_state` was taken; the batch size may differ.
+
+        Raises:
+          UserError: if the state belongs to another seed or another number of rows, whose order would be another.
+        """
+        for name, value in self._identity.items():
+            if state[name] != value:
+                raise UserError(
+                    f"the checkpoint's data has {name}={state[name]}, this run's has {name}={value}: resume with the "
+                    "same config.data, or start in another --workdir"
+                )
+        self._position = state["position"]

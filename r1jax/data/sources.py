@@ -1,0 +1,166 @@
+"""Where rows come from: JSONL files, reasoning-gym's procedural tasks by name, and two-number addition.
+
+A source yields `Row`s: the columns and the place they came from, so that whatever is wrong with a row later on can be
+said with file and line. Procedural sources draw held-out and training problems in one go and guarantee that no problem
+is in both; for addition 34 + 25 and 25 + 34 are one problem. A draw is a function of its seed alone.
+
+Left out: prompts and answers (`tasks.py` makes them from columns), order and batches (`loader.py`), and scoring:
+reasoning-gym's own scorers may `eval` a model's answer, so only its questions and answers are used, never its scores.
+"""
+
+import difflib
+import itertools
+import json
+import pathlib
+import random
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NamedTuple
+
+from r1jax.core.errors import UserError
+
+
+class Row(NamedTuple):
+    """One row as its source has it; `place` is `FILE:LINE` or `SOURCE:NUMBER`."""
+
+    place: str
+    columns: dict[str, Any]
+
+
+class Draw(NamedTuple):
+    """Problems to train on and problems held out."""
+
+    train: list[Row]
+    held_out: list[Row]
+
+
+class RowErrors:
+    """What becomes of a malformed row: it is raised as a `UserError`, or left out and counted."""
+
+    def __init__(self, on_error: Literal["raise", "skip"] = "raise", hint: str = ""):
+        self.on_error = on_error
+        self.hint = hint
+        self.count = 0
+        self.first = ""
+
+    def report(self, row_place: str, message: str) -> None:
+        """Raises `PLACE: message` and the hint, or counts it (the first message is kept for the log)."""
+        text = f"{row_place}: {message}"
+        if self.on_error == "raise":
+            raise UserError(text + self.hint)
+        self.count += 1
+        self.first = self.first or text
+
+
+# --- Files ---
+
+
+def read_jsonl(
+    path: str | pathlib.Path, errors: RowErrors | None = None, *, key: str = "config.data.path"
+) -> list[Row]:
+    """All rows of a JSONL file in order; blank lines are no rows. `key` names the setting at fault if there is no file.
+
+    Raises:
+      UserError: for a missing file; for a line that is no JSON object, as `FILE:LINE: ...`, unless `errors` skips it.
+    """
+    errors = errors or RowErrors()
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"no such file: {path} ({key})")
+    rows = []
+    with open(path, "rb") as file:  # as bytes: a line that is no UTF-8 then has a number too
+        for number, line in enumerate(file, 1):
+            place = f"{path}:{number}"
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                columns = json.loads(text) if text else None
+            except (ValueError, RecursionError) as error:
+                errors.report(place, f"not a JSON object: {error}")
+                continue
+            if isinstance(columns, dict):
+                rows.append(Row(place, columns))
+            elif text:
+                errors.report(place, f"not a JSON object but {type(columns).__name__}: {text[:60]}")
+    return rows
+
+
+# --- Procedural tasks ---
+
+
+def draw_addition(
+    eval_problems: int, seed: int, *, low: int = 10, high: int = 99, question: str = "What is {a} + {b}?"
+) -> Draw:
+    """Every unordered pair from [low, high], both ends included, `eval_problems` of them held out.
+
+    Columns: `question`, `solution` (text), `a`, `b`. Which of the two numbers comes first is drawn too.
+
+    Raises:
+      UserError: if the range is empty, or holds too few pairs to hold `eval_problems` out.
+    """
+    if low > high:
+        raise UserError(f"addition needs low <= high, got low={low}, high={high} (config.data.args)")
+    if not ("{a}" in question and "{b}" in question):
+        raise UserError(
+            f'the question of addition must hold {{a}} and {{b}}, got "{question}" (config.data.args.question)'
+        )
+    generator = random.Random(f"addition {seed}")
+    pairs = list(itertools.combinations_with_replacement(range(low, high + 1), 2))
+    generator.shuffle(pairs)
+    rows = []
+    for number, pair in enumerate(pairs):
+        a, b = pair if generator.random() < 0.5 else pair[::-1]
+        text = question.replace("{a}", str(a)).replace("{b}", str(b))
+        rows.append(Row(f"addition:{number}", {"question": text, "solution": str(a + b), "a": a, "b": b}))
+    return _hold_out(rows, eval_problems, key=lambda row: frozenset((row.columns["a"], row.columns["b"])))
+
+
+def draw_reasoning_gym(task: str, eval_problems: int, seed: int, *, problems: int, args: Mapping[str, Any]) -> Draw:
+    """At most `problems` training problems of a reasoning-gym task, and `eval_problems` others held out.
+
+    A question that the task draws twice counts once, so a task with few distinct questions yields fewer training rows.
+    Columns: `question`, `solution` (reasoning-gym's `answer`).
+
+    Raises:
+      UserError: for an unknown task or argument, a task without a plain answer, or too few distinct questions.
+    """
+    import reasoning_gym  # takes seconds: paid only by who uses it
+    from reasoning_gym.factory import DATASETS
+
+    if task not in DATASETS:
+        raise UserError(f"unknown reasoning-gym task: {task} (config.data.source){_list_similar(task, DATASETS)}")
+    try:
+        dataset = reasoning_gym.create_dataset(task, size=problems + eval_problems, seed=seed, **args)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise UserError(f"reasoning-gym task {task} refuses config.data.args={dict(args)}: {error}") from error
+    rows: dict[str, Row] = {}
+    for number in range(len(dataset)):
+        entry = dataset[number]
+        if not isinstance(entry["answer"], str):
+            raise UserError(f"reasoning-gym task {task} has no plain answer to compare with: it cannot be scored here")
+        row = Row(f"{task}:{number}", {"question": entry["question"], "solution": entry["answer"]})
+        rows.setdefault(entry["question"], row)
+    distinct = list(rows.values())
+    random.Random(f"reasoning_gym {seed}").shuffle(distinct)
+    return _hold_out(distinct, eval_problems, key=lambda row: row.columns["question"])
+
+
+def _list_similar(task: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(task, list(known), n=3, cutoff=0.5)
+    return f"; similar: {', '.join(close)}" if close else ""
+
+
+def _hold_out(rows: list[Row], eval_problems: int, key: Any) -> Draw:
+    """The first `eval_problems` rows held out, the rest to train on, proven disjoint by `key`."""
+    if len(rows) <= eval_problems:
+        raise UserError(
+            f"{eval_problems} held-out problems leave none of the {len(rows)} distinct ones to train on: "
+            "lower config.data.eval_problems or widen config.data.args"
+        )
+    draw = Draw(train=rows[eval_problems:], held_out=rows[:eval_problems])
+    check_disjoint(map(key, draw.train), map(key, draw.held_out))
+    return draw
+
+
+def check_disjoint(train: Iterable[Any], held_out: Iterable[Any]) -> None:
+    """Raises a `UserError` if a training problem (by its hashable key) is also held out."""
+    shared = set(train) & set(held_out)
+    if shared:
+        raise UserError(f"{len(shared)} held-out problems are also training problems, one is {next(iter(shared))!r}")

@@ -1,0 +1,279 @@
+"""From source rows to what a run trains on: rows with a `prompt`, a `solution`, and every other column.
+
+A `TaskConfig` (the config's `data` section) names a source, says which columns hold question and answer, how to take
+the answer out of a worked solution, and the template that makes a prompt of a question. `load_task` does all of it and
+keeps training and held-out problems apart.
+
+Templates: `chat` is one user message, for the model's own chat template. The others are raw texts: `r1` is that of
+DeepSeek-R1-Zero (Table 1 of arXiv:2501.12948), `question_reply` a short one, `plain` the question as it stands; any
+text that holds `{question}` is a template too. A raw template may show one worked example before the question.
+"""
+
+import dataclasses
+import random
+from collections.abc import Callable
+from typing import Any, Literal
+
+from r1jax.core.errors import UserError
+from r1jax.data import sources
+from r1jax.data.sources import Row, RowErrors
+from r1jax.text.prompts import PLAIN, QUESTION_REPLY, R1_ZERO, fill, show_example
+
+Prompt = str | list[dict[str, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A worked example to show in the prompt."""
+
+    question: str
+    reasoning: str
+    answer: str
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig:
+    """The `data` section of a config.
+
+    Attributes:
+      source: `addition`, `reasoning_gym:TASK` or `jsonl`.
+      path: the training file of `jsonl`.
+      eval_path: its held-out file; without one, rows of `path` are held out.
+      eval_problems: how many problems are held out (at most, where `eval_path` holds fewer).
+      problems: how many training problems a reasoning-gym task draws.
+      args: arguments of a procedural source (addition: low, high, question; reasoning-gym: those of the task).
+      columns: our column -> the file's column, e.g. {"prompt": "question", "solution": "answer"}.
+      extractor: how the solution is taken out of its column (`gsm8k`), or None to take all of it.
+      template: `chat`, `r1`, `question_reply`, `plain`, or a text with {question}.
+      example: a worked example that a raw template shows before the question.
+      on_error: what a malformed row does.
+      seed: of draws and splits.
+    """
+
+    source: str
+    path: str | None = None
+    eval_path: str | None = None
+    eval_problems: int = 200
+    problems: int = 10_000
+    args: dict[str, Any] = dataclasses.field(default_factory=dict)
+    columns: dict[str, str] = dataclasses.field(default_factory=dict)
+    extractor: str | None = None
+    template: str = "chat"
+    example: Example | None = None
+    on_error: Literal["raise", "skip"] = "raise"
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Rows to train on and rows held out, no problem in both; `notes` are lines for the log."""
+
+    train: list[dict[str, Any]]
+    held_out: list[dict[str, Any]]
+    notes: tuple[str, ...] = ()
+
+
+def load_task(config: TaskConfig) -> Task:
+    """Reads or draws the rows and makes prompts of them.
+
+    Raises:
+      UserError: for an unknown source, template or extractor, a missing file or argument, or a malformed row.
+    """
+    if config.eval_problems < 0:
+        raise UserError(f"config.data.eval_problems must not be negative, got {config.eval_problems}")
+    build = make_builder(config)  # first: a misspelt template should not wait for the draw
+    kind, _, name = config.source.partition(":")
+    if kind == "jsonl" and not name:
+        return _load_jsonl(config, build)
+    if kind == "addition" and not name:
+        draw = _draw_addition(config)
+    elif kind == "reasoning_gym" and name:
+        draw = sources.draw_reasoning_gym(
+            name, config.eval_problems, config.seed, problems=config.problems, args=config.args
+        )
+    else:
+        known = "addition, reasoning_gym:TASK, jsonl"
+        raise UserError(f'config.data.source must be one of {known}, got "{config.source}"')
+    return Task([build(row) for row in draw.train], [build(row) for row in draw.held_out])
+
+
+def _draw_addition(config: TaskConfig) -> sources.Draw:
+    kinds = {"low": int, "high": int, "question": str}
+    for key, value in config.args.items():
+        if key not in kinds or type(value) is not kinds[key]:
+            raise UserError(
+                f"config.data.args of addition are low, high (whole numbers), question; got {key}={value!r}"
+            )
+    return sources.draw_addition(config.eval_problems, config.seed, **config.args)
+
+
+# --- Files: read, build, split ---
+
+
+def _load_jsonl(config: TaskConfig, build: Callable[[Row], dict[str, Any]]) -> Task:
+    if not config.path:
+        raise UserError("config.data.path must name a JSONL file when config.data.source is jsonl")
+    errors = RowErrors(config.on_error, hint="; config.data.on_error=skip leaves such rows out")
+    rows = _build_all(sources.read_jsonl(config.path, errors), build, errors)
+    random.Random(f"split {config.seed}").shuffle(rows)
+    if config.eval_path:
+        held_out = _build_all(sources.read_jsonl(config.eval_path, errors, key="config.data.eval_path"), build, errors)
+        random.Random(f"held out {config.seed}").shuffle(held_out)
+        task = _note_overlap(rows, held_out[: config.eval_problems])
+    else:
+        task = _split(rows, config)
+    if errors.count:
+        note = f"{errors.count} malformed rows left out, the first: {errors.first}"
+        task = dataclasses.replace(task, notes=(*task.notes, note))
+    if not task.train:
+        raise UserError(f"{config.path} holds no usable row to train on (config.data.path)")
+    return task
+
+
+def _build_all(rows: list[Row], build: Callable[[Row], dict[str, Any]], errors: RowErrors) -> list[dict[str, Any]]:
+    built = []
+    for row in rows:
+        try:
+            built.append(build(row))
+        except RowError as error:
+            errors.report(row.place, str(error))
+    return built
+
+
+def _split(rows: list[dict[str, Any]], config: TaskConfig) -> Task:
+    """The last `eval_problems` rows held out; a training row with a held-out prompt (a duplicate) goes."""
+    if config.eval_problems >= len(rows):
+        raise UserError(
+            f"config.data.eval_problems={config.eval_problems} leaves none of the {len(rows)} usable rows of "
+            f"{config.path} to train on: lower it, or name a held-out file with config.data.eval_path"
+        )
+    border = len(rows) - config.eval_problems
+    held_out = rows[border:]
+    keys = {_key(row) for row in held_out}
+    train = [row for row in rows[:border] if _key(row) not in keys]
+    sources.check_disjoint(map(_key, train), keys)
+    dropped = border - len(train)
+    notes = (f"{dropped} training rows repeat a held-out prompt and are left out",) if dropped else ()
+    return Task(train, held_out, notes)
+
+
+def _note_overlap(rows: list[dict[str, Any]], held_out: list[dict[str, Any]]) -> Task:
+    """Two files are the user's own split: rows in both are said, not touched."""
+    keys = {_key(row) for row in held_out}
+    shared = sum(_key(row) in keys for row in rows)
+    notes = (f"{shared} training rows have a prompt that is also held out",) if shared else ()
+    return Task(rows, held_out, notes)
+
+
+def _key(row: dict[str, Any]) -> str:
+    return str(row["prompt"])
+
+
+# --- One row ---
+
+
+class RowError(UserError):
+    """What is wrong with one row, without its place."""
+
+
+def make_builder(config: TaskConfig) -> Callable[[Row], dict[str, Any]]:
+    """A function from a source row to a task row, by the config's columns, extractor and template.
+
+    The task row has all source columns, the columns named in `config.columns` under our names, `prompt` from the
+    template (messages stay as they are), and `question`, the bare question, unless the source has that column.
+
+    Raises:
+      UserError: for an unknown template or extractor. The function raises `RowError` for a row that does not fit.
+    """
+    render = _choose_template(config)
+    if config.extractor is not None and config.extractor not in EXTRACTORS:
+        raise UserError(
+            f'config.data.extractor must be one of {", ".join(EXTRACTORS)} or none, got "{config.extractor}"'
+        )
+    extract = EXTRACTORS[config.extractor] if config.extractor else _to_text
+    columns = config.columns if config.source == "jsonl" else {"prompt": "question", **config.columns}
+
+    def build(row: Row) -> dict[str, Any]:
+        built = dict(row.columns)
+        for ours, theirs in {"prompt": "prompt", **columns}.items():
+            if theirs not in row.columns:
+                raise RowError(
+                    f'no column "{theirs}" for {ours} (config.data.columns); it has {", ".join(row.columns)}'
+                )
+            built[ours] = row.columns[theirs]
+        if "solution" in built:
+            built["solution"] = extract(built["solution"])
+        prompt = _check_prompt(built["prompt"])
+        if isinstance(prompt, str):
+            built.setdefault("question", prompt)
+            built["prompt"] = render(prompt)
+        elif config.template != "chat":
+            raise RowError(f'messages need config.data.template=chat, got "{config.template}"')
+        return built
+
+    return build
+
+
+def _check_prompt(value: Any) -> Prompt:
+    if isinstance(value, str) and value.strip():
+        return value
+    is_messages = isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value)
+    if is_messages and all(
+        isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str) for turn in value
+    ):
+        return value
+    raise RowError(f"the prompt must be a text or a list of role and content messages, got {str(value)[:60]!r}")
+
+
+# --- Answers ---
+
+
+def extract_gsm8k(solution: Any) -> str:
+    """GSM8K's final answer: what follows `####`, without the commas of thousands."""
+    if not isinstance(solution, str) or "####" not in solution:
+        raise RowError(f'no "####" before the answer in {str(solution)[-60:]!r} (config.data.extractor=gsm8k)')
+    return solution.rpartition("####")[2].strip().replace(",", "")
+
+
+def _to_text(solution: Any) -> Any:
+    """Numbers as text (145.0 as "145"), since rewards compare texts; anything else as it is."""
+    if solution is None:
+        raise RowError("the solution is null")
+    if isinstance(solution, float) and solution.is_integer():
+        return str(int(solution))
+    return str(solution) if isinstance(solution, (int, float)) else solution
+
+
+EXTRACTORS: dict[str, Callable[[Any], str]] = {"gsm8k": extract_gsm8k}
+
+
+# --- Templates ---
+
+
+def _choose_template(config: TaskConfig) -> Callable[[str], Prompt]:
+    name, example = config.template, config.example
+    if name in RAW_TEMPLATES or "{question}" in name:
+        template = _show(RAW_TEMPLATES.get(name, name), example)
+        return lambda question: fill(template, question)
+    if name != "chat":
+        known = ", ".join(["chat", *RAW_TEMPLATES])
+        raise UserError(f'config.data.template must be one of {known} or a text with {{question}}, got "{name}"')
+    if example is not None:
+        raise UserError(f"config.data.example goes with a raw template ({', '.join(RAW_TEMPLATES)}), not with chat")
+    return lambda question: [{"role": "user", "content": question}]
+
+
+def _show(template: str, example: Example | None) -> str:
+    """The template with the worked example before its question; R1-Zero's instruction is said once, before both."""
+    if template.count("{question}") != 1:
+        raise UserError(f'config.data.template must hold {{question}} exactly once, got "{template}"')
+    if example is None:
+        return template
+    solved = dataclasses.asdict(example)
+    if template != R1_ZERO:
+        return show_example(template, **solved)
+    instruction, user, turn = template.rpartition("User:")
+    return instruction + show_example(user + turn, **solved, separator="\n")
+
+
+RAW_TEMPLATES = {"r1": R1_ZERO, "question_reply": QUESTION_REPLY, "plain": PLAIN}
