@@ -1,0 +1,120 @@
+"""Trains a model as a config file says, and goes on where it stopped when started again.
+
+  python -m r1jax.train --config=configs/grpo_zero.py
+
+A config is a Python file that says what to train, on what, and how long; each begins with its goal, its command and
+what to expect. Two ways to change a run without editing the file:
+
+  --config=configs/grpo_zero.py:template=chat      an argument of the file, after a colon, several with commas
+  --config.optimizer.learning_rate=3e-6            one value of the config, by its dotted name
+
+A misspelt name or a value of the wrong type is an error before anything is loaded.
+
+Everything a run writes is in --workdir: config.json, metrics.jsonl, samples.jsonl, report.html (open it in a browser),
+TensorBoard events and checkpoints. Start the same command again to resume from the last checkpoint; name another
+--workdir to start afresh. Ctrl-C stops a run.
+"""
+
+import importlib
+import pathlib
+import pkgutil
+import re
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from r1jax import stages
+from r1jax.core.config import apply_overrides, load_config
+from r1jax.core.errors import UserError
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command line `argv` (program name first) and returns the exit code: 0, 2 for a user's mistake, 130."""
+    try:
+        rest, overrides = split_overrides(argv[1:])
+        values = define_flags()
+        if {"--help", "-help", "-h", "--helpfull", "--helpshort"} & set(rest):
+            print(f"{__doc__}\nFlags:")
+            print(*(f"  --{name}: {values[name].help}" for name in values), sep="\n")
+            return 0
+        _parse(values, rest)
+        config, workdir = resolve(values.config, values.workdir, overrides)
+        run = load_stage(config)
+        run(config, workdir)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command resumes from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def define_flags() -> flags.FlagValues:
+    """The flags of this command, apart from absl's global ones: importing this module defines none."""
+    values = flags.FlagValues()
+    spec = "The config file, with its arguments if any: configs/X.py or configs/X.py:name=value,..."
+    flags.DEFINE_string("config", None, spec, flag_values=values)
+    folder = "Where the run writes and resumes from. Default: runs/X for configs/X.py."
+    flags.DEFINE_string("workdir", None, folder, flag_values=values)
+    return values
+
+
+def split_overrides(args: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Takes `--config.a.b=v` and `--config.a.b v` out of the arguments: (the other arguments, {"a.b": "v"}).
+
+    A `--config.a.b` that no value follows means true.
+    """
+    rest, overrides = [], {}
+    queue = list(args)
+    while queue:
+        arg = queue.pop(0)
+        match = re.fullmatch(r"--?config\.([^=]+)(=.*)?", arg, re.DOTALL)
+        if match is None:
+            rest.append(arg)
+        elif match[2] is not None:
+            overrides[match[1]] = match[2][1:]
+        else:
+            overrides[match[1]] = queue.pop(0) if queue and not queue[0].startswith("--") else "true"
+    return rest, overrides
+
+
+def _parse(values: flags.FlagValues, args: list[str]) -> None:
+    try:
+        _, *positional = values(["train", *args])
+    except flags.Error as error:
+        raise UserError(f"{error} (see --help)") from error
+    if positional:
+        raise UserError(f'unexpected argument "{positional[0]}": flags are written --name=value (see --help)')
+
+
+def resolve(spec: str | None, workdir: str | None, overrides: dict[str, str]) -> tuple[ConfigDict, pathlib.Path]:
+    """The config with its overrides, and the workdir.
+
+    Raises:
+      UserError: for a missing file, an unknown key, or a value of the wrong type.
+    """
+    if not spec:
+        raise UserError("--config is missing, as in --config=configs/grpo_zero.py (see --help)")
+    config = apply_overrides(load_config(spec), overrides)
+    return config, pathlib.Path(workdir or f"runs/{pathlib.Path(spec.partition(':')[0]).stem}")
+
+
+def load_stage(config: ConfigDict) -> Callable[[ConfigDict, pathlib.Path], Any]:
+    """The `run(config, workdir)` of `r1jax/stages/<config.stage>.py`; jax is imported only here, after the checks."""
+    known = sorted(module.name for module in pkgutil.iter_modules(stages.__path__))
+    name = config.get("stage")
+    if name not in known:
+        raise UserError(f"config.stage must be one of {', '.join(known)}, got {name!r}")
+    module: ModuleType = importlib.import_module(f"{stages.__name__}.{name}")
+    if not hasattr(module, "run"):
+        raise UserError(f"config.stage={name} is no stage that trains")
+    return module.run
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
