@@ -246,10 +246,10 @@ class _Cursor:
 
 def _open_gguf(file: Path) -> TensorFile:
     size = file.stat().st_size
-    data = memoryview(np.memmap(file, mode="r", dtype=np.uint8)) if size >= 24 else memoryview(b"")
-    if bytes(data[:4]) != b"GGUF":
+    data = np.memmap(file, mode="r", dtype=np.uint8) if size >= 24 else np.empty(0, np.uint8)
+    if data[:4].tobytes() != b"GGUF":
         raise UserError(f"{file}: not a GGUF file")
-    cursor = _Cursor(data)
+    cursor = _Cursor(data.data)
     cursor.position = 4
     version = cursor.scalar("<I")
     if version not in (2, 3):

@@ -21,6 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from r1jax.core.errors import UserError
 
 Message = Mapping[str, Any]
+REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")  # of a message's thoughts, the usual name first
 
 
 def render(
@@ -32,6 +33,8 @@ def render(
     are variables of it. `add_generation_prompt` opens the assistant's turn. Further `variables` (`tools`,
     `enable_thinking`, ...) reach the template. Raises UserError if there is no template or the template refuses.
     """
+    if not messages:
+        raise UserError("a conversation needs at least one message")
     if not isinstance(template, str):
         variables = {**template.template_variables, **variables}
         template = template.chat_template
@@ -40,7 +43,9 @@ def render(
     variables = {"tools": None, "documents": None, **variables}
     try:
         return compile_template(template).render(
-            messages=[dict(message) for message in messages], add_generation_prompt=add_generation_prompt, **variables
+            messages=[_normalize(message) for message in messages],
+            add_generation_prompt=add_generation_prompt,
+            **variables,
         )
     except jinja2.TemplateError as error:
         raise UserError(f"the chat template refuses these messages: {error}") from error
@@ -59,6 +64,13 @@ def compile_template(template: str) -> jinja2.Template:
         return environment.from_string(template)
     except jinja2.TemplateSyntaxError as error:
         raise UserError(f"the chat template is broken at line {error.lineno}: {error}") from error
+
+
+def _normalize(message: Message) -> dict[str, Any]:
+    """Drops keys without a value, which templates would print as "None"; reasoning is known under all its names."""
+    kept = {key: value for key, value in message.items() if value is not None}
+    reasoning = next((kept[name] for name in REASONING_NAMES if name in kept), None)
+    return kept if reasoning is None else {"thinking": reasoning, **kept, "reasoning_content": reasoning}
 
 
 class GenerationTag(Extension):

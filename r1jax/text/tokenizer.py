@@ -174,12 +174,12 @@ def _choose_padding(
     template: str,
 ) -> int:
     """The declared pad token unless it is a stop id or BOS; else a special one with "pad" in its name; else the first
-    special that no template writes; else id 0, which only lengths can tell from text."""
+    special that the template does not write; else the lowest id left, which only lengths can tell from text."""
     declared = backend.token_to_id(named["pad_token"]) if "pad_token" in named else None
     by_name = [id_ for text, id_ in specials.items() if "pad" in text.lower()]
     unused = [id_ for text, id_ in specials.items() if text not in template]
-    candidates = [declared, *by_name, *unused, 0]
-    return next((id_ for id_ in candidates if id_ is not None and id_ not in taken), 0)
+    candidates = [declared, *by_name, *unused, *range(len(taken) + 1)]
+    return next(id_ for id_ in candidates if id_ is not None and id_ not in taken)
 
 
 def _find_turn_end(template: str | None, specials: Mapping[str, int], named: Mapping[str, str]) -> list[int]:
