@@ -8,6 +8,8 @@
 # Everything that is already done is left alone, so a second run takes a second. PYTHON=… picks the interpreter.
 
 set -euo pipefail
+trap 'exit 130' INT # also where the command that runs makes an ordinary failure of it, as pip does
+trap 'exit 143' TERM
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 VENV=$ROOT/.venv
