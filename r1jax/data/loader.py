@@ -9,6 +9,7 @@ a batch may be larger than the data.
 Left out: reading ahead in threads (prompts are small and in memory) and packing.
 """
 
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,14 @@ import grain
 from r1jax.core.errors import UserError
 
 Prompts = list[dict[str, Any]]
+
+
+def compute_fingerprint(rows: Sequence[dict[str, Any]]) -> int:
+    """A 32-bit checksum of all prompts and solutions in order, by which runs and processes compare their data."""
+    checksum = 0
+    for row in rows:
+        checksum = zlib.crc32(repr((row.get("prompt"), row.get("solution"))).encode("utf-8", "replace"), checksum)
+    return checksum
 
 
 class PromptLoader:
@@ -37,7 +46,7 @@ class PromptLoader:
         if not 0 <= seed < 2**32:
             raise UserError(f"the seed of the data must be from 0 to 2**32 - 1, got {seed}")
         self._rows = grain.MapDataset.source(rows).seed(seed).shuffle().repeat(epochs)
-        self._identity = {"seed": seed, "rows": len(rows)}
+        self._identity = {"seed": seed, "rows": len(rows), "fingerprint": compute_fingerprint(rows)}
         self._batch_size = batch_size
         self._end = None if epochs is None else epochs * len(rows)
         self._position = 0
@@ -68,7 +77,7 @@ class PromptLoader:
         """Goes on where `get_state` was taken; the batch size may differ.
 
         Raises:
-          UserError: if the state belongs to another seed or another number of rows, whose order would be another.
+          UserError: if the state belongs to another seed or other rows: the position would mean something else.
         """
         for name, value in self._identity.items():
             if state[name] != value:

@@ -11,8 +11,11 @@ reasoning-gym's own scorers may `eval` a model's answer, so only its questions a
 import difflib
 import itertools
 import json
+import os
 import pathlib
 import random
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -121,30 +124,32 @@ def draw_reasoning_gym(task: str, eval_problems: int, seed: int, *, problems: in
     Raises:
       UserError: for an unknown task or argument, a task without a plain answer, or too few distinct questions.
     """
-    import reasoning_gym  # takes seconds: paid only by who uses it
-    from reasoning_gym.factory import DATASETS
-
-    if task not in DATASETS:
-        raise UserError(f"unknown reasoning-gym task: {task} (config.data.source){_list_similar(task, DATASETS)}")
-    try:
-        dataset = reasoning_gym.create_dataset(task, size=problems + eval_problems, seed=seed, **args)
-    except (TypeError, ValueError, AssertionError) as error:
-        raise UserError(f"reasoning-gym task {task} refuses config.data.args={dict(args)}: {error}") from error
+    request = {"task": task, "size": problems + eval_problems, "seed": seed, "args": dict(args)}
     rows: dict[str, Row] = {}
-    for number in range(len(dataset)):
-        entry = dataset[number]
-        if not isinstance(entry["answer"], str):
-            raise UserError(f"reasoning-gym task {task} has no plain answer to compare with: it cannot be scored here")
-        row = Row(f"{task}:{number}", {"question": entry["question"], "solution": entry["answer"]})
-        rows.setdefault(entry["question"], row)
+    for number, (question, answer) in enumerate(_ask_gym(request)):
+        rows.setdefault(question, Row(f"{task}:{number}", {"question": question, "solution": answer}))
     distinct = list(rows.values())
     random.Random(f"reasoning_gym {seed}").shuffle(distinct)
     return _hold_out(distinct, eval_problems, key=lambda row: row.columns["question"])
 
 
-def _list_similar(task: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(task, list(known), n=3, cutoff=0.5)
-    return f"; similar: {', '.join(close)}" if close else ""
+def _ask_gym(request: dict[str, Any]) -> list[tuple[str, str]]:
+    """Questions and answers from `gym_worker.py`, run with a fixed hash seed (it says why)."""
+    worker = pathlib.Path(__file__).with_name("gym_worker.py")
+    environment = {**os.environ, "PYTHONHASHSEED": "0"}
+    command = [sys.executable, "-P", str(worker)]
+    done = subprocess.run(command, input=repr(request), capture_output=True, text=True, env=environment)
+    task = f"reasoning-gym task {request['task']} (config.data.source)"
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"{task} could not be drawn: {reason}")
+    result = json.loads(done.stdout)
+    if "known" in result:
+        similar = ", ".join(difflib.get_close_matches(request["task"], result["known"], n=3, cutoff=0.5))
+        raise UserError(f"{task} is unknown{f'; similar: {similar}' if similar else ''}")
+    if "error" in result:
+        raise UserError(f"{task}: {result['error']}")
+    return result["rows"]
 
 
 def _hold_out(rows: list[Row], eval_problems: int, key: Any) -> Draw:

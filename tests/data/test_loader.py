@@ -75,6 +75,8 @@ def test_a_state_of_other_data_is_refused():
         PromptLoader(make_rows(11), 4, seed=3).set_state(state)
     with pytest.raises(UserError, match="seed=3, this run's has seed=4"):
         PromptLoader(make_rows(10), 4, seed=4).set_state(state)
+    with pytest.raises(UserError, match="fingerprint"):
+        PromptLoader([*make_rows(9), {"prompt": "another"}], 4, seed=3).set_state(state)
 
 
 def test_epochs_end_the_iterator_without_losing_a_row():
