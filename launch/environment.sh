@@ -74,12 +74,12 @@ pip_install() {
   "$VENV/bin/python" -m pip install --disable-pip-version-check --no-compile -qq --editable "$1"
 }
 
-# Installs r1jax[EXTRA,reasoning-gym], unless that was done from the same setup.py. Where reasoning-gym cannot be had (a
-# part of it has to be compiled) the rest is still worth having.
+# Installs r1jax[EXTRA,reasoning-gym], unless that (or `dev`, which holds all) was done from the same setup.py. Where
+# reasoning-gym cannot be had (a part of it has to be compiled) the rest is still worth having.
 install() {
   local extra=${1:-} stamp=$VENV/installed${1:+-$1} wanted
   wanted=$(cksum <setup.py)
-  if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then return; fi
+  if grep -qsxF "$wanted" "$stamp" "$VENV/installed-dev"; then return; fi
   say "installing the packages (about 900 MB on disk)"
   if pip_install ".[${extra:+$extra,}reasoning-gym]"; then
     echo "$wanted" >"$stamp"

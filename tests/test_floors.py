@@ -91,6 +91,14 @@ def test_no_import_goes_sideways_or_up():
     assert not found, "\n".join(["imports that break the floor plan:", *found])
 
 
+def test_the_readme_shows_every_room_and_main():
+    readme = (PACKAGE.parent / "README.md").read_text()
+    rooms = [f"  {path.name}/ " for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()]
+    mains = [f"  {path.name} " for path in PACKAGE.glob("*.py") if path.name != "__init__.py"]
+    missing = [name.strip() for name in sorted(rooms + mains) if name not in readme]
+    assert not missing, f"README.md's tree of the package lacks {', '.join(missing)}"
+
+
 @pytest.mark.parametrize(
     ("file", "text", "expected"),
     [
