@@ -1,0 +1,111 @@
+"""What a run gained, in a few numbers: each held-out measure before and after, with its standard error.
+
+Measures stand apart, so that a gain in format alone is visible as such. "Before" is the first evaluation of the run and
+"after" the last. A run without evaluations is summed up by its reward, or its loss, at the start and at the end.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+# Keys of `eval/{benchmark}/…` and what to call them.
+MEASURES = {
+    "pass@1": "strict, sampled",
+    "greedy": "strict, greedy",
+    "lenient": "lenient, sampled",
+    "format_rate": "format",
+}
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One measure at the start and at the end. Rates are shares from 0 to 1; `stderr` is None where none is written.
+
+    `before` is None where there was one evaluation only.
+    """
+
+    subject: str
+    measure: str
+    before: float | None
+    after: float
+    before_stderr: float | None = None
+    after_stderr: float | None = None
+    before_step: int | None = None
+    after_step: int | None = None
+    is_rate: bool = True
+
+
+def find_benchmarks(names: Sequence[str]) -> list[str]:
+    """The benchmarks among metric names `eval/{benchmark}/{measure}`, in order of appearance."""
+    parts = [name.split("/") for name in names if name.startswith("eval/")]
+    return list(dict.fromkeys("/".join(part[1:-1]) for part in parts if len(part) > 2))
+
+
+def find_headlines(rows: Sequence[Mapping[str, Any]]) -> list[Headline]:
+    """The headlines of a run's metrics rows (ascending step): held-out measures if any, else reward, else loss."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    keys = [(benchmark, measure) for benchmark in find_benchmarks(names) for measure in MEASURES]
+    held_out = [_from_evaluations(rows, *key) for key in keys]
+    found = [headline for headline in held_out if headline is not None]
+    return found or [headline for name in ("reward", "loss") if (headline := _from_training(rows, name))][:1]
+
+
+def tabulate_headlines(headlines: Sequence[Headline]) -> list[dict[str, str]]:
+    """Rows for a table: what, before, after, change. Rates in percent, changes of rates in percentage points."""
+    subjects = {headline.subject for headline in headlines}
+    return [
+        {
+            "measure": headline.measure if len(subjects) == 1 else f"{headline.subject}: {headline.measure}",
+            "before": format_value(headline.before, headline.before_stderr, headline.is_rate),
+            "after": format_value(headline.after, headline.after_stderr, headline.is_rate),
+            "change": format_change(headline),
+        }
+        for headline in headlines
+    ]
+
+
+def format_value(value: float | None, stderr: float | None, is_rate: bool) -> str:
+    """A value with its standard error: `41.0% ± 3.5`, or a dash for none."""
+    if value is None:
+        return "–"
+    if not is_rate:
+        return f"{value:.3g}"
+    return f"{100 * value:.1f}%" + ("" if stderr is None else f" ± {100 * stderr:.1f}")
+
+
+def format_change(headline: Headline) -> str:
+    """The change with its sign, in percentage points for rates."""
+    if headline.before is None:
+        return "–"
+    change = headline.after - headline.before
+    text = f"{100 * change:+.1f} points" if headline.is_rate else f"{change:+.3g}"
+    return text.replace("-", "−")
+
+
+def _from_evaluations(rows: Sequence[Mapping[str, Any]], benchmark: str, measure: str) -> Headline | None:
+    key = f"eval/{benchmark}/{measure}"
+    found = [row for row in rows if row.get(key) is not None]
+    if not found:
+        return None
+    first, last = (found[0] if len(found) > 1 else {}), found[-1]
+    return Headline(
+        subject=benchmark,
+        measure=MEASURES[measure],
+        before=first.get(key),
+        after=last[key],
+        before_stderr=first.get(f"{key}_stderr"),
+        after_stderr=last.get(f"{key}_stderr"),
+        before_step=first.get("step"),
+        after_step=last["step"],
+    )
+
+
+def _from_training(rows: Sequence[Mapping[str, Any]], name: str) -> Headline | None:
+    values = [row[name] for row in rows if row.get(name) is not None]
+    if not values:
+        return None
+    count = max(1, min(10, len(values) // 4))
+    if len(values) == 1:
+        return Headline("training", name, None, values[0], is_rate=False)
+    measure = name if count == 1 else f"{name}, mean of {count} steps"
+    return Headline("training", measure, sum(values[:count]) / count, sum(values[-count:]) / count, is_rate=False)

@@ -1,0 +1,102 @@
+"""Held-out problems inside a run: sampled and greedy answers, strict and lenient scores, each with its standard error.
+
+Strict is what the run trains for: every reward named in `strict` must be 1. Lenient takes the last number wherever it
+stands, so a gain in format alone shows as a gain of strict over lenient, and `format_rate` says how much of it there is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from r1jax.core.structs import Completion, Request, Sampling
+from r1jax.rewards.base import Reward, score
+
+Generate = Callable[[list[Request]], list[Completion]]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """The `eval` section. `strict`, `lenient` and `format` name rewards; `every_steps` 0 evaluates before and after only."""
+
+    name: str = "held_out"
+    every_steps: int = 0
+    temperature: float = 1.0
+    strict: tuple[str, ...] = ("answer_reward",)
+    lenient: str = "number_reward"
+    format: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Problems:
+    """Held-out rows with their encoded prompts and the rewards that score them, by name."""
+
+    rows: Sequence[dict[str, Any]]
+    tokens: Sequence[tuple[int, ...]]
+    scorers: dict[str, Reward]
+
+
+def evaluate(
+    generate: Generate,
+    decode: Callable[[Sequence[int]], str],
+    problems: Problems,
+    config: EvalConfig,
+    sampling: Sampling,
+    *,
+    seed: int,
+) -> dict[str, float]:
+    """`eval/{name}/...` metrics: pass@1 (sampled), greedy, lenient (sampled) and greedy_lenient, format_rate, stderr of each.
+
+    Both passes go through one call, so every prompt is prefilled once.
+    """
+    ways = {temperature: dataclasses.replace(sampling, temperature=temperature) for temperature in (config.temperature, 0.0)}
+    requests = [
+        Request(tokens, way, zlib.crc32(f"eval {seed} {index}".encode()))
+        for way in ways.values()
+        for index, tokens in enumerate(problems.tokens)
+    ]
+    completions = generate(requests)
+    count = len(problems.rows)
+    sampled = _score(decode, problems, config, completions[:count])
+    greedy = _score(decode, problems, config, completions[count:])
+    values = {
+        "pass@1": sampled["strict"],
+        "greedy": greedy["strict"],
+        "lenient": sampled["lenient"],
+        "greedy_lenient": greedy["lenient"],
+    }
+    if config.format:
+        values |= {"format_rate": sampled["format"], "greedy_format_rate": greedy["format"]}
+    metrics = {}
+    for name, value in values.items():
+        metrics[f"eval/{config.name}/{name}"] = float(value.mean())
+        metrics[f"eval/{config.name}/{name}_stderr"] = float(value.std(ddof=1) / np.sqrt(count)) if count > 1 else 0.0
+    metrics[f"eval/{config.name}/mean_length"] = float(np.mean([len(c.tokens) for c in completions[:count]]))
+    metrics[f"eval/{config.name}/problems"] = count
+    return metrics
+
+
+def _score(
+    decode: Callable[[Sequence[int]], str], problems: Problems, config: EvalConfig, completions: Sequence[Completion]
+) -> dict[str, np.ndarray]:
+    """strict, lenient and format, each [problems] of 0 or 1."""
+    texts = [decode(c.tokens) for c in completions]
+    columns = {key: [row.get(key) for row in problems.rows] for key in problems.rows[0] if key != "prompt"}
+    values = score(
+        list(problems.scorers.values()),
+        prompts=[row["prompt"] for row in problems.rows],
+        completions=texts,
+        completion_ids=[list(c.tokens) for c in completions],
+        columns=columns,
+    ).by_name
+    right = {name: (np.nan_to_num(value) == 1.0).astype(np.float64) for name, value in values.items()}
+    names = {name: reward.name for name, reward in problems.scorers.items()}
+    strict = np.prod([right[names[name]] for name in config.strict], axis=0)
+    result = {"strict": strict, "lenient": right[names[config.lenient]]}
+    if config.format:
+        result["format"] = right[names[config.format]]
+    return result

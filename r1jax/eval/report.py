@@ -1,0 +1,245 @@
+"""The report page of a run, or of several side by side: one self-contained HTML file that opens anywhere, offline.
+
+Python decides what is shown (headlines, which charts, which samples, config) and writes it as escaped HTML and one
+JSON block; a small script of the page draws the curves and turns the samples. The texts of a model are hostile: they
+enter the page only inside that JSON, with `<`, `>` and `&` escaped, the script puts them there as text nodes, and the
+page's content security policy admits no script but its own and no network.
+
+Left out: following a run live. A stage writes the page again after each evaluation; the reader reloads.
+"""
+
+import base64
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+import r1jax
+from r1jax.core.errors import UserError
+from r1jax.eval.charts import Section, plan_charts, plan_comparison
+from r1jax.eval.headline import Headline, find_headlines, format_change, format_value
+from r1jax.eval.record import SAMPLE_LIMIT, Run, Samples, choose_samples, read_run
+
+REPORT_FILE = "report.html"
+COLORS = 8  # run and line colours that page.css defines
+POINT_LIMIT = 1500  # points of one curve on a page
+SCRIPTS = ("shapes.js", "charts.js", "samples.js", "page.js")
+
+
+def write_report(workdir: str | Path, output: str | Path | None = None) -> Path:
+    """Writes the page of one run, by default to `workdir/report.html`, and returns where it is.
+
+    Raises:
+      UserError: if the folder holds no metrics, or a file of it is malformed.
+    """
+    return write_comparison([workdir], output or Path(workdir) / REPORT_FILE)
+
+
+def write_comparison(workdirs: Sequence[str | Path], output: str | Path) -> Path:
+    """Writes one page of one or several runs to `output`, in one move, and returns where it is.
+
+    Raises:
+      UserError: if a folder holds no metrics, a file of it is malformed, or `output` cannot be written.
+    """
+    runs = [read_run(workdir) for workdir in workdirs]
+    samples = [choose_samples(workdir, SAMPLE_LIMIT // len(runs)) for workdir in workdirs]
+    output = Path(output)
+    draft = output.with_name(output.name + ".draft")
+    try:
+        draft.write_text(render_page(runs, samples), encoding="utf-8")
+        os.replace(draft, output)
+    except OSError as error:
+        raise UserError(f"The report cannot be written to {output}: {error.strerror}.") from error
+    return output
+
+
+def render_page(runs: Sequence[Run], samples: Sequence[Samples]) -> str:
+    """The HTML of the page of these runs and the samples chosen of each."""
+    labels = _distinguish([run.workdir.resolve() for run in runs])
+    script = "\n".join(_read(name) for name in SCRIPTS)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    names = [run.names() for run in runs]
+    sections = plan_charts(names[0]) if len(runs) == 1 else plan_comparison(names, labels)
+    return _template().render(
+        title=" · ".join(labels),
+        version=r1jax.__version__,
+        style=Markup(_read("page.css")),
+        script=Markup(script),
+        digest=digest,
+        runs=[
+            {"label": label, "color": number % COLORS, "facts": _facts(run)}
+            for number, (label, run) in enumerate(zip(labels, runs, strict=True))
+        ],
+        gains=_group_gains(labels, runs),
+        sections=sections,
+        config=_tabulate_configs([run.config for run in runs]),
+        notes=[_describe_choice(sample) for sample in samples],
+        data=Markup(_embed(_payload(labels, runs, samples, sections))),
+    )
+
+
+def _payload(
+    labels: Sequence[str], runs: Sequence[Run], samples: Sequence[Samples], sections: Sequence[Section]
+) -> Any:
+    """What the page's script works on."""
+    return {
+        "runs": [{"label": label, **_pack_series(run)} for label, run in zip(labels, runs, strict=True)],
+        "sections": [asdict(section) for section in sections],
+        "samples": [{**row, "run": number} for number, chosen in enumerate(samples) for row in chosen.rows],
+    }
+
+
+def _pack_series(run: Run) -> dict[str, Any]:
+    """Every metric's curve, and of how many steps a point of the longest is the mean: the page must say so."""
+    series = {name: run.series(name) for name in run.names()}
+    longest = max(map(len, series.values()), default=0)
+    return {"series": {name: _thin(points) for name, points in series.items()}, "stride": _stride(longest)}
+
+
+def _stride(length: int) -> int:
+    return max(1, -(-length // POINT_LIMIT))
+
+
+def _thin(points: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]]:
+    """Steps and values, to nine digits; of a very long run the means of neighbours, at the last one's step."""
+    width = _stride(len(points))
+    blocks = [points[start : start + width] for start in range(0, len(points), width)]
+    means = [sum(value for _, value in block) / len(block) for block in blocks]
+    return [block[-1][0] for block in blocks], [float(f"{mean:.9g}") for mean in means]
+
+
+def _embed(data: Any) -> str:
+    """JSON that is inert inside an HTML script element."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _group_gains(labels: Sequence[str], runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Headlines in groups of rows: the measures of one subject, or, of several runs, the runs under one measure."""
+    alone = len(runs) == 1
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for number, (label, run) in enumerate(zip(labels, runs, strict=True)):
+        for headline in find_headlines(run.rows):
+            subject = f"Held-out: {headline.subject}" if headline.is_rate else headline.subject.capitalize()
+            title = subject if alone else f"{subject} · {headline.measure}"
+            row = {"label": headline.measure if alone else label, "color": None if alone else number % COLORS}
+            groups.setdefault(title, []).append({**row, "headline": headline})
+    return [{"title": title, "span": _describe_span(rows), "rows": rows} for title, rows in groups.items()]
+
+
+def _describe_span(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Between which steps the headlines of a group lie, where it is the same for all."""
+    spans = {(row["headline"].before_step, row["headline"].after_step) for row in rows}
+    before, after = spans.pop()
+    if spans or before is None:
+        return ""
+    stderr = ", ± one standard error" if any(row["headline"].after_stderr is not None for row in rows) else ""
+    return f"step {before:,} → step {after:,}{stderr}"
+
+
+def _facts(run: Run) -> list[tuple[str, str]]:
+    """What a reader asks first about a run: short words and values; what the config does not say is left out."""
+    steps = [row["step"] for row in run.rows]
+    seconds = sum(value for _, value in run.series("step_time"))
+    facts = {
+        "stage": run.config.get("stage"),
+        "model": _look_up(run.config, "model", "model.path", "model.name", "model.family"),
+        "task": _look_up(run.config, "task", "data.task", "data.name", "data.source", "data.path"),
+        "seed": run.config.get("seed"),
+        "steps": f"{max(steps):,}" if steps else "none yet",
+        "time in steps": _format_duration(seconds) if seconds else None,
+        "written": f"{run.written:%Y-%m-%d %H:%M} UTC",
+    }
+    return [(name, str(value)) for name, value in facts.items() if value is not None]
+
+
+def _look_up(config: Mapping[str, Any], *paths: str) -> str | None:
+    """The first of some dotted keys whose value is a text."""
+    for path in paths:
+        value: Any = config
+        for part in path.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if isinstance(value, str) and value:
+            return value
+    return None
+
+
+def _format_duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
+
+
+def _describe_choice(samples: Samples) -> str:
+    if not samples.total:
+        return "none written"
+    if len(samples.rows) == samples.total:
+        return f"all {samples.total:,} samples"
+    return (
+        f"{len(samples.rows):,} of {samples.total:,} samples, from {samples.steps_shown:,} of {samples.steps:,} steps, "
+        "evenly spaced with the first and the last; the others are in samples.jsonl"
+    )
+
+
+def _tabulate_configs(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row a key: its dotted name, its value in each run as JSON, whether the runs agree."""
+    flat = [_flatten(config) for config in configs]
+    keys = dict.fromkeys(key for config in flat for key in config)
+    values = {key: [config.get(key, "") for config in flat] for key in keys}
+    return [{"key": key, "values": cells, "same": len(set(cells)) == 1} for key, cells in values.items()]
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return flat
+
+
+def _distinguish(paths: Sequence[Path]) -> list[str]:
+    """The shortest ends of these paths that differ from one another; equal paths get a number."""
+    for depth in range(1, max(len(path.parts) for path in paths) + 1):
+        labels = ["/".join(path.parts[-depth:]) for path in paths]
+        if len(set(labels)) == len(labels):
+            return labels
+    return [f"{path.name} ({number})" for number, path in enumerate(paths, start=1)]
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["value"] = format_value
+    environment.filters["change"] = format_change
+    environment.filters["track"] = _track
+    environment.filters["slug"] = lambda text: text.lower().replace(" ", "-")
+    return environment.from_string(_read("page.html"))
+
+
+def _track(headline: Headline) -> dict[str, str]:
+    """Where a headline's marks stand on a track from 0 to 100 %, as CSS lengths."""
+    before = headline.after if headline.before is None else headline.before
+    spread = [(before, headline.before_stderr or 0.0), (headline.after, headline.after_stderr or 0.0)]
+    marks = {"before": before, "after": headline.after, "low": min(before, headline.after)}
+    marks["width"] = abs(headline.after - before)
+    for name, (value, stderr) in zip(("before", "after"), spread, strict=True):
+        low, high = max(0.0, value - stderr), min(1.0, value + stderr)
+        marks |= {f"{name}_low": low, f"{name}_width": high - low}
+    return {name: f"{100 * value:.2f}%" for name, value in marks.items()}
+
+
+@functools.cache
+def _read(name: str) -> str:
+    return (resources.files("r1jax.eval") / "page" / name).read_text(encoding="utf-8")
