@@ -58,6 +58,11 @@ def test_transformers_reading_of_the_gguf_differs_only_in_spaces_before_digits(g
         assert smollm.decode(ids, skip_special=False) == text
 
 
+def test_prompts_of_the_greedy_goldens_have_these_ids(smollm: Tokenizer) -> None:
+    for row in json.loads((ROOT / "tests/goldens/greedy.json").read_text()):
+        assert smollm.encode(row["text"]) == row["tokens"]
+
+
 def test_demo_model_has_its_special_ids(smollm: Tokenizer) -> None:
     assert (smollm.bos_id, smollm.eos_ids, smollm.pad_id, smollm.vocab_size) == (1, (2,), 0, 49152)
     assert smollm.specials["<|im_end|>"] == 2 and len(smollm.specials) == 17
