@@ -1,0 +1,78 @@
+"""Rewards for the shape of a reply: reasoning in think tags, then the answer in answer tags.
+
+`format_reward` and `tag_count_reward` are open-r1's, new lines and all: a recipe written for it scores the same here.
+`r1_format_reward` is the rule as DeepSeek-R1 states it (arXiv 2501.12948, section 2.2): each tag once, in order,
+nothing outside, white space free.
+
+All are plain string searches in linear time; a pattern with two lazy wildcards is quadratic on a long hostile reply.
+Format alone is easily farmed: give it a small weight beside a reward for the answer.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from r1jax.rewards.completions import Completion, read_text, read_texts
+
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
+
+
+def format_reward(completions: Sequence[Completion], **columns: Any) -> list[float]:
+    """1.0 if the text opens with think tags, then answer tags, each alone on its line; else 0.0.
+
+    As in open-r1, text after the line of the closing answer tag is accepted, and so are further tags.
+    """
+    return [float(_has_line_format(text)) for text in read_texts(completions)]
+
+
+def tag_count_reward(completions: Sequence[Completion], **columns: Any) -> list[float]:
+    """0.25 for each of the four tags that stands exactly once with the new lines around it that open-r1 asks for."""
+    spellings = (f"{THINK_OPEN}\n", f"\n{THINK_CLOSE}\n", f"\n{ANSWER_OPEN}\n", f"\n{ANSWER_CLOSE}")
+    return [sum(0.25 for tag in spellings if text.count(tag) == 1) for text in read_texts(completions)]
+
+
+def r1_format_reward(
+    completions: Sequence[Completion],
+    prompts: Sequence[Completion] | None = None,
+    think_in_prompt: bool = False,
+    **columns: Any,
+) -> list[float]:
+    """1.0 if the reply is `<think>...</think> <answer>...</answer>`, each tag once, neither part empty; else 0.0.
+
+    White space around and between the parts is free; other text is not. Where the prompt ends with the opening think
+    tag, the reply goes on from there and must not open it again. Set `think_in_prompt` where a chat template adds that
+    tag after the last message, as it cannot be seen in `prompts` then.
+    """
+    texts = read_texts(completions)
+    opened = [think_in_prompt or _ends_in_think(prompt) for prompt in prompts or ("",) * len(texts)]
+    return [
+        float(_has_r1_format(THINK_OPEN + text if open_ else text)) for text, open_ in zip(texts, opened, strict=True)
+    ]
+
+
+def _has_line_format(text: str) -> bool:
+    start = f"{THINK_OPEN}\n"
+    middle = f"\n{THINK_CLOSE}\n{ANSWER_OPEN}\n"
+    end = f"\n{ANSWER_CLOSE}"
+    position = text.find(middle, len(start))
+    if not text.startswith(start) or position < 0:
+        return False
+    position += len(middle)
+    return text.endswith(end) and len(text) - len(end) >= position or text.find(f"{end}\n", position) >= 0
+
+
+def _has_r1_format(text: str) -> bool:
+    if any(text.count(tag) != 1 for tag in (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)):
+        return False
+    before, _, rest = text.partition(THINK_OPEN)
+    thought, think_closed, rest = rest.partition(THINK_CLOSE)
+    between, answer_opened, rest = rest.partition(ANSWER_OPEN)
+    answer, answer_closed, after = rest.partition(ANSWER_CLOSE)
+    in_order = think_closed and answer_opened and answer_closed
+    return bool(in_order and thought.strip() and answer.strip() and not (before + between + after).strip())
+
+
+def _ends_in_think(prompt: Completion) -> bool:
+    """Whether a prompt (text, or messages of which the last is the reply's beginning) leaves the think tag open."""
+    text = prompt if isinstance(prompt, str) else read_text(prompt[-1:])
+    return text.rstrip().endswith(THINK_OPEN)

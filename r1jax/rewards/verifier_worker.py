@@ -1,0 +1,103 @@
+"""The program of one verifier process: asks math-verify about answers until its input ends.
+
+Run by path with a bare interpreter (`python -P verifier_worker.py SECONDS BYTES`), so it imports math-verify and
+nothing of this project, least of all JAX. Requests are lines of JSON, `[gold, answer]`; replies are single bytes: READY
+once, then for each request GOLD_READ as soon as the gold is parsed and one of RIGHT, WRONG, UNKNOWN.
+
+A worker ends itself when its parent has gone: at once if idle (its input ends), else when the alarm set for each answer
+goes off. The alarm's default action is used, as it needs no Python: big-integer arithmetic would never run a handler.
+
+Settings and argument order of math-verify are open-r1's (src/open_r1/rewards.py). Its own timeouts are off: they are
+handlers too, and the parent's deadline stands over everything.
+"""
+
+import functools
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+from typing import Any
+
+READY, GOLD_READ, RIGHT, WRONG, UNKNOWN = b"r", b"g", b"1", b"0", b"n"
+
+
+def main(seconds_per_answer: float, memory_bytes: int) -> None:
+    """Serves standard input until it ends, or until memory has grown so much that a fresh process is the safer one."""
+    replies = os.dup(1)
+    os.dup2(2, 1)  # What a library prints must never be read as a reply.
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    _limit_memory(memory_bytes)
+    judge = _load_judge()
+    # From here on, complaints about answers are of no interest; those about missing packages were.
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    os.write(replies, READY)
+    for line in sys.stdin.buffer:
+        gold, answer = json.loads(line)
+        signal.setitimer(signal.ITIMER_REAL, seconds_per_answer)
+        verdict = judge(gold, answer, lambda: os.write(replies, GOLD_READ))
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        os.write(replies, verdict)
+        if _memory_in_use() > memory_bytes // 2:
+            break
+
+
+def _load_judge() -> Any:
+    """Imports math-verify (about a second) and returns `judge(gold, answer, announce_gold) -> reply byte`."""
+    logging.disable(logging.CRITICAL)
+    from latex2sympy2_extended import NormalizationConfig
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    latex_only = LatexExtractionConfig(
+        normalization_config=NormalizationConfig(
+            nits=False, malformed_operators=False, basic_latex=True, equations=True, boxed="all", units=True
+        ),
+        boxed_match_priority=0,
+        try_extract_without_anchor=False,
+    )
+
+    # All completions of a prompt share its gold, so it is parsed once.
+    @functools.lru_cache(maxsize=256)
+    def parse_gold(gold: str) -> list[Any]:
+        return parse(gold, extraction_mode="first_match", parsing_timeout=None)
+
+    def judge(gold: str, answer: str, announce_gold: Any) -> bytes:
+        parsed_gold = parse_gold(gold)
+        if not parsed_gold:
+            return UNKNOWN
+        announce_gold()
+        parsed = parse(answer, extraction_config=[latex_only], extraction_mode="first_match", parsing_timeout=None)
+        try:
+            return RIGHT if verify(parsed_gold, parsed, timeout_seconds=None) else WRONG
+        except Exception:  # open-r1: what cannot be compared has no reward.
+            return UNKNOWN
+
+    judge("1", r"\boxed{1}", lambda: None)  # Builds the parser's tables before the first deadline runs.
+    return judge
+
+
+def _limit_memory(memory_bytes: int) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    except (ValueError, OSError):  # macOS knows the limit and refuses to set it.
+        pass
+
+
+def _memory_in_use() -> int:
+    """Address space in bytes; 0 where /proc is absent. (getrusage counts the parent's peak, inherited.)"""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[0]) * resource.getpagesize()
+    except FileNotFoundError:
+        return 0
+
+
+if __name__ == "__main__":
+    try:
+        main(float(sys.argv[1]), int(sys.argv[2]))
+    except BrokenPipeError:  # The parent has gone.
+        os._exit(1)

@@ -1,0 +1,171 @@
+"""Rewards by name and their sum: names, weights, arguments, columns, None, and each mistake's one clear line."""
+
+import functools
+import subprocess
+import sys
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+import pytest
+
+from r1jax.core.errors import UserError
+from r1jax.rewards.base import REGISTRY, load_rewards, score
+
+ROOT = Path(__file__).resolve().parents[2]
+MINE = """
+def length_reward(completions, **columns):
+    return [float(len(text)) for text in completions]
+
+def picky_reward(completions, level):
+    return [1.0 if hard == "hard" else None for hard in level]
+
+def ids_reward(completion_ids, prompts, **columns):
+    return [float(len(ids)) + len(prompt) for ids, prompt in zip(completion_ids, prompts)]
+
+def scaled_reward(completions, *, factor, **columns):
+    return [factor * len(text) for text in completions]
+
+def get_constant_reward(value=1.0):
+    def constant_reward(completions, **columns):
+        return [value] * len(completions)
+    return constant_reward
+
+def short_reward(completions, **columns):
+    return [1.0]
+
+def endless_reward(completions, **columns):
+    return [float("inf")] * len(completions)
+
+not_a_function = 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def my_rewards(tmp_path, monkeypatch):
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "mine.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    for name in [name for name in sys.modules if name.startswith("my_package")]:
+        del sys.modules[name]
+
+
+def score_texts(spec, texts, **columns):
+    return score(
+        load_rewards(spec),
+        prompts=["??"] * len(texts),
+        completions=texts,
+        completion_ids=[[1, 2, 3]] * len(texts),
+        columns=columns,
+    )
+
+
+def test_weighted_sum_and_breakdown():
+    texts = ["<think>a</think><answer>7</answer>", "<answer>7</answer>", "7"]
+    scores = score_texts({"answer_reward": 1.0, "r1_format_reward": 0.2, "number_reward": 0}, texts, solution=["7"] * 3)
+    np.testing.assert_allclose(scores.total, [1.2, 1.0, 0.0])
+    assert list(scores.by_name) == ["answer_reward", "r1_format_reward", "number_reward"]
+    np.testing.assert_array_equal(scores.by_name["r1_format_reward"], [1.0, 0.0, 0.0])
+    assert scores.total.dtype == np.float64
+
+
+def test_none_is_left_out_of_the_sum():
+    scores = score_texts({"answer_reward": 2.0, "format_reward": 1.0}, ["<answer>7</answer>"] * 2, solution=["7", None])
+    np.testing.assert_array_equal(scores.total, [2.0, 0.0])
+    np.testing.assert_array_equal(scores.by_name["answer_reward"], [1.0, np.nan])
+
+
+def test_accuracy_reward_by_open_r1s_short_name():
+    scores = score_texts({"accuracy": 1.0, "tag_count": 1.0}, [r"\boxed{7}", "7"], solution=["7", "7"])
+    np.testing.assert_array_equal(scores.by_name["accuracy_reward"], [1.0, 0.0])
+    assert list(scores.by_name) == ["accuracy_reward", "tag_count_reward"]
+
+
+def test_registered_names_are_the_functions_names():
+    for name, function in REGISTRY.items():
+        assert function.__name__ in (name, f"{name}_reward")
+
+
+def test_own_functions_by_module_and_by_a_free_name():
+    spec = {
+        "my_package.mine:length_reward": 0.5,
+        "brevity": {"function": "my_package.mine:scaled_reward", "weight": -1, "factor": 2.0},
+        "my_package.mine:picky_reward": {},
+        "my_package.mine:ids_reward": 1,
+        "my_package.mine:get_constant_reward": {"value": 3.0},
+    }
+    scores = score_texts(spec, ["abc", "a"], level=["hard", "easy"], other=[1, 2])
+    assert {name: values.tolist() for name, values in scores.by_name.items() if name != "picky_reward"} == {
+        "length_reward": [3.0, 1.0],
+        "scaled_reward": [6.0, 2.0],
+        "ids_reward": [5.0, 5.0],
+        "constant_reward": [3.0, 3.0],
+    }
+    np.testing.assert_array_equal(scores.by_name["picky_reward"], [1.0, np.nan])
+    np.testing.assert_allclose(scores.total, [1.5 - 6 + 1 + 5 + 3, 0.5 - 2 + 5 + 3])
+
+
+def test_a_config_dict_is_a_spec():
+    spec = ml_collections.ConfigDict(
+        {"answer_reward": 1.0, "r1_format_reward": {"weight": 0.5, "think_in_prompt": True}}
+    )
+    scores = score_texts(spec.lock(), ["x</think><answer>7</answer>"], solution=["7"])
+    np.testing.assert_allclose(scores.total, [1.5])
+
+
+def test_columns_named_like_our_own_give_way():
+    scores = score_texts({"my_package.mine:length_reward": 1.0}, ["abc"], completions=["x"], prompts=["y"])
+    np.testing.assert_array_equal(scores.total, [3.0])
+
+
+def test_warm_up_is_called_once(monkeypatch):
+    calls = []
+    monkeypatch.setattr(REGISTRY["accuracy_reward"], "warm_up", functools.partial(calls.append, 1))
+    load_rewards({"accuracy_reward": 1.0, "format_reward": 1.0})
+    assert calls == [1]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"acuracy_reward": 1.0}, r"config.rewards.acuracy_reward: .*did you mean accuracy_reward"),
+        ({}, "config.rewards: at least one reward must be named"),
+        ({"zzz": 1.0}, "accuracy_reward.*r1_format_reward"),
+        ({"no_such_module:f": 1.0}, "cannot import 'no_such_module:f'"),
+        ({"my_package.mine:nothing": 1.0}, "cannot import 'my_package.mine:nothing'"),
+        ({"my_package.mine:not_a_function": 1.0}, "must be a function, got int"),
+        ({":f": 1.0}, "cannot import ':f'"),
+        ({"answer_reward": "much"}, r"config.rewards.answer_reward: a weight must be a finite number, got 'much'"),
+        ({"answer_reward": True}, "got True"),
+        ({"answer_reward": {"weight": None}}, "got None"),
+        ({"answer_reward": float("nan")}, "got nan"),
+        ({"r1_format_reward": {"wieght": 1.0}}, "unknown argument 'wieght'; r1_format_reward takes .*think_in_prompt"),
+        ({"my_package.mine:get_constant_reward": {"worth": 1.0}}, "unknown argument 'worth'"),
+        ({"accuracy": 1.0, "accuracy_reward": 1.0}, "accuracy_reward twice"),
+    ],
+)
+def test_mistakes_in_the_spec(spec, message):
+    with pytest.raises(UserError, match=message) as caught:
+        load_rewards(spec)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"answer_reward": 1.0}, "reward answer_reward needs a data column 'solution'.*config.data"),
+        ({"accuracy_reward": 1.0}, "reward accuracy_reward needs a data column 'solution'.*config.data"),
+        ({"my_package.mine:picky_reward": 1.0}, "picky_reward needs a data column 'level'"),
+        ({"my_package.mine:short_reward": 1.0}, "short_reward must return one value a completion: 2, got 1"),
+        ({"my_package.mine:endless_reward": 1.0}, "endless_reward must return finite numbers or None, got inf"),
+    ],
+)
+def test_mistakes_while_scoring(spec, message):
+    with pytest.raises(UserError, match=message):
+        score_texts(spec, ["a", "b"], question=["?", "?"])
+
+
+def test_rewards_need_no_jax():
+    code = "import r1jax.rewards.base, sys; assert not {'jax', 'sympy', 'math_verify'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
