@@ -24,11 +24,12 @@ Prompt = str | list[dict[str, str]]
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A worked example to show in the prompt."""
+    """A worked example to show in the prompt. `ending` closes its reply: the model's end token, spelled, teaches where to stop."""
 
     question: str
     reasoning: str
     answer: str
+    ending: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,10 +271,11 @@ def _show(template: str, example: Example | None) -> str:
     if example is None:
         return template
     solved = dataclasses.asdict(example)
+    ending = solved.pop("ending")
     if template != R1_ZERO:
-        return show_example(template, **solved)
+        return show_example(template, **solved, separator=f"{ending}\n\n")
     instruction, user, turn = template.rpartition("User:")
-    return instruction + show_example(user + turn, **solved, separator="\n")
+    return instruction + show_example(user + turn, **solved, separator=f"{ending}\n")
 
 
 RAW_TEMPLATES = {"r1": R1_ZERO, "question_reply": QUESTION_REPLY, "plain": PLAIN}

@@ -1,0 +1,134 @@
+"""R1-Zero in miniature: a real language model learns to reason better by GRPO alone, on the machine in front of you.
+
+    python -m r1jax.train --config=configs/grpo_zero.py
+
+SmolLM2-135M-Instruct learns to add two numbers from 10 to 99, answering in DeepSeek-R1-Zero's template.
+
+Arguments after a colon, e.g. `configs/grpo_zero.py:template=chat`:
+
+    task      addition (default), gsm8k (give --config.data.path=train.jsonl), or any reasoning-gym task by its name
+    template  r1 (default): think and answer tags, accuracy and format rewarded; chat: the plain question, last number rewarded
+"""
+
+from r1jax.core.config import parse_args
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    args = parse_args(arg, task="addition", template="r1")
+    config = ConfigDict()
+    config.stage = "grpo"
+    config.seed = 0
+    config.steps = 24
+
+    config.model = ConfigDict(
+        dict(
+            path="models/SmolLM2-135M-Instruct.Q4_1.gguf",
+            hub="HuggingFaceTB/SmolLM2-135M-Instruct",  # taken where the file is absent
+            fetch="python launch/fetch_demo.py",
+            dtype="float32",
+            param_dtype="float32",
+            scan_layers=False,  # unrolled layers are faster on CPU
+            remat="none",
+        )
+    )
+    config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
+    config.data = ConfigDict(
+        dict(
+            source="addition",
+            path=placeholder(str),
+            eval_path=placeholder(str),
+            eval_problems=200,
+            args=dict(low=10, high=99),
+            columns={},
+            extractor=placeholder(str),
+            template="r1",
+            on_error="raise",
+            seed=0,
+        )
+    )
+    config.rollout = ConfigDict(
+        dict(
+            prompts_per_step=8,
+            group_size=16,
+            max_new_tokens=40,
+            max_prompt_tokens=0,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            min_p=0.0,
+            slots=64,
+            prefill_batch=8,
+        )
+    )
+    config.rewards = ConfigDict(dict(answer_reward=1.0, r1_format_reward=0.3))
+    config.update = ConfigDict(
+        dict(
+            updates_per_step=1,
+            micro_batch_size=8,
+            completions_per_row=8,
+            logits_chunk=0,
+            old_logprobs="sampler",
+            zero_spread=1e-3,
+            difference_alarm=1e-3,
+        )
+    )
+    config.loss = ConfigDict(dict(clip_low=0.2, clip_high=0.28, kl_coefficient=0.0, aggregation="token"))
+    config.optimizer = ConfigDict(
+        dict(
+            learning_rate=1e-5,
+            schedule="constant",
+            warmup_updates=0,
+            final_share=0.0,
+            beta1=0.9,
+            beta2=0.99,
+            epsilon=1e-8,
+            weight_decay=0.0,
+            clip_norm=1.0,
+        )
+    )
+    config.eval = ConfigDict(
+        dict(
+            name="addition",
+            every_steps=0,
+            temperature=1.0,
+            strict=("answer_reward", "r1_format_reward"),
+            lenient="number_reward",
+            format="r1_format_reward",
+        )
+    )
+    config.checkpoint = ConfigDict(dict(every_steps=0, keep=1))
+    config.log = ConfigDict(dict(samples_per_step=-1, show_every_steps=10, tensorboard=True, wandb_project=""))
+    set_template(config, args.template)
+    set_task(config, args.task)
+    return config
+
+
+def set_template(config: ConfigDict, template: str) -> None:
+    config.data.template = template
+    if template == "r1":
+        config.data.example = ConfigDict(
+            dict(question="What is 34 + 25?", reasoning="34 + 25 = 59", answer="59", ending="<|im_end|>")
+        )
+    else:
+        config.rewards = ConfigDict(dict(number_reward=1.0))
+        config.eval.strict, config.eval.format = ("number_reward",), ""
+        config.rollout.max_new_tokens = 20
+
+
+def set_task(config: ConfigDict, task: str) -> None:
+    config.eval.name = task
+    if task == "addition":
+        return
+    config.data.args = ConfigDict()
+    config.rollout.max_new_tokens = 200
+    config.steps = 5
+    if task == "gsm8k":
+        config.data.source = "jsonl"
+        config.data.columns = ConfigDict(dict(prompt="question", solution="answer"))
+        config.data.extractor = "gsm8k"
+        config.data.eval_problems = 32
+    else:
+        config.data.source = f"reasoning_gym:{task}"
+        config.data.eval_problems = 64

@@ -1,0 +1,49 @@
+"""Checkpoints of a run by orbax: arrays (each process its shards), and plain facts (step, data position) as JSON beside them.
+
+A checkpoint exists once it is complete: orbax renames it into place, so a run killed while saving resumes from the one before.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import orbax.checkpoint as ocp
+
+from r1jax.core.errors import UserError
+
+
+class Checkpoints:
+    """`workdir/checkpoints/STEP`; keeps the newest `keep`."""
+
+    def __init__(self, workdir: pathlib.Path, *, keep: int = 2):
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        self._manager = ocp.CheckpointManager((workdir / "checkpoints").resolve(), options=options)
+
+    @property
+    def latest(self) -> int | None:
+        """The newest complete step, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, facts: dict[str, Any]) -> None:
+        """Starts to save; arrays may be donated as soon as this returns."""
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), facts=ocp.args.JsonSave(facts))
+        self._manager.save(step, args=args)
+
+    def restore(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
+        """(state in the places of `abstract_state`, facts). Raises UserError if it does not fit this run's model."""
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), facts=ocp.args.JsonRestore())
+        try:
+            restored = self._manager.restore(step, args=args)
+        except (ValueError, KeyError, FileNotFoundError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(
+                f"the checkpoint of step {step} in {self._manager.directory} does not fit this run ({reason[:200]}); "
+                "resume with the same model and optimizer or start in another --workdir"
+            ) from None
+        return restored["state"], restored["facts"]
+
+    def close(self) -> None:
+        """Waits for a save under way."""
+        self._manager.wait_until_finished()
+        self._manager.close()

@@ -1,0 +1,157 @@
+"""Meshes, and the one table from logical axes to mesh axes.
+
+Every parameter and activation names logical axes ("embed", "heads", "batch", ...). `RULES` maps each of them to
+mesh axes; a config may replace single entries (`config.mesh.rules`). Placement of a whole state follows from shapes alone:
+abstract state -> shardings -> arrays created in place, so no host ever holds a model it cannot hold.
+
+Inside `use_mesh(mesh)` the functions here see mesh and rules; outside of it `constrain` does nothing, so the same model
+code runs on one device with no mesh at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from r1jax.core.errors import UserError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+Axes = tuple[str | None, ...]
+Rules = Mapping[str, str | tuple[str, ...] | None]
+
+RULES: Rules = {
+    # parameters
+    "embed": "fsdp",
+    "vocab": "tensor",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "head_dim": None,
+    "norm": None,
+    "layers": None,
+    # activations
+    "batch": ("data", "fsdp"),
+    "sequence": None,
+    "act_embed": None,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes; one of them may be -1 and takes the devices that are left. `rules` replaces table entries."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    rules: tuple[tuple[str, str], ...] = ()
+
+    def sizes(self) -> dict[str, int]:
+        """Axis name -> size as configured (-1 not yet resolved)."""
+        return {axis: getattr(self, axis) for axis in MESH_AXES}
+
+
+_rules: contextvars.ContextVar[Rules] = contextvars.ContextVar("rules", default=RULES)
+_mesh: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh", default=None)
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh over all devices. Raises UserError if the sizes do not multiply to the device count."""
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = config.sizes()
+    free = [axis for axis, size in sizes.items() if size == -1]
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+        raise UserError(f"config.mesh: sizes must be positive and at most one may be -1, got {sizes}")
+    if free:
+        sizes[free[0]] = max(1, len(devices) // fixed)
+    if math.prod(sizes.values()) != len(devices):
+        raise UserError(
+            f"config.mesh: the axes {sizes} make {math.prod(sizes.values())} devices but there are {len(devices)}; "
+            f"set one of config.mesh.{'/'.join(MESH_AXES)} to -1 or change the sizes"
+        )
+    shape = tuple(sizes[axis] for axis in MESH_AXES)
+    return Mesh(np.asarray(devices).reshape(shape), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+@contextlib.contextmanager
+def use_mesh(mesh: Mesh, rules: Rules | None = None) -> Iterator[Mesh]:
+    """Makes mesh and rules (entries over `RULES`) visible to `constrain`, `sharding` and jit for the body."""
+    mesh_token, rules_token = _mesh.set(mesh), _rules.set({**RULES, **(rules or {})})
+    try:
+        with jax.set_mesh(mesh):
+            yield mesh
+    finally:
+        _mesh.reset(mesh_token)
+        _rules.reset(rules_token)
+
+
+def current_mesh() -> Mesh | None:
+    """The mesh of the enclosing `use_mesh`, or None."""
+    return _mesh.get()
+
+
+def partition(axes: Axes, shape: Sequence[int], mesh: Mesh, *, name: str = "array") -> PartitionSpec:
+    """The PartitionSpec of an array of `shape` whose dimensions carry logical `axes`.
+
+    Raises UserError where a logical axis has no rule, where two dimensions ask for the same mesh axis, or where a
+    dimension does not divide.
+    """
+    if len(axes) != len(shape):
+        raise UserError(f"{name}: {len(axes)} axes {axes} for the shape {tuple(shape)}")
+    rules, used, spec = _rules.get(), set(), []
+    for axis, size in zip(axes, shape):
+        if axis is not None and axis not in rules:
+            raise UserError(f"{name}: no rule for the logical axis {axis!r}; add it to config.mesh.rules")
+        target = rules[axis] if axis is not None else None
+        wanted = () if target is None else (target,) if isinstance(target, str) else tuple(target)
+        mesh_axes = tuple(a for a in wanted if mesh.shape[a] > 1)
+        parts = math.prod(mesh.shape[a] for a in mesh_axes)
+        if clash := used & set(mesh_axes):
+            raise UserError(
+                f"{name}: {axes} asks for the mesh axis {sorted(clash)} twice; change config.mesh.rules for {axis!r}"
+            )
+        if size % parts:
+            raise UserError(
+                f"{name}: dimension {axis!r} of size {size} does not divide over the mesh axes "
+                f"{'x'.join(mesh_axes)} = {parts}; change config.mesh.{mesh_axes[0]} or config.mesh.rules"
+            )
+        used |= set(mesh_axes)
+        spec.append(mesh_axes if len(mesh_axes) > 1 else mesh_axes[0] if mesh_axes else None)
+    return PartitionSpec(*spec)
+
+
+def sharding(axes: Axes, shape: Sequence[int], *, name: str = "array") -> NamedSharding | None:
+    """The sharding under the current mesh, or None outside of `use_mesh`."""
+    mesh = current_mesh()
+    return None if mesh is None else NamedSharding(mesh, partition(axes, shape, mesh, name=name))
+
+
+def constrain(x: jax.Array, axes: Axes, *, name: str = "activation") -> jax.Array:
+    """Pins an activation to its logical axes; the identity outside of `use_mesh` or on one device."""
+    mesh = current_mesh()
+    if mesh is None or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, partition(axes, x.shape, mesh, name=name)))
+
+
+def replicated() -> NamedSharding | None:
+    """Every device holds the whole array; None outside of `use_mesh`."""
+    mesh = current_mesh()
+    return None if mesh is None else NamedSharding(mesh, PartitionSpec())
+
+
+def batch_parts() -> int:
+    """Into how many parts the batch axis is split under the current mesh."""
+    mesh = current_mesh()
+    if mesh is None:
+        return 1
+    target = _rules.get()["batch"] or ()
+    return math.prod(mesh.shape[a] for a in ((target,) if isinstance(target, str) else target))

@@ -1,0 +1,136 @@
+"""Packing completions into rows of one static shape, each prompt computed once for the completions beside it.
+
+A row is `prompt, completion, completion, ..., prompt, completion, ...`; a completion sees its prompt and itself
+(`segment_mask` in models/attention.py), at the positions it would have alone. What all prompts begin with (a template) is
+in no row: the model computes it once a batch and shows it to all rows. So rows are nearly full whatever the
+lengths are, one program is compiled, and the prompt's cost is shared. The logits that predict a token are those of its
+predecessor, which for the first token of every completion is the prompt's last position: hence an index per target.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+PADDING = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class RowShape:
+    """A row holds any prompt with `completions` completions of `completion_tokens` each, or more shorter ones.
+
+    prompt_tokens: of the longest prompt without the `prefix` tokens that all prompts begin with.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    completions: int
+    prefix: int = 0
+
+    @property
+    def targets(self) -> int:
+        """R, the positions with a loss."""
+        return self.completions * self.completion_tokens
+
+    @property
+    def length(self) -> int:
+        """T, the tokens fed."""
+        return self.prompt_tokens + self.targets
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedRows:
+    """All rows of an update. Fed: tokens, positions, segments, prefixes [B, T]. Targets: index of the predecessor, the target id,
+    and where it stands in the concatenation of all completions (PADDING: no target), [B, R]."""
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    segments: np.ndarray
+    prefixes: np.ndarray
+    index: np.ndarray
+    targets: np.ndarray
+    source: np.ndarray
+
+    def lay_out(self, flat: np.ndarray) -> np.ndarray:
+        """A value per completion token (concatenated) -> [B, R], 0 at padding."""
+        return np.where(self.source == PADDING, 0, flat[np.maximum(self.source, 0)]).astype(flat.dtype)
+
+
+@dataclasses.dataclass
+class _Row:
+    """A row being filled: pieces (segment, prefix, first position, ids), targets (index, id, source)."""
+
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    positions: list[int] = dataclasses.field(default_factory=list)
+    segments: list[int] = dataclasses.field(default_factory=list)
+    prefixes: list[int] = dataclasses.field(default_factory=list)
+    targets: list[tuple[int, int, int]] = dataclasses.field(default_factory=list)
+    segment: int = 0
+    prompt: int = PADDING
+    prompt_segment: int = 0
+    prompt_end: int = 0
+
+    def add(self, ids: Sequence[int], start: int, prefix: int) -> int:
+        self.segment += 1
+        self.tokens += ids
+        self.positions += range(start, start + len(ids))
+        self.segments += [self.segment] * len(ids)
+        self.prefixes += [prefix] * len(ids)
+        return self.segment
+
+
+def pack_completions(
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    owners: Sequence[int],
+    shape: RowShape,
+    *,
+    multiple: int = 1,
+    skip: Sequence[bool] | None = None,
+) -> PackedRows:
+    """Rows for `completions`; `owners[i]` is the prompt of completion i, completions of one prompt standing together.
+
+    multiple: the number of rows is rounded up to it with empty rows. skip: completions to leave out (no row holds
+    them; `source` still counts their tokens). Raises ValueError for a sequence beyond the shape.
+    """
+    rows = [_Row()]
+    offset = 0
+    for i, completion in enumerate(completions):
+        start, offset = offset, offset + len(completion)
+        if skip is not None and skip[i]:
+            continue
+        prompt = prompts[owners[i]][shape.prefix :]
+        if len(prompt) > shape.prompt_tokens or not 0 < len(completion) <= shape.completion_tokens:
+            raise ValueError(f"prompt of {len(prompt)} and completion of {len(completion)} tokens do not fit {shape}")
+        row = rows[-1]
+        fed = len(completion) - 1 + (0 if row.prompt == owners[i] else len(prompt))
+        if len(row.tokens) + fed > shape.length or len(row.targets) + len(completion) > shape.targets:
+            rows.append(row := _Row())
+        if row.prompt != owners[i]:
+            row.prompt_segment = row.add(list(prompt), shape.prefix, 0)
+            row.prompt, row.prompt_end = owners[i], len(row.tokens) - 1
+        before = [row.prompt_end, *range(len(row.tokens), len(row.tokens) + len(completion) - 1)]
+        row.add(list(completion[:-1]), shape.prefix + len(prompt), row.prompt_segment)
+        row.targets += zip(before, completion, range(start, offset))
+    count = -(-len(rows) // multiple) * multiple
+    return _to_arrays(rows + [_Row() for _ in range(count - len(rows))], shape)
+
+
+def _to_arrays(rows: list[_Row], shape: RowShape) -> PackedRows:
+    def fill(values: list[list[int]], width: int, padding: int = 0) -> np.ndarray:
+        out = np.full((len(values), width), padding, np.int32)
+        for line, value in zip(out, values):
+            line[: len(value)] = value
+        return out
+
+    fed = {name: fill([getattr(r, name) for r in rows], shape.length) for name in _FED}
+    columns = [[list(column) for column in zip(*r.targets)] or [[], [], []] for r in rows]
+    index, targets, source = (
+        fill([c[i] for c in columns], shape.targets, padding) for i, padding in enumerate((0, 0, PADDING))
+    )
+    return PackedRows(**fed, index=index, targets=targets, source=source)
+
+
+_FED = ("tokens", "positions", "segments", "prefixes")

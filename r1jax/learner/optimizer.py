@@ -1,0 +1,66 @@
+"""AdamW with a schedule and clipping by global norm, from optax.
+
+Decay leaves norms alone (they are one-dimensional a layer). The schedule counts updates.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import optax
+
+from r1jax.core.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """`schedule` runs over all updates of the run after `warmup_updates` linear ones; cosine and linear end at
+    `final_share` of the peak `learning_rate`."""
+
+    learning_rate: float = 1e-6
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warmup_updates: int = 0
+    final_share: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.99
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+
+
+def make_schedule(config: OptimizerConfig, total_updates: int) -> optax.Schedule:
+    """Update number -> learning rate."""
+    if config.learning_rate < 0 or config.warmup_updates < 0:
+        raise UserError("config.optimizer: learning_rate and warmup_updates must not be negative")
+    peak, rest = config.learning_rate, max(1, total_updates - config.warmup_updates)
+    after = {
+        "constant": optax.constant_schedule(peak),
+        "cosine": optax.cosine_decay_schedule(peak, rest, alpha=config.final_share),
+        "linear": optax.linear_schedule(peak, peak * config.final_share, rest),
+    }[config.schedule]
+    if not config.warmup_updates:
+        return after
+    warmup = optax.linear_schedule(peak / config.warmup_updates, peak, config.warmup_updates - 1)
+    return optax.join_schedules([warmup, after], [config.warmup_updates])
+
+
+def make_optimizer(config: OptimizerConfig, total_updates: int) -> optax.GradientTransformation:
+    """The whole chain: clip, AdamW."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm > 0 else optax.identity(),
+        optax.adamw(
+            make_schedule(config, total_updates),
+            b1=config.beta1,
+            b2=config.beta2,
+            eps=config.epsilon,
+            weight_decay=config.weight_decay,
+            mask=decay_mask,
+        ),
+    )
+
+
+def decay_mask(params: Any) -> Any:
+    """True for the parameters that weight decay touches: all but norm scales."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: getattr(path[-1], "key", None) != "scale", params)

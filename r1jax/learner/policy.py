@@ -1,0 +1,102 @@
+"""The policy's programs: the GRPO loss over packed rows, and log-probs of the same rows for old and reference policies.
+
+A batch is a dict of arrays: tokens, positions, segments, prefixes [B, T]; index, targets, weights, advantages,
+sampler_logprobs, and where they are needed old_logprobs, reference_logprobs [B, R] (see data/packing.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from r1jax.learner.step import LossFn
+from r1jax.losses.logprobs import gather_positions, token_logprobs
+from r1jax.losses.policy import PolicyLossConfig, policy_loss
+from r1jax.models.transformer import Params, merge
+
+Batch = dict[str, jax.Array]
+RATIO_LIMIT = 20.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """How log-probs are computed: the sampler's temperature, positions whose logits exist at once (0: all), and the ids
+    that all prompts begin with, which rows leave out."""
+
+    temperature: float = 1.0
+    chunk: int = 0
+    prefix: tuple[int, ...] = ()
+
+
+def score_rows(graph: nnx.GraphDef, params: Params, batch: Batch, scoring: Scoring) -> tuple[jax.Array, jax.Array]:
+    """(log-probs, entropy) [B, R] of the targets of packed rows; padding targets give numbers without meaning."""
+    model = merge(graph, params)
+    prefix = model.prefix(jnp.asarray(scoring.prefix, jnp.int32)) if scoring.prefix else None
+    hidden_BTD, _ = model.hidden(
+        batch["tokens"],
+        positions=batch["positions"],
+        segment_ids=batch["segments"],
+        prefix_ids=batch["prefixes"],
+        prefix=prefix,
+    )
+    hidden_BRD = gather_positions(hidden_BTD, batch["index"])
+    return token_logprobs(
+        hidden_BRD, batch["targets"], model.unembed, temperature=scoring.temperature, chunk=scoring.chunk
+    )
+
+
+def make_loss(graph: nnx.GraphDef, config: PolicyLossConfig, scoring: Scoring, *, on_policy: bool) -> LossFn:
+    """The GRPO loss of a micro-batch. `on_policy`: one update a step, so the old log-probs are the stopped new ones."""
+
+    def loss_fn(params: Params, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        logprobs, entropy = score_rows(graph, params, batch, scoring)
+        old = jax.lax.stop_gradient(logprobs) if on_policy else batch["old_logprobs"]
+        loss, sums = policy_loss(
+            logprobs,
+            old,
+            batch["advantages"],
+            batch["weights"],
+            config,
+            reference_logprobs=batch.get("reference_logprobs"),
+        )
+        measured = batch.get("old_logprobs", jax.lax.stop_gradient(logprobs))
+        return loss, {**sums, **_compare(measured, batch, jax.lax.stop_gradient(entropy))}
+
+    return loss_fn
+
+
+def _compare(logprobs: jax.Array, batch: Batch, entropy: jax.Array) -> dict[str, jax.Array]:
+    """How far the trainer's log-probs are from the sampler's, for the same weights: the first alarm of a mismatch."""
+    inside = batch["weights"] > 0
+    gap = jnp.where(inside, logprobs - batch["sampler_logprobs"], 0.0)
+    ratio = jnp.exp(jnp.clip(gap, -RATIO_LIMIT, RATIO_LIMIT))
+    return {
+        "tokens": inside.sum(),
+        "entropy": (entropy * inside).sum(),
+        "difference/sum": jnp.abs(gap).sum(),
+        "difference/max": jnp.abs(gap).max(),
+        "ratio/sum": (ratio * inside).sum(),
+        "ratio/min": jnp.where(inside, ratio, jnp.inf).min(),
+        "ratio/max": jnp.where(inside, ratio, -jnp.inf).max(),
+    }
+
+
+def summarize(sums: list[dict[str, Any]]) -> dict[str, float]:
+    """Metrics of a step from the sums of all its micro-batches."""
+    table = {key: np.array([float(row[key]) for row in sums]) for key in sums[0]}
+    tokens = max(table["tokens"].sum(), 1.0)
+    metrics = {
+        "entropy": table["entropy"].sum() / tokens,
+        "sampling/sampling_logp_difference/mean": table["difference/sum"].sum() / tokens,
+        "sampling/sampling_logp_difference/max": table["difference/max"].max(),
+        "sampling/importance_sampling_ratio/min": table["ratio/min"].min(),
+        "sampling/importance_sampling_ratio/mean": table["ratio/sum"].sum() / tokens,
+        "sampling/importance_sampling_ratio/max": table["ratio/max"].max(),
+    }
+    means = [key for key in table if key == "kl" or key.startswith("clip_ratio/")]
+    return metrics | {key: table[key].sum() / tokens for key in means}

@@ -1,0 +1,68 @@
+"""What training changes: parameters, optimizer moments, the count of updates. Made shape-first and placed by its axes.
+
+Moments have the shape of the parameter they belong to and take its placement: a moment's path ends in its parameter's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from r1jax.core.sharding import replicated, sharding
+from r1jax.models.transformer import Params
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class TrainState:
+    """params and opt_state are pytrees of arrays; updates is an int32 scalar."""
+
+    params: Params
+    opt_state: Any
+    updates: jax.Array
+
+
+def init_state(params: Params, axes: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state around loaded parameters; moments are created in place, each where its parameter lies."""
+
+    def make(params: Params) -> tuple[Any, jax.Array]:
+        return optimizer.init(params), jnp.zeros((), jnp.int32)
+
+    shapes = jax.eval_shape(make, params)
+    opt_state, updates = jax.jit(make, out_shardings=_place(shapes, axes))(params)
+    return TrainState(params, opt_state, updates)
+
+
+def abstract_state(params: Params, axes: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """Shapes with shardings of the whole state; no arrays are made."""
+
+    def make(params: Params) -> TrainState:
+        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+    shapes = jax.eval_shape(make, params)
+    with_place = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)  # noqa: E731
+    if (places := _place(shapes, axes)) is None:
+        return shapes
+    return jax.tree.map(with_place, shapes, places)
+
+
+def _place(shapes: Any, axes: Params) -> Any:
+    """A sharding for every leaf: that of the parameter whose path its own path ends in, else replicated; None without a mesh."""
+    everywhere = replicated()
+    if everywhere is None:
+        return None
+    flat = jax.tree_util.tree_flatten_with_path(axes, is_leaf=lambda x: isinstance(x, tuple))[0]
+    by_path = {tuple(map(str, path)): value for path, value in flat}
+
+    def place(path: tuple, leaf: Any) -> Any:
+        keys = tuple(map(str, path))
+        for start in range(len(keys)):
+            if (found := by_path.get(keys[start:])) is not None and len(found) == leaf.ndim:
+                return sharding(found, leaf.shape, name=".".join(keys))
+        return everywhere
+
+    return jax.tree_util.tree_map_with_path(place, shapes)

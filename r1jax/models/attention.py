@@ -1,0 +1,166 @@
+"""Grouped-query attention (Ainslie et al. 2023), with and without a cache, and the masks.
+
+Queries of one kv head are gathered into rows, so scores are one batched matmul a kv head: the form XLA runs well on CPU, GPU
+and TPU alike. Softmax in float32. A row that may see nothing (padding) gets some finite mean, never NaN; nobody reads it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from r1jax.core.sharding import constrain
+from r1jax.models.cache import append
+from r1jax.models.layers import Dtypes, Linear, rotate
+
+NEGATIVE = -1e30
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Context:
+    """What all layers of one forward pass share: rotary tables, the mask as a bias [B, T, S], the cache column written (or None)."""
+
+    rope: tuple[jax.Array, jax.Array]
+    bias_BTS: jax.Array
+    column: jax.Array | None = None
+
+
+def mask_bias(mask_BTS: jax.Array) -> jax.Array:
+    """0 where a query may see a key, hugely negative elsewhere; float32."""
+    return jnp.where(mask_BTS, 0.0, NEGATIVE).astype(jnp.float32)
+
+
+def segment_mask(segments_BT: jax.Array, prefixes_BT: jax.Array | None = None) -> jax.Array:
+    """Causal mask [B, T, T] of packed rows: a token sees earlier tokens of its own segment and of the segment it continues.
+
+    Segment 0 is padding. `prefixes` names, per token, the segment whose tokens come before it (0: none): several
+    completions in a row share one prompt that way.
+    """
+    length = segments_BT.shape[1]
+    causal = jnp.tril(jnp.ones((length, length), bool))
+    keys, queries = segments_BT[:, None, :], segments_BT[:, :, None]
+    same = keys == queries
+    if prefixes_BT is not None:
+        same |= keys == prefixes_BT[:, :, None]
+    return causal & same & (keys != 0)
+
+
+def attend(
+    q_BTNH: jax.Array,
+    k_BKSH: jax.Array,
+    v_BKSH: jax.Array,
+    bias_BTS: jax.Array,
+    prefix: dict | None = None,
+    *,
+    decoding: bool = False,
+) -> jax.Array:
+    """softmax(q k / sqrt(H) + bias) v with N / K query heads a kv head -> [B, T, N, H].
+
+    prefix: {"k", "v"} [1, K, P, H] that all rows see before their own. `decoding` (many short rows, no gradient) holds it
+    once for all of them; else it is put before the keys of each row.
+    """
+    B, T, N, H = q_BTNH.shape
+    K = k_BKSH.shape[1]
+    q_BKMH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4).reshape(B, K, (N // K) * T, H)
+    if prefix is None:
+        out = _attend(q_BKMH, k_BKSH, v_BKSH, bias_BTS)
+    elif decoding:
+        out = _attend_prefixed(q_BKMH, k_BKSH, v_BKSH, bias_BTS, prefix["k"][0], prefix["v"][0])
+    else:
+        before = lambda x, y: jnp.concatenate([jnp.broadcast_to(x, (B, *x.shape[1:])), y], axis=2)  # noqa: E731
+        bias_BTS = jnp.pad(bias_BTS, ((0, 0), (0, 0), (prefix["k"].shape[2], 0)))
+        out = _attend(q_BKMH, before(prefix["k"], k_BKSH), before(prefix["v"], v_BKSH), bias_BTS)
+    return out.reshape(B, K, N // K, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+
+
+@jax.custom_vjp
+def _attend(q_BKMH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, bias_BTS: jax.Array) -> jax.Array:
+    """Attention with M = (N / K) * T query rows a kv head; the backward pass keeps the weights and is written out."""
+    return _attend_forward(q_BKMH, k_BKSH, v_BKSH, bias_BTS)[0]
+
+
+def _attend_forward(q: jax.Array, k: jax.Array, v: jax.Array, bias_BTS: jax.Array) -> tuple[jax.Array, tuple]:
+    B, K, M, H = q.shape
+    T, S = bias_BTS.shape[1:]
+    scores = jnp.einsum("BKMH,BKSH->BKMS", q, k, preferred_element_type=jnp.float32) / math.sqrt(H)
+    scores = scores.reshape(B, K, M // T, T, S) + bias_BTS[:, None, None]
+    powers = jnp.exp(scores - scores.max(-1, keepdims=True))
+    weights = (powers / powers.sum(-1, keepdims=True)).reshape(B, K, M, S).astype(v.dtype)
+    out = jnp.einsum("BKMS,BKSH->BKMH", weights, v)
+    return out, (q, k, v, weights, out)
+
+
+def _attend_backward(saved: tuple, grad: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+    q, k, v, weights, out = saved
+    grad_v = jnp.einsum("BKMS,BKMH->BKSH", weights, grad)
+    grad_weights = jnp.einsum("BKMH,BKSH->BKMS", grad, v, preferred_element_type=jnp.float32)
+    mean = (grad.astype(jnp.float32) * out).sum(-1, keepdims=True)
+    grad_scores = (weights * (grad_weights - mean) / math.sqrt(q.shape[-1])).astype(q.dtype)
+    grad_q = jnp.einsum("BKMS,BKSH->BKMH", grad_scores, k)
+    return grad_q, jnp.einsum("BKMS,BKMH->BKSH", grad_scores, q), grad_v, None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _attend_prefixed(
+    q: jax.Array, k: jax.Array, v: jax.Array, bias_BTS: jax.Array, prefix_k_KPH: jax.Array, prefix_v_KPH: jax.Array
+) -> jax.Array:
+    """As `_attend`, over prefix and own keys in one softmax; all rows meet the prefix in one matrix product a head."""
+    B, K, M, H = q.shape
+    T, S = bias_BTS.shape[1:]
+    own = jnp.einsum("BKMH,BKSH->BKMS", q, k, preferred_element_type=jnp.float32) / math.sqrt(H)
+    own = (own.reshape(B, K, M // T, T, S) + bias_BTS[:, None, None]).reshape(B, K, M, S)
+    q_KRH = q.transpose(1, 0, 2, 3).reshape(K, B * M, H)
+    shared = jnp.einsum("KRH,KPH->KRP", q_KRH, prefix_k_KPH, preferred_element_type=jnp.float32) / math.sqrt(H)
+    split = lambda x: x.reshape(K, B, M, -1).transpose(1, 0, 2, 3)  # noqa: E731
+    peak = jnp.maximum(own.max(-1, keepdims=True), split(shared.max(-1, keepdims=True)))
+    own = jnp.exp(own - peak)
+    shared = jnp.exp(shared - peak.transpose(1, 0, 2, 3).reshape(K, B * M, 1))
+    total = own.sum(-1, keepdims=True) + split(shared.sum(-1, keepdims=True))
+    out = jnp.einsum("BKMS,BKSH->BKMH", own.astype(v.dtype), v)
+    out = out + split(jnp.einsum("KRP,KPH->KRH", shared.astype(v.dtype), prefix_v_KPH))
+    return (out / total).astype(v.dtype)
+
+
+class Attention(nnx.Module):
+    """Grouped-query self-attention with rotary positions.
+
+    Its cache: {"k": [B, K, S, H], "v": [B, K, S, H]}; a prefix is the same for one row, seen by all.
+    """
+
+    def __init__(
+        self, width: int, heads: int, kv_heads: int, head_dim: int, *, dtypes: Dtypes, rngs: nnx.Rngs, std: float
+    ):
+        self.kv_heads, self.head_dim, self.dtype = kv_heads, head_dim, dtypes.compute
+        shared = dict(dtypes=dtypes, rngs=rngs, std=std)
+        kv_axes = ("embed", "kv_heads", "head_dim")
+        self.query = Linear((width,), (heads, head_dim), ("embed", "heads", "head_dim"), **shared)
+        self.key = Linear((width,), (kv_heads, head_dim), kv_axes, **shared)
+        self.value = Linear((width,), (kv_heads, head_dim), kv_axes, **shared)
+        self.out = Linear((heads, head_dim), (width,), ("heads", "head_dim", "embed"), **shared)
+
+    def init_cache(self, rows: int, columns: int) -> dict[str, jax.Array]:
+        """An empty cache of `rows` sequences of `columns` positions."""
+        shape = (rows, self.kv_heads, columns, self.head_dim)
+        axes = ("batch", "kv_heads", None, None)
+        return {name: constrain(jnp.zeros(shape, self.dtype), axes, name="cache") for name in ("k", "v")}
+
+    def __call__(
+        self, x_BTD: jax.Array, context: Context, cache: dict | None, prefix: dict | None
+    ) -> tuple[jax.Array, dict | None]:
+        axes = ("batch", "sequence", "heads", None)
+        q_BTNH = constrain(rotate(self.query(x_BTD), context.rope), axes, name="query")
+        k_BKSH = rotate(self.key(x_BTD), context.rope).transpose(0, 2, 1, 3)
+        v_BKSH = self.value(x_BTD).transpose(0, 2, 1, 3)
+        if cache is not None:
+            k_BKSH = append(cache["k"], k_BKSH, context.column, axis=2)
+            v_BKSH = append(cache["v"], v_BKSH, context.column, axis=2)
+            cache = {"k": k_BKSH, "v": v_BKSH}
+        out_BTNH = attend(q_BTNH, k_BKSH, v_BKSH, context.bias_BTS, prefix, decoding=cache is not None)
+        return self.out(constrain(out_BTNH, axes, name="attention")), cache

@@ -1,0 +1,172 @@
+"""The small parts every family is made of: linear maps, RMSNorm, rotary positions, embedding, gated MLP.
+
+A weight is born on one line with its shape, logical axes and initializer (`weight`), so placement is read where the weight
+is made. Kernels are stored [in..., out...], the form XLA multiplies fastest; `models/hf.py` turns files into it.
+Norms and rotary tables are computed in float32 whatever the compute dtype.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from r1jax.core.sharding import Axes, constrain
+
+
+@dataclasses.dataclass(frozen=True)
+class Dtypes:
+    """`param` is how weights are stored, `compute` how they are multiplied."""
+
+    param: str = "float32"
+    compute: str = "float32"
+
+
+def weight(rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes, dtypes: Dtypes, *, std: float | None) -> nnx.Param:
+    """A parameter with its logical axes: normal with `std`, or ones where `std` is None."""
+    dtype = jnp.dtype(dtypes.param)
+    value = jnp.ones(shape, dtype) if std is None else std * jax.random.normal(rngs.params(), shape, dtype)
+    return nnx.Param(value.astype(dtype), axes=axes)
+
+
+@jax.custom_vjp
+def multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x [..., in] @ kernel [in, out] -> [..., out].
+
+    The backward pass is written out because the transposition that autodiff leaves behind makes XLA:CPU compute whatever
+    feeds this product in a transposed layout, several times slower.
+    """
+    return x @ kernel
+
+
+def _multiply_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return x @ kernel, (x, kernel)
+
+
+def _multiply_backward(saved: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    rows, grad_rows = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+    return (grad_rows @ kernel.T).reshape(x.shape), rows.T @ grad_rows
+
+
+multiply.defvjp(_multiply_forward, _multiply_backward)
+
+
+class Linear(nnx.Module):
+    """x[B, T, in...] -> [B, T, out...] without bias; `kernel` is [in..., out...].
+
+    One plain matrix product: XLA:CPU copies the kernel of an einsum that contracts two axes at once.
+    """
+
+    def __init__(
+        self,
+        inputs: tuple[int, ...],
+        outputs: tuple[int, ...],
+        axes: Axes,
+        *,
+        dtypes: Dtypes,
+        rngs: nnx.Rngs,
+        std: float,
+    ):
+        self.inputs, self.outputs, self.compute = inputs, outputs, dtypes.compute
+        self.kernel = weight(rngs, (*inputs, *outputs), axes, dtypes, std=std)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        rows, width = x.shape[: x.ndim - len(self.inputs)], math.prod(self.inputs)
+        kernel = self.kernel[...].astype(self.compute).reshape(width, math.prod(self.outputs))
+        return multiply(x.reshape(*rows, width).astype(self.compute), kernel).reshape(*rows, *self.outputs)
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) * scale over the last axis, in float32 (Zhang and Sennrich 2019)."""
+
+    def __init__(self, width: int, *, epsilon: float, dtypes: Dtypes, rngs: nnx.Rngs):
+        self.epsilon, self.compute = epsilon, dtypes.compute
+        self.scale = weight(rngs, (width,), ("norm",), dtypes, std=None)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
+        return (x * self.scale[...].astype(jnp.float32)).astype(self.compute)
+
+
+class Embedding(nnx.Module):
+    """Token ids -> rows of the table; `attend` is the tied output head."""
+
+    def __init__(self, vocab_size: int, width: int, *, dtypes: Dtypes, rngs: nnx.Rngs, std: float):
+        self.compute = dtypes.compute
+        self.embedding = weight(rngs, (vocab_size, width), ("vocab", "embed"), dtypes, std=std)
+
+    def __call__(self, tokens_BT: jax.Array) -> jax.Array:
+        return jnp.take(self.embedding[...], tokens_BT, axis=0).astype(self.compute)
+
+    def attend(self, x: jax.Array) -> jax.Array:
+        """Hidden [..., D] -> float32 logits [..., V]."""
+        table_VD = self.embedding[...].astype(self.compute)
+        return jnp.einsum("...D,VD->...V", x.astype(self.compute), table_VD, preferred_element_type=jnp.float32)
+
+
+class Head(nnx.Module):
+    """An output head of its own: hidden [..., D] -> float32 logits [..., V]."""
+
+    def __init__(self, width: int, vocab_size: int, *, dtypes: Dtypes, rngs: nnx.Rngs, std: float):
+        self.compute = dtypes.compute
+        self.kernel = weight(rngs, (width, vocab_size), ("embed", "vocab"), dtypes, std=std)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel_DV = self.kernel[...].astype(self.compute)
+        return jnp.einsum("...D,DV->...V", x.astype(self.compute), kernel_DV, preferred_element_type=jnp.float32)
+
+
+class GatedMLP(nnx.Module):
+    """down(silu(gate(x)) * up(x)) (SwiGLU, Shazeer 2020)."""
+
+    def __init__(self, width: int, hidden: int, *, dtypes: Dtypes, rngs: nnx.Rngs, std: float):
+        shared = dict(dtypes=dtypes, rngs=rngs, std=std)
+        self.gate = Linear((width,), (hidden,), ("embed", "mlp"), **shared)
+        self.up = Linear((width,), (hidden,), ("embed", "mlp"), **shared)
+        self.down = Linear((hidden,), (width,), ("mlp", "embed"), **shared)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        hidden_BTF = constrain(jax.nn.silu(self.gate(x_BTD)) * self.up(x_BTD), ("batch", "sequence", "mlp"))
+        return self.down(hidden_BTF)
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3.1's frequency scaling ("llama3"), or the plain linear one (all frequencies over `factor`)."""
+
+    kind: str = "llama3"
+    factor: float = 8.0
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_positions: int = 8192
+
+
+def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> jax.Array:
+    """Angular frequencies [H/2] in radians a position (Su et al. 2021), with Llama 3.1's long-context scaling."""
+    frequencies = theta ** -(jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    if scaling is None:
+        return frequencies
+    if scaling.kind == "linear":
+        return frequencies / scaling.factor
+    wavelength = 2 * math.pi / frequencies
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    smooth = jnp.clip((scaling.original_positions / wavelength - low) / (high - low), 0.0, 1.0)
+    return (1 - smooth) * frequencies / scaling.factor + smooth * frequencies
+
+
+def rope_tables(positions_BT: jax.Array, frequencies: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """cos and sin [B, T, 1, H/2], made once a forward pass and shared by all layers."""
+    angles = positions_BT[..., None, None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x_BTNH: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotary embedding in the half-split layout of the Hugging Face files: pairs are (i, i + H/2)."""
+    cos, sin = tables
+    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BTNH.dtype)

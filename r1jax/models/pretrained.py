@@ -1,0 +1,115 @@
+"""A model by path: a Hugging Face folder, a .gguf file, or a hub name (through huggingface_hub and its cache).
+
+The family is the file of this folder that `model_type` names, so a new family is one new file and no edit here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pathlib
+from typing import Any
+
+from flax import nnx
+from jax.sharding import Mesh
+
+from r1jax.core.errors import UserError
+from r1jax.core.sharding import current_mesh, use_mesh
+from r1jax.core.tensorfiles import open_tensors
+from r1jax.models.gguf import GGUFModel
+from r1jax.models.hf import load_weights
+from r1jax.models.layers import Dtypes
+from r1jax.models.transformer import Transformer
+from r1jax.text.tokenizer import Tokenizer
+
+
+def load_pretrained(
+    path: str | pathlib.Path,
+    *,
+    dtype: str = "float32",
+    mesh: Mesh | None = None,
+    hub: str = "",
+    fetch: str = "",
+    **options: Any,
+) -> tuple[Transformer, Tokenizer | None]:
+    """(model, tokenizer) from MODEL; the tokenizer is None where the folder holds none.
+
+    dtype: of parameters and computation; `options` may name `dtypes` (both apart), `scan_layers` and `remat`.
+    mesh: where the weights go (default: the enclosing `use_mesh`, else the first device).
+    hub: a hub name to take where `path` is absent; fetch: the command that gets `path`, for the message.
+    Raises UserError, naming file and tensor, for anything missing, cut off or unknown.
+    """
+    if mesh is not None and mesh is not current_mesh():
+        with use_mesh(mesh):
+            return load_pretrained(path, dtype=dtype, hub=hub, fetch=fetch, **options)
+    path = find_model(path, hub, fetch)
+    tensors = open_tensors(path)
+    source: Any = GGUFModel(tensors) if path.suffix == ".gguf" else tensors
+    hf = source.config() if path.suffix == ".gguf" else _read_json(path / "config.json")
+    family = find_family(hf, path)
+    try:
+        config = family.from_hf(hf)
+    except KeyError as error:
+        raise UserError(f"{path}: config.json lacks the key {error}") from None
+    dtypes = options.pop("dtypes", Dtypes(dtype, dtype))
+    names = dict(family.HF_NAMES)
+    model = load_weights(
+        lambda: family.build(config, rngs=nnx.Rngs(0), dtypes=dtypes, **options), names, source
+    )
+    return model, load_tokenizer(path)
+
+
+def load_tokenizer(path: pathlib.Path) -> Tokenizer | None:
+    """The tokenizer beside the weights, or None."""
+    return Tokenizer.from_path(path)
+
+
+def find_model(path: str | pathlib.Path, hub: str = "", fetch: str = "") -> pathlib.Path:
+    """The local folder or file of MODEL, or of the hub name `hub` where it is absent, fetched if need be.
+
+    Raises UserError if there is none, naming the command `fetch` that gets it, if one is known.
+    """
+    local, text = pathlib.Path(path), str(path)
+    if local.exists():
+        return local
+    cure = f"; `{fetch}` fetches it" if fetch else ""
+    is_name = text.count("/") == 1 and not text.startswith((".", "/", "~")) and local.suffix != ".gguf"
+    name = hub or (text if is_name else "")
+    if not name:
+        raise UserError(f"no such model file or folder: {text}{cure}")
+    try:
+        return _download(name)
+    except Exception as error:  # the hub's errors have no common base; each of them means: not to be had
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        missing = f"no model at {text}, and " if hub else ""
+        raise UserError(f"{missing}{name} cannot be had from the hub ({reason}){cure}") from None
+
+
+def _download(name: str) -> pathlib.Path:
+    """A hub name's folder in the local cache; what is there already is not asked for again."""
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+    try:
+        return pathlib.Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
+    except FileNotFoundError:  # LocalEntryNotFoundError: not in the cache
+        return pathlib.Path(snapshot_download(name, allow_patterns=patterns))
+
+
+def find_family(hf: dict[str, Any], path: Any) -> Any:
+    """The module of this folder that `model_type` names."""
+    kind = str(hf.get("model_type", "")).lower()
+    folder = pathlib.Path(__file__).parent
+    known = sorted(f.stem for f in folder.glob("*.py") if "HF_NAMES: Names" in f.read_text(encoding="utf-8"))
+    if kind not in known:
+        raise UserError(f"{path}: model_type {kind!r} is not known here; known: {', '.join(known)}")
+    return importlib.import_module(f"r1jax.models.{kind}")
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path.parent}: not a model folder, {path.name} is missing") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error})") from None

@@ -1,0 +1,96 @@
+"""One token from logits, by inverse CDF, with its log-prob.
+
+The log-prob is that of the distribution after temperature and before top-k / top-p / min-p, which is what a trainer can
+recompute. Noise is one uniform number a row (seed, step), so a request's tokens do not depend on the batch around it;
+Gumbel noise over the vocabulary would cost more than the head on CPU. The filters cut at a value: tokens that tie with the
+last one kept are kept too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+_BLOCK = 256
+_WINDOW = 512
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Knobs:
+    """Sampling parameters of each row, as arrays [B]; see `structs.Sampling`."""
+
+    temperature: jax.Array
+    top_k: jax.Array
+    top_p: jax.Array
+    min_p: jax.Array
+
+
+def sample(
+    logits_BV: jax.Array, uniform_B: jax.Array, knobs: Knobs, *, filtered: bool
+) -> tuple[jax.Array, jax.Array]:
+    """(token [B] int32, log-prob [B] float32). `filtered` (static) compiles the top-k / top-p / min-p path."""
+    greedy = knobs.temperature <= 0
+    scaled_BV = logits_BV / jnp.where(greedy, 1.0, knobs.temperature)[:, None]
+    peak_B = scaled_BV.max(-1)
+    log_total_B = peak_B + jnp.log(jnp.exp(scaled_BV - peak_B[:, None]).sum(-1))
+    candidates_BV = scaled_BV
+    if filtered:
+        cutoff_B = _cutoff(scaled_BV, log_total_B, peak_B, knobs)
+        candidates_BV = jnp.where(scaled_BV >= cutoff_B[:, None], scaled_BV, -jnp.inf)
+    drawn_B = _invert(candidates_BV, peak_B, uniform_B)
+    token_B = jnp.where(greedy, jnp.argmax(logits_BV, -1).astype(jnp.int32), drawn_B)
+    chosen_B = jnp.take_along_axis(scaled_BV, token_B[:, None], axis=-1)[:, 0]
+    return token_B, chosen_B - log_total_B
+
+
+def _invert(scaled_BV: jax.Array, peak_B: jax.Array, uniform_B: jax.Array) -> jax.Array:
+    """The first token whose cumulative mass exceeds uniform * total; in two levels, so that no [B, V] array is stored."""
+    B, V = scaled_BV.shape
+    blocks = -(-V // _BLOCK)
+    padded = jnp.pad(scaled_BV, ((0, 0), (0, blocks * _BLOCK - V)), constant_values=-jnp.inf)
+    scaled = padded.reshape(B, blocks, _BLOCK)
+    mass = jnp.exp(scaled - peak_B[:, None, None]).sum(-1)
+    target = uniform_B * mass.sum(-1)
+    block, before = _search(mass, target)
+    inside = jnp.take_along_axis(scaled, block[:, None, None], axis=1)[:, 0]
+    offset, _ = _search(jnp.exp(inside - peak_B[:, None]), target - before)
+    return (block * _BLOCK + offset).astype(jnp.int32)
+
+
+def _search(mass: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(first index whose cumulative mass exceeds the target, mass before it); rounding never leads past the last mass."""
+    cumulative = jnp.cumsum(mass, -1)
+    last = mass.shape[-1] - 1 - jnp.argmax(mass[:, ::-1] > 0, -1)
+    index = jnp.minimum((cumulative <= target[:, None]).sum(-1), last)
+    take = lambda x: jnp.take_along_axis(x, index[:, None], axis=-1)[:, 0]  # noqa: E731
+    return index, take(cumulative) - take(mass)
+
+
+def _cutoff(scaled_BV: jax.Array, log_total_B: jax.Array, peak_B: jax.Array, knobs: Knobs) -> jax.Array:
+    """The smallest scaled logit that stays after top-k, then top-p of what is left, then min-p.
+
+    Sorting the vocabulary is slow, so a window of the largest is tried first; the whole is sorted only where a row needs it.
+    """
+    V = scaled_BV.shape[-1]
+    on_k = knobs.top_k > 0
+
+    def cut(size: int) -> tuple[jax.Array, jax.Array]:
+        values = jax.lax.top_k(scaled_BV, size)[0]
+        kept = ~on_k[:, None] | (jnp.arange(size) < knobs.top_k[:, None])
+        mass = jnp.where(kept, jnp.exp(values - log_total_B[:, None]), 0.0)
+        total = jnp.where(on_k, mass.sum(-1), 1.0)
+        cumulative = jnp.cumsum(mass, -1)
+        keep = kept & (cumulative - mass < (knobs.top_p * total)[:, None])
+        keep |= jnp.arange(size) == 0
+        needs_all = jnp.where(on_k, knobs.top_k > size, (knobs.top_p < 1) & (cumulative[:, -1] < knobs.top_p))
+        open_end = ~on_k & (knobs.top_p >= 1)
+        return jnp.where(open_end, -jnp.inf, jnp.where(keep, values, jnp.inf).min(-1)), needs_all.any()
+
+    small, needs_all = cut(min(V, _WINDOW))
+    if V > _WINDOW:
+        small = jax.lax.cond(needs_all, lambda: cut(V)[0], lambda: small)
+    floor = jnp.where(knobs.min_p > 0, peak_B + jnp.log(jnp.maximum(knobs.min_p, 1e-30)), -jnp.inf)
+    return jnp.maximum(small, floor)

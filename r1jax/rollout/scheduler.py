@@ -1,0 +1,102 @@
+"""The host side of the engine: which request sits in which slot.
+
+Requests are grouped by prompt, so that each prompt is prefilled once and its whole group starts from that. Order of prompts
+is the order of arrival. The scheduler sees finished rows only as numpy arrays.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+import numpy as np
+
+from r1jax.core.structs import Completion, Request
+from r1jax.rollout.sampling import Knobs
+from r1jax.rollout.slots import EngineConfig, Fill
+
+
+class Scheduler:
+    """Assigns requests to free slots and collects what they sampled."""
+
+    def __init__(self, requests: Sequence[Request], config: EngineConfig):
+        self._requests, self._config = requests, config
+        groups: dict[tuple[int, ...], deque[int]] = {}
+        for index, request in enumerate(requests):
+            groups.setdefault(tuple(request.tokens), deque()).append(index)
+        self._waiting = deque(groups.items())
+        self._ready: deque[tuple[int, int]] = deque()  # (request, row of the prefilled batch)
+        self._slot_request = np.full(config.slots, -1)
+        self._results: list[Completion | None] = [None] * len(requests)
+
+    @property
+    def finished(self) -> bool:
+        """All requests are answered."""
+        return not (self._waiting or self._ready or (self._slot_request >= 0).any())
+
+    @property
+    def idle_limit(self) -> int:
+        """How many slots must be idle before the host is asked again: a share while requests wait, else all of them."""
+        slots = self._config.slots
+        if not (self._waiting or self._ready):
+            return slots
+        return max(1, int(slots * self._config.refill_share))
+
+    def refill(self) -> Iterator[tuple[np.ndarray | None, Fill]]:
+        """Yields (prompt tokens [P, Tp] to prefill, or None to go on with the last batch; what to insert)."""
+        free = deque(np.flatnonzero(self._slot_request < 0).tolist())
+        while free and (self._ready or self._waiting):
+            tokens = None if self._ready else self._next_prompts()
+            taken = [(free.popleft(), *self._ready.popleft()) for _ in range(min(len(free), len(self._ready)))]
+            for slot, request, _ in taken:
+                self._slot_request[slot] = request
+            yield tokens, self._fill(taken)
+
+    def collect(self, active: np.ndarray, done: np.ndarray, tokens: np.ndarray, logprobs: np.ndarray) -> None:
+        """Takes the rows that ended since the last call."""
+        for slot in np.flatnonzero((self._slot_request >= 0) & ~active):
+            index, count = self._slot_request[slot], done[slot]
+            ids = tuple(tokens[slot, :count].tolist())
+            stopped = ids[-1] in self._requests[index].sampling.stop_ids
+            self._results[index] = Completion(ids, tuple(logprobs[slot, :count].tolist()), "stop" if stopped else "length")
+            self._slot_request[slot] = -1
+
+    def completions(self) -> list[Completion]:
+        """Results in the order of the requests; only when `finished`."""
+        return [result for result in self._results if result is not None]
+
+    def _next_prompts(self) -> np.ndarray:
+        """What follows the prefix of the next prompts [P, Tp]; their requests become ready."""
+        P, start = self._config.prefill_batch, len(self._config.prefix)
+        tokens = np.zeros((P, self._config.prompt_columns), np.int32)
+        for row in range(min(P, len(self._waiting))):
+            prompt, members = self._waiting.popleft()
+            tokens[row, : len(prompt) - start] = prompt[start:]
+            self._ready.extend((index, row) for index in members)
+        return tokens
+
+    def _fill(self, taken: list[tuple[int, int, int]]) -> Fill:
+        B = self._config.slots
+        pad = B - len(taken)
+        requests = [self._requests[index] for _, index, _ in taken]
+        sampling = [request.sampling for request in requests]
+        ints = lambda values, fill=0: np.array([*values, *[fill] * pad], np.int32)  # noqa: E731
+        floats = lambda values: np.array([*values, *[0.0] * pad], np.float32)  # noqa: E731
+        stop = np.full((B, self._config.max_stop_ids), -1, np.int32)
+        for row, s in enumerate(sampling):
+            stop[row, : len(s.stop_ids)] = s.stop_ids
+        return Fill(
+            slot=ints((slot for slot, _, _ in taken), B),
+            prompt=ints(row for _, _, row in taken),
+            columns=ints((len(request.tokens) - len(self._config.prefix) for request in requests), 1),
+            position=ints(len(request.tokens) - 1 for request in requests),
+            token=ints(request.tokens[-1] for request in requests),
+            limit=ints(s.max_new_tokens for s in sampling),
+            seed=np.array([*(request.seed % 2**32 for request in requests), *[0] * pad], np.uint32),
+            stop=stop,
+            knobs=Knobs(
+                floats(s.temperature for s in sampling),
+                ints(s.top_k for s in sampling),
+                floats(s.top_p for s in sampling),
+                floats(s.min_p for s in sampling),
+            ),
+        )

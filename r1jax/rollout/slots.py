@@ -1,0 +1,144 @@
+"""Slots: the rows of the engine's cache with what is being sampled in each, and how requests are put into them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from r1jax.core.sharding import constrain
+from r1jax.models.cache import Cache
+from r1jax.rollout.sampling import Knobs
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineConfig:
+    """Static shapes of the engine.
+
+    slots: sequences decoded at once. max_prompt_tokens, max_new_tokens: longest prompt and completion. prefix: ids that
+    every prompt begins with; they are computed once a call and held once. prefill_batch: prompts a prefill.
+    refill_share: the share of slots that must be idle before the host refills them while requests wait.
+    """
+
+    slots: int = 64
+    max_prompt_tokens: int = 128
+    max_new_tokens: int = 128
+    prefill_batch: int = 8
+    refill_share: float = 0.125
+    max_stop_ids: int = 8
+    prefix: tuple[int, ...] = ()
+
+    @property
+    def prompt_columns(self) -> int:
+        """Cache columns of a prompt: what follows the prefix."""
+        return self.max_prompt_tokens - len(self.prefix)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Slots:
+    """The changing state of the engine, one row a slot.
+
+    token: next id to feed; position: its rotary position; done: ids sampled so far; limit: ids at most; active: still
+    sampling; seed: of the request; stop [B, Z]: its stop ids, -1 unused; tokens, logprobs [B, R]: what was sampled.
+    """
+
+    cache: Cache
+    token: jax.Array
+    position: jax.Array
+    done: jax.Array
+    limit: jax.Array
+    active: jax.Array
+    seed: jax.Array
+    stop: jax.Array
+    knobs: Knobs
+    tokens: jax.Array
+    logprobs: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Fill:
+    """What the scheduler puts into slots, one entry a slot.
+
+    slot: which (out of range: nothing); prompt: row of the prefilled batch; columns: prompt tokens behind the prefix;
+    position: of the prompt's last token, which is fed first.
+    """
+
+    slot: np.ndarray
+    prompt: np.ndarray
+    columns: np.ndarray
+    position: np.ndarray
+    token: np.ndarray
+    limit: np.ndarray
+    seed: np.ndarray
+    stop: np.ndarray
+    knobs: Knobs
+
+
+def init_slots(config: EngineConfig, cache: Cache) -> Slots:
+    """All slots idle; `cache` is an empty one of `slots` rows."""
+    B, R = config.slots, config.max_new_tokens
+    cache = dataclasses.replace(cache, column=jnp.int32(config.prompt_columns))
+    zeros = lambda dtype=jnp.int32: jnp.zeros((B,), dtype)  # noqa: E731
+    return constrain_slots(
+        Slots(
+            cache=cache,
+            token=zeros(),
+            position=zeros(),
+            done=zeros(),
+            limit=zeros(),
+            active=zeros(bool),
+            seed=zeros(jnp.uint32),
+            stop=jnp.full((B, config.max_stop_ids), -1, jnp.int32),
+            knobs=Knobs(zeros(jnp.float32), zeros(), jnp.ones((B,), jnp.float32), zeros(jnp.float32)),
+            tokens=jnp.zeros((B, R), jnp.int32),
+            logprobs=jnp.zeros((B, R), jnp.float32),
+        )
+    )
+
+
+def constrain_slots(slots: Slots) -> Slots:
+    """Rows over the batch axes."""
+    rows = lambda x: constrain(x, ("batch",) + (None,) * (x.ndim - 1), name="slots")  # noqa: E731
+    fields = {f.name: getattr(slots, f.name) for f in dataclasses.fields(Slots) if f.name != "cache"}
+    visible = rows(slots.cache.visible_BS)
+    return Slots(cache=dataclasses.replace(slots.cache, visible_BS=visible), **jax.tree.map(rows, fields))
+
+
+def restart(slots: Slots) -> Slots:
+    """Slots for a new call: the ring starts at its beginning, so that results do not depend on earlier calls."""
+    first = slots.cache.length - slots.tokens.shape[1]
+    return dataclasses.replace(slots, cache=dataclasses.replace(slots.cache, column=jnp.int32(first)))
+
+
+def insert(slots: Slots, prompts: Any, fill: Fill) -> Slots:
+    """Copies prompts (their part behind the prefix) into slots and starts them."""
+    at = fill.slot
+
+    def copy(buffer: jax.Array, prompt: jax.Array) -> jax.Array:
+        stacked = (slice(None),) * (buffer.ndim - 4)  # scanned layers carry a leading layer axis
+        columns = prompt.shape[-2]
+        rows = jnp.take(prompt, fill.prompt, axis=buffer.ndim - 4)
+        return buffer.at[(*stacked, at, slice(None), slice(0, columns))].set(rows, mode="drop")
+
+    cache = slots.cache
+    visible = jnp.arange(cache.length) < (fill.columns - 1)[:, None]
+    put = lambda old, new: old.at[at].set(new, mode="drop")  # noqa: E731
+    return constrain_slots(
+        dataclasses.replace(
+            slots,
+            cache=Cache(jax.tree.map(copy, cache.layers, prompts), put(cache.visible_BS, visible), cache.column),
+            token=put(slots.token, fill.token),
+            position=put(slots.position, fill.position),
+            done=put(slots.done, 0),
+            limit=put(slots.limit, fill.limit),
+            active=put(slots.active, True),
+            seed=put(slots.seed, fill.seed),
+            stop=put(slots.stop, fill.stop),
+            knobs=jax.tree.map(put, slots.knobs, fill.knobs),
+        )
+    )

@@ -1,0 +1,399 @@
+"""GRPO: sample groups of answers, reward them, raise what beat its siblings (DeepSeekMath 2402.03300, DeepSeek-R1 2501.12948).
+
+A step is one rollout batch and the updates made from it:
+
+    prompts -> engine -> texts -> rewards -> group advantages -> packed rows -> updates -> metrics
+
+Sampler and trainer share one model and its weights, so nothing is converted or synchronised. Everything random is a
+function of (seed, step), and a checkpoint holds weights, moments and data position: a resumed run equals an
+uninterrupted one. Held-out problems are answered before, every N steps, and after.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import pathlib
+import time
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from r1jax.core import console, distributed
+from r1jax.core.checkpoint import Checkpoints
+from r1jax.core.hardware import peak_flops
+from r1jax.core.metrics import MetricsWriter
+from r1jax.core.sharding import batch_parts, make_mesh, sharding, use_mesh
+from r1jax.core.structs import Completion, Request
+from r1jax.core.tree import count_parameters
+from r1jax.data.loader import PromptLoader
+from r1jax.data.packing import PackedRows, RowShape, pack_completions
+from r1jax.data.tasks import load_task
+from r1jax.eval.held_out import Problems, evaluate
+from r1jax.eval.report import write_report
+from r1jax.learner.optimizer import make_optimizer, make_schedule
+from r1jax.learner.policy import Scoring, make_loss, score_rows, summarize
+from r1jax.learner.state import TrainState, abstract_state, init_state
+from r1jax.learner.step import Learner
+from r1jax.losses.advantage import group_advantages
+from r1jax.losses.policy import token_weights
+from r1jax.models.layers import Dtypes
+from r1jax.models.pretrained import load_pretrained
+from r1jax.models.transformer import Params, logical_axes, split
+from r1jax.rewards.base import Scores, load_rewards, score
+from r1jax.rollout.engine import Engine
+from r1jax.rollout.slots import EngineConfig
+from r1jax.stages.grpo_config import GRPOConfig, read_config
+from r1jax.stages.workdir import check_config, describe_change, write_config
+from r1jax.text.encoding import encode_prompt, find_prefix
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Groups:
+    """A step's rollout, flat in the order of prompts: completion i answers prompt i // G."""
+
+    rows: list[dict[str, Any]]
+    prompts: list[tuple[int, ...]]
+    completions: list[Completion]
+    texts: list[str]
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Trains as `config` says, resuming from `workdir` if it holds a checkpoint."""
+    settings = read_config(config)
+    console.set_up_logging()
+    distributed.start()
+    with use_mesh(make_mesh(settings.mesh), dict(settings.mesh.rules)):
+        Run(settings, config, workdir).train()
+
+
+class Run:
+    """One run: the parts, built once, and the loop over steps."""
+
+    def __init__(self, settings: GRPOConfig, config: ConfigDict, workdir: pathlib.Path):
+        self.settings, self.config, self.workdir = settings, config, workdir
+        self.rewards = load_rewards(settings.rewards)
+        task = load_task(settings.data)
+        for note in task.notes:
+            log.warning(note)
+        model_config = settings.model
+        model, self.tokenizer = load_pretrained(
+            model_config.path,
+            hub=model_config.hub,
+            fetch=model_config.fetch,
+            dtypes=Dtypes(model_config.param_dtype, model_config.dtype),
+            scan_layers=model_config.scan_layers,
+            remat=model_config.remat,
+        )
+        self.graph, params = split(model)
+        self.axes, self.sizes = logical_axes(model), count_parameters(params)
+        self.encode = functools.lru_cache(None)(lambda text: encode_prompt(self.tokenizer, text))
+        self.loader = PromptLoader(task.train, settings.rollout.prompts_per_step, seed=settings.seed)
+        self._build_engine([*task.train, *task.held_out])
+        self._build_learner(params)
+        self.problems = self._build_problems(task.held_out)
+        self.checkpoints = Checkpoints(workdir, keep=settings.checkpoint.keep)
+        self.num_tokens = 0
+
+    def _build_engine(self, rows: Sequence[dict[str, Any]]) -> None:
+        rollout = self.settings.rollout
+        prompts = [self._encode(row) for row in rows]
+        self.prefix = find_prefix(prompts)
+        behind = -(-max(len(p) - len(self.prefix) for p in prompts) // 8) * 8  # rounded up to a multiple of 8
+        longest = rollout.max_prompt_tokens or len(self.prefix) + behind
+        self.shape = RowShape(
+            longest - len(self.prefix),
+            rollout.max_new_tokens,
+            self.settings.update.completions_per_row,
+            len(self.prefix),
+        )
+        self.engine = Engine(
+            self.graph,
+            EngineConfig(
+                slots=rollout.slots,
+                max_prompt_tokens=longest,
+                max_new_tokens=rollout.max_new_tokens,
+                prefill_batch=rollout.prefill_batch,
+                prefix=self.prefix,
+            ),
+        )
+
+    def _build_learner(self, params: Params) -> None:
+        settings, updates = self.settings, self.settings.update.updates_per_step
+        total = settings.steps * updates
+        self.schedule = make_schedule(settings.optimizer, total)
+        self.optimizer = make_optimizer(settings.optimizer, total)
+        scoring = Scoring(settings.rollout.temperature, settings.update.logits_chunk, self.prefix)
+        loss = make_loss(self.graph, settings.loss, scoring, on_policy=updates == 1)
+        self.learner = Learner(loss, self.optimizer)
+        self.logprobs = jax.jit(lambda params, batch: score_rows(self.graph, params, batch, scoring)[0])
+        self.reference = jax.tree.map(jnp.copy, params) if settings.loss.kl_coefficient else None
+        self.state: TrainState = init_state(params, self.axes, self.optimizer)
+
+    def _build_problems(self, rows: Sequence[dict[str, Any]]) -> Problems:
+        names = {*self.settings.eval.strict, self.settings.eval.lenient, self.settings.eval.format} - {""}
+        scorers = {name: load_rewards({name: 1.0})[0] for name in sorted(names)}
+        return Problems(rows, [self._encode(row) for row in rows], scorers)
+
+    def _encode(self, row: dict[str, Any]) -> tuple[int, ...]:
+        prompt = row["prompt"]
+        return self.encode(prompt) if isinstance(prompt, str) else encode_prompt(self.tokenizer, prompt)
+
+    # --- The loop ---
+
+    def train(self) -> None:
+        """All steps from where the workdir stands."""
+        settings, writer = self.settings, self._open_workdir()
+        start = self.checkpoints.latest or 0
+        if start == 0:
+            writer.write(0, self._evaluate())
+        with console.Progress(settings.steps, start=start, title="step") as progress:
+            for step in range(start + 1, settings.steps + 1):
+                metrics, samples = self._step(step)
+                if step == settings.steps or settings.eval.every_steps and step % settings.eval.every_steps == 0:
+                    metrics |= self._evaluate()
+                writer.write(step, metrics)
+                writer.write_samples(step, samples[: settings.log.samples_per_step % (len(samples) + 1)])
+                progress.update(step, metrics)
+                if settings.log.show_every_steps and step % settings.log.show_every_steps == 0:
+                    console.show_samples(samples, limit=3)
+                every = settings.checkpoint.every_steps
+                if step == settings.steps or every and step % every == 0:
+                    self._save(step)
+        self.checkpoints.close()
+        writer.close()
+        if distributed.is_writer():
+            console.show_table("before and after", describe_change(self.workdir, settings.eval.name))
+            log.info("report: %s", write_report(self.workdir))
+
+    def _open_workdir(self) -> MetricsWriter:
+        """The writer, with everything after the checkpoint taken back; the state restored."""
+        step = self.checkpoints.latest
+        if step is not None:
+            check_config(self.config, self.workdir)
+            shapes = abstract_state(self.state.params, self.axes, self.optimizer)
+            self.state, facts = self.checkpoints.restore(step, shapes)
+            self.loader.set_state(facts["loader"])
+            self.num_tokens = facts["num_tokens"]
+            log.info("resuming %s from step %d of %d", self.workdir, step, self.settings.steps)
+        logs = self.settings.log
+        writer = MetricsWriter(
+            self.workdir,
+            active=distributed.is_writer(),
+            tensorboard=logs.tensorboard,
+            wandb={"project": logs.wandb_project} if logs.wandb_project else None,
+        )
+        writer.rewind(-1 if step is None else step)
+        if distributed.is_writer():
+            write_config(self.config, self.workdir)
+        return writer
+
+    def _save(self, step: int) -> None:
+        self.checkpoints.save(step, self.state, {"loader": self.loader.get_state(), "num_tokens": self.num_tokens})
+
+    # --- One step ---
+
+    def _step(self, step: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Rolls out, rewards, updates -> (metrics row, sample rows)."""
+        begin = time.perf_counter()
+        groups = self._roll_out(next(self.loader), step)
+        rolled = time.perf_counter()
+        scores = self._reward(groups)
+        G = self.settings.rollout.group_size
+        advantages_PG, flat_P = group_advantages(
+            scores.total.reshape(-1, G), zero_spread=self.settings.update.zero_spread
+        )
+        rewarded = time.perf_counter()
+        learned = self._learn(groups, advantages_PG, flat_P)
+        end = time.perf_counter()
+        lengths = np.array([len(c.tokens) for c in groups.completions])
+        fed = int(sum(map(len, groups.prompts)) * G + lengths.sum())
+        self.num_tokens += fed
+        metrics = {
+            **learned,
+            **_describe_rewards(scores, G),
+            "frac_reward_zero_std": float(flat_P.mean()),
+            "completions/mean_length": float(lengths.mean()),
+            "completions/clipped_ratio": float(np.mean([c.finish_reason == "length" for c in groups.completions])),
+            "learning_rate": float(self.schedule(int(self.state.updates) - 1)),
+            "num_tokens": self.num_tokens,
+            "step_time": end - begin,
+            "time/rollout": rolled - begin,
+            "time/reward": rewarded - rolled,
+            "time/train": end - rewarded,
+            "rollout/tokens_per_second": float(lengths.sum() / (rolled - begin)),
+            "train/tokens_per_second": learned.pop("trained_tokens") / (end - rewarded),
+            "mfu": learned.pop("flops") / (end - rewarded) / (peak_flops() * jax.device_count()),
+        }
+        for key in ("trained_tokens", "flops"):
+            metrics.pop(key, None)
+        self._check_difference(metrics)
+        return metrics, _describe_samples(groups, scores, advantages_PG)
+
+    def _roll_out(self, rows: list[dict[str, Any]], step: int) -> Groups:
+        rollout = self.settings.rollout
+        sampling = rollout.sampling(self.tokenizer.eos_ids)
+        prompts = [self._encode(row) for row in rows]
+        requests = [
+            Request(prompt, sampling, zlib.crc32(f"{self.settings.seed} {step} {p} {g}".encode()))
+            for p, prompt in enumerate(prompts)
+            for g in range(rollout.group_size)
+        ]
+        completions = self.engine.generate(self.state.params, requests)
+        return Groups(rows, prompts, completions, [self.tokenizer.decode(c.tokens) for c in completions])
+
+    def _reward(self, groups: Groups) -> Scores:
+        repeated = [row for row in groups.rows for _ in range(self.settings.rollout.group_size)]
+        names = dict.fromkeys(key for row in groups.rows for key in row if key != "prompt")
+        return score(
+            self.rewards,
+            prompts=[row["prompt"] for row in repeated],
+            completions=groups.texts,
+            completion_ids=[list(c.tokens) for c in groups.completions],
+            columns={name: [row.get(name) for row in repeated] for name in names},
+        )
+
+    def _learn(self, groups: Groups, advantages_PG: np.ndarray, flat_P: np.ndarray) -> dict[str, Any]:
+        """All updates of the step -> metrics. Groups without spread have no gradient and are not computed (without KL)."""
+        settings, G = self.settings, self.settings.rollout.group_size
+        skip_P = np.zeros_like(flat_P) if settings.loss.kl_coefficient else flat_P.copy()
+        P = len(groups.prompts) // settings.update.updates_per_step
+        plans = []
+        for first in range(0, len(groups.prompts), P):
+            part = slice(first, first + P)
+            if skip_P[part].all():
+                skip_P[first] = False  # one group stays, so that every step measures entropy and log-prob difference
+            plans.append(self._plan(groups, part, advantages_PG[part].ravel(), np.repeat(skip_P[part], G)))
+        if settings.update.updates_per_step > 1 and settings.update.old_logprobs == "trainer":
+            plans = [self._add_logprobs("old_logprobs", self.state.params, *plan) for plan in plans]
+        if self.reference is not None:
+            plans = [self._add_logprobs("reference_logprobs", self.reference, *plan) for plan in plans]
+        outcomes, sums = [], []
+        for packed, arrays in plans:
+            self.state, outcome, parts = self.learner.update(self.state, self._batches(packed, arrays))
+            outcomes.append(outcome)
+            sums += parts
+        outcomes, sums = distributed.fetch((outcomes, sums))
+        fed = sum(int((packed.segments > 0).sum()) for packed, _ in plans)
+        targets = sum(int((packed.source >= 0).sum()) for packed, _ in plans)
+        return {
+            "loss": float(np.mean([outcome["loss"] for outcome in outcomes])),
+            "grad_norm": float(np.mean([outcome["grad_norm"] for outcome in outcomes])),
+            **summarize(sums),
+            "trained_tokens": targets,
+            "flops": 6.0 * (self.sizes.body * fed + self.sizes.head * targets),
+        }
+
+    def _plan(
+        self, groups: Groups, part: slice, advantages: np.ndarray, skip: np.ndarray
+    ) -> tuple[PackedRows, dict[str, np.ndarray]]:
+        """The packed rows of one update and its values per completion token."""
+        update, G = self.settings.update, self.settings.rollout.group_size
+        prompts = groups.prompts[part]
+        completions = groups.completions[part.start * G : part.stop * G]
+        lengths = np.array([len(c.tokens) for c in completions])
+        packed = pack_completions(
+            prompts,
+            [c.tokens for c in completions],
+            np.repeat(np.arange(len(prompts)), G).tolist(),
+            self.shape,
+            multiple=self._rows_per_batch(),
+            skip=skip.tolist(),
+        )
+        sampler = np.concatenate([c.logprobs for c in completions]).astype(np.float32)
+        weights = token_weights(lengths, self.settings.loss.aggregation)
+        arrays = {
+            "sampler_logprobs": sampler,
+            "advantages": np.repeat(advantages, lengths).astype(np.float32),
+            "weights": np.repeat(weights, lengths).astype(np.float32),
+        }
+        if update.updates_per_step > 1 and update.old_logprobs == "sampler":
+            arrays["old_logprobs"] = sampler
+        return packed, arrays
+
+    def _rows_per_batch(self) -> int:
+        update = self.settings.update
+        return update.micro_batch_size // update.completions_per_row * batch_parts()
+
+    def _batches(self, packed: PackedRows, arrays: dict[str, np.ndarray]) -> list[dict[str, jax.Array]]:
+        """Micro-batches on their devices."""
+        whole = {name: getattr(packed, name) for name in _FED} | {k: packed.lay_out(v) for k, v in arrays.items()}
+        size = self._rows_per_batch()
+        pieces = [
+            {name: value[start : start + size] for name, value in whole.items()}
+            for start in range(0, len(packed.tokens), size)
+        ]
+        place = lambda x: sharding(("batch", None), x.shape, name="micro-batch")  # noqa: E731
+        return [distributed.put_global(piece, jax.tree.map(place, piece)) for piece in pieces]
+
+    def _add_logprobs(
+        self, name: str, params: Params, packed: PackedRows, arrays: dict[str, np.ndarray]
+    ) -> tuple[PackedRows, dict[str, np.ndarray]]:
+        """Log-probs of the rows under `params`, back as one value per completion token."""
+        parts = [self.logprobs(params, batch) for batch in self._batches(packed, arrays)]
+        laid_out = np.concatenate(distributed.fetch(parts))
+        flat = np.zeros_like(arrays["sampler_logprobs"])
+        inside = packed.source >= 0
+        flat[packed.source[inside]] = laid_out[inside]
+        return packed, {**arrays, name: flat}
+
+    def _evaluate(self) -> dict[str, float]:
+        """Held-out metrics of the present weights."""
+        generate = lambda requests: self.engine.generate(self.state.params, requests)  # noqa: E731
+        sampling = self.settings.rollout.sampling(self.tokenizer.eos_ids)
+        begin = time.perf_counter()
+        metrics = evaluate(
+            generate, self.tokenizer.decode, self.problems, self.settings.eval, sampling, seed=self.settings.seed
+        )
+        return metrics | {"time/eval": time.perf_counter() - begin}
+
+    def _check_difference(self, metrics: dict[str, Any]) -> None:
+        difference = metrics["sampling/sampling_logp_difference/mean"]
+        if difference > self.settings.update.difference_alarm:
+            log.warning(
+                "the sampler's log-probs differ from the trainer's by %.2g on average (alarm at %.2g, "
+                "config.update.difference_alarm): the two do not compute the same distribution",
+                difference,
+                self.settings.update.difference_alarm,
+            )
+
+
+_FED = ("tokens", "positions", "segments", "prefixes", "index", "targets")
+
+
+def _describe_rewards(scores: Scores, group_size: int) -> dict[str, float]:
+    """Mean and spread of the total and of each reward; `reward_std` is the mean deviation within groups, as in TRL."""
+    metrics = {
+        "reward": float(scores.total.mean()),
+        "reward_std": float(scores.total.reshape(-1, group_size).std(axis=1, ddof=1).mean()),
+    }
+    for name, values in scores.by_name.items():
+        applied = values[~np.isnan(values)]
+        metrics[f"rewards/{name}/mean"] = float(applied.mean()) if len(applied) else float("nan")
+        metrics[f"rewards/{name}/std"] = float(applied.std(ddof=1)) if len(applied) > 1 else 0.0
+    return metrics
+
+
+def _describe_samples(groups: Groups, scores: Scores, advantages_PG: np.ndarray) -> list[dict[str, Any]]:
+    """The rows of samples.jsonl."""
+    G = advantages_PG.shape[1]
+    return [
+        {
+            "prompt": groups.rows[i // G]["prompt"],
+            "completion": text,
+            "reward": float(scores.total[i]),
+            "rewards": {name: None if np.isnan(v[i]) else float(v[i]) for name, v in scores.by_name.items()},
+            "advantage": float(advantages_PG[i // G, i % G]),
+            "length": len(completion.tokens),
+            "finish_reason": completion.finish_reason,
+        }
+        for i, (text, completion) in enumerate(zip(groups.texts, groups.completions))
+    ]

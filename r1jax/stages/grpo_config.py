@@ -1,0 +1,147 @@
+"""The sections of a GRPO config as frozen dataclasses, and the checks that need no device."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from ml_collections import ConfigDict
+
+from r1jax.core.config import unpack
+from r1jax.core.errors import UserError
+from r1jax.core.sharding import MeshConfig
+from r1jax.core.structs import Sampling
+from r1jax.data.tasks import TaskConfig
+from r1jax.eval.held_out import EvalConfig
+from r1jax.learner.optimizer import OptimizerConfig
+from r1jax.losses.policy import PolicyLossConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Where the weights come from: `path`, else the hub name `hub`; `fetch` is the command that gets `path`."""
+
+    path: str
+    hub: str = ""
+    fetch: str = ""
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    scan_layers: bool = False
+    remat: str = "none"
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+    """What is sampled a step, and the engine's shapes. `max_prompt_tokens` 0: the longest prompt of the data."""
+
+    prompts_per_step: int = 8
+    group_size: int = 8
+    max_new_tokens: int = 128
+    max_prompt_tokens: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    slots: int = 64
+    prefill_batch: int = 8
+
+    @property
+    def completions(self) -> int:
+        """Completions a step."""
+        return self.prompts_per_step * self.group_size
+
+    def sampling(self, stop_ids: tuple[int, ...]) -> Sampling:
+        """The same for one request."""
+        return Sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.max_new_tokens, stop_ids)
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdateConfig:
+    """How a rollout becomes updates.
+
+    updates_per_step: mini-batches of whole groups. micro_batch_size: completions per device per accumulation, at full
+    length; shorter ones pack tighter. completions_per_row: how many of those share a row. logits_chunk: positions of a
+    row whose logits exist at once (0: all). old_logprobs: "trainer" recomputes them before the first of several
+    updates, "sampler" takes the engine's. difference_alarm: bound on the mean log-prob difference that is warned about.
+    """
+
+    updates_per_step: int = 1
+    micro_batch_size: int = 8
+    completions_per_row: int = 4
+    logits_chunk: int = 0
+    old_logprobs: Literal["trainer", "sampler"] = "trainer"
+    zero_spread: float = 1e-3
+    difference_alarm: float = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """A checkpoint every so many steps (0: only at the end), the newest `keep` kept."""
+
+    every_steps: int = 0
+    keep: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    """`samples_per_step` rows of samples.jsonl a step (-1: all); `show_every_steps` prints some (0: never)."""
+
+    samples_per_step: int = -1
+    show_every_steps: int = 10
+    tensorboard: bool = True
+    wandb_project: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class GRPOConfig:
+    """A whole GRPO run. `rewards`: registered name or module:function -> weight or {weight, arguments}."""
+
+    steps: int
+    model: ModelConfig
+    data: TaskConfig
+    rewards: dict[str, Any]
+    stage: str = "grpo"
+    seed: int = 0
+    mesh: MeshConfig = MeshConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    update: UpdateConfig = UpdateConfig()
+    loss: PolicyLossConfig = PolicyLossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+
+def read_config(config: ConfigDict) -> GRPOConfig:
+    """The config as dataclasses. Raises UserError for unknown keys, wrong types and impossible combinations."""
+    settings = unpack(GRPOConfig, config)
+    rollout, update = settings.rollout, settings.update
+    positive = {
+        "steps": settings.steps,
+        "rollout.prompts_per_step": rollout.prompts_per_step,
+        "rollout.max_new_tokens": rollout.max_new_tokens,
+        "rollout.slots": rollout.slots,
+        "rollout.prefill_batch": rollout.prefill_batch,
+        "update.updates_per_step": update.updates_per_step,
+        "update.micro_batch_size": update.micro_batch_size,
+        "update.completions_per_row": update.completions_per_row,
+    }
+    for key, value in positive.items():
+        if value < 1:
+            raise UserError(f"config.{key} must be at least 1, got {value}")
+    if rollout.group_size < 2:
+        raise UserError(f"config.rollout.group_size must be at least 2 to compare answers, got {rollout.group_size}")
+    if rollout.temperature <= 0:
+        raise UserError(f"config.rollout.temperature must be positive to explore, got {rollout.temperature}")
+    _divides("rollout.prompts_per_step", rollout.prompts_per_step, "update.updates_per_step", update.updates_per_step)
+    _divides("update.micro_batch_size", update.micro_batch_size, "update.completions_per_row", update.completions_per_row)
+    per_update = rollout.completions // update.updates_per_step
+    _divides("rollout.prompts_per_step x group_size / updates_per_step", per_update, "update.micro_batch_size", update.micro_batch_size)
+    if not settings.rewards:
+        raise UserError("config.rewards names no reward")
+    return settings
+
+
+def _divides(whole_name: str, whole: int, part_name: str, part: int) -> None:
+    if whole % part:
+        raise UserError(f"config.{part_name} = {part} must divide config.{whole_name} = {whole}")

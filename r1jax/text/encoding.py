@@ -1,0 +1,23 @@
+"""From a prompt (text or messages) to ids, once and for all stages."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from r1jax.text.chat import render
+from r1jax.text.tokenizer import Tokenizer
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: str | Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+    """A raw text with the model's own BOS (if it has one), messages through its chat template, which brings its own."""
+    if isinstance(prompt, str):
+        return tuple(tokenizer.encode(prompt, add_special=True))
+    return tuple(tokenizer.encode(render(tokenizer, prompt)))
+
+
+def find_prefix(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The ids that all prompts begin with, never a whole prompt: a template's text, computed once for all of them."""
+    common = os.path.commonprefix([min(prompts), max(prompts)])
+    return tuple(common[: min(len(common), min(map(len, prompts)) - 1)])
