@@ -7,15 +7,18 @@ SmolLM2-135M-Instruct learns to add two numbers from 10 to 99, answering in Deep
 Arguments after a colon, e.g. `configs/grpo_zero.py:template=chat`:
 
     task      addition (default), gsm8k (give --config.data.path=train.jsonl), or any reasoning-gym task by its name
-    template  r1 (default): think and answer tags, accuracy and format rewarded; chat: the plain question, last number rewarded
+    template  r1 (default): think and answer tags, accuracy and format rewarded; chat: the plain question, last number
+    rewarded
 """
 
-from r1jax.core.config import parse_args
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from r1jax.core.config import parse_args
+
 
 def get_config(arg: str = "") -> ConfigDict:
+    """The run for `task` and `template`."""
     args = parse_args(arg, task="addition", template="r1")
     config = ConfigDict()
     config.stage = "grpo"
@@ -106,6 +109,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def set_template(config: ConfigDict, template: str) -> None:
+    """How the question is put, and what is rewarded for the reply."""
     config.data.template = template
     if template == "r1":
         config.data.example = ConfigDict(
@@ -118,6 +122,7 @@ def set_template(config: ConfigDict, template: str) -> None:
 
 
 def set_task(config: ConfigDict, task: str) -> None:
+    """What is asked."""
     config.eval.name = task
     if task == "addition":
         return

@@ -1,6 +1,8 @@
-"""Checkpoints of a run by orbax: arrays (each process its shards), and plain facts (step, data position) as JSON beside them.
+"""Checkpoints of a run by orbax: arrays (each process its shards), and plain facts (step, data position) as JSON
+beside them.
 
-A checkpoint exists once it is complete: orbax renames it into place, so a run killed while saving resumes from the one before.
+A checkpoint exists once it is complete: orbax renames it into place, so a run killed while saving resumes from the
+one before.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""What a device can do at best: published matmul peaks of accelerators, a measured one for CPUs. For utilisation figures."""
+"""What a device can do at best: published matmul peaks of accelerators, a measured one for CPUs. For utilisation
+figures.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Meshes, and the one table from logical axes to mesh axes.
 
-Every parameter and activation names logical axes ("embed", "heads", "batch", ...). `RULES` maps each of them to
-mesh axes; a config may replace single entries (`config.mesh.rules`). Placement of a whole state follows from shapes alone:
+Every parameter and activation names logical axes ("embed", "heads", "batch", ...). `RULES` maps each of them to mesh
+axes; a config may replace single entries (`config.mesh.rules`). Placement of a whole state follows from shapes alone:
 abstract state -> shardings -> arrays created in place, so no host ever holds a model it cannot hold.
 
 Inside `use_mesh(mesh)` the functions here see mesh and rules; outside of it `constrain` does nothing, so the same model
@@ -46,7 +46,9 @@ RULES: Rules = {
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes; one of them may be -1 and takes the devices that are left. `rules` replaces table entries."""
+    """Sizes of the mesh axes; one of them may be -1 and takes the devices that are left. `rules` replaces table
+    entries.
+    """
 
     data: int = -1
     fsdp: int = 1
@@ -106,8 +108,8 @@ def partition(axes: Axes, shape: Sequence[int], mesh: Mesh, *, name: str = "arra
     """
     if len(axes) != len(shape):
         raise UserError(f"{name}: {len(axes)} axes {axes} for the shape {tuple(shape)}")
-    rules, used, spec = _rules.get(), set(), []
-    for axis, size in zip(axes, shape):
+    rules, used, spec = _rules.get(), set[str](), []
+    for axis, size in zip(axes, shape, strict=True):
         if axis is not None and axis not in rules:
             raise UserError(f"{name}: no rule for the logical axis {axis!r}; add it to config.mesh.rules")
         target = rules[axis] if axis is not None else None

@@ -21,7 +21,7 @@ FinishReason = Literal["stop", "length"]
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How one request is sampled. `temperature` 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 leave the filter off."""
+    """How one request is sampled. `temperature` 0 is greedy; `top_k` 0, `top_p` 1, `min_p` 0 leave the filter off."""
 
     temperature: float = 1.0
     top_k: int = 0

@@ -9,7 +9,9 @@ import jax
 
 
 class Sizes(NamedTuple):
-    """Parameters: all of them, those every token meets in the blocks, those of the output head (the table where it is tied)."""
+    """Parameters: all of them, those every token meets in the blocks, those of the output head (the table where it is
+    tied).
+    """
 
     total: int
     body: int
@@ -18,6 +20,6 @@ class Sizes(NamedTuple):
 
 def count_parameters(params: dict[str, Any]) -> Sizes:
     """Counts from shapes; works on abstract parameters too."""
-    count = lambda tree: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))  # noqa: E731
+    count = lambda tree: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
     head = count(params["head"]) if params.get("head") else count(params["embed"])
     return Sizes(count(params), count(params["layers"]), head)

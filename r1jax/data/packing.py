@@ -1,10 +1,11 @@
 """Packing completions into rows of one static shape, each prompt computed once for the completions beside it.
 
 A row is `prompt, completion, completion, ..., prompt, completion, ...`; a completion sees its prompt and itself
-(`segment_mask` in models/attention.py), at the positions it would have alone. What all prompts begin with (a template) is
-in no row: the model computes it once a batch and shows it to all rows. So rows are nearly full whatever the
-lengths are, one program is compiled, and the prompt's cost is shared. The logits that predict a token are those of its
-predecessor, which for the first token of every completion is the prompt's last position: hence an index per target.
+(`segment_mask` in models/attention.py), at the positions it would have alone. What all prompts begin with (a
+template) is in no row: the model computes it once a batch and shows it to all rows. So rows are nearly full whatever
+the lengths are, one program is compiled, and the prompt's cost is shared. The logits that predict a token are those
+of its predecessor, which for the first token of every completion is the prompt's last position: hence an index per
+target.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class RowShape:
 
 @dataclasses.dataclass(frozen=True)
 class PackedRows:
-    """All rows of an update. Fed: tokens, positions, segments, prefixes [B, T]. Targets: index of the predecessor, the target id,
-    and where it stands in the concatenation of all completions (PADDING: no target), [B, R]."""
+    """All rows of an update. Fed: tokens, positions, segments, prefixes [B, T]. Targets: index of the predecessor,
+    the target id, and where it stands in the concatenation of all completions (PADDING: no target), [B, R]."""
 
     tokens: np.ndarray
     positions: np.ndarray
@@ -113,7 +114,7 @@ def pack_completions(
             row.prompt, row.prompt_end = owners[i], len(row.tokens) - 1
         before = [row.prompt_end, *range(len(row.tokens), len(row.tokens) + len(completion) - 1)]
         row.add(list(completion[:-1]), shape.prefix + len(prompt), row.prompt_segment)
-        row.targets += zip(before, completion, range(start, offset))
+        row.targets += zip(before, completion, range(start, offset), strict=True)
     count = -(-len(rows) // multiple) * multiple
     return _to_arrays(rows + [_Row() for _ in range(count - len(rows))], shape)
 
@@ -121,12 +122,12 @@ def pack_completions(
 def _to_arrays(rows: list[_Row], shape: RowShape) -> PackedRows:
     def fill(values: list[list[int]], width: int, padding: int = 0) -> np.ndarray:
         out = np.full((len(values), width), padding, np.int32)
-        for line, value in zip(out, values):
+        for line, value in zip(out, values, strict=True):
             line[: len(value)] = value
         return out
 
     fed = {name: fill([getattr(r, name) for r in rows], shape.length) for name in _FED}
-    columns = [[list(column) for column in zip(*r.targets)] or [[], [], []] for r in rows]
+    columns = [[list(column) for column in zip(*r.targets, strict=True)] or [[], [], []] for r in rows]
     index, targets, source = (
         fill([c[i] for c in columns], shape.targets, padding) for i, padding in enumerate((0, 0, PADDING))
     )

@@ -24,7 +24,9 @@ Prompt = str | list[dict[str, str]]
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A worked example to show in the prompt. `ending` closes its reply: the model's end token, spelled, teaches where to stop."""
+    """A worked example to show in the prompt. `ending` closes its reply: the model's end token, spelled, teaches
+    where to stop.
+    """
 
     question: str
     reasoning: str

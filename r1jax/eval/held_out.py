@@ -1,7 +1,8 @@
 """Held-out problems inside a run: sampled and greedy answers, strict and lenient scores, each with its standard error.
 
 Strict is what the run trains for: every reward named in `strict` must be 1. Lenient takes the last number wherever it
-stands, so a gain in format alone shows as a gain of strict over lenient, and `format_rate` says how much of it there is.
+stands, so a gain in format alone shows as a gain of strict over lenient, and `format_rate` says how much of it there
+is.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ Generate = Callable[[list[Request]], list[Completion]]
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """The `eval` section. `strict`, `lenient` and `format` name rewards; `every_steps` 0 evaluates before and after only."""
+    """The `eval` section. `strict`, `lenient` and `format` name rewards; `every_steps` 0 evaluates before and after
+    only.
+    """
 
     name: str = "held_out"
     every_steps: int = 0
@@ -49,11 +52,14 @@ def evaluate(
     *,
     seed: int,
 ) -> dict[str, float]:
-    """`eval/{name}/...` metrics: pass@1 (sampled), greedy, lenient (sampled) and greedy_lenient, format_rate, stderr of each.
+    """`eval/{name}/...` metrics: pass@1 (sampled), greedy, lenient (sampled) and greedy_lenient, format_rate, stderr
+    of each.
 
     Both passes go through one call, so every prompt is prefilled once.
     """
-    ways = {temperature: dataclasses.replace(sampling, temperature=temperature) for temperature in (config.temperature, 0.0)}
+    ways = {
+        temperature: dataclasses.replace(sampling, temperature=temperature) for temperature in (config.temperature, 0.0)
+    }
     requests = [
         Request(tokens, way, zlib.crc32(f"eval {seed} {index}".encode()))
         for way in ways.values()

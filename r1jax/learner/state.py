@@ -44,14 +44,16 @@ def abstract_state(params: Params, axes: Params, optimizer: optax.GradientTransf
         return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
     shapes = jax.eval_shape(make, params)
-    with_place = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)  # noqa: E731
+    with_place = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
     if (places := _place(shapes, axes)) is None:
         return shapes
     return jax.tree.map(with_place, shapes, places)
 
 
 def _place(shapes: Any, axes: Params) -> Any:
-    """A sharding for every leaf: that of the parameter whose path its own path ends in, else replicated; None without a mesh."""
+    """A sharding for every leaf: that of the parameter whose path its own path ends in, else replicated; None without
+    a mesh.
+    """
     everywhere = replicated()
     if everywhere is None:
         return None

@@ -1,7 +1,8 @@
 """One update: gradients of micro-batches added up, then clip and AdamW.
 
-The loss is injected: `loss_fn(params, batch) -> (loss, sums)`, where the micro-batch losses of one update add up to the
-update's loss (denominators are global, made by the caller). So the number of micro-batches is free and nothing recompiles.
+The loss is injected: `loss_fn(params, batch) -> (loss, sums)`, where the micro-batch losses of one update add up to
+the update's loss (denominators are global, made by the caller). So the number of micro-batches is free and nothing
+recompiles.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ class Learner:
     def __init__(self, loss_fn: LossFn, optimizer: optax.GradientTransformation):
         self.loss_fn, self.optimizer = loss_fn, optimizer
         self.accumulate = jax.jit(self._accumulate, donate_argnums=1)
-        self.apply = jax.jit(self._apply, donate_argnums=(0, 1))
+        self.apply = jax.jit(self._apply, donate_argnums=0)
 
-    def update(self, state: TrainState, batches: Iterable[Any]) -> tuple[TrainState, dict[str, Any], list[dict[str, jax.Array]]]:
+    def update(
+        self, state: TrainState, batches: Iterable[Any]
+    ) -> tuple[TrainState, dict[str, Any], list[dict[str, jax.Array]]]:
         """One optimizer step over micro-batches -> (state, {loss, grad_norm}, the sums of each micro-batch).
 
         `state` is donated. An update without micro-batches leaves the state alone: it has no gradient.

@@ -1,7 +1,7 @@
 """Group-relative advantages (DeepSeekMath, 2402.03300, eq. 3): how much better than its siblings a completion did.
 
-A group is the G completions of one prompt; rewards arrive as [P, G]. Where all members got the same reward there is nothing to
-learn, and the advantage is exactly zero. Other scalings are further functions of this table.
+A group is the G completions of one prompt; rewards arrive as [P, G]. Where all members got the same reward there is
+nothing to learn, and the advantage is exactly zero. Other scalings are further functions of this table.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ EPSILON = 1e-4
 
 
 def group_advantages(rewards_PG: np.ndarray, *, zero_spread: float = 1e-3) -> tuple[np.ndarray, np.ndarray]:
-    """((r - mean) / (s + 1e-4) per group, which groups have no spread [P]); s is the sample deviation (n - 1), as in TRL.
+    """((r - mean) / (s + 1e-4) per group, which groups have no spread [P]); s is the sample deviation (n - 1), as in
+    TRL.
 
     A group with s < zero_spread counts as having none. NaN rewards (no reward applied) count as having none too.
     """

@@ -1,7 +1,8 @@
 """Log-probs and entropy of chosen tokens, without a stored float32 [B, T, V].
 
-Targets are gathered first (only positions that carry a loss meet the head); the head and the softmax then run over chunks of
-rows, recomputed in the backward pass where `chunk` is set. Temperature divides the logits, as the sampler's does.
+Targets are gathered first (only positions that carry a loss meet the head); the head and the softmax then run over
+chunks of rows, recomputed in the backward pass where `chunk` is set. Temperature divides the logits, as the sampler's
+does.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ def token_logprobs(
     B, R = targets_BR.shape
     if R % chunk:
         raise ValueError(f"chunk {chunk} does not divide the {R} targets of a row")
-    pieces = lambda x: x.reshape(B, R // chunk, chunk, *x.shape[2:]).swapaxes(0, 1)  # noqa: E731
+    pieces = lambda x: x.reshape(B, R // chunk, chunk, *x.shape[2:]).swapaxes(0, 1)
     body = jax.checkpoint(lambda piece: score(*piece), policy=jax.checkpoint_policies.nothing_saveable)
     logprobs, entropy = jax.lax.map(body, (pieces(hidden_BRD), pieces(targets_BR)))
-    joined = lambda x: x.swapaxes(0, 1).reshape(B, R)  # noqa: E731
+    joined = lambda x: x.swapaxes(0, 1).reshape(B, R)
     return joined(logprobs), joined(entropy)
 
 

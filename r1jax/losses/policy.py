@@ -1,13 +1,13 @@
 """The clipped policy-gradient surrogate of PPO as GRPO uses it, with an optional KL term to a reference.
 
-Per token: -min(r A, clip(r, 1 - low, 1 + high) A) + beta * k3, with r = exp(logp - old_logp) and
-k3 = exp(ref - logp) - (ref - logp) - 1 (Schulman's estimator; DeepSeekMath, 2402.03300, eq. 4). Purely on-policy the old
-log-probs are the stopped new ones and r is exactly 1.
+Per token: -min(r A, clip(r, 1 - low, 1 + high) A) + beta * k3, with r = exp(logp - old_logp) and k3 = exp(ref - logp)
+- (ref - logp) - 1 (Schulman's estimator; DeepSeekMath, 2402.03300, eq. 4). Purely on-policy the old log-probs are the
+stopped new ones and r is exactly 1.
 
-Aggregation: "token" is the mean over all completion tokens of the update (DAPO, 2503.14476); "sequence" is the mean over
-completions of each one's token mean (DeepSeekMath). Both denominators belong to the whole update, so a micro-batch gives its
-share of one global mean and the gradient does not depend on how the update was cut. Here that share is a weight per token,
-made where the whole update is known (`token_weights`).
+Aggregation: "token" is the mean over all completion tokens of the update (DAPO, 2503.14476); "sequence" is the mean
+over completions of each one's token mean (DeepSeekMath). Both denominators belong to the whole update, so a micro-
+batch gives its share of one global mean and the gradient does not depend on how the update was cut. Here that share
+is a weight per token, made where the whole update is known (`token_weights`).
 """
 
 from __future__ import annotations

@@ -1,13 +1,15 @@
 """Grouped-query attention (Ainslie et al. 2023), with and without a cache, and the masks.
 
-Queries of one kv head are gathered into rows, so scores are one batched matmul a kv head: the form XLA runs well on CPU, GPU
-and TPU alike. Softmax in float32. A row that may see nothing (padding) gets some finite mean, never NaN; nobody reads it.
+Queries of one kv head are gathered into rows, so scores are one batched matmul a kv head: the form XLA runs well on
+CPU, GPU and TPU alike. Softmax in float32. A row that may see nothing (padding) gets some finite mean, never NaN;
+nobody reads it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +25,12 @@ NEGATIVE = -1e30
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Context:
-    """What all layers of one forward pass share: rotary tables, the mask as a bias [B, T, S], the cache column written (or None)."""
+    """What all layers of one forward pass share: rotary tables, the mask as a bias [B, T, S], the cache column
+    written (or None).
+    """
 
     rope: tuple[jax.Array, jax.Array]
-    bias_BTS: jax.Array
+    bias: jax.Array
     column: jax.Array | None = None
 
 
@@ -36,7 +40,8 @@ def mask_bias(mask_BTS: jax.Array) -> jax.Array:
 
 
 def segment_mask(segments_BT: jax.Array, prefixes_BT: jax.Array | None = None) -> jax.Array:
-    """Causal mask [B, T, T] of packed rows: a token sees earlier tokens of its own segment and of the segment it continues.
+    """Causal mask [B, T, T] of packed rows: a token sees earlier tokens of its own segment and of the segment it
+    continues.
 
     Segment 0 is padding. `prefixes` names, per token, the segment whose tokens come before it (0: none): several
     completions in a row share one prompt that way.
@@ -61,8 +66,8 @@ def attend(
 ) -> jax.Array:
     """softmax(q k / sqrt(H) + bias) v with N / K query heads a kv head -> [B, T, N, H].
 
-    prefix: {"k", "v"} [1, K, P, H] that all rows see before their own. `decoding` (many short rows, no gradient) holds it
-    once for all of them; else it is put before the keys of each row.
+    prefix: {"k", "v"} [1, K, P, H] that all rows see before their own. `decoding` (many short rows, no gradient)
+    holds it once for all of them; else it is put before the keys of each row.
     """
     B, T, N, H = q_BTNH.shape
     K = k_BKSH.shape[1]
@@ -72,7 +77,7 @@ def attend(
     elif decoding:
         out = _attend_prefixed(q_BKMH, k_BKSH, v_BKSH, bias_BTS, prefix["k"][0], prefix["v"][0])
     else:
-        before = lambda x, y: jnp.concatenate([jnp.broadcast_to(x, (B, *x.shape[1:])), y], axis=2)  # noqa: E731
+        before = lambda x, y: jnp.concatenate([jnp.broadcast_to(x, (B, *x.shape[1:])), y], axis=2)
         bias_BTS = jnp.pad(bias_BTS, ((0, 0), (0, 0), (prefix["k"].shape[2], 0)))
         out = _attend(q_BKMH, before(prefix["k"], k_BKSH), before(prefix["v"], v_BKSH), bias_BTS)
     return out.reshape(B, K, N // K, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
@@ -118,7 +123,7 @@ def _attend_prefixed(
     own = (own.reshape(B, K, M // T, T, S) + bias_BTS[:, None, None]).reshape(B, K, M, S)
     q_KRH = q.transpose(1, 0, 2, 3).reshape(K, B * M, H)
     shared = jnp.einsum("KRH,KPH->KRP", q_KRH, prefix_k_KPH, preferred_element_type=jnp.float32) / math.sqrt(H)
-    split = lambda x: x.reshape(K, B, M, -1).transpose(1, 0, 2, 3)  # noqa: E731
+    split = lambda x: x.reshape(K, B, M, -1).transpose(1, 0, 2, 3)
     peak = jnp.maximum(own.max(-1, keepdims=True), split(shared.max(-1, keepdims=True)))
     own = jnp.exp(own - peak)
     shared = jnp.exp(shared - peak.transpose(1, 0, 2, 3).reshape(K, B * M, 1))
@@ -138,7 +143,7 @@ class Attention(nnx.Module):
         self, width: int, heads: int, kv_heads: int, head_dim: int, *, dtypes: Dtypes, rngs: nnx.Rngs, std: float
     ):
         self.kv_heads, self.head_dim, self.dtype = kv_heads, head_dim, dtypes.compute
-        shared = dict(dtypes=dtypes, rngs=rngs, std=std)
+        shared: dict[str, Any] = dict(dtypes=dtypes, rngs=rngs, std=std)
         kv_axes = ("embed", "kv_heads", "head_dim")
         self.query = Linear((width,), (heads, head_dim), ("embed", "heads", "head_dim"), **shared)
         self.key = Linear((width,), (kv_heads, head_dim), kv_axes, **shared)
@@ -158,9 +163,9 @@ class Attention(nnx.Module):
         q_BTNH = constrain(rotate(self.query(x_BTD), context.rope), axes, name="query")
         k_BKSH = rotate(self.key(x_BTD), context.rope).transpose(0, 2, 1, 3)
         v_BKSH = self.value(x_BTD).transpose(0, 2, 1, 3)
-        if cache is not None:
+        if cache is not None and context.column is not None:
             k_BKSH = append(cache["k"], k_BKSH, context.column, axis=2)
             v_BKSH = append(cache["v"], v_BKSH, context.column, axis=2)
             cache = {"k": k_BKSH, "v": v_BKSH}
-        out_BTNH = attend(q_BTNH, k_BKSH, v_BKSH, context.bias_BTS, prefix, decoding=cache is not None)
+        out_BTNH = attend(q_BTNH, k_BKSH, v_BKSH, context.bias, prefix, decoding=cache is not None)
         return self.out(constrain(out_BTNH, axes, name="attention")), cache

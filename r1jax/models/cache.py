@@ -1,8 +1,9 @@
 """The KV cache: an argument and a result of the model, never hidden state.
 
-All rows write their next tokens at one common `column`, so an append is one contiguous in-place update on every platform.
-Which columns a row may see is its `visible` mask; positions are the caller's. The rollout engine treats the columns after
-the prompt as a ring: a row that starts anew hides its ring, and no row lives longer than one turn of it.
+All rows write their next tokens at one common `column`, so an append is one contiguous in-place update on every
+platform. Which columns a row may see is its `visible` mask; positions are the caller's. The rollout engine treats the
+columns after the prompt as a ring: a row that starts anew hides its ring, and no row lives longer than one turn of
+it.
 """
 
 from __future__ import annotations
@@ -17,19 +18,20 @@ import jax.numpy as jnp
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Cache:
-    """`layers`: per layer the attention's own arrays (grouped: keys and values [B, K, S, H]), a list, or one stack [L, ...].
+    """`layers`: per layer the attention's own arrays (grouped: keys and values [B, K, S, H]), a list, or one stack
+    [L, ...].
 
-    visible_BS: columns that hold a token of this row. column: int32 scalar, where the next tokens are written.
+    visible [B, S]: columns that hold a token of this row. column: int32 scalar, where the next tokens are written.
     """
 
     layers: Any
-    visible_BS: jax.Array
+    visible: jax.Array
     column: jax.Array
 
     @property
     def length(self) -> int:
         """S, the number of columns."""
-        return self.visible_BS.shape[1]
+        return self.visible.shape[1]
 
 
 def append(buffer: jax.Array, new: jax.Array, column: jax.Array, *, axis: int) -> jax.Array:
@@ -38,10 +40,11 @@ def append(buffer: jax.Array, new: jax.Array, column: jax.Array, *, axis: int) -
 
 
 def cache_mask(cache: Cache, tokens: int) -> tuple[jax.Array, jax.Array]:
-    """(mask [B, T, S], visible [B, S] afterwards) for `tokens` new tokens a row: earlier visible columns, and causally the new ones."""
+    """(mask [B, T, S], visible [B, S] afterwards) for `tokens` new tokens a row: earlier visible columns, and
+    causally the new ones.
+    """
     columns = jnp.arange(cache.length)
     new_TS = (columns >= cache.column) & (columns <= cache.column + jnp.arange(tokens)[:, None])
     written_S = (columns >= cache.column) & (columns < cache.column + tokens)
-    before_BS = cache.visible_BS & ~written_S
+    before_BS = cache.visible & ~written_S
     return before_BS[:, None, :] | new_TS, before_BS | written_S
-

@@ -1,7 +1,7 @@
 """A GGUF file seen as Hugging Face files: its config, and its tensors under their names there.
 
-Covers what llama.cpp writes for Llama-like models: the names `blk.N.attn_q`, ..., and query and key rows in its own rotary
-order, which are turned back. Quantized tensors arrive as float32.
+Covers what llama.cpp writes for Llama-like models: the names `blk.N.attn_q`, ..., and query and key rows in its own
+rotary order, which are turned back. Quantized tensors arrive as float32.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Weights from files into place, driven by a family's table of names.
 
-A table maps each parameter of ours (a dotted path, `{}` for the layer) to the tensor's name in the Hugging Face files and to how
-many of our leading axes are the input side of their [out, in] matrix (None: the same array in both). Tensors are read one
-at a time, turned, cast and placed on their shards before the next is read, so host memory stays near the largest tensor.
+A table maps each parameter of ours (a dotted path, `{}` for the layer) to the tensor's name in the Hugging Face files
+and to how many of our leading axes are the input side of their [out, in] matrix (None: the same array in both).
+Tensors are read one at a time, turned, cast and placed on their shards before the next is read, so host memory stays
+near the largest tensor.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def read_rope(hf: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
 
 
 def load_weights(make: Callable[[], nnx.Module], names: Names, source: Source) -> Any:
-    """The model that `make` describes (never run with arrays), its weights read from `source`, each straight to its place.
+    """The model that `make` describes (never run with arrays), its weights read from `source`, each straight to its
+    place.
 
     Raises UserError that names file and tensor for a missing one or a wrong shape.
     """

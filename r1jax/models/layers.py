@@ -1,14 +1,15 @@
 """The small parts every family is made of: linear maps, RMSNorm, rotary positions, embedding, gated MLP.
 
-A weight is born on one line with its shape, logical axes and initializer (`weight`), so placement is read where the weight
-is made. Kernels are stored [in..., out...], the form XLA multiplies fastest; `models/hf.py` turns files into it.
-Norms and rotary tables are computed in float32 whatever the compute dtype.
+A weight is born on one line with its shape, logical axes and initializer (`weight`), so placement is read where the
+weight is made. Kernels are stored [in..., out...], the form XLA multiplies fastest; `models/hf.py` turns files into
+it. Norms and rotary tables are computed in float32 whatever the compute dtype.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,9 @@ class Dtypes:
     compute: str = "float32"
 
 
+FLOAT32 = Dtypes()
+
+
 def weight(rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes, dtypes: Dtypes, *, std: float | None) -> nnx.Param:
     """A parameter with its logical axes: normal with `std`, or ones where `std` is None."""
     dtype = jnp.dtype(dtypes.param)
@@ -36,8 +40,8 @@ def weight(rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes, dtypes: Dtypes, *
 def multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x [..., in] @ kernel [in, out] -> [..., out].
 
-    The backward pass is written out because the transposition that autodiff leaves behind makes XLA:CPU compute whatever
-    feeds this product in a transposed layout, several times slower.
+    The backward pass is written out because the transposition that autodiff leaves behind makes XLA:CPU compute
+    whatever feeds this product in a transposed layout, several times slower.
     """
     return x @ kernel
 
@@ -125,7 +129,7 @@ class GatedMLP(nnx.Module):
     """down(silu(gate(x)) * up(x)) (SwiGLU, Shazeer 2020)."""
 
     def __init__(self, width: int, hidden: int, *, dtypes: Dtypes, rngs: nnx.Rngs, std: float):
-        shared = dict(dtypes=dtypes, rngs=rngs, std=std)
+        shared: dict[str, Any] = dict(dtypes=dtypes, rngs=rngs, std=std)
         self.gate = Linear((width,), (hidden,), ("embed", "mlp"), **shared)
         self.up = Linear((width,), (hidden,), ("embed", "mlp"), **shared)
         self.down = Linear((hidden,), (width,), ("mlp", "embed"), **shared)

@@ -1,6 +1,7 @@
 """The Llama family: Llama 2, 3, 3.1 (rope scaling "llama3"), SmolLM2. Pre-norm, grouped-query attention, SwiGLU.
 
-Sources: Touvron et al. 2023 (2307.09288), Llama 3 herd (2407.21783), SmolLM2 (2502.02737); names as in the Hugging Face files.
+Sources: Touvron et al. 2023 (2307.09288), Llama 3 herd (2407.21783), SmolLM2 (2502.02737); names as in the Hugging
+Face files.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from flax import nnx
 
 from r1jax.models.attention import Attention
 from r1jax.models.hf import Names, read_rope
-from r1jax.models.layers import Dtypes, GatedMLP, RMSNorm, RopeScaling
+from r1jax.models.layers import FLOAT32, Dtypes, GatedMLP, RMSNorm, RopeScaling
 from r1jax.models.transformer import Block, Transformer
 
 
@@ -76,12 +77,12 @@ def from_hf(hf: Mapping[str, Any]) -> Config:
     )
 
 
-def build(config: Config, *, rngs: nnx.Rngs, dtypes: Dtypes = Dtypes(), **options: Any) -> Transformer:
+def build(config: Config, *, rngs: nnx.Rngs, dtypes: Dtypes = FLOAT32, **options: Any) -> Transformer:
     """The model with fresh weights. `options`: scan_layers, remat."""
 
     def make_block(rngs: nnx.Rngs) -> Block:
-        shared = dict(dtypes=dtypes, rngs=rngs, std=config.initializer_std)
-        norm = dict(epsilon=config.norm_epsilon, dtypes=dtypes, rngs=rngs)
+        shared: dict[str, Any] = dict(dtypes=dtypes, rngs=rngs, std=config.initializer_std)
+        norm: dict[str, Any] = dict(epsilon=config.norm_epsilon, dtypes=dtypes, rngs=rngs)
         return Block(
             Attention(config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim, **shared),
             GatedMLP(config.hidden_size, config.intermediate_size, **shared),

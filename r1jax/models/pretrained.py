@@ -53,15 +53,20 @@ def load_pretrained(
         raise UserError(f"{path}: config.json lacks the key {error}") from None
     dtypes = options.pop("dtypes", Dtypes(dtype, dtype))
     names = dict(family.HF_NAMES)
-    model = load_weights(
-        lambda: family.build(config, rngs=nnx.Rngs(0), dtypes=dtypes, **options), names, source
-    )
+    model = load_weights(lambda: family.build(config, rngs=nnx.Rngs(0), dtypes=dtypes, **options), names, source)
     return model, load_tokenizer(path)
 
 
 def load_tokenizer(path: pathlib.Path) -> Tokenizer | None:
     """The tokenizer beside the weights, or None."""
     return Tokenizer.from_path(path)
+
+
+def require_tokenizer(tokenizer: Tokenizer | None, path: str | pathlib.Path) -> Tokenizer:
+    """The tokenizer, where a run needs one. Raises UserError if the model has none."""
+    if tokenizer is None:
+        raise UserError(f"{path} holds no tokenizer, which config.model needs for text")
+    return tokenizer
 
 
 def find_model(path: str | pathlib.Path, hub: str = "", fetch: str = "") -> pathlib.Path:

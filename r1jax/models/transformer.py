@@ -1,10 +1,9 @@
-"""The decoder that all families share: embedding, a stack of blocks, norm, head. One definition for training, log-probs,
-prefill and decode.
+"""The decoder that all families share: embedding, a stack of blocks, norm, head; for training, prefill and decode.
 
-The stack is a list of blocks (unrolled: fastest on CPU) or one block whose weights carry a leading layer axis (scanned:
-61 layers compile in seconds): the switch `scan_layers`. Initial values do not depend on the switch, and on disk there is one
-layout, the list (`unstack`, `stack`). `split` and `merge` are the border of the module system: below it parameters are a plain
-nested dict.
+The stack is a list of blocks (unrolled: fastest on CPU) or one block whose weights carry a leading layer axis
+(scanned: 61 layers compile in seconds): the switch `scan_layers`. Initial values do not depend on the switch, and on
+disk there is one layout, the list (`unstack`, `stack`). `split` and `merge` are the border of the module system:
+below it parameters are a plain nested dict.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from flax import nnx
 from r1jax.core.sharding import constrain
 from r1jax.models.attention import Attention, Context, mask_bias, segment_mask
 from r1jax.models.cache import Cache, cache_mask
-from r1jax.models.layers import Dtypes, Embedding, GatedMLP, Head, RMSNorm, rope_frequencies, rope_tables
+from r1jax.models.layers import FLOAT32, Dtypes, Embedding, GatedMLP, Head, RMSNorm, rope_frequencies, rope_tables
 
 Params = dict[str, Any]
 
@@ -47,8 +46,8 @@ class Block(nnx.Module):
 class Transformer(nnx.Module):
     """A decoder-only language model over blocks made by `make_block(rngs)`.
 
-    `config` needs vocab_size, hidden_size, num_layers, head_dim, rope_theta, rope_scaling, norm_epsilon, tie_embeddings,
-    initializer_std.
+    `config` needs vocab_size, hidden_size, num_layers, head_dim, rope_theta, rope_scaling, norm_epsilon,
+    tie_embeddings, initializer_std.
     """
 
     def __init__(
@@ -57,16 +56,16 @@ class Transformer(nnx.Module):
         make_block: Callable[[nnx.Rngs], Block],
         *,
         rngs: nnx.Rngs,
-        dtypes: Dtypes = Dtypes(),
+        dtypes: Dtypes = FLOAT32,
         scan_layers: bool = False,
         remat: str = "none",
     ):
         self.config, self.dtypes, self.scan_layers, self.remat = config, dtypes, scan_layers, remat
-        shared = dict(dtypes=dtypes, rngs=rngs, std=config.initializer_std)
+        shared: dict[str, Any] = dict(dtypes=dtypes, rngs=rngs, std=config.initializer_std)
         self.embed = Embedding(config.vocab_size, config.hidden_size, **shared)
         keys = jax.random.split(rngs.params(), config.num_layers)
         if scan_layers:
-            self.layers = _stacked_block(make_block, keys)
+            self.layers: Any = _stacked_block(make_block, keys)
         else:
             self.layers = nnx.List([make_block(nnx.Rngs(params=key)) for key in keys])
         self.norm = RMSNorm(config.hidden_size, epsilon=config.norm_epsilon, dtypes=dtypes, rngs=rngs)
@@ -109,18 +108,18 @@ class Transformer(nnx.Module):
             positions = jnp.broadcast_to(jnp.arange(T), (B, T))
         if cache is None:
             segments = jnp.ones((B, T), jnp.int32) if segment_ids is None else segment_ids
-            mask, column, visible = segment_mask(segments, prefix_ids), None, None
+            mask, column = segment_mask(segments, prefix_ids), None
         else:
             (mask, visible), column = cache_mask(cache, T), cache.column
         config = self.config
         rope = rope_tables(positions, rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling))
         x_BTD = constrain(self.embed(tokens_BT), ("batch", "sequence", "act_embed"))
         run = self._scan if self.scan_layers else self._unroll
-        caches = None if cache is None else cache.layers
-        x_BTD, layers = run(x_BTD, Context(rope, mask_bias(mask), column), caches, prefix)
-        if cache is not None:
-            cache = Cache(layers, visible, column + T)
-        return self.norm(x_BTD), cache
+        context = Context(rope, mask_bias(mask), column)
+        if cache is None:
+            return self.norm(run(x_BTD, context, None, prefix)[0]), None
+        x_BTD, layers = run(x_BTD, context, cache.layers, prefix)
+        return self.norm(x_BTD), Cache(layers, visible, cache.column + T)
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """Normed states [..., D] -> float32 logits [..., V]."""
@@ -128,7 +127,9 @@ class Transformer(nnx.Module):
 
     def prefix(self, tokens_P: jax.Array) -> Any:
         """Per layer the keys and values of tokens that all rows of later calls begin with; differentiable."""
-        return self.hidden(tokens_P[None], cache=self.init_cache(1, tokens_P.shape[0]))[1].layers
+        _, cache = self.hidden(tokens_P[None], cache=self.init_cache(1, tokens_P.shape[0]))
+        assert cache is not None
+        return cache.layers
 
     def init_cache(self, rows: int, columns: int) -> Cache:
         """An empty cache: nothing visible, the next token goes to column 0."""
@@ -158,7 +159,7 @@ class Transformer(nnx.Module):
             index, params, prefix = layer
             cache = jax.tree.map(lambda c: jax.lax.dynamic_index_in_dim(c, index, keepdims=False), caches)
             x, cache = block(params, x, context, cache, prefix)
-            update = lambda old, new: jax.lax.dynamic_update_index_in_dim(old, new, index, 0)  # noqa: E731
+            update = lambda old, new: jax.lax.dynamic_update_index_in_dim(old, new, index, 0)
             return (x, jax.tree.map(update, caches, cache)), None
 
         indices = jnp.arange(self.config.num_layers)
@@ -207,7 +208,8 @@ def unstack(params: Params) -> Params:
     if 0 in layers:
         return params
     count = jax.tree.leaves(layers)[0].shape[0]
-    return {**params, "layers": {i: jax.tree.map(lambda x: x[i], layers) for i in range(count)}}
+    take = lambda i: jax.tree.map(lambda x: x[i], layers)
+    return {**params, "layers": {i: take(i) for i in range(count)}}
 
 
 def stack(params: Params) -> Params:

@@ -1,9 +1,10 @@
 """The rollout engine: prompts of ids in, sampled ids and their log-probs out, all under jit with static shapes.
 
-Slots are rows of one KV cache. What all prompts begin with (a template) is computed once a call and held once. The rest of
-a prompt is prefilled once (without the head) and copied into the slots of its group; a slot starts by feeding the prompt's last token, so every forward pass of a slot gives one sampled token.
-All slots write at one common column of a ring behind the prompt columns (models/cache.py): the append is one in-place
-update. The decode program runs until enough slots are idle; the scheduler then refills them. The engine knows tokens only.
+Slots are rows of one KV cache. What all prompts begin with (a template) is computed once a call and held once. The
+rest of a prompt is prefilled once (without the head) and copied into the slots of its group; a slot starts by feeding
+the prompt's last token, so every forward pass of a slot gives one sampled token. All slots write at one common column
+of a ring behind the prompt columns (models/cache.py): the append is one in-place update. The decode program runs
+until enough slots are idle; the scheduler then refills them. The engine knows tokens only.
 
 Left out: paged caches, chunked prefill, speculation.
 """
@@ -37,7 +38,8 @@ class Engine:
         for key in ("slots", "prefill_batch"):
             if getattr(config, key) % parts:
                 raise UserError(
-                    f"config.rollout.{key} = {getattr(config, key)} does not divide over the {parts} parts of the batch axes"
+                    f"config.rollout.{key} = {getattr(config, key)} does not divide over the {parts} parts "
+                    "of the batch axes"
                 )
         self.graph, self.config = graph, config
         self._init = jax.jit(functools.partial(_init, graph, config))
@@ -94,7 +96,9 @@ def _prefix(graph: nnx.GraphDef, prefix: tuple[int, ...], params: Params) -> Any
 
 
 def _prefill(graph: nnx.GraphDef, start: int, params: Params, prefix: Any, tokens: jax.Array) -> Any:
-    """Keys and values of prompts [P, Tp] behind the prefix of `start` tokens; columns past a prompt's end stay unseen."""
+    """Keys and values of prompts [P, Tp] behind the prefix of `start` tokens; columns past a prompt's end stay
+    unseen.
+    """
     model = merge(graph, params)
     positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1]), tokens.shape)
     cache = model.init_cache(*tokens.shape)

@@ -1,9 +1,9 @@
 """One token from logits, by inverse CDF, with its log-prob.
 
-The log-prob is that of the distribution after temperature and before top-k / top-p / min-p, which is what a trainer can
-recompute. Noise is one uniform number a row (seed, step), so a request's tokens do not depend on the batch around it;
-Gumbel noise over the vocabulary would cost more than the head on CPU. The filters cut at a value: tokens that tie with the
-last one kept are kept too.
+The log-prob is that of the distribution after temperature and before top-k / top-p / min-p, which is what a trainer
+can recompute. Noise is one uniform number a row (seed, step), so a request's tokens do not depend on the batch around
+it; Gumbel noise over the vocabulary would cost more than the head on CPU. The filters cut at a value: tokens that tie
+with the last one kept are kept too.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 _BLOCK = 256
 _WINDOW = 512
@@ -22,15 +23,13 @@ _WINDOW = 512
 class Knobs:
     """Sampling parameters of each row, as arrays [B]; see `structs.Sampling`."""
 
-    temperature: jax.Array
-    top_k: jax.Array
-    top_p: jax.Array
-    min_p: jax.Array
+    temperature: jax.Array | np.ndarray
+    top_k: jax.Array | np.ndarray
+    top_p: jax.Array | np.ndarray
+    min_p: jax.Array | np.ndarray
 
 
-def sample(
-    logits_BV: jax.Array, uniform_B: jax.Array, knobs: Knobs, *, filtered: bool
-) -> tuple[jax.Array, jax.Array]:
+def sample(logits_BV: jax.Array, uniform_B: jax.Array, knobs: Knobs, *, filtered: bool) -> tuple[jax.Array, jax.Array]:
     """(token [B] int32, log-prob [B] float32). `filtered` (static) compiles the top-k / top-p / min-p path."""
     greedy = knobs.temperature <= 0
     scaled_BV = logits_BV / jnp.where(greedy, 1.0, knobs.temperature)[:, None]
@@ -47,7 +46,9 @@ def sample(
 
 
 def _invert(scaled_BV: jax.Array, peak_B: jax.Array, uniform_B: jax.Array) -> jax.Array:
-    """The first token whose cumulative mass exceeds uniform * total; in two levels, so that no [B, V] array is stored."""
+    """The first token whose cumulative mass exceeds uniform * total; in two levels, so that no [B, V] array is
+    stored.
+    """
     B, V = scaled_BV.shape
     blocks = -(-V // _BLOCK)
     padded = jnp.pad(scaled_BV, ((0, 0), (0, blocks * _BLOCK - V)), constant_values=-jnp.inf)
@@ -56,23 +57,27 @@ def _invert(scaled_BV: jax.Array, peak_B: jax.Array, uniform_B: jax.Array) -> ja
     target = uniform_B * mass.sum(-1)
     block, before = _search(mass, target)
     inside = jnp.take_along_axis(scaled, block[:, None, None], axis=1)[:, 0]
-    offset, _ = _search(jnp.exp(inside - peak_B[:, None]), target - before)
+    rest = jnp.maximum(target - before, 0.0)  # rounding below 0 would lead to a first token without mass
+    offset, _ = _search(jnp.exp(inside - peak_B[:, None]), rest)
     return (block * _BLOCK + offset).astype(jnp.int32)
 
 
 def _search(mass: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(first index whose cumulative mass exceeds the target, mass before it); rounding never leads past the last mass."""
+    """(first index whose cumulative mass exceeds the target, mass before it); rounding never leads past the last
+    mass.
+    """
     cumulative = jnp.cumsum(mass, -1)
     last = mass.shape[-1] - 1 - jnp.argmax(mass[:, ::-1] > 0, -1)
     index = jnp.minimum((cumulative <= target[:, None]).sum(-1), last)
-    take = lambda x: jnp.take_along_axis(x, index[:, None], axis=-1)[:, 0]  # noqa: E731
+    take = lambda x: jnp.take_along_axis(x, index[:, None], axis=-1)[:, 0]
     return index, take(cumulative) - take(mass)
 
 
 def _cutoff(scaled_BV: jax.Array, log_total_B: jax.Array, peak_B: jax.Array, knobs: Knobs) -> jax.Array:
     """The smallest scaled logit that stays after top-k, then top-p of what is left, then min-p.
 
-    Sorting the vocabulary is slow, so a window of the largest is tried first; the whole is sorted only where a row needs it.
+    Sorting the vocabulary is slow, so a window of the largest is tried first; the whole is sorted only where a row
+    needs it.
     """
     V = scaled_BV.shape[-1]
     on_k = knobs.top_k > 0

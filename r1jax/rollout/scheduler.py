@@ -1,13 +1,14 @@
 """The host side of the engine: which request sits in which slot.
 
-Requests are grouped by prompt, so that each prompt is prefilled once and its whole group starts from that. Order of prompts
-is the order of arrival. The scheduler sees finished rows only as numpy arrays.
+Requests are grouped by prompt, so that each prompt is prefilled once and its whole group starts from that. Order of
+prompts is the order of arrival. The scheduler sees finished rows only as numpy arrays.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+
 import numpy as np
 
 from r1jax.core.structs import Completion, Request
@@ -57,7 +58,9 @@ class Scheduler:
             index, count = self._slot_request[slot], done[slot]
             ids = tuple(tokens[slot, :count].tolist())
             stopped = ids[-1] in self._requests[index].sampling.stop_ids
-            self._results[index] = Completion(ids, tuple(logprobs[slot, :count].tolist()), "stop" if stopped else "length")
+            self._results[index] = Completion(
+                ids, tuple(logprobs[slot, :count].tolist()), "stop" if stopped else "length"
+            )
             self._slot_request[slot] = -1
 
     def completions(self) -> list[Completion]:
@@ -79,8 +82,8 @@ class Scheduler:
         pad = B - len(taken)
         requests = [self._requests[index] for _, index, _ in taken]
         sampling = [request.sampling for request in requests]
-        ints = lambda values, fill=0: np.array([*values, *[fill] * pad], np.int32)  # noqa: E731
-        floats = lambda values: np.array([*values, *[0.0] * pad], np.float32)  # noqa: E731
+        ints = lambda values, fill=0: np.array([*values, *[fill] * pad], np.int32)
+        floats = lambda values: np.array([*values, *[0.0] * pad], np.float32)
         stop = np.full((B, self._config.max_stop_ids), -1, np.int32)
         for row, s in enumerate(sampling):
             stop[row, : len(s.stop_ids)] = s.stop_ids

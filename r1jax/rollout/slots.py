@@ -83,7 +83,7 @@ def init_slots(config: EngineConfig, cache: Cache) -> Slots:
     """All slots idle; `cache` is an empty one of `slots` rows."""
     B, R = config.slots, config.max_new_tokens
     cache = dataclasses.replace(cache, column=jnp.int32(config.prompt_columns))
-    zeros = lambda dtype=jnp.int32: jnp.zeros((B,), dtype)  # noqa: E731
+    zeros = lambda dtype=jnp.int32: jnp.zeros((B,), dtype)
     return constrain_slots(
         Slots(
             cache=cache,
@@ -103,10 +103,10 @@ def init_slots(config: EngineConfig, cache: Cache) -> Slots:
 
 def constrain_slots(slots: Slots) -> Slots:
     """Rows over the batch axes."""
-    rows = lambda x: constrain(x, ("batch",) + (None,) * (x.ndim - 1), name="slots")  # noqa: E731
+    rows = lambda x: constrain(x, ("batch",) + (None,) * (x.ndim - 1), name="slots")
     fields = {f.name: getattr(slots, f.name) for f in dataclasses.fields(Slots) if f.name != "cache"}
-    visible = rows(slots.cache.visible_BS)
-    return Slots(cache=dataclasses.replace(slots.cache, visible_BS=visible), **jax.tree.map(rows, fields))
+    visible = rows(slots.cache.visible)
+    return Slots(cache=dataclasses.replace(slots.cache, visible=visible), **jax.tree.map(rows, fields))
 
 
 def restart(slots: Slots) -> Slots:
@@ -127,11 +127,11 @@ def insert(slots: Slots, prompts: Any, fill: Fill) -> Slots:
 
     cache = slots.cache
     visible = jnp.arange(cache.length) < (fill.columns - 1)[:, None]
-    put = lambda old, new: old.at[at].set(new, mode="drop")  # noqa: E731
+    put = lambda old, new: old.at[at].set(new, mode="drop")
     return constrain_slots(
         dataclasses.replace(
             slots,
-            cache=Cache(jax.tree.map(copy, cache.layers, prompts), put(cache.visible_BS, visible), cache.column),
+            cache=Cache(jax.tree.map(copy, cache.layers, prompts), put(cache.visible, visible), cache.column),
             token=put(slots.token, fill.token),
             position=put(slots.position, fill.position),
             done=put(slots.done, 0),

@@ -1,4 +1,5 @@
-"""GRPO: sample groups of answers, reward them, raise what beat its siblings (DeepSeekMath 2402.03300, DeepSeek-R1 2501.12948).
+"""GRPO: sample groups of answers, reward them, raise what beat its siblings (DeepSeekMath 2402.03300, DeepSeek-R1
+2501.12948).
 
 A step is one rollout batch and the updates made from it:
 
@@ -44,7 +45,7 @@ from r1jax.learner.step import Learner
 from r1jax.losses.advantage import group_advantages
 from r1jax.losses.policy import token_weights
 from r1jax.models.layers import Dtypes
-from r1jax.models.pretrained import load_pretrained
+from r1jax.models.pretrained import load_pretrained, require_tokenizer
 from r1jax.models.transformer import Params, logical_axes, split
 from r1jax.rewards.base import Scores, load_rewards, score
 from r1jax.rollout.engine import Engine
@@ -85,7 +86,7 @@ class Run:
         for note in task.notes:
             log.warning(note)
         model_config = settings.model
-        model, self.tokenizer = load_pretrained(
+        model, tokenizer = load_pretrained(
             model_config.path,
             hub=model_config.hub,
             fetch=model_config.fetch,
@@ -93,6 +94,7 @@ class Run:
             scan_layers=model_config.scan_layers,
             remat=model_config.remat,
         )
+        self.tokenizer = require_tokenizer(tokenizer, model_config.path)
         self.graph, params = split(model)
         self.axes, self.sizes = logical_axes(model), count_parameters(params)
         self.encode = functools.lru_cache(None)(lambda text: encode_prompt(self.tokenizer, text))
@@ -262,7 +264,9 @@ class Run:
         )
 
     def _learn(self, groups: Groups, advantages_PG: np.ndarray, flat_P: np.ndarray) -> dict[str, Any]:
-        """All updates of the step -> metrics. Groups without spread have no gradient and are not computed (without KL)."""
+        """All updates of the step -> metrics. Groups without spread have no gradient and are not computed (without
+        KL).
+        """
         settings, G = self.settings, self.settings.rollout.group_size
         skip_P = np.zeros_like(flat_P) if settings.loss.kl_coefficient else flat_P.copy()
         P = len(groups.prompts) // settings.update.updates_per_step
@@ -331,7 +335,7 @@ class Run:
             {name: value[start : start + size] for name, value in whole.items()}
             for start in range(0, len(packed.tokens), size)
         ]
-        place = lambda x: sharding(("batch", None), x.shape, name="micro-batch")  # noqa: E731
+        place = lambda x: sharding(("batch", None), x.shape, name="micro-batch")
         return [distributed.put_global(piece, jax.tree.map(place, piece)) for piece in pieces]
 
     def _add_logprobs(
@@ -347,7 +351,7 @@ class Run:
 
     def _evaluate(self) -> dict[str, float]:
         """Held-out metrics of the present weights."""
-        generate = lambda requests: self.engine.generate(self.state.params, requests)  # noqa: E731
+        generate = lambda requests: self.engine.generate(self.state.params, requests)
         sampling = self.settings.rollout.sampling(self.tokenizer.eos_ids)
         begin = time.perf_counter()
         metrics = evaluate(
@@ -395,5 +399,5 @@ def _describe_samples(groups: Groups, scores: Scores, advantages_PG: np.ndarray)
             "length": len(completion.tokens),
             "finish_reason": completion.finish_reason,
         }
-        for i, (text, completion) in enumerate(zip(groups.texts, groups.completions))
+        for i, (text, completion) in enumerate(zip(groups.texts, groups.completions, strict=True))
     ]

@@ -134,9 +134,16 @@ def read_config(config: ConfigDict) -> GRPOConfig:
     if rollout.temperature <= 0:
         raise UserError(f"config.rollout.temperature must be positive to explore, got {rollout.temperature}")
     _divides("rollout.prompts_per_step", rollout.prompts_per_step, "update.updates_per_step", update.updates_per_step)
-    _divides("update.micro_batch_size", update.micro_batch_size, "update.completions_per_row", update.completions_per_row)
+    _divides(
+        "update.micro_batch_size", update.micro_batch_size, "update.completions_per_row", update.completions_per_row
+    )
     per_update = rollout.completions // update.updates_per_step
-    _divides("rollout.prompts_per_step x group_size / updates_per_step", per_update, "update.micro_batch_size", update.micro_batch_size)
+    _divides(
+        "rollout.prompts_per_step x group_size / updates_per_step",
+        per_update,
+        "update.micro_batch_size",
+        update.micro_batch_size,
+    )
     if not settings.rewards:
         raise UserError("config.rewards names no reward")
     return settings
