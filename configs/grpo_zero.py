@@ -63,6 +63,7 @@ def get_config(arg: str = "") -> ConfigDict:
             min_p=0.0,
             slots=64,
             prefill_batch=8,
+            ignore_stop=False,
         )
     )
     config.rewards = ConfigDict(dict(answer_reward=1.0, r1_format_reward=0.3))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 
 from r1jax.core.errors import UserError
@@ -19,7 +20,10 @@ class Checkpoints:
     """`workdir/checkpoints/STEP`; keeps the newest `keep`."""
 
     def __init__(self, workdir: pathlib.Path, *, keep: int = 2):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        # On a CPU the "copy to the host" may be a view of buffers that the next update overwrites: save at once there.
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, enable_async_checkpointing=jax.default_backend() != "cpu"
+        )
         self._manager = ocp.CheckpointManager((workdir / "checkpoints").resolve(), options=options)
 
     @property

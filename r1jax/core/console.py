@@ -46,7 +46,8 @@ def set_up_logging(level: str = "INFO") -> None:
     """
     root = logging.getLogger()
     for handler in list(root.handlers):
-        if isinstance(handler, _ConsoleHandler | absl_logging.ABSLHandler):
+        # A plain stream handler is what `logging.basicConfig` leaves, which a library's root-level call may have made.
+        if isinstance(handler, _ConsoleHandler | absl_logging.ABSLHandler) or type(handler) is logging.StreamHandler:
             root.removeHandler(handler)
     root.addHandler(_ConsoleHandler())
     root.setLevel(logging.WARNING)

@@ -19,7 +19,7 @@ import pathlib
 import time
 import zlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +65,13 @@ class Groups:
     prompts: list[tuple[int, ...]]
     completions: list[Completion]
     texts: list[str]
+
+
+class Work(NamedTuple):
+    """What the updates of a step computed: completion tokens trained on, and useful FLOPs (6 a parameter and token)."""
+
+    tokens: int
+    flops: float
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -155,20 +162,19 @@ class Run:
         """All steps from where the workdir stands."""
         settings, writer = self.settings, self._open_workdir()
         start = self.checkpoints.latest or 0
-        if start == 0:
+        if start == 0 and self.problems.rows:
             writer.write(0, self._evaluate())
         with console.Progress(settings.steps, start=start, title="step") as progress:
             for step in range(start + 1, settings.steps + 1):
                 metrics, samples = self._step(step)
-                if step == settings.steps or settings.eval.every_steps and step % settings.eval.every_steps == 0:
+                if self.problems.rows and is_due(step, settings.eval.every_steps, settings.steps):
                     metrics |= self._evaluate()
                 writer.write(step, metrics)
                 writer.write_samples(step, samples[: settings.log.samples_per_step % (len(samples) + 1)])
                 progress.update(step, metrics)
                 if settings.log.show_every_steps and step % settings.log.show_every_steps == 0:
                     console.show_samples(samples, limit=3)
-                every = settings.checkpoint.every_steps
-                if step == settings.steps or every and step % every == 0:
+                if is_due(step, settings.checkpoint.every_steps, settings.steps):
                     self._save(step)
         self.checkpoints.close()
         writer.close()
@@ -214,11 +220,10 @@ class Run:
             scores.total.reshape(-1, G), zero_spread=self.settings.update.zero_spread
         )
         rewarded = time.perf_counter()
-        learned = self._learn(groups, advantages_PG, flat_P)
+        learned, work = self._learn(groups, advantages_PG, flat_P)
         end = time.perf_counter()
         lengths = np.array([len(c.tokens) for c in groups.completions])
-        fed = int(sum(map(len, groups.prompts)) * G + lengths.sum())
-        self.num_tokens += fed
+        self.num_tokens += int(sum(map(len, groups.prompts)) * G + lengths.sum())
         metrics = {
             **learned,
             **_describe_rewards(scores, G),
@@ -232,11 +237,9 @@ class Run:
             "time/reward": rewarded - rolled,
             "time/train": end - rewarded,
             "rollout/tokens_per_second": float(lengths.sum() / (rolled - begin)),
-            "train/tokens_per_second": learned.pop("trained_tokens") / (end - rewarded),
-            "mfu": learned.pop("flops") / (end - rewarded) / (peak_flops() * jax.device_count()),
+            "train/tokens_per_second": work.tokens / (end - rewarded),
+            "mfu": work.flops / (end - rewarded) / (peak_flops() * jax.device_count()),
         }
-        for key in ("trained_tokens", "flops"):
-            metrics.pop(key, None)
         self._check_difference(metrics)
         return metrics, _describe_samples(groups, scores, advantages_PG)
 
@@ -263,10 +266,8 @@ class Run:
             columns={name: [row.get(name) for row in repeated] for name in names},
         )
 
-    def _learn(self, groups: Groups, advantages_PG: np.ndarray, flat_P: np.ndarray) -> dict[str, Any]:
-        """All updates of the step -> metrics. Groups without spread have no gradient and are not computed (without
-        KL).
-        """
+    def _learn(self, groups: Groups, advantages_PG: np.ndarray, flat_P: np.ndarray) -> tuple[dict[str, float], Work]:
+        """All updates of the step. Groups without spread have no gradient (without KL) and are not computed."""
         settings, G = self.settings, self.settings.rollout.group_size
         skip_P = np.zeros_like(flat_P) if settings.loss.kl_coefficient else flat_P.copy()
         P = len(groups.prompts) // settings.update.updates_per_step
@@ -288,13 +289,8 @@ class Run:
         outcomes, sums = distributed.fetch((outcomes, sums))
         fed = sum(int((packed.segments > 0).sum()) for packed, _ in plans)
         targets = sum(int((packed.source >= 0).sum()) for packed, _ in plans)
-        return {
-            "loss": float(np.mean([outcome["loss"] for outcome in outcomes])),
-            "grad_norm": float(np.mean([outcome["grad_norm"] for outcome in outcomes])),
-            **summarize(sums),
-            "trained_tokens": targets,
-            "flops": 6.0 * (self.sizes.body * fed + self.sizes.head * targets),
-        }
+        means = {key: float(np.mean([outcome[key] for outcome in outcomes])) for key in ("loss", "grad_norm")}
+        return means | summarize(sums), Work(targets, 6.0 * (self.sizes.body * fed + self.sizes.head * targets))
 
     def _plan(
         self, groups: Groups, part: slice, advantages: np.ndarray, skip: np.ndarray
@@ -371,6 +367,11 @@ class Run:
 
 
 _FED = ("tokens", "positions", "segments", "prefixes", "index", "targets")
+
+
+def is_due(step: int, every: int, last: int) -> bool:
+    """Whether something that happens every so many steps (0: never) and at the end happens now."""
+    return step == last or (every > 0 and step % every == 0)
 
 
 def _describe_rewards(scores: Scores, group_size: int) -> dict[str, float]:

@@ -32,7 +32,11 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RolloutConfig:
-    """What is sampled a step, and the engine's shapes. `max_prompt_tokens` 0: the longest prompt of the data."""
+    """What is sampled a step, and the engine's shapes.
+
+    max_prompt_tokens: 0 takes the longest prompt of the data. ignore_stop: sample to the limit whatever comes, for
+    benchmarks of equal work.
+    """
 
     prompts_per_step: int = 8
     group_size: int = 8
@@ -44,6 +48,7 @@ class RolloutConfig:
     min_p: float = 0.0
     slots: int = 64
     prefill_batch: int = 8
+    ignore_stop: bool = False
 
     @property
     def completions(self) -> int:
@@ -52,6 +57,7 @@ class RolloutConfig:
 
     def sampling(self, stop_ids: tuple[int, ...]) -> Sampling:
         """The same for one request."""
+        stop_ids = () if self.ignore_stop else stop_ids
         return Sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.max_new_tokens, stop_ids)
 
 
