@@ -23,7 +23,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config = ConfigDict()
     config.stage = "grpo"
     config.seed = 0
-    config.steps = 24
+    config.steps = 14
 
     config.model = ConfigDict(
         dict(
@@ -53,8 +53,8 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.rollout = ConfigDict(
         dict(
-            prompts_per_step=8,
-            group_size=16,
+            prompts_per_step=12,
+            group_size=8,
             max_new_tokens=40,
             max_prompt_tokens=0,
             temperature=1.0,
@@ -70,7 +70,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.update = ConfigDict(
         dict(
             updates_per_step=1,
-            micro_batch_size=8,
+            micro_batch_size=16,
             completions_per_row=8,
             logits_chunk=0,
             old_logprobs="sampler",
@@ -81,10 +81,10 @@ def get_config(arg: str = "") -> ConfigDict:
     config.loss = ConfigDict(dict(clip_low=0.2, clip_high=0.28, kl_coefficient=0.0, aggregation="token"))
     config.optimizer = ConfigDict(
         dict(
-            learning_rate=1e-5,
-            schedule="constant",
+            learning_rate=2e-5,
+            schedule="linear",  # constant, it falls back after ten steps
             warmup_updates=0,
-            final_share=0.0,
+            final_share=0.1,
             beta1=0.9,
             beta2=0.99,
             epsilon=1e-8,
@@ -120,6 +120,8 @@ def set_template(config: ConfigDict, template: str) -> None:
         config.rewards = ConfigDict(dict(number_reward=1.0))
         config.eval.strict, config.eval.format = ("number_reward",), ""
         config.rollout.max_new_tokens = 20
+        config.steps = 22
+        config.update.completions_per_row, config.update.micro_batch_size = 16, 32
 
 
 def set_task(config: ConfigDict, task: str) -> None:
