@@ -129,14 +129,15 @@ def set_task(config: ConfigDict, task: str) -> None:
     config.eval.name = task
     if task == "addition":
         return
+    config.steps = 5  # a look at a harder task; raise --config.steps to learn it
     config.data.args = ConfigDict()
-    config.rollout.max_new_tokens = 200
-    config.steps = 5
+    config.rollout.prompts_per_step, config.rollout.max_new_tokens, config.rollout.slots = 4, 200, 32
+    config.update.completions_per_row, config.update.micro_batch_size = 2, 8  # rows of a few hundred tokens
     if task == "gsm8k":
         config.data.source = "jsonl"
         config.data.columns = ConfigDict(dict(prompt="question", solution="answer"))
         config.data.extractor = "gsm8k"
-        config.data.eval_problems = 32
+        config.data.eval_problems = 16
     else:
         config.data.source = f"reasoning_gym:{task}"
-        config.data.eval_problems = 64
+        config.data.eval_problems = 16

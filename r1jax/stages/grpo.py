@@ -12,7 +12,6 @@ uninterrupted one. Held-out problems are answered before, every N steps, and aft
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 import pathlib
@@ -31,7 +30,7 @@ from r1jax.core.checkpoint import Checkpoints
 from r1jax.core.hardware import peak_flops
 from r1jax.core.metrics import MetricsWriter
 from r1jax.core.sharding import batch_parts, make_mesh, sharding, use_mesh
-from r1jax.core.structs import Completion, Request
+from r1jax.core.structs import Request
 from r1jax.core.tree import count_parameters
 from r1jax.data.loader import PromptLoader
 from r1jax.data.packing import PackedRows, RowShape, pack_completions
@@ -50,21 +49,12 @@ from r1jax.models.transformer import Params, logical_axes, split
 from r1jax.rewards.base import Scores, load_rewards, score
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.slots import EngineConfig
+from r1jax.stages.groups import Groups, describe_rewards, describe_samples
 from r1jax.stages.grpo_config import GRPOConfig, read_config
 from r1jax.stages.workdir import check_config, describe_change, write_config
 from r1jax.text.encoding import encode_prompt, find_prefix
 
 log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Groups:
-    """A step's rollout, flat in the order of prompts: completion i answers prompt i // G."""
-
-    rows: list[dict[str, Any]]
-    prompts: list[tuple[int, ...]]
-    completions: list[Completion]
-    texts: list[str]
 
 
 class Work(NamedTuple):
@@ -111,6 +101,15 @@ class Run:
         self.problems = self._build_problems(task.held_out)
         self.checkpoints = Checkpoints(workdir, keep=settings.checkpoint.keep)
         self.num_tokens = 0
+        log.info(
+            "%s: %.1f M parameters; %d problems to train on, %d held out; prompts up to %d tokens, %d of them shared",
+            model_config.path,
+            self.sizes.total / 1e6,
+            len(task.train),
+            len(task.held_out),
+            self.shape.prefix + self.shape.prompt_tokens,
+            self.shape.prefix,
+        )
 
     def _build_engine(self, rows: Sequence[dict[str, Any]]) -> None:
         rollout = self.settings.rollout
@@ -226,7 +225,7 @@ class Run:
         self.num_tokens += int(sum(map(len, groups.prompts)) * G + lengths.sum())
         metrics = {
             **learned,
-            **_describe_rewards(scores, G),
+            **describe_rewards(scores, G),
             "frac_reward_zero_std": float(flat_P.mean()),
             "completions/mean_length": float(lengths.mean()),
             "completions/clipped_ratio": float(np.mean([c.finish_reason == "length" for c in groups.completions])),
@@ -241,7 +240,7 @@ class Run:
             "mfu": work.flops / (end - rewarded) / (peak_flops() * jax.device_count()),
         }
         self._check_difference(metrics)
-        return metrics, _describe_samples(groups, scores, advantages_PG)
+        return metrics, describe_samples(groups, scores, advantages_PG)
 
     def _roll_out(self, rows: list[dict[str, Any]], step: int) -> Groups:
         rollout = self.settings.rollout
@@ -347,6 +346,7 @@ class Run:
 
     def _evaluate(self) -> dict[str, float]:
         """Held-out metrics of the present weights."""
+        log.info("answering %d held-out problems, sampled and greedy", len(self.problems.rows))
         generate = lambda requests: self.engine.generate(self.state.params, requests)
         sampling = self.settings.rollout.sampling(self.tokenizer.eos_ids)
         begin = time.perf_counter()
@@ -372,33 +372,3 @@ _FED = ("tokens", "positions", "segments", "prefixes", "index", "targets")
 def is_due(step: int, every: int, last: int) -> bool:
     """Whether something that happens every so many steps (0: never) and at the end happens now."""
     return step == last or (every > 0 and step % every == 0)
-
-
-def _describe_rewards(scores: Scores, group_size: int) -> dict[str, float]:
-    """Mean and spread of the total and of each reward; `reward_std` is the mean deviation within groups, as in TRL."""
-    metrics = {
-        "reward": float(scores.total.mean()),
-        "reward_std": float(scores.total.reshape(-1, group_size).std(axis=1, ddof=1).mean()),
-    }
-    for name, values in scores.by_name.items():
-        applied = values[~np.isnan(values)]
-        metrics[f"rewards/{name}/mean"] = float(applied.mean()) if len(applied) else float("nan")
-        metrics[f"rewards/{name}/std"] = float(applied.std(ddof=1)) if len(applied) > 1 else 0.0
-    return metrics
-
-
-def _describe_samples(groups: Groups, scores: Scores, advantages_PG: np.ndarray) -> list[dict[str, Any]]:
-    """The rows of samples.jsonl."""
-    G = advantages_PG.shape[1]
-    return [
-        {
-            "prompt": groups.rows[i // G]["prompt"],
-            "completion": text,
-            "reward": float(scores.total[i]),
-            "rewards": {name: None if np.isnan(v[i]) else float(v[i]) for name, v in scores.by_name.items()},
-            "advantage": float(advantages_PG[i // G, i % G]),
-            "length": len(completion.tokens),
-            "finish_reason": completion.finish_reason,
-        }
-        for i, (text, completion) in enumerate(zip(groups.texts, groups.completions, strict=True))
-    ]
