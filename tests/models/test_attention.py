@@ -1,0 +1,91 @@
+"""Attention against loops in float64, and its written-out gradient against autodiff of the textbook form."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from r1jax.models.attention import attend, mask_bias, segment_mask
+from tests.models import naive
+from tests.models.toy import assert_close
+
+SHAPES = [(4, 2), (3, 1), (2, 2)]  # query heads, kv heads
+
+
+def draw(heads: int, kv_heads: int, T: int = 5, S: int = 7, H: int = 8, B: int = 2) -> tuple[np.ndarray, ...]:
+    """q, k, v and a mask [B, T, S] of which every query sees its first key at least."""
+    random = np.random.default_rng(heads)
+    shapes = (B, T, heads, H), (B, kv_heads, S, H), (B, kv_heads, S, H)
+    mask = random.random((B, T, S)) < 0.6
+    mask[..., 0] = True
+    return *(random.normal(size=shape).astype(np.float32) for shape in shapes), mask
+
+
+def textbook(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """Attention with kv heads repeated, for autodiff."""
+    k, v = (jnp.repeat(x, q.shape[2] // x.shape[1], axis=1) for x in (k, v))
+    scores = jnp.einsum("btnh,bnsh->bnts", q, k) / math.sqrt(q.shape[-1])
+    return jnp.einsum("bnts,bnsh->btnh", jax.nn.softmax(jnp.where(mask[:, None], scores, -jnp.inf)), v)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), SHAPES)
+def test_grouped_heads_equal_loops(heads: int, kv_heads: int) -> None:
+    q, k, v, mask = draw(heads, kv_heads)
+    found = jax.jit(attend)(q, k, v, mask_bias(mask))
+    expected = [
+        naive.attention(*(x.astype(np.float64) for x in (q[b], k[b].swapaxes(0, 1), v[b].swapaxes(0, 1))), mask[b])
+        for b in range(len(q))
+    ]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2)])
+@pytest.mark.parametrize(("heads", "kv_heads"), SHAPES)
+def test_gradient_is_that_of_the_textbook(heads: int, kv_heads: int, dtype: str, tolerance: float) -> None:
+    q, k, v, mask = draw(heads, kv_heads)
+    probe = np.random.default_rng(9).normal(size=q.shape).astype(np.float32)
+    ours = lambda *qkv: (attend(*qkv, mask_bias(mask)).astype(jnp.float32) * probe).sum()
+    theirs = lambda *qkv: (textbook(*qkv, mask) * probe).sum()
+    found = jax.jit(jax.grad(ours, (0, 1, 2)))(*(x.astype(dtype) for x in (q, k, v)))
+    assert all(x.dtype == dtype for x in found)
+    assert_close(found, jax.jit(jax.grad(theirs, (0, 1, 2)))(q, k, v), tolerance)
+
+
+@pytest.mark.parametrize("decoding", [False, True])
+@pytest.mark.parametrize(("heads", "kv_heads"), SHAPES)
+def test_shared_prefix_is_keys_before_those_of_every_row(heads: int, kv_heads: int, decoding: bool) -> None:
+    q, k, v, mask = draw(heads, kv_heads, T=1 if decoding else 5)
+    random = np.random.default_rng(1)
+    prefix = {name: random.normal(size=(1, kv_heads, 3, 8)).astype(np.float32) for name in ("k", "v")}
+    whole = [np.concatenate([np.repeat(prefix[n], len(q), 0), x], axis=2) for n, x in (("k", k), ("v", v))]
+    mask_whole = np.pad(mask, ((0, 0), (0, 0), (3, 0)), constant_values=True)
+    found = jax.jit(attend, static_argnames="decoding")(q, k, v, mask_bias(mask), prefix, decoding=decoding)
+    np.testing.assert_allclose(found, jax.jit(attend)(q, *whole, mask_bias(mask_whole)), rtol=0, atol=2e-6)
+
+
+def test_query_that_sees_nothing_gives_numbers_and_finite_gradients() -> None:
+    q, k, v, mask = draw(4, 2)
+    mask[0, 1] = mask[1] = False
+    value, gradients = jax.jit(jax.value_and_grad(lambda q, k, v: attend(q, k, v, mask_bias(mask)).sum(), (0, 1, 2)))(
+        q, k, v
+    )
+    assert np.isfinite(value) and all(np.isfinite(g).all() for g in gradients)
+
+
+def test_huge_scores_do_not_overflow() -> None:
+    q, k, v, mask = draw(4, 2)
+    found = jax.jit(attend)(q * 1e4, k, v, mask_bias(mask))
+    np.testing.assert_allclose(found, textbook(q * 1e4, k, v, mask), rtol=0, atol=1e-5)
+
+
+def test_segment_mask_by_its_definition() -> None:
+    segments = np.array([[1, 1, 2, 2, 3, 4, 0, 0], [0, 1, 2, 1, 2, 2, 3, 0]])
+    prefixes = np.array([[0, 0, 1, 1, 1, 0, 0, 0], [0, 0, 1, 0, 1, 1, 2, 0]])
+    for given in (None, prefixes):
+        found = np.asarray(segment_mask(jnp.asarray(segments), None if given is None else jnp.asarray(given)))
+        for b, t, s in np.ndindex(found.shape):
+            before = given is not None and segments[b, s] == given[b, t]
+            own = segments[b, s] == segments[b, t]
+            assert found[b, t, s] == (s <= t and segments[b, s] != 0 and (own or before)), (b, t, s)

@@ -1,0 +1,106 @@
+"""The small parts against numpy, and the written-out gradient of the matrix product against autodiff."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from r1jax.models.layers import (
+    Dtypes,
+    Embedding,
+    GatedMLP,
+    Head,
+    Linear,
+    RMSNorm,
+    RopeScaling,
+    multiply,
+    rope_frequencies,
+    rope_tables,
+    rotate,
+)
+from tests.models import naive
+from tests.models.toy import assert_close
+
+FLOAT, MIXED = Dtypes(), Dtypes("float32", "bfloat16")
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-2)])
+@pytest.mark.parametrize("rows", [(6,), (2, 3)])
+def test_gradient_of_the_product_is_that_of_autodiff(rows: tuple[int, ...], dtype: str, tolerance: float) -> None:
+    x, kernel, probe = normal(*rows, 5), normal(5, 4, seed=1), normal(*rows, 4, seed=2)
+    ours = lambda x, kernel: (multiply(x, kernel).astype(jnp.float32) * probe).sum()
+    found = jax.jit(jax.grad(ours, (0, 1)))(x.astype(dtype), kernel.astype(dtype))
+    assert all(g.dtype == dtype for g in found)
+    assert_close(found, jax.grad(lambda x, kernel: (x @ kernel * probe).sum(), (0, 1))(x, kernel), tolerance)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [((6,), (4,)), ((6,), (2, 3)), ((2, 3), (5,)), ((2, 3), (4, 2))])
+def test_linear_contracts_all_its_input_axes(inputs: tuple[int, ...], outputs: tuple[int, ...]) -> None:
+    axes = ("embed",) * (len(inputs) + len(outputs))
+    linear = Linear(inputs, outputs, axes, dtypes=FLOAT, rngs=nnx.Rngs(0), std=1.0)
+    x = normal(2, 3, *inputs)
+    expected = np.tensordot(x, np.asarray(linear.kernel[...]), len(inputs))
+    assert linear.kernel.get_metadata("axes") == axes
+    np.testing.assert_allclose(linear(jnp.asarray(x)), expected, rtol=0, atol=1e-5)
+
+
+def test_norm_is_computed_in_float32_whatever_the_compute_dtype() -> None:
+    x, scale = normal(3, 16) * 40, normal(16, seed=1)
+    norm = RMSNorm(16, epsilon=1e-5, dtypes=MIXED, rngs=nnx.Rngs(0))
+    assert (np.asarray(norm.scale[...]) == 1).all()
+    norm.scale[...] = jnp.asarray(scale)
+    found = norm(jnp.asarray(x, jnp.bfloat16))
+    exact = naive.normalize(np.asarray(x.astype(jnp.bfloat16), np.float64), scale, 1e-5)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.asarray(found, np.float32), exact.astype(np.float32).astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize("dtypes", [FLOAT, MIXED])
+def test_logits_are_float32_and_the_tied_head_is_the_table(dtypes: Dtypes) -> None:
+    embedding = Embedding(11, 8, dtypes=dtypes, rngs=nnx.Rngs(0), std=1.0)
+    head = Head(8, 11, dtypes=dtypes, rngs=nnx.Rngs(0), std=1.0)
+    table, x = np.asarray(embedding.embedding[...]), normal(2, 3, 8)
+    head.kernel[...] = jnp.asarray(table.T)
+    tokens = np.array([[0, 10], [3, 3]])
+    np.testing.assert_array_equal(embedding(jnp.asarray(tokens)), table[tokens].astype(dtypes.compute))
+    for logits in (embedding.attend(jnp.asarray(x)), head(jnp.asarray(x))):
+        rounded = [array.astype(dtypes.compute).astype(np.float64) for array in (x, table)]
+        assert logits.dtype == jnp.float32
+        np.testing.assert_allclose(logits, rounded[0] @ rounded[1].T, rtol=0, atol=1e-5)
+
+
+def test_gated_mlp() -> None:
+    mlp = GatedMLP(6, 10, dtypes=FLOAT, rngs=nnx.Rngs(0), std=1.0)
+    gate, up, down = (np.asarray(part.kernel[...], np.float64) for part in (mlp.gate, mlp.up, mlp.down))
+    x = normal(2, 3, 6)
+    z = x @ gate
+    np.testing.assert_allclose(mlp(jnp.asarray(x)), (z / (1 + np.exp(-z)) * (x @ up)) @ down, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "scaling", [None, RopeScaling("linear", 4.0), RopeScaling(), RopeScaling("llama3", 32.0, 1.0, 4.0, 64)]
+)
+@pytest.mark.parametrize("theta", [10_000.0, 500_000.0])
+def test_rope_frequencies_equal_the_formula(theta: float, scaling: RopeScaling | None) -> None:
+    expected = naive.frequencies(64, theta, scaling)
+    np.testing.assert_allclose(rope_frequencies(64, theta, scaling), expected, rtol=2e-5)
+
+
+def test_llama3_scaling_has_all_three_ranges() -> None:
+    """The formula test above would be idle if no frequency fell in the middle range."""
+    ratio = naive.frequencies(64, 500_000.0, RopeScaling()) / naive.frequencies(64, 500_000.0)
+    assert (ratio == 1).any() and np.isclose(ratio, 1 / 8).any() and ((ratio > 0.13) & (ratio < 0.99)).any()
+
+
+def test_rotation_is_that_of_complex_numbers() -> None:
+    x, positions = normal(2, 5, 3, 8), np.array([[0, 1, 2, 3, 4], [7, 100, 3, 3, 4095]])
+    turns = naive.frequencies(8, 10_000.0)
+    found = rotate(jnp.asarray(x), rope_tables(jnp.asarray(positions), rope_frequencies(8, 10_000.0, None)))
+    expected = np.stack([naive.rotate(*pair, turns) for pair in zip(x, positions, strict=True)])
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=2e-6)
