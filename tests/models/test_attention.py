@@ -1,6 +1,7 @@
 """Attention against loops in float64, and its written-out gradient against autodiff of the textbook form."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +15,13 @@ from tests.models.toy import assert_close
 SHAPES = [(4, 2), (3, 1), (2, 2)]  # query heads, kv heads
 
 
-def draw(heads: int, kv_heads: int, T: int = 5, S: int = 7, H: int = 8, B: int = 2) -> tuple[np.ndarray, ...]:
+def draw(heads: int, kv_heads: int, T: int = 5, S: int = 7, H: int = 8, B: int = 2) -> tuple[Any, Any, Any, Any]:
     """q, k, v and a mask [B, T, S] of which every query sees its first key at least."""
     random = np.random.default_rng(heads)
-    shapes = (B, T, heads, H), (B, kv_heads, S, H), (B, kv_heads, S, H)
+    normal = lambda *shape: np.asarray(random.normal(size=shape), np.float32)
     mask = random.random((B, T, S)) < 0.6
     mask[..., 0] = True
-    return *(random.normal(size=shape).astype(np.float32) for shape in shapes), mask
+    return normal(B, T, heads, H), normal(B, kv_heads, S, H), normal(B, kv_heads, S, H), mask
 
 
 def textbook(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
@@ -34,10 +35,8 @@ def textbook(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.A
 def test_grouped_heads_equal_loops(heads: int, kv_heads: int) -> None:
     q, k, v, mask = draw(heads, kv_heads)
     found = jax.jit(attend)(q, k, v, mask_bias(mask))
-    expected = [
-        naive.attention(*(x.astype(np.float64) for x in (q[b], k[b].swapaxes(0, 1), v[b].swapaxes(0, 1))), mask[b])
-        for b in range(len(q))
-    ]
+    wide = [x.astype(np.float64) for x in (q, k.swapaxes(1, 2), v.swapaxes(1, 2))]
+    expected = [naive.attention(wide[0][b], wide[1][b], wide[2][b], mask[b]) for b in range(len(q))]
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
 
 
@@ -46,8 +45,8 @@ def test_grouped_heads_equal_loops(heads: int, kv_heads: int) -> None:
 def test_gradient_is_that_of_the_textbook(heads: int, kv_heads: int, dtype: str, tolerance: float) -> None:
     q, k, v, mask = draw(heads, kv_heads)
     probe = np.random.default_rng(9).normal(size=q.shape).astype(np.float32)
-    ours = lambda *qkv: (attend(*qkv, mask_bias(mask)).astype(jnp.float32) * probe).sum()
-    theirs = lambda *qkv: (textbook(*qkv, mask) * probe).sum()
+    ours = lambda q, k, v: (attend(q, k, v, mask_bias(mask)).astype(jnp.float32) * probe).sum()
+    theirs = lambda q, k, v: (textbook(q, k, v, mask) * probe).sum()
     found = jax.jit(jax.grad(ours, (0, 1, 2)))(*(x.astype(dtype) for x in (q, k, v)))
     assert all(x.dtype == dtype for x in found)
     assert_close(found, jax.jit(jax.grad(theirs, (0, 1, 2)))(q, k, v), tolerance)
@@ -60,7 +59,7 @@ def test_shared_prefix_is_keys_before_those_of_every_row(heads: int, kv_heads: i
     random = np.random.default_rng(1)
     prefix = {name: random.normal(size=(1, kv_heads, 3, 8)).astype(np.float32) for name in ("k", "v")}
     whole = [np.concatenate([np.repeat(prefix[n], len(q), 0), x], axis=2) for n, x in (("k", k), ("v", v))]
-    mask_whole = np.pad(mask, ((0, 0), (0, 0), (3, 0)), constant_values=True)
+    mask_whole = jnp.pad(mask, ((0, 0), (0, 0), (3, 0)), constant_values=True)
     found = jax.jit(attend, static_argnames="decoding")(q, k, v, mask_bias(mask), prefix, decoding=decoding)
     np.testing.assert_allclose(found, jax.jit(attend)(q, *whole, mask_bias(mask_whole)), rtol=0, atol=2e-6)
 

@@ -1,4 +1,4 @@
-"""The demo model is the model transformers computes: weights, logits, greedy continuations (tests/goldens/make_smollm2.py)."""
+"""The demo model is what transformers computes: weights, logits, greedy tokens (tests/goldens/make_smollm2.py)."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ def loaded(demo_model: Path) -> Loaded:
 
 @pytest.fixture(scope="module")
 def forward(loaded: Loaded) -> Callable[[list[list[int]]], list[np.ndarray]]:
-    """Logits [T, V] of each row; short rows go four at once at one width: causal, so what follows a row changes nothing."""
+    """Logits [T, V] of each row; short rows go four at once at one width (causal: what follows changes nothing)."""
     graph, params = split(loaded[0])
     run = jax.jit(lambda params, tokens: merge(graph, params)(tokens))
 
@@ -75,7 +75,7 @@ def test_weights_are_those_of_transformers(loaded: Loaded) -> None:
             array = array.reshape(int(np.prod(array.shape[:inputs])), -1).T
         found[name.format(*[key for key in keys if isinstance(key, int)])] = {
             "shape": list(array.shape),
-            "sha256": hashlib.sha256(np.ascontiguousarray(array, np.float32)).hexdigest(),
+            "sha256": hashlib.sha256(np.ascontiguousarray(array, np.float32).data).hexdigest(),
         }
     assert found == expected
 

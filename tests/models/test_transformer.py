@@ -16,7 +16,7 @@ from r1jax.models.transformer import REMAT_POLICIES, Params, logical_axes, merge
 from tests.models import naive, toy
 
 STACKS = pytest.mark.parametrize("scan_layers", [False, True])
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "tied": {},
     "untied": {"tie_embeddings": False, "num_layers": 3},
     "one kv head": {"num_kv_heads": 1, "rope_scaling": RopeScaling("llama3", 8.0, 1.0, 4.0, 16)},
@@ -78,10 +78,7 @@ def test_every_parameter_names_an_axis_per_dimension(scan_layers: bool) -> None:
     config = toy.change(tie_embeddings=False)
     model = nnx.eval_shape(lambda: llama.build(config, rngs=nnx.Rngs(0), scan_layers=scan_layers))
     axes, (_, shapes) = logical_axes(model), split(model)
-    is_axes = lambda x: isinstance(x, tuple)
-    assert jax.tree.structure(axes, is_leaf=is_axes) == jax.tree.structure(shapes)
-    for names, leaf in zip(jax.tree.leaves(axes, is_leaf=is_axes), jax.tree.leaves(shapes), strict=True):
-        assert len(names) == leaf.ndim and all(names)
+    assert jax.tree.all(jax.tree.map(lambda leaf, names: len(names) == leaf.ndim and all(names), shapes, axes))
     layer = axes["layers"] if scan_layers else axes["layers"][0]
     first = ("layers",) if scan_layers else ()
     assert layer["attention"]["query"]["kernel"] == (*first, "embed", "heads", "head_dim")

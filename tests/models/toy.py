@@ -33,9 +33,11 @@ def tokens(*shape: int, seed: int = 0, vocab: int = CONFIG.vocab_size) -> np.nda
 
 def assert_close(found: Any, expected: Any, tolerance: float = 1e-5) -> None:
     """All arrays of two trees differ by at most `tolerance` of the norm of the expected one."""
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True):
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        assert np.isfinite(a).all(), jax.tree_util.keystr(path)
-        error, size = np.linalg.norm(a - b), np.linalg.norm(b)
-        assert error <= tolerance * size, f"{jax.tree_util.keystr(path)}: off by {error / max(size, 1e-300):.2g}"
+
+    def check(path: Any, expected: Any, found: Any) -> None:
+        name, found, expected = jax.tree_util.keystr(path), np.asarray(found, float), np.asarray(expected, float)
+        assert found.shape == expected.shape and np.isfinite(found).all(), name
+        error, size = float(np.linalg.norm(found - expected)), float(np.linalg.norm(expected))
+        assert error <= tolerance * size, f"{name}: off by {error:.2g} of {size:.2g}"
+
+    jax.tree_util.tree_map_with_path(check, expected, found)
