@@ -14,8 +14,9 @@ import jax.numpy as jnp
 PEAK_FLOPS: dict[str, float] = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,  # v5p, under both of its names; so it stands behind v5e
+    "TPU v6": 918e12,
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
     "NVIDIA H200": 989e12,

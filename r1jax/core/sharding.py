@@ -101,10 +101,10 @@ def current_mesh() -> Mesh | None:
 
 
 def partition(axes: Axes, shape: Sequence[int], mesh: Mesh, *, name: str = "array") -> PartitionSpec:
-    """The PartitionSpec of an array of `shape` whose dimensions carry logical `axes`.
+    """The PartitionSpec of an array of `shape` whose dimensions carry logical `axes`. A dimension of 1 stays whole.
 
-    Raises UserError where a logical axis has no rule, where two dimensions ask for the same mesh axis, or where a
-    dimension does not divide.
+    Raises UserError where a logical axis has no rule, where a rule names no mesh axis, where two dimensions ask for the
+    same mesh axis, or where a dimension does not divide.
     """
     if len(axes) != len(shape):
         raise UserError(f"{name}: {len(axes)} axes {axes} for the shape {tuple(shape)}")
@@ -114,7 +114,12 @@ def partition(axes: Axes, shape: Sequence[int], mesh: Mesh, *, name: str = "arra
             raise UserError(f"{name}: no rule for the logical axis {axis!r}; add it to config.mesh.rules")
         target = rules[axis] if axis is not None else None
         wanted = () if target is None else (target,) if isinstance(target, str) else tuple(target)
-        mesh_axes = tuple(a for a in wanted if mesh.shape[a] > 1)
+        if unknown := set(wanted) - set(mesh.axis_names):
+            raise UserError(
+                f"{name}: config.mesh.rules sends {axis!r} to {sorted(unknown)[0]!r}; "
+                f"mesh axes are {', '.join(mesh.axis_names)}"
+            )
+        mesh_axes = tuple(a for a in wanted if mesh.shape[a] > 1 and size > 1)
         parts = math.prod(mesh.shape[a] for a in mesh_axes)
         if clash := used & set(mesh_axes):
             raise UserError(

@@ -1,0 +1,101 @@
+"""My rows, placement of host arrays, and start-up, which is proven by two real processes."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from r1jax.core import distributed
+from r1jax.core.errors import UserError
+from r1jax.core.sharding import MeshConfig, make_mesh, replicated, sharding, use_mesh
+
+ROOT = Path(__file__).parents[2]
+TWO_PROCESSES = """
+import sys
+import jax, numpy as np
+from r1jax.core import distributed
+from r1jax.core.sharding import MeshConfig, make_mesh, replicated, sharding, use_mesh
+distributed.start()
+assert jax.process_count() == 2 and jax.device_count() == 4
+assert distributed.is_writer() == (jax.process_index() == 0)
+mine = distributed.my_rows(8)
+batch = np.arange(24.0).reshape(8, 3)
+with use_mesh(make_mesh(MeshConfig(data=4))):
+    placed = distributed.put_global(batch, sharding(("batch", None), batch.shape))
+    held = np.concatenate([np.asarray(s.data) for s in placed.addressable_shards])
+    assert (held == batch[mine]).all()
+    total = jax.jit(lambda x: x.sum(0), out_shardings=replicated())(placed)
+    whole = distributed.fetch({"batch": placed, "total": total})
+assert (whole["batch"] == batch).all() and (whole["total"] == batch.sum(0)).all()
+print("process", jax.process_index(), "rows", mine.start, mine.stop)
+"""
+
+
+def test_rows_of_all_processes_are_the_batch() -> None:
+    rows = np.arange(12)
+    parts = [rows[distributed.my_rows(12, index=i, processes=3)] for i in range(3)]
+    np.testing.assert_array_equal(np.concatenate(parts), rows)
+    assert distributed.my_rows(12) == slice(0, 12)
+    with pytest.raises(UserError, match="a global batch of 12 rows does not divide over 5 processes"):
+        distributed.my_rows(12, index=0, processes=5)
+
+
+def test_host_arrays_are_placed_by_their_shardings_and_come_back_whole() -> None:
+    tree = {"a": np.arange(16.0, dtype=np.float32).reshape(8, 2), "b": [np.arange(3)]}
+    with use_mesh(make_mesh(MeshConfig(data=4, tensor=2))):
+        shardings = {"a": sharding(("batch", "vocab"), (8, 2)), "b": [replicated()]}
+        placed = distributed.put_global(tree, shardings)
+        assert placed["a"].sharding == shardings["a"]
+        assert {shard.data.shape for shard in placed["a"].addressable_shards} == {(2, 1)}
+        jax.tree.map(np.testing.assert_array_equal, distributed.fetch(placed), tree)
+    on_one = distributed.put_global(tree, {"a": None, "b": [None]})
+    assert len(on_one["a"].devices()) == 1
+    jax.tree.map(np.testing.assert_array_equal, distributed.fetch(on_one), tree)
+
+
+def test_one_host_starts_and_writes_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("R1JAX_COORDINATOR", raising=False)
+    distributed.start()
+    assert distributed.is_writer() and jax.process_count() == 1
+
+
+@pytest.mark.parametrize(("count", "index"), [(None, "0"), ("2", None), ("two", "0")])
+def test_half_a_start_up_is_refused(monkeypatch: pytest.MonkeyPatch, count: str | None, index: str | None) -> None:
+    monkeypatch.setenv("R1JAX_COORDINATOR", "localhost:1234")
+    for key, value in {"R1JAX_PROCESS_COUNT": count, "R1JAX_PROCESS_ID": index}.items():
+        monkeypatch.delenv(key, raising=False)
+        if value is not None:
+            monkeypatch.setenv(key, value)
+    with pytest.raises(UserError, match="needs R1JAX_PROCESS_COUNT and R1JAX_PROCESS_ID as whole numbers"):
+        distributed.start()
+
+
+def test_two_processes_are_one_program() -> None:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    shared = {**os.environ, "R1JAX_COORDINATOR": f"localhost:{port}", "R1JAX_PROCESS_COUNT": "2"}
+    shared |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": str(ROOT)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO_PROCESSES],
+            env={**shared, "R1JAX_PROCESS_ID": str(index)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    try:
+        outcomes = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for index, (process, (output, errors)) in enumerate(zip(processes, outcomes, strict=True)):
+        assert process.returncode == 0, errors
+        assert output.splitlines()[-1] == f"process {index} rows {4 * index} {4 * index + 4}"

@@ -1,0 +1,150 @@
+"""Meshes and placement on eight pretend devices, and every way the table can be asked for the impossible."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from r1jax.core.errors import UserError
+from r1jax.core.sharding import (
+    MESH_AXES,
+    RULES,
+    MeshConfig,
+    batch_parts,
+    constrain,
+    current_mesh,
+    make_mesh,
+    partition,
+    replicated,
+    sharding,
+    use_mesh,
+)
+
+
+@pytest.mark.parametrize(
+    ("config", "shape"),
+    [
+        (MeshConfig(), (8, 1, 1)),
+        (MeshConfig(data=2, fsdp=2, tensor=2), (2, 2, 2)),
+        (MeshConfig(data=1, fsdp=-1, tensor=2), (1, 4, 2)),
+        (MeshConfig(data=2, fsdp=1, tensor=-1), (2, 1, 4)),
+    ],
+)
+def test_mesh_takes_all_devices(config: MeshConfig, shape: tuple[int, ...]) -> None:
+    mesh = make_mesh(config)
+    assert mesh.axis_names == MESH_AXES and mesh.devices.shape == shape
+    assert sorted(device.id for device in mesh.devices.flat) == list(range(8))
+
+
+def test_mesh_of_some_devices_keeps_neighbours_on_the_last_axis() -> None:
+    devices = jax.devices()[2:6]
+    mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=2), devices)
+    assert mesh.devices[:, 0].tolist() == [devices[:2], devices[2:]]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (MeshConfig(data=3), "{'data': 3, 'fsdp': 1, 'tensor': 1} make 3 devices but there are 8"),
+        (MeshConfig(data=-1, fsdp=3), "make 6 devices but there are 8"),
+        (MeshConfig(data=-1, fsdp=16), "make 16 devices but there are 8"),
+        (MeshConfig(data=-1, fsdp=-1), "at most one may be -1"),
+        (MeshConfig(data=0, fsdp=8), "must be positive"),
+        (MeshConfig(data=-2), "must be positive"),
+    ],
+)
+def test_sizes_that_do_not_make_the_devices_are_refused(config: MeshConfig, message: str) -> None:
+    with pytest.raises(UserError, match=rf"^config\.mesh.*{re.escape(message)}"):
+        make_mesh(config)
+
+
+def test_partition_follows_the_table() -> None:
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    spec = lambda axes, shape: partition(axes, shape, mesh)
+    assert spec(("embed", "heads", "head_dim"), (4, 4, 3)) == PartitionSpec("fsdp", "tensor", None)
+    assert spec(("vocab", "embed"), (8, 4)) == PartitionSpec("tensor", "fsdp")
+    assert spec(("batch", "sequence", None), (4, 5, 7)) == PartitionSpec(("data", "fsdp"), None, None)
+    assert spec(("layers", "norm"), (3, 5)) == PartitionSpec(None, None)
+
+
+def test_axes_of_size_one_are_left_out() -> None:
+    """A mesh axis that splits nothing forbids nothing; a dimension of 1 stays whole (one row, one kv head)."""
+    mesh = make_mesh(MeshConfig(data=8))
+    assert partition(("embed", "heads"), (7, 3), mesh) == PartitionSpec(None, None)
+    assert partition(("batch", None), (8, 3), mesh) == PartitionSpec("data", None)
+    assert partition(("batch", None), (1, 3), mesh) == PartitionSpec(None, None)
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape", "message"),
+    [
+        (
+            ("embed", "mlp"),
+            (3, 4),
+            "layers.0.gate: dimension 'embed' of size 3 does not divide over the mesh axes fsdp",
+        ),
+        (("batch",), (6,), "does not divide over the mesh axes dataxfsdp = 4; change config.mesh.data or config.mesh"),
+        (("heads", "mlp"), (4, 4), "asks for the mesh axis ['tensor'] twice; change config.mesh.rules for 'mlp'"),
+        (("embed", "batch"), (4, 4), "asks for the mesh axis ['fsdp'] twice"),
+        (("embed", "width"), (4, 4), "no rule for the logical axis 'width'; add it to config.mesh.rules"),
+        (("embed",), (4, 4), "1 axes ('embed',) for the shape (4, 4)"),
+    ],
+)
+def test_impossible_placement_names_tensor_axis_and_key(axes: tuple, shape: tuple, message: str) -> None:
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    with pytest.raises(UserError, match="^layers.0.gate: ") as caught:
+        partition(axes, shape, mesh, name="layers.0.gate")
+    assert message in str(caught.value)
+
+
+def test_rules_of_a_run_replace_entries_of_the_table() -> None:
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    with use_mesh(mesh, {"embed": None, "mlp": ("fsdp", "tensor")}):
+        assert partition(("embed", "mlp"), (3, 8), mesh) == PartitionSpec(None, ("fsdp", "tensor"))
+        assert partition(("vocab",), (8,), mesh) == PartitionSpec("tensor")
+    assert partition(("embed", "mlp"), (4, 8), mesh) == PartitionSpec("fsdp", "tensor")
+    with (
+        use_mesh(mesh, {"embed": "fdsp"}),
+        pytest.raises(UserError, match="config.mesh.rules sends 'embed' to 'fdsp'; mesh axes are data, fsdp, tensor"),
+    ):
+        partition(("embed",), (4,), mesh, name="table")
+    assert set(MESH_AXES) >= {a for rule in RULES.values() if rule for a in ([rule] if isinstance(rule, str) else rule)}
+
+
+def test_without_a_mesh_everything_is_whole() -> None:
+    x = jnp.ones((3, 5))
+    assert current_mesh() is None and sharding(("batch", "embed"), (3, 5)) is None and replicated() is None
+    assert constrain(x, ("batch", "embed")) is x and batch_parts() == 1
+
+
+def test_mesh_is_seen_inside_and_gone_after_an_error() -> None:
+    outer, inner = make_mesh(MeshConfig(data=8)), make_mesh(MeshConfig(data=1, fsdp=4), jax.devices()[:4])
+    with use_mesh(outer):
+        assert current_mesh() is outer and batch_parts() == 8
+        with pytest.raises(RuntimeError), use_mesh(inner, {"batch": "data"}):
+            assert current_mesh() is inner and batch_parts() == 1
+            raise RuntimeError
+        assert current_mesh() is outer and batch_parts() == 8
+    assert current_mesh() is None
+
+
+def test_arrays_lie_where_their_axes_say() -> None:
+    with use_mesh(make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))):
+        x = jax.device_put(np.arange(64.0).reshape(8, 8), sharding(("embed", "mlp"), (8, 8)))
+        assert {shard.data.shape for shard in x.addressable_shards} == {(4, 4)}
+        y = jax.jit(lambda x: constrain(x * 2, ("batch", "mlp")))(x)
+        assert {shard.data.shape for shard in y.addressable_shards} == {(2, 4)}
+        np.testing.assert_array_equal(y, np.arange(64.0).reshape(8, 8) * 2)
+        whole = jax.device_put(np.ones(3), replicated())
+        assert {shard.data.shape for shard in whole.addressable_shards} == {(3,)} and len(whole.devices()) == 8
+
+
+def test_activation_that_does_not_divide_is_named() -> None:
+    with (
+        use_mesh(make_mesh(MeshConfig(data=8))),
+        pytest.raises(UserError, match="^logits: dimension 'batch' of size 6 does not divide"),
+    ):
+        jax.jit(lambda x: constrain(x, ("batch", None), name="logits"))(jnp.ones((6, 2)))
