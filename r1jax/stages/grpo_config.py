@@ -24,10 +24,10 @@ class ModelConfig:
     path: str
     hub: str = ""
     fetch: str = ""
-    dtype: str = "float32"
-    param_dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    param_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     scan_layers: bool = False
-    remat: str = "none"
+    remat: Literal["none", "full", "dots"] = "none"
 
 
 @dataclasses.dataclass(frozen=True)
