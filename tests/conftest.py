@@ -38,3 +38,11 @@ def demo_model() -> Path:
         where = f"$R1JAX_DEMO_MODEL = {named}" if named else "models/*.gguf"
         pytest.fail(f"the demo model is not there ({where}); fetch it with: {FETCH}", pytrace=False)
     return found[0]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer Llama as a Hugging Face folder (tests/tiny_model.py says what it is made of)."""
+    from tests.tiny_model import write_tiny_model  # imports numpy and more, which many tests do without
+
+    return write_tiny_model(tmp_path_factory.mktemp("tiny_model"))

@@ -211,7 +211,11 @@ def show_samples(
 
 
 def show_table(title: str, rows: Sequence[Mapping[str, Any]], *, console: Console | None = None) -> None:
-    """Prints rows as a table with the keys as its head: first column to the left, the others to the right."""
+    """Prints rows as a table with the keys as its head: first column to the left, the others to the right. No rows
+    print nothing.
+    """
+    if not rows:
+        return
     console = console or shared_console()
     names = list(dict.fromkeys(name for row in rows for name in row))
     cells = [[_cell(row.get(name)) for name in names] for row in rows]

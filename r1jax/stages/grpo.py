@@ -169,7 +169,8 @@ class Run:
                 if self.problems.rows and is_due(step, settings.eval.every_steps, settings.steps):
                     metrics |= self._evaluate()
                 writer.write(step, metrics)
-                writer.write_samples(step, samples[: settings.log.samples_per_step % (len(samples) + 1)])
+                kept = settings.log.samples_per_step
+                writer.write_samples(step, samples if kept < 0 else samples[:kept])
                 progress.update(step, metrics)
                 if settings.log.show_every_steps and step % settings.log.show_every_steps == 0:
                     console.show_samples(samples, limit=3)

@@ -170,6 +170,13 @@ def root_logger() -> Iterator[logging.Logger]:
     logging.getLogger("r1jax").setLevel(ours)
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_table_without_rows_is_not_shown(terminal: bool) -> None:
+    console = _console(terminal=terminal)
+    show_table("before and after", [], console=console)
+    assert _text(console) == ""
+
+
 def test_log_lines_come_once(root_logger: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
     absl_logging.use_absl_handler()
     set_up_logging()

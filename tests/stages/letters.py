@@ -1,0 +1,26 @@
+"""Rewards for the tests of the stages, named by `module:function` in configs: quick to learn, able to hang."""
+
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+HANG = "R1JAX_TEST_HANG_AT_CALL"
+_calls = 0
+
+
+def letters_reward(completions: Sequence[str], completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[float]:
+    """The share of lower-case letters among a completion's tokens. Call $R1JAX_TEST_HANG_AT_CALL never returns."""
+    global _calls
+    _calls += 1
+    while _calls == int(os.environ.get(HANG, 0)):
+        time.sleep(60)
+    return [
+        sum("a" <= character <= "z" for character in text) / len(ids)
+        for text, ids in zip(completions, completion_ids, strict=True)
+    ]
+
+
+def constant_reward(completions: Sequence[str], **columns: Any) -> list[float]:
+    """1 for everything: nothing to learn from."""
+    return [1.0] * len(completions)

@@ -1,0 +1,56 @@
+"""A GRPO run of seconds for the tests: a tiny model learns to write lower-case letters.
+
+python -m r1jax.train --config=tests/stages/tiny_grpo.py --config.model.path=FOLDER --workdir=DIR
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    return ConfigDict(
+        {
+            "stage": "grpo",
+            "seed": 0,
+            "steps": 3,
+            "model": {"path": "", "scan_layers": False, "remat": "none"},
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+            "data": {
+                "source": "addition",
+                "eval_problems": 5,
+                "args": {"low": 1, "high": 9},
+                "template": "plain",
+                "seed": 0,
+            },
+            "rollout": {
+                "prompts_per_step": 4,
+                "group_size": 8,
+                "max_new_tokens": 8,
+                "max_prompt_tokens": 0,
+                "temperature": 0.9,
+                "slots": 16,
+                "prefill_batch": 8,
+            },
+            "rewards": {
+                "letters": {"weight": 2.0, "function": "tests.stages.letters:letters_reward"},
+                "number_reward": 0.5,
+            },
+            "update": {
+                "updates_per_step": 1,
+                "micro_batch_size": 8,
+                "completions_per_row": 4,
+                "logits_chunk": 0,
+                "old_logprobs": "trainer",
+            },
+            "loss": {"clip_low": 0.2, "clip_high": 0.2, "kl_coefficient": 0.0, "aggregation": "token"},
+            "optimizer": {
+                "learning_rate": 2e-3,
+                "schedule": "linear",
+                "warmup_updates": 2,
+                "final_share": 0.5,
+                "weight_decay": 0.01,
+            },
+            "eval": {"name": "sums", "every_steps": 0, "format": "r1_format_reward"},
+            "checkpoint": {"every_steps": 0, "keep": 2},
+            "log": {"samples_per_step": -1, "show_every_steps": 2, "tensorboard": True},
+        }
+    )
