@@ -23,7 +23,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config = ConfigDict()
     config.stage = "grpo"
     config.seed = 0
-    config.steps = 14
+    config.steps = 12
 
     config.model = ConfigDict(
         dict(
@@ -53,7 +53,7 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.rollout = ConfigDict(
         dict(
-            prompts_per_step=12,
+            prompts_per_step=8,
             group_size=8,
             max_new_tokens=40,
             max_prompt_tokens=0,
@@ -120,7 +120,8 @@ def set_template(config: ConfigDict, template: str) -> None:
         config.rewards = ConfigDict(dict(number_reward=1.0))
         config.eval.strict, config.eval.format = ("number_reward",), ""
         config.rollout.max_new_tokens = 20
-        config.steps = 22
+        config.steps = 16
+        config.rollout.prompts_per_step = 12
         config.update.completions_per_row, config.update.micro_batch_size = 16, 32
 
 
