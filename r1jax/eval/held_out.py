@@ -57,12 +57,10 @@ def evaluate(
 
     Both passes go through one call, so every prompt is prefilled once.
     """
-    ways = {
-        temperature: dataclasses.replace(sampling, temperature=temperature) for temperature in (config.temperature, 0.0)
-    }
+    ways = [dataclasses.replace(sampling, temperature=temperature) for temperature in (config.temperature, 0.0)]
     requests = [
         Request(tokens, way, zlib.crc32(f"eval {seed} {index}".encode()))
-        for way in ways.values()
+        for way in ways
         for index, tokens in enumerate(problems.tokens)
     ]
     completions = generate(requests)
