@@ -51,11 +51,11 @@ class GGUFModel:
             if ".q_proj." in name:
                 return unpermute_rope(array, metadata[f"{architecture}.attention.head_count"])
             if ".k_proj." in name:
-                return unpermute_rope(array, metadata[f"{architecture}.attention.head_count_kv"])
+                return unpermute_rope(array, self.config()["num_key_value_heads"])
         return array
 
     def config(self) -> dict[str, Any]:
-        """What config.json would say. Raises UserError if a size is missing."""
+        """What config.json would say. Raises UserError if a size is missing or positions are scaled."""
         metadata = self._file.metadata
         architecture = metadata.get("general.architecture")
 
@@ -65,6 +65,8 @@ class GGUFModel:
                 raise UserError(f"{self.path}: the header lacks {architecture}.{key}")
             return value
 
+        if "rope_freqs.weight" in self._file or get("rope.scaling.type", "none") != "none":
+            raise UserError(f"{self.path}: rope scaling is not read from GGUF; use the model's Hugging Face folder")
         heads = get("attention.head_count")
         return {
             "model_type": architecture,

@@ -12,6 +12,7 @@ from typing import Any
 
 from flax import nnx
 
+from r1jax.core.errors import UserError
 from r1jax.models.attention import Attention
 from r1jax.models.hf import Names, read_rope
 from r1jax.models.layers import FLOAT32, Dtypes, GatedMLP, RMSNorm, RopeScaling
@@ -59,7 +60,13 @@ HF_NAMES: Names = {
 
 
 def from_hf(hf: Mapping[str, Any]) -> Config:
-    """Our sizes from a Hugging Face config.json. Raises KeyError for a key that must be there."""
+    """Our sizes from a Hugging Face config.json.
+
+    Raises KeyError for a key that must be there, UserError for one that asks for what this family has not.
+    """
+    for key, known in {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}.items():
+        if hf.get(key, known) != known:
+            raise UserError(f"{key} = {hf[key]!r} is not known for this family; known: {known!r}")
     theta, scaling = read_rope(hf)
     return Config(
         vocab_size=hf["vocab_size"],

@@ -51,6 +51,8 @@ def load_pretrained(
         config = family.from_hf(hf)
     except KeyError as error:
         raise UserError(f"{path}: config.json lacks the key {error}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     dtypes = options.pop("dtypes", Dtypes(dtype, dtype))
     names = dict(family.HF_NAMES)
     model = load_weights(lambda: family.build(config, rngs=nnx.Rngs(0), dtypes=dtypes, **options), names, source)
@@ -96,8 +98,10 @@ def _download(name: str) -> pathlib.Path:
 
     patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
     try:
-        return pathlib.Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
-    except FileNotFoundError:  # LocalEntryNotFoundError: not in the cache
+        folder = pathlib.Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
+        open_tensors(folder)  # a cache may hold only what another program asked for, or what a broken download left
+        return folder
+    except (FileNotFoundError, UserError):  # LocalEntryNotFoundError: not in the cache
         return pathlib.Path(snapshot_download(name, allow_patterns=patterns))
 
 
@@ -105,7 +109,7 @@ def find_family(hf: dict[str, Any], path: Any) -> Any:
     """The module of this folder that `model_type` names."""
     kind = str(hf.get("model_type", "")).lower()
     folder = pathlib.Path(__file__).parent
-    known = sorted(f.stem for f in folder.glob("*.py") if "HF_NAMES: Names" in f.read_text(encoding="utf-8"))
+    known = sorted(f.stem for f in folder.glob("*.py") if "\nHF_NAMES: Names" in f.read_text(encoding="utf-8"))
     if kind not in known:
         raise UserError(f"{path}: model_type {kind!r} is not known here; known: {', '.join(known)}")
     return importlib.import_module(f"r1jax.models.{kind}")
@@ -114,7 +118,7 @@ def find_family(hf: dict[str, Any], path: Any) -> Any:
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path.parent}: not a model folder, {path.name} is missing") from None
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error})") from None
