@@ -77,7 +77,7 @@ def _compare(logprobs: jax.Array, batch: Batch, entropy: jax.Array) -> dict[str,
     ratio = jnp.exp(jnp.clip(gap, -RATIO_LIMIT, RATIO_LIMIT))
     return {
         "tokens": inside.sum(),
-        "entropy": (entropy * inside).sum(),
+        "entropy": jnp.where(inside, entropy, 0.0).sum(),
         "difference/sum": jnp.abs(gap).sum(),
         "difference/max": jnp.abs(gap).max(),
         "ratio/sum": (ratio * inside).sum(),

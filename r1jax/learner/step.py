@@ -52,7 +52,7 @@ class Learner:
         return jax.tree.map(lambda a, b: a + b.astype(a.dtype), gradients, new), loss, sums
 
     def _apply(self, state: TrainState, gradients: Params) -> tuple[TrainState, jax.Array]:
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         changes, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, changes)
         return TrainState(params, opt_state, state.updates + 1), norm

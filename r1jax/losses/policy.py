@@ -60,6 +60,7 @@ def policy_loss(
     inside = weights > 0
     logprobs = jnp.where(inside, logprobs, 0.0)
     old_logprobs = jnp.where(inside, old_logprobs, 0.0)
+    advantages = jnp.where(inside, advantages, 0.0)
     log_ratio = jnp.clip(logprobs - old_logprobs, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     ratio = jnp.exp(log_ratio)
     clipped = jnp.clip(ratio, 1.0 - config.clip_low, 1.0 + config.clip_high)
