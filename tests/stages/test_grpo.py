@@ -1,35 +1,17 @@
-"""GRPO runs of a tiny model: they learn, write what the contract says, resume bit for bit, are the same on a mesh."""
+"""GRPO runs of a tiny model: they learn, write what the contract says, and are the same however the work is cut."""
 
-import dataclasses
 import json
-import os
 import pathlib
-import shutil
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
-from r1jax.core.config import apply_overrides, load_config
-from r1jax.core.errors import UserError
 from r1jax.core.metrics import read_rows
-from r1jax.core.sharding import make_mesh, use_mesh
-from r1jax.core.structs import Sampling
-from r1jax.stages.grpo import Run
-from r1jax.stages.grpo_config import RolloutConfig, read_config
-from tests.stages.letters import HANG
+from tests.stages.conftest import LEARNING
+from tests.stages.runs import Rows, read_completions, train, untimed
 
-CONFIG = pathlib.Path(__file__).with_name("tiny_grpo.py")
-ROOT = CONFIG.parents[2]
-STEPS = 20
-TIMED = ("time/", "step_time", "tokens_per_second", "mfu")  # what may differ between runs of the same steps
-
+STEPS = LEARNING["steps"]
 METRICS = """loss reward reward_std rewards/letters_reward/mean rewards/letters_reward/std rewards/number_reward/mean
 rewards/number_reward/std frac_reward_zero_std entropy clip_ratio/low_mean clip_ratio/high_mean clip_ratio/region_mean
 completions/mean_length completions/clipped_ratio sampling/sampling_logp_difference/mean
@@ -38,45 +20,8 @@ sampling/importance_sampling_ratio/max grad_norm learning_rate num_tokens step_t
 rollout/tokens_per_second train/tokens_per_second mfu""".split()
 EVAL_METRICS = "pass@1 pass@1_stderr greedy lenient format_rate".split()
 
-Rows = list[dict[str, Any]]
-
-
-def train(workdir: pathlib.Path, model: pathlib.Path, devices: int = 1, **changes: Any) -> Rows:
-    """Runs the tiny config in this process with `a__b=value` as `config.a.b`; the rows of metrics.jsonl."""
-    overrides = {key.replace("__", "."): str(value) for key, value in changes.items()}
-    config = apply_overrides(load_config(str(CONFIG)), {"model.path": str(model), **overrides})
-    settings = read_config(config)
-    with use_mesh(make_mesh(settings.mesh, jax.devices()[:devices])):
-        Run(settings, config, workdir).train()
-    return read_rows(workdir / "metrics.jsonl")
-
-
-def read_params(workdir: pathlib.Path) -> dict[str, np.ndarray]:
-    """The parameters of the newest checkpoint by path."""
-    newest = max((workdir / "checkpoints").glob("[0-9]*"), key=lambda folder: int(folder.name))
-    with ocp.StandardCheckpointer() as checkpointer:
-        state = checkpointer.restore(newest.resolve() / "state")
-    leaves = jax.tree_util.tree_leaves_with_path(state["params"])
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
-
-
-def untimed(rows: Rows) -> Rows:
-    return [{key: row[key] for key in row if not any(part in key for part in TIMED)} for row in rows]
-
-
-def completions(workdir: pathlib.Path) -> list[str]:
-    return [row["completion"] for row in read_rows(workdir / "samples.jsonl")]
-
 
 # --- One run, looked at from all sides ---
-
-
-@pytest.fixture(scope="module")
-def learned(tiny_model: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """The workdir of a run that has time to learn; it evaluates in the middle and saves twice."""
-    workdir = tmp_path_factory.mktemp("learned") / "run"
-    train(workdir, tiny_model, steps=STEPS, eval__every_steps=10, checkpoint__every_steps=10)
-    return workdir
 
 
 @pytest.fixture(scope="module")
@@ -177,118 +122,6 @@ def test_the_other_files_of_the_workdir(learned: pathlib.Path, tiny_model: pathl
     assert sorted(int(folder.name) for folder in (learned / "checkpoints").glob("[0-9]*")) == [10, STEPS]
 
 
-# --- Starting again ---
-
-
-def test_a_finished_run_does_nothing_and_says_so(
-    learned: pathlib.Path, tiny_model: pathlib.Path, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
-):
-    workdir = shutil.copytree(learned, tmp_path / "run")
-    before = {name: (workdir / name).read_bytes() for name in ("metrics.jsonl", "samples.jsonl", "config.json")}
-    with caplog.at_level("INFO"):
-        train(workdir, tiny_model, steps=STEPS, eval__every_steps=10, checkpoint__every_steps=10)
-    assert before == {name: (workdir / name).read_bytes() for name in before}
-    assert f"from step {STEPS} of {STEPS}" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"seed": 1}, r"config\.seed = 0, this one has 1"),
-        ({"optimizer__learning_rate": 1e-4}, r"config\.optimizer\.learning_rate = 0\.002, this one has 0\.0001"),
-        ({"rewards": '{"number_reward": 1.0}'}, r"config\.rewards\."),
-    ],
-)
-def test_a_workdir_of_another_config_is_refused(
-    learned: pathlib.Path, tiny_model: pathlib.Path, changes: dict[str, Any], message: str
-):
-    before = (learned / "metrics.jsonl").read_bytes(), (learned / "config.json").read_bytes()
-    with pytest.raises(UserError, match=message):
-        train(learned, tiny_model, steps=STEPS, **changes)
-    assert before == ((learned / "metrics.jsonl").read_bytes(), (learned / "config.json").read_bytes())
-
-
-def start(model: pathlib.Path, workdir: pathlib.Path, **environment: str) -> subprocess.Popen:
-    """`python -m r1jax.train` on one device, six steps with a checkpoint every two."""
-    command = [sys.executable, "-m", "r1jax.train", f"--config={CONFIG}", f"--workdir={workdir}"]
-    command += [f"--config.model.path={model}", "--config.steps=6", "--config.checkpoint.every_steps=2"]
-    command += ["--config.update.updates_per_step=2", "--config.eval.every_steps=3"]
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1", **environment}
-    log = open(workdir.with_suffix(".log"), "ab")
-    with log:
-        return subprocess.Popen(command, cwd=ROOT, env={**os.environ, **flags}, stdout=log, stderr=log)
-
-
-def finish(process: subprocess.Popen, workdir: pathlib.Path) -> str:
-    assert process.wait(600) == 0, workdir.with_suffix(".log").read_text()
-    return workdir.with_suffix(".log").read_text()
-
-
-def last_step(workdir: pathlib.Path) -> int:
-    return max((row["step"] for row in read_rows(workdir / "metrics.jsonl")), default=-1)
-
-
-def wait_for(condition: Any, process: subprocess.Popen, seconds: float = 600) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def assert_same_run(one: pathlib.Path, other: pathlib.Path) -> None:
-    """Bit-identical parameters, metrics (but timings) and samples."""
-    assert (one / "samples.jsonl").read_bytes() == (other / "samples.jsonl").read_bytes()
-    assert untimed(read_rows(one / "metrics.jsonl")) == untimed(read_rows(other / "metrics.jsonl"))
-    expected = read_params(other)
-    found = read_params(one)
-    assert found.keys() == expected.keys()
-    for name in expected:
-        assert found[name].tobytes() == expected[name].tobytes(), name
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tiny_model: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[pathlib.Path]:
-    workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
-    finish(start(tiny_model, workdir), workdir)
-    return workdir
-
-
-def test_killed_and_started_again_ends_bit_for_bit_the_same(
-    tiny_model: pathlib.Path, uninterrupted: pathlib.Path, tmp_path: pathlib.Path
-):
-    """Killed in step 6, when step 5 is on file but the newest checkpoint is that of step 4."""
-    workdir = tmp_path / "run"
-    process = start(tiny_model, workdir, **{HANG: "6"})
-    try:
-        wait_for(lambda: last_step(workdir) == 5, process)
-    finally:
-        process.kill()
-        process.wait()
-    assert last_step(workdir) == 5
-    said = finish(start(tiny_model, workdir), workdir)
-    assert "from step 4 of 6" in said
-    assert_same_run(workdir, uninterrupted)
-
-
-@pytest.mark.slow
-def test_killed_at_any_moment_again_and_again(
-    tiny_model: pathlib.Path, uninterrupted: pathlib.Path, tmp_path: pathlib.Path
-):
-    """Also while a checkpoint is written and before the first one."""
-    workdir, generator = tmp_path / "run", np.random.default_rng(0)
-    for _ in range(8):
-        process = start(tiny_model, workdir)
-        begun = last_step(workdir)
-        try:
-            wait_for(lambda begun=begun, process=process: last_step(workdir) != begun or process.poll() == 0, process)
-            time.sleep(generator.uniform(0, 1.0))
-        finally:
-            process.kill()
-            process.wait()
-    finish(start(tiny_model, workdir), workdir)
-    assert_same_run(workdir, uninterrupted)
-
-
 # --- Ways to run the same three steps ---
 
 
@@ -319,7 +152,7 @@ def test_how_the_work_is_cut_does_not_matter(
     tiny_model: pathlib.Path, tmp_path: pathlib.Path, three_steps: pathlib.Path, changes: dict[str, Any]
 ):
     rows = train(tmp_path / "run", tiny_model, **changes)
-    assert completions(tmp_path / "run") == completions(three_steps)
+    assert read_completions(tmp_path / "run") == read_completions(three_steps)
     assert_close(rows, read_rows(three_steps / "metrics.jsonl"))
 
 
@@ -333,7 +166,7 @@ def test_eight_devices_are_one(
 ):
     changes = {f"mesh__{axis}": size for axis, size in mesh.items()}
     rows = train(tmp_path / "run", tiny_model, devices=8, **changes)
-    assert completions(tmp_path / "run") == completions(three_steps)
+    assert read_completions(tmp_path / "run") == read_completions(three_steps)
     assert_close(rows, read_rows(three_steps / "metrics.jsonl"))
 
 
@@ -350,7 +183,7 @@ def test_several_updates_a_step(tiny_model: pathlib.Path, tmp_path: pathlib.Path
         assert row["clip_ratio/region_mean"] > 0  # later updates are off-policy
         assert row["clip_ratio/region_mean"] == pytest.approx(row["clip_ratio/low_mean"] + row["clip_ratio/high_mean"])
         assert 0 < row["sampling/sampling_logp_difference/mean"] < 1e-5
-    assert completions(tmp_path / "trainer") == completions(tmp_path / "sampler")
+    assert read_completions(tmp_path / "trainer") == read_completions(tmp_path / "sampler")
     for one, other in zip(runs["trainer"], runs["sampler"], strict=True):
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-3)
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-2)
@@ -362,7 +195,7 @@ def test_several_updates_a_step(tiny_model: pathlib.Path, tmp_path: pathlib.Path
 def test_kl_to_the_reference(tiny_model: pathlib.Path, tmp_path: pathlib.Path, three_steps: pathlib.Path):
     """Zero while the policy is the reference, positive later; its weight moves the loss and holds the policy back."""
     rows = train(tmp_path / "run", tiny_model, loss__kl_coefficient=5.0, log__samples_per_step=5)
-    assert len(completions(tmp_path / "run")) == 3 * 5
+    assert len(read_completions(tmp_path / "run")) == 3 * 5
     kl = [row["kl"] for row in rows[1:]]
     assert kl[0] == pytest.approx(0, abs=1e-9)
     assert 1e-4 < kl[1] and 1e-4 < kl[2]
@@ -382,40 +215,3 @@ def test_groups_without_spread_teach_nothing(tiny_model: pathlib.Path, tmp_path:
     assert 0 < row["sampling/sampling_logp_difference/mean"] < 1e-5 and row["entropy"] > 3
     samples = read_rows(tmp_path / "run" / "samples.jsonl")
     assert [sample["advantage"] for sample in samples] == [0.0] * 32
-
-
-# --- Mistakes, before any device ---
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"update.micro_batch_size": "12"}, "config.update.micro_batch_size = 12 must divide"),
-        ({"update.completions_per_row": "3"}, "config.update.completions_per_row = 3 must divide"),
-        ({"update.updates_per_step": "3"}, "config.update.updates_per_step = 3 must divide config.rollout.prompts_per"),
-        ({"update.updates_per_step": "0"}, "config.update.updates_per_step must be at least 1, got 0"),
-        ({"rollout.group_size": "1"}, "config.rollout.group_size must be at least 2 to compare answers, got 1"),
-        ({"rollout.temperature": "0"}, "config.rollout.temperature must be positive to explore, got 0"),
-        ({"rollout.slots": "0"}, "config.rollout.slots must be at least 1"),
-        ({"update.old_logprobs": "samplr"}, "config.update.old_logprobs must be one of 'trainer', 'sampler'"),
-        ({"loss.aggregation": "mean"}, "config.loss.aggregation must be one of"),
-        ({"steps": "0"}, "config.steps must be at least 1, got 0"),
-    ],
-)
-def test_impossible_combinations_are_named(changes: dict[str, str], message: str):
-    with pytest.raises(UserError, match=message.replace("(", r"\(")):
-        read_config(apply_overrides(load_config(str(CONFIG)), changes))
-
-
-def test_an_unknown_key_of_a_section_is_named():
-    config = load_config(str(CONFIG))
-    with config.unlocked():
-        config.rollout.top_q = 0.5
-    with pytest.raises(UserError, match=r'config\.rollout\.top_q is not a known key; did you mean "top_[kp]"'):
-        read_config(config)
-
-
-def test_sampling_of_a_run_is_that_of_its_config():
-    rollout = RolloutConfig(temperature=0.7, top_k=5, top_p=0.9, min_p=0.1, max_new_tokens=3)
-    assert rollout.sampling((2, 3)) == Sampling(0.7, 5, 0.9, 0.1, 3, (2, 3))
-    assert dataclasses.replace(rollout, ignore_stop=True).sampling((2, 3)).stop_ids == ()

@@ -1,0 +1,64 @@
+"""Runs of tests/stages/tiny_grpo.py, in this process or as the command, and what they leave behind."""
+
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from r1jax.core.config import apply_overrides, load_config
+from r1jax.core.metrics import read_rows
+from r1jax.core.sharding import make_mesh, use_mesh
+from r1jax.stages.grpo import Run
+from r1jax.stages.grpo_config import read_config
+
+CONFIG = pathlib.Path(__file__).with_name("tiny_grpo.py")
+ROOT = CONFIG.parents[2]
+TIMED = ("time/", "step_time", "tokens_per_second", "mfu")  # what may differ between runs of the same steps
+
+Rows = list[dict[str, Any]]
+
+
+def train(workdir: pathlib.Path, model: pathlib.Path, devices: int = 1, **changes: Any) -> Rows:
+    """Runs the config in this process with `a__b=value` as `config.a.b`; the rows of metrics.jsonl."""
+    overrides = {key.replace("__", "."): str(value) for key, value in changes.items()}
+    config = apply_overrides(load_config(str(CONFIG)), {"model.path": str(model), **overrides})
+    settings = read_config(config)
+    with use_mesh(make_mesh(settings.mesh, jax.devices()[:devices])):
+        Run(settings, config, workdir).train()
+    return read_rows(workdir / "metrics.jsonl")
+
+
+def start(model: pathlib.Path, workdir: pathlib.Path, *flags: str, **environment: str) -> subprocess.Popen:
+    """`python -m r1jax.train` on one device; what it says goes to WORKDIR.log."""
+    command = [sys.executable, "-m", "r1jax.train", f"--config={CONFIG}", f"--config.model.path={model}"]
+    device = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    with open(workdir.with_suffix(".log"), "ab") as log:
+        return subprocess.Popen(
+            [*command, f"--workdir={workdir}", *flags],
+            cwd=ROOT,
+            env={**os.environ, **device, **environment},
+            stdout=log,
+            stderr=log,
+        )
+
+
+def untimed(rows: Rows) -> Rows:
+    return [{key: row[key] for key in row if not any(part in key for part in TIMED)} for row in rows]
+
+
+def read_completions(workdir: pathlib.Path) -> list[str]:
+    return [row["completion"] for row in read_rows(workdir / "samples.jsonl")]
+
+
+def read_params(workdir: pathlib.Path) -> dict[str, np.ndarray]:
+    """The parameters of the newest checkpoint by path."""
+    newest = max((workdir / "checkpoints").glob("[0-9]*"), key=lambda folder: int(folder.name))
+    with ocp.StandardCheckpointer() as checkpointer:
+        state = checkpointer.restore(newest.resolve() / "state")
+    leaves = jax.tree_util.tree_leaves_with_path(state["params"])
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}

@@ -1,0 +1,45 @@
+"""A GRPO config is checked before any device is touched."""
+
+import dataclasses
+
+import pytest
+
+from r1jax.core.config import apply_overrides, load_config
+from r1jax.core.errors import UserError
+from r1jax.core.structs import Sampling
+from r1jax.stages.grpo_config import RolloutConfig, read_config
+from tests.stages.runs import CONFIG
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"update.micro_batch_size": "12"}, "config.update.micro_batch_size = 12 must divide"),
+        ({"update.completions_per_row": "3"}, "config.update.completions_per_row = 3 must divide"),
+        ({"update.updates_per_step": "3"}, "config.update.updates_per_step = 3 must divide config.rollout.prompts_per"),
+        ({"update.updates_per_step": "0"}, "config.update.updates_per_step must be at least 1, got 0"),
+        ({"rollout.group_size": "1"}, "config.rollout.group_size must be at least 2 to compare answers, got 1"),
+        ({"rollout.temperature": "0"}, "config.rollout.temperature must be positive to explore, got 0"),
+        ({"rollout.slots": "0"}, "config.rollout.slots must be at least 1"),
+        ({"update.old_logprobs": "samplr"}, "config.update.old_logprobs must be one of 'trainer', 'sampler'"),
+        ({"loss.aggregation": "mean"}, "config.loss.aggregation must be one of"),
+        ({"steps": "0"}, "config.steps must be at least 1, got 0"),
+    ],
+)
+def test_impossible_combinations_are_named(changes: dict[str, str], message: str):
+    with pytest.raises(UserError, match=message.replace("(", r"\(")):
+        read_config(apply_overrides(load_config(str(CONFIG)), changes))
+
+
+def test_an_unknown_key_of_a_section_is_named():
+    config = load_config(str(CONFIG))
+    with config.unlocked():
+        config.rollout.top_q = 0.5
+    with pytest.raises(UserError, match=r'config\.rollout\.top_q is not a known key; did you mean "top_[kp]"'):
+        read_config(config)
+
+
+def test_sampling_of_a_run_is_that_of_its_config():
+    rollout = RolloutConfig(temperature=0.7, top_k=5, top_p=0.9, min_p=0.1, max_new_tokens=3)
+    assert rollout.sampling((2, 3)) == Sampling(0.7, 5, 0.9, 0.1, 3, (2, 3))
+    assert dataclasses.replace(rollout, ignore_stop=True).sampling((2, 3)).stop_ids == ()
