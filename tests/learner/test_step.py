@@ -1,0 +1,62 @@
+"""An update: gradients of micro-batches added, applied once, the norm before clipping reported."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from r1jax.learner.optimizer import OptimizerConfig, make_optimizer
+from r1jax.learner.state import TrainState, init_state
+from r1jax.learner.step import Learner
+
+CONFIG = OptimizerConfig(learning_rate=0.1, clip_norm=0.5)
+AXES = {"kernel": ("embed", "mlp")}
+ROWS = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+
+
+def loss_fn(params: Any, batch: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """A share of one sum over all rows."""
+    return (jnp.tanh(batch @ params["kernel"]) ** 2).sum(), {"rows": jnp.asarray(len(batch))}
+
+
+def start() -> tuple[Learner, TrainState]:
+    optimizer = make_optimizer(CONFIG, 3)
+    kernel = np.random.default_rng(1).normal(size=(3, 4)).astype(np.float32)
+    return Learner(loss_fn, optimizer), init_state({"kernel": jnp.asarray(kernel)}, AXES, optimizer)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_an_update_does_not_depend_on_its_cut(size: int) -> None:
+    learner, state = start()
+    expected, whole, _ = learner.update(state, [ROWS])
+    learner, state = start()
+    state, outcome, sums = learner.update(state, (ROWS[at : at + size] for at in range(0, 8, size)))
+    assert [int(part["rows"]) for part in sums] == [size] * (8 // size)
+    assert float(outcome["loss"]) == pytest.approx(float(whole["loss"]), rel=1e-6)
+    assert float(outcome["grad_norm"]) == pytest.approx(float(whole["grad_norm"]), rel=1e-6)
+    np.testing.assert_allclose(state.params["kernel"], expected.params["kernel"], rtol=1e-5)
+
+
+def test_norm_is_of_the_whole_gradient_before_clipping() -> None:
+    learner, state = start()
+    (loss, _), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params, ROWS)
+    state, outcome, _ = learner.update(state, [ROWS[:3], ROWS[3:]])
+    assert float(outcome["loss"]) == pytest.approx(float(loss), rel=1e-6)
+    norm = float(np.linalg.norm(gradient["kernel"]))
+    assert norm > CONFIG.clip_norm and float(outcome["grad_norm"]) == pytest.approx(norm, rel=1e-6)
+    assert int(state.updates) == 1
+
+
+def test_an_update_without_rows_leaves_the_state_alone() -> None:
+    learner, state = start()
+    after, outcome, sums = learner.update(state, [])
+    assert after is state and outcome == {"loss": 0.0, "grad_norm": 0.0} and sums == []
+
+
+def test_the_old_state_is_given_up() -> None:
+    learner, state = start()
+    old = state.params["kernel"]
+    learner.update(state, [ROWS])
+    assert old.is_deleted()
