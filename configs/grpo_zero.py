@@ -67,7 +67,7 @@ def get_config(arg: str = "") -> ConfigDict:
         )
     )
     config.rewards = ConfigDict(dict(answer_reward=1.0, r1_format_reward=0.3))
-    config.update = ConfigDict(
+    config.train = ConfigDict(
         dict(
             updates_per_step=1,
             micro_batch_size=16,
@@ -122,7 +122,7 @@ def set_template(config: ConfigDict, template: str) -> None:
         config.rollout.max_new_tokens = 20
         config.steps = 16
         config.rollout.prompts_per_step = 12
-        config["update"].completions_per_row, config["update"].micro_batch_size = 16, 32
+        config.train.completions_per_row, config.train.micro_batch_size = 16, 32
 
 
 def set_task(config: ConfigDict, task: str) -> None:
@@ -133,8 +133,8 @@ def set_task(config: ConfigDict, task: str) -> None:
     config.steps = 5  # a look at a harder task; raise --config.steps to learn it
     config.data.args = ConfigDict()
     config.rollout.prompts_per_step, config.rollout.max_new_tokens, config.rollout.slots = 4, 200, 32
-    # Rows of a few hundred tokens. (In brackets, since `config.update` is the method of all dicts.)
-    config["update"].completions_per_row, config["update"].micro_batch_size = 2, 8
+    # Rows of a few hundred tokens.
+    config.train.completions_per_row, config.train.micro_batch_size = 2, 8
     if task == "gsm8k":
         config.data.source = "jsonl"
         config.data.columns = ConfigDict(dict(prompt="question", solution="answer"))

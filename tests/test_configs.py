@@ -140,21 +140,21 @@ def trace_rollout(settings: GRPOConfig, graph: Any, params: Any) -> None:
 
 
 def trace_update(settings: GRPOConfig, graph: Any, params: Any, axes: Any) -> None:
-    update, rollout = settings.update, settings.rollout
-    shape = RowShape(PROMPT, rollout.max_new_tokens, update.completions_per_row, len(PREFIX))
-    rows = update.micro_batch_size // update.completions_per_row
+    train, rollout = settings.train, settings.rollout
+    shape = RowShape(PROMPT, rollout.max_new_tokens, train.completions_per_row, len(PREFIX))
+    rows = train.micro_batch_size // train.completions_per_row
     fed = {name: (rows, shape.length) for name in ("tokens", "positions", "segments", "prefixes")}
     aimed = {name: (rows, shape.targets) for name in ("index", "targets")}
     values = ["weights", "advantages", "sampler_logprobs"]
-    values += ["old_logprobs"] * (update.updates_per_step > 1)
+    values += ["old_logprobs"] * (train.updates_per_step > 1)
     values += ["reference_logprobs"] * (settings.loss.kl_coefficient > 0)
     batch = {name: jax.ShapeDtypeStruct(size, jnp.int32) for name, size in {**fed, **aimed}.items()}
     batch |= {name: jax.ShapeDtypeStruct((rows, shape.targets), jnp.float32) for name in values}
 
-    scoring = Scoring(rollout.temperature, update.logits_chunk, PREFIX)
-    optimizer = make_optimizer(settings.optimizer, settings.steps * update.updates_per_step)
+    scoring = Scoring(rollout.temperature, train.logits_chunk, PREFIX)
+    optimizer = make_optimizer(settings.optimizer, settings.steps * train.updates_per_step)
     state = abstract_state(params, axes, optimizer)
-    learner = Learner(make_loss(graph, settings.loss, scoring, on_policy=update.updates_per_step == 1), optimizer)
+    learner = Learner(make_loss(graph, settings.loss, scoring, on_policy=train.updates_per_step == 1), optimizer)
     gradients, loss, _ = jax.eval_shape(learner.accumulate, state.params, state.params, batch)
     assert (loss.shape, loss.dtype) == ((), jnp.float32)
     after, norm = jax.eval_shape(learner.apply, state, gradients)

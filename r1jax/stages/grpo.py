@@ -120,7 +120,7 @@ class Run:
         self.shape = RowShape(
             longest - len(self.prefix),
             rollout.max_new_tokens,
-            self.settings.update.completions_per_row,
+            self.settings.train.completions_per_row,
             len(self.prefix),
         )
         self.engine = Engine(
@@ -135,11 +135,11 @@ class Run:
         )
 
     def _build_learner(self, params: Params) -> None:
-        settings, updates = self.settings, self.settings.update.updates_per_step
+        settings, updates = self.settings, self.settings.train.updates_per_step
         total = settings.steps * updates
         self.schedule = make_schedule(settings.optimizer, total)
         self.optimizer = make_optimizer(settings.optimizer, total)
-        scoring = Scoring(settings.rollout.temperature, settings.update.logits_chunk, self.prefix)
+        scoring = Scoring(settings.rollout.temperature, settings.train.logits_chunk, self.prefix)
         loss = make_loss(self.graph, settings.loss, scoring, on_policy=updates == 1)
         self.learner = Learner(loss, self.optimizer)
         self.logprobs = jax.jit(lambda params, batch: score_rows(self.graph, params, batch, scoring)[0])
@@ -217,7 +217,7 @@ class Run:
         scores = self._reward(groups)
         G = self.settings.rollout.group_size
         advantages_PG, flat_P = group_advantages(
-            scores.total.reshape(-1, G), zero_spread=self.settings.update.zero_spread
+            scores.total.reshape(-1, G), zero_spread=self.settings.train.zero_spread
         )
         rewarded = time.perf_counter()
         learned, work = self._learn(groups, advantages_PG, flat_P)
@@ -270,14 +270,14 @@ class Run:
         """All updates of the step. Groups without spread have no gradient (without KL) and are not computed."""
         settings, G = self.settings, self.settings.rollout.group_size
         skip_P = np.zeros_like(flat_P) if settings.loss.kl_coefficient else flat_P.copy()
-        P = len(groups.prompts) // settings.update.updates_per_step
+        P = len(groups.prompts) // settings.train.updates_per_step
         plans = []
         for first in range(0, len(groups.prompts), P):
             part = slice(first, first + P)
             if skip_P[part].all():
                 skip_P[first] = False  # one group stays, so that every step measures entropy and log-prob difference
             plans.append(self._plan(groups, part, advantages_PG[part].ravel(), np.repeat(skip_P[part], G)))
-        if settings.update.updates_per_step > 1 and settings.update.old_logprobs == "trainer":
+        if settings.train.updates_per_step > 1 and settings.train.old_logprobs == "trainer":
             plans = [self._add_logprobs("old_logprobs", self.state.params, *plan) for plan in plans]
         if self.reference is not None:
             plans = [self._add_logprobs("reference_logprobs", self.reference, *plan) for plan in plans]
@@ -296,7 +296,7 @@ class Run:
         self, groups: Groups, part: slice, advantages: np.ndarray, skip: np.ndarray
     ) -> tuple[PackedRows, dict[str, np.ndarray]]:
         """The packed rows of one update and its values per completion token."""
-        update, G = self.settings.update, self.settings.rollout.group_size
+        train, G = self.settings.train, self.settings.rollout.group_size
         prompts = groups.prompts[part]
         completions = groups.completions[part.start * G : part.stop * G]
         lengths = np.array([len(c.tokens) for c in completions])
@@ -315,13 +315,13 @@ class Run:
             "advantages": np.repeat(advantages, lengths).astype(np.float32),
             "weights": np.repeat(weights, lengths).astype(np.float32),
         }
-        if update.updates_per_step > 1 and update.old_logprobs == "sampler":
+        if train.updates_per_step > 1 and train.old_logprobs == "sampler":
             arrays["old_logprobs"] = sampler
         return packed, arrays
 
     def _rows_per_batch(self) -> int:
-        update = self.settings.update
-        return update.micro_batch_size // update.completions_per_row * batch_parts()
+        train = self.settings.train
+        return train.micro_batch_size // train.completions_per_row * batch_parts()
 
     def _batches(self, packed: PackedRows, arrays: dict[str, np.ndarray]) -> list[dict[str, jax.Array]]:
         """Micro-batches on their devices."""
@@ -358,12 +358,12 @@ class Run:
 
     def _check_difference(self, metrics: dict[str, Any]) -> None:
         difference = metrics["sampling/sampling_logp_difference/mean"]
-        if difference > self.settings.update.difference_alarm:
+        if difference > self.settings.train.difference_alarm:
             log.warning(
                 "the sampler's log-probs differ from the trainer's by %.2g on average (alarm at %.2g, "
-                "config.update.difference_alarm): the two do not compute the same distribution",
+                "config.train.difference_alarm): the two do not compute the same distribution",
                 difference,
-                self.settings.update.difference_alarm,
+                self.settings.train.difference_alarm,
             )
 
 

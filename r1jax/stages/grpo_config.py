@@ -62,7 +62,7 @@ class RolloutConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class UpdateConfig:
+class TrainConfig:
     """How a rollout becomes updates.
 
     updates_per_step: mini-batches of whole groups. micro_batch_size: completions per device per accumulation, at full
@@ -110,7 +110,7 @@ class GRPOConfig:
     seed: int = 0
     mesh: MeshConfig = MeshConfig()
     rollout: RolloutConfig = RolloutConfig()
-    update: UpdateConfig = UpdateConfig()
+    train: TrainConfig = TrainConfig()
     loss: PolicyLossConfig = PolicyLossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     eval: EvalConfig = EvalConfig()
@@ -121,16 +121,16 @@ class GRPOConfig:
 def read_config(config: ConfigDict) -> GRPOConfig:
     """The config as dataclasses. Raises UserError for unknown keys, wrong types and impossible combinations."""
     settings = unpack(GRPOConfig, config)
-    rollout, update = settings.rollout, settings.update
+    rollout, train = settings.rollout, settings.train
     positive = {
         "steps": settings.steps,
         "rollout.prompts_per_step": rollout.prompts_per_step,
         "rollout.max_new_tokens": rollout.max_new_tokens,
         "rollout.slots": rollout.slots,
         "rollout.prefill_batch": rollout.prefill_batch,
-        "update.updates_per_step": update.updates_per_step,
-        "update.micro_batch_size": update.micro_batch_size,
-        "update.completions_per_row": update.completions_per_row,
+        "train.updates_per_step": train.updates_per_step,
+        "train.micro_batch_size": train.micro_batch_size,
+        "train.completions_per_row": train.completions_per_row,
     }
     for key, value in positive.items():
         if value < 1:
@@ -139,16 +139,14 @@ def read_config(config: ConfigDict) -> GRPOConfig:
         raise UserError(f"config.rollout.group_size must be at least 2 to compare answers, got {rollout.group_size}")
     if rollout.temperature <= 0:
         raise UserError(f"config.rollout.temperature must be positive to explore, got {rollout.temperature}")
-    _divides("rollout.prompts_per_step", rollout.prompts_per_step, "update.updates_per_step", update.updates_per_step)
-    _divides(
-        "update.micro_batch_size", update.micro_batch_size, "update.completions_per_row", update.completions_per_row
-    )
-    per_update = rollout.completions // update.updates_per_step
+    _divides("rollout.prompts_per_step", rollout.prompts_per_step, "train.updates_per_step", train.updates_per_step)
+    _divides("train.micro_batch_size", train.micro_batch_size, "train.completions_per_row", train.completions_per_row)
+    per_update = rollout.completions // train.updates_per_step
     _divides(
         "rollout.prompts_per_step x group_size / updates_per_step",
         per_update,
-        "update.micro_batch_size",
-        update.micro_batch_size,
+        "train.micro_batch_size",
+        train.micro_batch_size,
     )
     if not settings.rewards:
         raise UserError("config.rewards names no reward")

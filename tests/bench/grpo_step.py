@@ -48,7 +48,7 @@ def main() -> None:
         config.rollout.update(
             prompts_per_step=args.prompts, group_size=args.group, max_new_tokens=args.new, ignore_stop=True
         )
-        config.update.update(micro_batch_size=args.micro, completions_per_row=args.row)
+        config.train.update(micro_batch_size=args.micro, completions_per_row=args.row)
         config.rewards = {"random": {"function": "grpo_step:random_reward", "weight": 1.0}}
         config.optimizer.learning_rate = 1e-6
         from r1jax.stages.grpo import run

@@ -22,7 +22,7 @@ from tests.stages.runs import read_params, train, untimed
 FLAGS = [
     "--config.steps=6",
     "--config.checkpoint.every_steps=2",
-    "--config.update.updates_per_step=2",
+    "--config.train.updates_per_step=2",
     "--config.eval.every_steps=3",
 ]
 

@@ -34,7 +34,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "letters": {"weight": 2.0, "function": "tests.stages.letters:letters_reward"},
                 "number_reward": 0.5,
             },
-            "update": {
+            "train": {
                 "updates_per_step": 1,
                 "micro_batch_size": 8,
                 "completions_per_row": 4,
