@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from r1jax.core.hardware import peak_flops
+from r1jax.core.sharding import MeshConfig, make_mesh, use_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,3 +39,9 @@ def test_accelerators_have_their_published_peak(kind: str, teraflops: int) -> No
 def test_cpu_is_measured_once_and_shared_by_its_pretend_devices() -> None:
     flops = peak_flops(jax.devices()[0])
     assert 1e8 < flops < 1e14 and peak_flops(jax.devices()[0]) == flops
+
+
+def test_it_is_measured_inside_a_mesh_too() -> None:
+    peak_flops.cache_clear()
+    with use_mesh(make_mesh(MeshConfig(data=4, tensor=2))):
+        assert 1e8 < peak_flops() < 1e14
