@@ -1,5 +1,6 @@
-"""The train command before any training: help, one clear line for each mistake, exit codes, and no jax until needed."""
+"""The train command before any training: help, one clear line for each mistake, exit codes, no jax until needed."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 from r1jax import stages, train
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIG = """
     from ml_collections import ConfigDict
     from r1jax.core.config import parse_args
@@ -108,3 +110,82 @@ def test_a_wrong_config_is_found_without_jax(config: str):
     code = "import sys; sys.modules['jax'] = None; from r1jax import train; sys.exit(train.main(sys.argv))"
     done = subprocess.run([sys.executable, "-c", code, f"--config={config}"], capture_output=True, text=True)
     assert done.returncode == 2 and "config.stage must be one of" in done.stderr
+
+
+# --- Mistakes that the real stage finds ---
+
+TINY = "--config=tests/stages/tiny_grpo.py"
+GSM8K = "--config=configs/grpo_zero.py:task=gsm8k"
+
+
+def run_for_real(
+    tmp_path: pathlib.Path, args: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> str:
+    """What `python -m r1jax.train` with these arguments writes to stderr; it must be one line, with exit code 2."""
+    monkeypatch.chdir(ROOT)
+    assert run(*args, f"--workdir={tmp_path / 'run'}") == 2
+    output = capsys.readouterr()
+    assert output.err.startswith("error: ") and output.err.count("\n") == 1, output.err
+    assert not output.out and not (tmp_path / "run").exists()
+    return output.err
+
+
+@pytest.mark.parametrize(
+    ("args", "messages"),
+    [
+        ([TINY, "--config.rollout.group_sise=4"], ['no key rollout.group_sise; did you mean "rollout.group_size"?']),
+        (
+            [TINY, '--config.rewards={"answr_reward": 1.0}'],
+            ["config.rewards.answr_reward", "did you mean answer_reward"],
+        ),
+        (
+            [TINY, "--config.train.micro_batch_size=12"],
+            ["config.train.micro_batch_size = 12 must divide", "group_size", "= 32"],
+        ),
+        ([TINY, "--config.mesh.data=3"], ["config.mesh", "make 3 devices but there are 8"]),
+        ([GSM8K, "--config.data.path=none.jsonl"], ["no such file: none.jsonl (config.data.path)"]),
+        ([GSM8K], ["config.data.path must name a JSONL file"]),
+    ],
+)
+def test_a_mistake_in_a_real_config_gets_one_line(
+    tmp_path: pathlib.Path,
+    args: list[str],
+    messages: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    said = run_for_real(tmp_path, args, monkeypatch, capsys)
+    assert all(message in said for message in messages), said
+
+
+@pytest.mark.parametrize("row", ['{"question": "1 + 1?", "answer": oops}', '["a list"]', '{"question": "1 + 1?"}'])
+def test_a_malformed_row_is_named_by_file_and_line(
+    tmp_path: pathlib.Path, row: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"question": "2 + 2?", "answer": "#### 4"}\n\n' + row + "\n")
+    said = run_for_real(tmp_path, [GSM8K, f"--config.data.path={path}"], monkeypatch, capsys)
+    assert f"{path}:3: " in said and "config.data.on_error=skip" in said
+
+
+def test_slots_that_do_not_divide_over_the_devices(
+    tmp_path: pathlib.Path,
+    tiny_model: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    args = [TINY, f"--config.model.path={tiny_model}", "--config.rollout.slots=12"]
+    said = run_for_real(tmp_path, args, monkeypatch, capsys)
+    assert "config.rollout.slots = 12 does not divide over the 8 parts" in said
+
+
+def test_a_missing_model_names_the_command_that_fetches_it(tmp_path: pathlib.Path):
+    """In a process of its own, whose hub is offline and whose cache is empty, as on a machine without a network."""
+    command = [sys.executable, "-m", "r1jax.train", "--config=configs/grpo_zero.py"]
+    command += ["--config.model.path=models/absent.gguf", f"--workdir={tmp_path / 'run'}"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith("error: no model at models/absent.gguf") and done.stderr.count("\n") == 1
+    assert "HuggingFaceTB/SmolLM2-135M-Instruct" in done.stderr and "`python launch/fetch_demo.py`" in done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()

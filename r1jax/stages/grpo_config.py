@@ -148,6 +148,11 @@ def read_config(config: ConfigDict) -> GRPOConfig:
         "train.micro_batch_size",
         train.micro_batch_size,
     )
+    targets = train.completions_per_row * rollout.max_new_tokens
+    if 0 < train.logits_chunk < targets:
+        _divides(
+            "train.completions_per_row x rollout.max_new_tokens", targets, "train.logits_chunk", train.logits_chunk
+        )
     if not settings.rewards:
         raise UserError("config.rewards names no reward")
     return settings

@@ -142,8 +142,8 @@ def assert_close(found: Rows, expected: Rows, tolerance: float = 1e-4) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"update__micro_batch_size": 2, "update__completions_per_row": 1, "update__logits_chunk": 4},
-        {"update__micro_batch_size": 32, "update__completions_per_row": 16, "model__scan_layers": True},
+        {"train__micro_batch_size": 2, "train__completions_per_row": 1, "train__logits_chunk": 4},
+        {"train__micro_batch_size": 32, "train__completions_per_row": 16, "model__scan_layers": True},
         {"rollout__slots": 5, "rollout__prefill_batch": 1, "model__remat": "full", "rollout__max_prompt_tokens": 40},
     ],
     ids=["small-batches-chunked", "one-batch-scanned", "few-slots-remat"],
@@ -173,10 +173,10 @@ def test_eight_devices_are_one(
 @pytest.mark.parametrize("aggregation", ["token", "sequence"])
 def test_several_updates_a_step(tiny_model: pathlib.Path, tmp_path: pathlib.Path, aggregation: str):
     """Old log-probs from the trainer and from the sampler are the same numbers, so both ways are one run."""
-    changes = {"update__updates_per_step": 4, "loss__aggregation": aggregation, "optimizer__learning_rate": 1e-2}
+    changes = {"train__updates_per_step": 4, "loss__aggregation": aggregation, "optimizer__learning_rate": 1e-2}
     changes |= {"steps": 2, "data__eval_problems": 0}
     runs = {
-        source: train(tmp_path / source, tiny_model, update__old_logprobs=source, **changes)
+        source: train(tmp_path / source, tiny_model, train__old_logprobs=source, **changes)
         for source in ("trainer", "sampler")
     }
     for row in runs["trainer"]:

@@ -17,6 +17,7 @@ from tests.stages.runs import CONFIG
         ({"train.micro_batch_size": "12"}, "config.train.micro_batch_size = 12 must divide"),
         ({"train.completions_per_row": "3"}, "config.train.completions_per_row = 3 must divide"),
         ({"train.updates_per_step": "3"}, "config.train.updates_per_step = 3 must divide config.rollout.prompts_per"),
+        ({"train.logits_chunk": "5"}, "config.train.logits_chunk = 5 must divide config.train.completions_per_row x"),
         ({"train.updates_per_step": "0"}, "config.train.updates_per_step must be at least 1, got 0"),
         ({"rollout.group_size": "1"}, "config.rollout.group_size must be at least 2 to compare answers, got 1"),
         ({"rollout.temperature": "0"}, "config.rollout.temperature must be positive to explore, got 0"),
