@@ -54,7 +54,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["r1jax", "r1jax.*"]),
-    package_data={"r1jax": ["py.typed"], "r1jax.eval": ["*.html", "*.css", "*.js"]},
+    package_data={"r1jax": ["py.typed"], "r1jax.eval": ["page/*"]},
     install_requires=CORE,
     extras_require={
         "reasoning-gym": ["reasoning-gym>=0.1.25,<0.2"],

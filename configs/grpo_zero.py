@@ -2,8 +2,8 @@
 
     python -m r1jax.train --config=configs/grpo_zero.py
 
-SmolLM2-135M-Instruct learns to add two numbers from 10 to 99, answering in DeepSeek-R1-Zero's template. Expected: strict
-pass@1 from about 5% to about 60%, format from 18% to 99%, in under ten minutes on two cores.
+SmolLM2-135M-Instruct learns to add two numbers from 10 to 99, answering in DeepSeek-R1-Zero's template.
+Expected: strict pass@1 from about 5% to about 60%, format from 18% to 99%, in under ten minutes on two cores.
 
 Arguments after a colon, e.g. `configs/grpo_zero.py:template=chat`:
 
