@@ -142,14 +142,10 @@ def sharding(axes: Axes, shape: Sequence[int], *, name: str = "array") -> NamedS
 
 
 def constrain(x: jax.Array, axes: Axes, *, name: str = "activation") -> jax.Array:
-    """Pins an activation to its logical axes; the identity outside of `use_mesh` or on one device.
-
-    A dimension of size one (the batch of a shared prefix) is not split.
-    """
+    """Pins an activation to its logical axes; the identity outside of `use_mesh` or on one device."""
     mesh = current_mesh()
     if mesh is None or mesh.size == 1:
         return x
-    axes = tuple(None if size == 1 else axis for axis, size in zip(axes, x.shape, strict=True))
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, partition(axes, x.shape, mesh, name=name)))
 
 

@@ -16,11 +16,10 @@ from flax import nnx
 
 from r1jax.learner.step import LossFn
 from r1jax.losses.logprobs import gather_positions, token_logprobs
-from r1jax.losses.policy import PolicyLossConfig, policy_loss
+from r1jax.losses.policy import LOG_RATIO_LIMIT, PolicyLossConfig, policy_loss
 from r1jax.models.transformer import Params, merge
 
 Batch = dict[str, jax.Array]
-RATIO_LIMIT = 20.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +73,7 @@ def _compare(logprobs: jax.Array, batch: Batch, entropy: jax.Array) -> dict[str,
     """How far the trainer's log-probs are from the sampler's, for the same weights: the first alarm of a mismatch."""
     inside = batch["weights"] > 0
     gap = jnp.where(inside, logprobs - batch["sampler_logprobs"], 0.0)
-    ratio = jnp.exp(jnp.clip(gap, -RATIO_LIMIT, RATIO_LIMIT))
+    ratio = jnp.exp(jnp.clip(gap, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
     return {
         "tokens": inside.sum(),
         "entropy": jnp.where(inside, entropy, 0.0).sum(),

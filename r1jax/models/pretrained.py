@@ -44,8 +44,12 @@ def load_pretrained(
             return load_pretrained(path, dtype=dtype, hub=hub, fetch=fetch, **options)
     path = find_model(path, hub, fetch)
     tensors = open_tensors(path)
-    source: Any = GGUFModel(tensors) if path.suffix == ".gguf" else tensors
-    hf = source.config() if path.suffix == ".gguf" else _read_json(path / "config.json")
+    source: Any
+    if path.suffix == ".gguf":
+        source = GGUFModel(tensors)
+        hf = source.config()
+    else:
+        source, hf = tensors, _read_json(path / "config.json")
     family = find_family(hf, path)
     try:
         config = family.from_hf(hf)
@@ -54,14 +58,11 @@ def load_pretrained(
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     dtypes = options.pop("dtypes", Dtypes(dtype, dtype))
-    names = dict(family.HF_NAMES)
-    model = load_weights(lambda: family.build(config, rngs=nnx.Rngs(0), dtypes=dtypes, **options), names, source)
-    return model, load_tokenizer(path)
-
-
-def load_tokenizer(path: pathlib.Path) -> Tokenizer | None:
-    """The tokenizer beside the weights, or None."""
-    return Tokenizer.from_path(path)
+    make = lambda: family.build(config, rngs=nnx.Rngs(0), dtypes=dtypes, **options)
+    model = load_weights(make, family.HF_NAMES, source)
+    if path.suffix == ".gguf":  # its vocabulary is in the header, which is open already
+        return model, Tokenizer.from_gguf(tensors.metadata)
+    return model, Tokenizer.from_path(path)
 
 
 def require_tokenizer(tokenizer: Tokenizer | None, path: str | pathlib.Path) -> Tokenizer:

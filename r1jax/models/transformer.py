@@ -1,9 +1,9 @@
 """The decoder that all families share: embedding, a stack of blocks, norm, head; for training, prefill and decode.
 
 The stack is a list of blocks (unrolled: fastest on CPU) or one block whose weights carry a leading layer axis
-(scanned: 61 layers compile in seconds): the switch `scan_layers`. Initial values do not depend on the switch, and on
-disk there is one layout, the list (`unstack`, `stack`). `split` and `merge` are the border of the module system:
-below it parameters are a plain nested dict.
+(scanned: 61 layers compile in seconds): the switch `scan_layers`. Initial values do not depend on the switch;
+`unstack` and `stack` lead from one layout to the other, and a checkpoint holds that of its run. `split` and `merge`
+are the border of the module system: below it parameters are a plain nested dict.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from r1jax.core.config import to_json
 from r1jax.core.errors import UserError
 from r1jax.core.metrics import read_rows
+from r1jax.eval.headline import format_value
 
 # A resumed run may change these: they do not change what the steps before it were.
 FREE_KEYS = ("steps", "eval", "checkpoint", "log")
@@ -56,7 +57,7 @@ def describe_change(workdir: pathlib.Path, benchmark: str) -> list[dict[str, Any
         if key in rows[0]:
             line = {f"{rows[0][prefix + 'problems']} held-out problems": label}
             for when, row in (("before", rows[0]), ("after", rows[-1])):
-                line[f"{when} (step {row['step']})"] = f"{row[key]:.1%} ± {100 * row[key + '_stderr']:.1f}"
+                line[f"{when} (step {row['step']})"] = format_value(row[key], row[f"{key}_stderr"], is_rate=True)
             line["change"] = f"{100 * (rows[-1][key] - rows[0][key]):+.1f}"
             table.append(line)
     return table

@@ -15,7 +15,6 @@ from r1jax.core.errors import UserError
 from r1jax.core.tensorfiles import open_tensors, unpermute_rope
 
 ROOT = Path(__file__).parents[2]
-DEMO = ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 TENSORS = {
     "a.weight": np.arange(12, dtype=np.float32).reshape(3, 4),
     "b.weight": np.linspace(-1, 1, 6).astype(ml_dtypes.bfloat16).reshape(2, 3),
@@ -182,11 +181,9 @@ def test_unpermuting_turns_neighbours_into_halves() -> None:
         unpermute_rope(np.zeros((6, 2)), 4)
 
 
-def test_demo_model_equals_transformers_bit_for_bit() -> None:
-    if not DEMO.exists():
-        pytest.skip("needs the demo model: python launch/fetch_demo.py")
+def test_demo_model_equals_transformers_bit_for_bit(demo_model: Path) -> None:
     golden = json.loads((ROOT / "tests/goldens/weights.json").read_text())
-    file = open_tensors(DEMO)
+    file = open_tensors(demo_model)
     for stored, heads, name in [
         ("blk.0.attn_q", 9, "model.layers.0.self_attn.q_proj"),
         ("blk.29.attn_k", 3, "model.layers.29.self_attn.k_proj"),

@@ -10,7 +10,6 @@ from r1jax.text.chat import render
 from r1jax.text.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
-DEMO = ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 CASES = json.loads((ROOT / "tests/goldens/chat.json").read_text())
 TOKENS = {
     "bos_token": "<|im_start|>",
@@ -34,8 +33,8 @@ def test_templates_render_as_in_transformers(case: dict) -> None:
         assert result() == case["text"]
 
 
-def test_demo_model_renders_and_encodes_as_in_transformers() -> None:
-    tokenizer = Tokenizer.from_path(DEMO) if DEMO.exists() else pytest.skip("needs: python launch/fetch_demo.py")
+def test_demo_model_renders_and_encodes_as_in_transformers(demo_model: Path) -> None:
+    tokenizer = Tokenizer.from_path(demo_model)
     own = [case for case in CASES if case["template"] is None]
     assert len(own) == 12 and "named SmolLM" in own[0]["text"]  # the template's own system turn stays
     for case in own:

@@ -14,7 +14,6 @@ from r1jax.core.tensorfiles import open_tensors
 from r1jax.text.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
-DEMO = ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +22,8 @@ def golden() -> dict:
 
 
 @pytest.fixture(scope="module")
-def metadata() -> dict:
-    if not DEMO.exists():
-        pytest.skip("needs the demo model: python launch/fetch_demo.py")
-    return open_tensors(DEMO).metadata
+def metadata(demo_model: Path) -> dict:
+    return open_tensors(demo_model).metadata
 
 
 @pytest.fixture(scope="module")
