@@ -22,4 +22,4 @@ def count_parameters(params: dict[str, Any]) -> Sizes:
     """Counts from shapes; works on abstract parameters too."""
     count = lambda tree: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
     head = count(params["head"]) if params.get("head") else count(params["embed"])
-    return Sizes(count(params), count(params["layers"]), head)
+    return Sizes(count(params), count(params.get("layers") or params["stacks"]), head)

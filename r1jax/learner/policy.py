@@ -36,14 +36,14 @@ def score_rows(graph: nnx.GraphDef, params: Params, batch: Batch, scoring: Scori
     """(log-probs, entropy) [B, R] of the targets of packed rows; padding targets give numbers without meaning."""
     model = merge(graph, params)
     prefix = model.prefix(jnp.asarray(scoring.prefix, jnp.int32)) if scoring.prefix else None
-    hidden_BTD, _ = model.hidden(
+    states = model.hidden(
         batch["tokens"],
         positions=batch["positions"],
         segment_ids=batch["segments"],
         prefix_ids=batch["prefixes"],
         prefix=prefix,
     )
-    hidden_BRD = gather_positions(hidden_BTD, batch["index"])
+    hidden_BRD = gather_positions(states.hidden, batch["index"])
     return token_logprobs(
         hidden_BRD, batch["targets"], model.unembed, temperature=scoring.temperature, chunk=scoring.chunk
     )

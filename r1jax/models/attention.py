@@ -25,12 +25,13 @@ NEGATIVE = -1e30
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Context:
-    """What all layers of one forward pass share: rotary tables, the mask as a bias [B, T, S], the cache column
-    written (or None).
+    """What all layers of one forward pass share: rotary tables, the mask as a bias [B, T, S], which tokens are
+    valid [B, T] (not padding), the cache column written (or None).
     """
 
     rope: tuple[jax.Array, jax.Array]
     bias: jax.Array
+    valid: jax.Array
     column: jax.Array | None = None
 
 

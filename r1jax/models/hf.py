@@ -66,13 +66,15 @@ def load_weights(make: Callable[[], nnx.Module], names: Names, source: Source) -
     model = nnx.eval_shape(make)
     graph, shapes = split(model)
     axes = logical_axes(model)
-    stacked = 0 not in shapes["layers"]
 
     def load(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         keys = [entry.key for entry in path]
         placed = sharding(_get(axes, keys), leaf.shape, name=".".join(map(str, keys)))
-        if stacked and keys[0] == "layers":
-            rows = [_read(source, names, ["layers", i, *keys[1:]], leaf.shape[1:]) for i in range(leaf.shape[0])]
+        if keys[0] == "stacks":
+            first = sum(model.counts[: keys[1]])
+            rows = [
+                _read(source, names, ["layers", first + i, *keys[2:]], leaf.shape[1:]) for i in range(leaf.shape[0])
+            ]
             array = np.stack(rows)
         else:
             array = _read(source, names, keys, leaf.shape)

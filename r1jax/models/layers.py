@@ -126,7 +126,10 @@ class Head(nnx.Module):
 
 
 class GatedMLP(nnx.Module):
-    """down(silu(gate(x)) * up(x)) (SwiGLU, Shazeer 2020)."""
+    """down(silu(gate(x)) * up(x)) (SwiGLU, Shazeer 2020).
+
+    An MLP is called with the tokens that are valid and gives the statistics of its router; this one has none.
+    """
 
     def __init__(self, width: int, hidden: int, *, dtypes: Dtypes, rngs: nnx.Rngs, std: float):
         shared: dict[str, Any] = dict(dtypes=dtypes, rngs=rngs, std=std)
@@ -134,9 +137,9 @@ class GatedMLP(nnx.Module):
         self.up = Linear((width,), (hidden,), ("embed", "mlp"), **shared)
         self.down = Linear((hidden,), (width,), ("mlp", "embed"), **shared)
 
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, valid_BT: jax.Array | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
         hidden_BTF = constrain(jax.nn.silu(self.gate(x_BTD)) * self.up(x_BTD), ("batch", "sequence", "mlp"))
-        return self.down(hidden_BTF)
+        return self.down(hidden_BTF), {}
 
 
 @dataclasses.dataclass(frozen=True)

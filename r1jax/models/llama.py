@@ -97,4 +97,4 @@ def build(config: Config, *, rngs: nnx.Rngs, dtypes: Dtypes = FLOAT32, **options
             RMSNorm(config.hidden_size, **norm),
         )
 
-    return Transformer(config, make_block, rngs=rngs, dtypes=dtypes, **options)
+    return Transformer(config, [(config.num_layers, make_block)], rngs=rngs, dtypes=dtypes, **options)

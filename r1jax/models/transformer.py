@@ -1,26 +1,29 @@
 """The decoder that all families share: embedding, a stack of blocks, norm, head; for training, prefill and decode.
 
-The stack is a list of blocks (unrolled: fastest on CPU) or one block whose weights carry a leading layer axis
-(scanned: 61 layers compile in seconds): the switch `scan_layers`. Initial values do not depend on the switch;
-`unstack` and `stack` lead from one layout to the other, and a checkpoint holds that of its run. `split` and `merge`
-are the border of the module system: below it parameters are a plain nested dict.
+The layers come in groups of equal blocks (three dense, then 58 with experts). They are a list of blocks (`layers`,
+unrolled: fastest on CPU) or one block a group whose weights carry a leading layer axis (`stacks`, scanned: 61 layers
+compile in seconds): the switch `scan_layers`. Initial values do not depend on the switch; `unstack` and `stack` lead
+from one layout to the other, and a checkpoint holds that of its run. `split` and `merge` are the border of the module
+system: below it parameters are a plain nested dict.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from r1jax.core.sharding import constrain
-from r1jax.models.attention import Attention, Context, mask_bias, segment_mask
+from r1jax.models.attention import Context, mask_bias, segment_mask
 from r1jax.models.cache import Cache, cache_mask
-from r1jax.models.layers import FLOAT32, Dtypes, Embedding, GatedMLP, Head, RMSNorm, rope_frequencies, rope_tables
+from r1jax.models.layers import FLOAT32, Dtypes, Embedding, Head, RMSNorm, rope_frequencies, rope_tables
 
 Params = dict[str, Any]
+MakeBlock = Callable[[nnx.Rngs], "Block"]
 
 REMAT_POLICIES: dict[str, Any] = {
     "none": None,
@@ -29,47 +32,69 @@ REMAT_POLICIES: dict[str, Any] = {
 }
 
 
-class Block(nnx.Module):
-    """Pre-norm attention and MLP with residuals."""
+class States(NamedTuple):
+    """What a forward pass gives: normed states [B, T, D], the cache after it (None without one), and the statistics of
+    the routers, stacked over the layers that have one ("load" [L, E], "balance" [L]); {} where none has.
+    """
 
-    def __init__(self, attention: Attention, mlp: GatedMLP, attention_norm: RMSNorm, mlp_norm: RMSNorm):
+    hidden: jax.Array
+    cache: Cache | None
+    router: dict[str, jax.Array]
+
+
+class Block(nnx.Module):
+    """Pre-norm attention and MLP with residuals.
+
+    `attention(x, context, cache, prefix) -> (y, cache)` with `init_cache(rows, columns)`; `mlp(x, valid) -> (y,
+    statistics of its router, {} if it has none)`.
+    """
+
+    def __init__(self, attention: Any, mlp: Any, attention_norm: RMSNorm, mlp_norm: RMSNorm):
         self.attention, self.mlp = attention, mlp
         self.attention_norm, self.mlp_norm = attention_norm, mlp_norm
 
-    def __call__(self, x_BTD: jax.Array, context: Context, cache: Any, prefix: Any) -> tuple[jax.Array, Any]:
+    def __call__(
+        self, x_BTD: jax.Array, context: Context, cache: Any, prefix: Any
+    ) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
         attended, cache = self.attention(self.attention_norm(x_BTD), context, cache, prefix)
         x_BTD = x_BTD + attended
-        x_BTD = x_BTD + self.mlp(self.mlp_norm(x_BTD))
-        return constrain(x_BTD, ("batch", "sequence", "act_embed")), cache
+        mixed, router = self.mlp(self.mlp_norm(x_BTD), context.valid)
+        return constrain(x_BTD + mixed, ("batch", "sequence", "act_embed")), cache, router
 
 
 class Transformer(nnx.Module):
-    """A decoder-only language model over blocks made by `make_block(rngs)`.
+    """A decoder-only language model over groups of blocks: (how many, `make_block(rngs)`) from the first layer on.
 
-    `config` needs vocab_size, hidden_size, num_layers, head_dim, rope_theta, rope_scaling, norm_epsilon,
-    tie_embeddings, initializer_std.
+    `config` needs vocab_size, hidden_size, head_dim (the width that is rotated), rope_theta, rope_scaling,
+    norm_epsilon, tie_embeddings, initializer_std. `extra`: makers of modules that predict further ahead
+    (models/mtp.py).
     """
 
     def __init__(
         self,
         config: Any,
-        make_block: Callable[[nnx.Rngs], Block],
+        groups: Sequence[tuple[int, MakeBlock]],
         *,
         rngs: nnx.Rngs,
         dtypes: Dtypes = FLOAT32,
         scan_layers: bool = False,
         remat: str = "none",
+        extra: Sequence[Callable[[nnx.Rngs], nnx.Module]] = (),
     ):
         self.config, self.dtypes, self.scan_layers, self.remat = config, dtypes, scan_layers, remat
+        self.counts = tuple(count for count, _ in groups)
         shared: dict[str, Any] = dict(dtypes=dtypes, rngs=rngs, std=config.initializer_std)
         self.embed = Embedding(config.vocab_size, config.hidden_size, **shared)
-        keys = jax.random.split(rngs.params(), config.num_layers)
+        keys = jnp.split(jax.random.split(rngs.params(), sum(self.counts)), np.cumsum(self.counts)[:-1])
+        pairs = [(make, group) for (_, make), group in zip(groups, keys, strict=True)]
         if scan_layers:
-            self.layers: Any = _stacked_block(make_block, keys)
+            self.stacks = nnx.List([_stacked_block(make, group) for make, group in pairs])
         else:
-            self.layers = nnx.List([make_block(nnx.Rngs(params=key)) for key in keys])
+            self.layers = nnx.List([make(nnx.Rngs(params=key)) for make, group in pairs for key in group])
         self.norm = RMSNorm(config.hidden_size, epsilon=config.norm_epsilon, dtypes=dtypes, rngs=rngs)
         self.head = None if config.tie_embeddings else Head(config.hidden_size, config.vocab_size, **shared)
+        if extra:
+            self.mtp = nnx.List([make(rngs) for make in extra])
 
     def __call__(
         self,
@@ -81,11 +106,11 @@ class Transformer(nnx.Module):
         cache: Cache | None = None,
     ) -> jax.Array | tuple[jax.Array, Cache]:
         """float32 logits [B, T, V]; with a cache also the cache after these tokens. Arguments as in `hidden`."""
-        hidden_BTD, cache = self.hidden(
+        states = self.hidden(
             tokens_BT, positions=positions, segment_ids=segment_ids, prefix_ids=prefix_ids, cache=cache
         )
-        logits_BTV = self.unembed(hidden_BTD)
-        return logits_BTV if cache is None else (logits_BTV, cache)
+        logits_BTV = self.unembed(states.hidden)
+        return logits_BTV if states.cache is None else (logits_BTV, states.cache)
 
     def hidden(
         self,
@@ -96,30 +121,21 @@ class Transformer(nnx.Module):
         prefix_ids: jax.Array | None = None,
         cache: Cache | None = None,
         prefix: Any = None,
-    ) -> tuple[jax.Array, Cache | None]:
-        """Final normed states [B, T, D] and the cache.
+    ) -> States:
+        """Final normed states, cache and router statistics.
 
         positions [B, T]: rotary positions, 0.. by default. segment_ids, prefix_ids [B, T]: packing, see `segment_mask`.
         cache: appended to at its common column; rows see their visible columns. prefix: what all rows begin with, as
         `prefix` gives it; `positions` must go on from there.
         """
-        B, T = tokens_BT.shape
-        if positions is None:
-            positions = jnp.broadcast_to(jnp.arange(T), (B, T))
-        if cache is None:
-            segments = jnp.ones((B, T), jnp.int32) if segment_ids is None else segment_ids
-            mask, column = segment_mask(segments, prefix_ids), None
-        else:
-            (mask, visible), column = cache_mask(cache, T), cache.column
-        config = self.config
-        rope = rope_tables(positions, rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling))
+        context, visible = self._context(tokens_BT, positions, segment_ids, prefix_ids, cache)
         x_BTD = constrain(self.embed(tokens_BT), ("batch", "sequence", "act_embed"))
         run = self._scan if self.scan_layers else self._unroll
-        context = Context(rope, mask_bias(mask), column)
         if cache is None:
-            return self.norm(run(x_BTD, context, None, prefix)[0]), None
-        x_BTD, layers = run(x_BTD, context, cache.layers, prefix)
-        return self.norm(x_BTD), Cache(layers, visible, cache.column + T)
+            x_BTD, _, router = run(x_BTD, context, None, prefix)
+            return States(self.norm(x_BTD), None, router)
+        x_BTD, layers, router = run(x_BTD, context, cache.layers, prefix)
+        return States(self.norm(x_BTD), Cache(layers, visible, cache.column + tokens_BT.shape[1]), router)
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """Normed states [..., D] -> float32 logits [..., V]."""
@@ -127,59 +143,99 @@ class Transformer(nnx.Module):
 
     def prefix(self, tokens_P: jax.Array) -> Any:
         """Per layer the keys and values of tokens that all rows of later calls begin with; differentiable."""
-        _, cache = self.hidden(tokens_P[None], cache=self.init_cache(1, tokens_P.shape[0]))
+        cache = self.hidden(tokens_P[None], cache=self.init_cache(1, tokens_P.shape[0])).cache
         assert cache is not None
         return cache.layers
 
     def init_cache(self, rows: int, columns: int) -> Cache:
         """An empty cache: nothing visible, the next token goes to column 0."""
+        blocks = self.stacks if self.scan_layers else self.layers
+        layers = [block.attention.init_cache(rows, columns) for block in blocks]
         if self.scan_layers:
-            one = self.layers.attention.init_cache(rows, columns)
-            layers = jax.tree.map(lambda x: jnp.zeros((self.config.num_layers, *x.shape), x.dtype), one)
-        else:
-            layers = [layer.attention.init_cache(rows, columns) for layer in self.layers]
+            repeat = lambda tree, count: jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), tree)
+            layers = [repeat(layer, count) for layer, count in zip(layers, self.counts, strict=True)]
         return Cache(layers, jnp.zeros((rows, columns), bool), jnp.zeros((), jnp.int32))
 
-    def _unroll(self, x: jax.Array, context: Context, caches: Any, prefixes: Any) -> tuple[jax.Array, Any]:
-        new = []
+    def block_runner(self, block: nnx.Module) -> tuple[Callable, Params]:
+        """(`run(params, x, context, cache, prefix)` of a block with this model's rematerialization, its parameters)."""
+        graph, params = split(block)
+
+        def run(params: Params, *args: Any) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
+            return merge(graph, params)(*args)
+
+        policy = REMAT_POLICIES[self.remat]
+        return (run if policy is None else jax.checkpoint(run, policy=policy)), params
+
+    def _context(
+        self,
+        tokens_BT: jax.Array,
+        positions: jax.Array | None,
+        segments: jax.Array | None,
+        prefixes: jax.Array | None,
+        cache: Cache | None,
+    ) -> tuple[Context, Any]:
+        """What the blocks share, and the columns visible afterwards (None without a cache)."""
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+        if segments is None:
+            segments = jnp.ones(tokens_BT.shape, jnp.int32)
+        if cache is None:
+            (mask, visible), column = (segment_mask(segments, prefixes), None), None
+        else:
+            (mask, visible), column = cache_mask(cache, tokens_BT.shape[1]), cache.column
+        config = self.config
+        rope = rope_tables(positions, rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling))
+        return Context(rope, mask_bias(mask), segments != 0, column), visible
+
+    def _unroll(self, x: jax.Array, context: Context, caches: Any, prefixes: Any) -> tuple[jax.Array, Any, dict]:
+        new, routers = [], []
         for index, layer in enumerate(self.layers):
-            graph, params = split(layer)
+            run, params = self.block_runner(layer)
             cache, prefix = (None if tree is None else tree[index] for tree in (caches, prefixes))
-            x, cache = self._run_block(graph)(params, x, context, cache, prefix)
+            x, cache, router = run(params, x, context, cache, prefix)
             new.append(cache)
-        return x, None if caches is None else new
+            routers.append(router)
+        return x, None if caches is None else new, join_routers(routers, jnp.stack)
 
-    def _scan(self, x: jax.Array, context: Context, caches: Any, prefixes: Any) -> tuple[jax.Array, Any]:
+    def _scan(self, x: jax.Array, context: Context, caches: Any, prefixes: Any) -> tuple[jax.Array, Any, dict]:
+        new, routers = [], []
+        for index, block in enumerate(self.stacks):
+            group, prefix = (None if tree is None else tree[index] for tree in (caches, prefixes))
+            x, group, router = self._scan_group(block, self.counts[index], x, context, group, prefix)
+            new.append(group)
+            routers.append(router)
+        return x, None if caches is None else new, join_routers(routers, jnp.concatenate)
+
+    def _scan_group(
+        self, block: nnx.Module, count: int, x: jax.Array, context: Context, caches: Any, prefixes: Any
+    ) -> tuple[jax.Array, Any, dict]:
         """The caches are a carry, updated in place layer by layer: as scan outputs they would be copied every step."""
-        graph, params = split(self.layers)
-        block = self._run_block(graph)
+        run, params = self.block_runner(block)
 
-        def body(carry: tuple, layer: tuple) -> tuple[tuple, None]:
+        def body(carry: tuple, layer: tuple) -> tuple[tuple, dict]:
             x, caches = carry
             index, params, prefix = layer
             cache = jax.tree.map(lambda c: jax.lax.dynamic_index_in_dim(c, index, keepdims=False), caches)
-            x, cache = block(params, x, context, cache, prefix)
+            x, cache, router = run(params, x, context, cache, prefix)
             update = lambda old, new: jax.lax.dynamic_update_index_in_dim(old, new, index, 0)
-            return (x, jax.tree.map(update, caches, cache)), None
+            return (x, jax.tree.map(update, caches, cache)), router
 
-        indices = jnp.arange(self.config.num_layers)
-        (x, caches), _ = jax.lax.scan(body, (x, caches), (indices, params, prefixes))
-        return x, caches
-
-    def _run_block(self, graph: nnx.GraphDef) -> Callable:
-        def run(params: Params, x: jax.Array, context: Context, cache: Any, prefix: Any) -> tuple[jax.Array, Any]:
-            return merge(graph, params)(x, context, cache, prefix)
-
-        policy = REMAT_POLICIES[self.remat]
-        return run if policy is None else jax.checkpoint(run, policy=policy)
+        (x, caches), router = jax.lax.scan(body, (x, caches), (jnp.arange(count), params, prefixes))
+        return x, caches, router
 
 
-def _stacked_block(make_block: Callable[[nnx.Rngs], Block], keys: jax.Array) -> Block:
-    """One block whose weights are those of all layers, stacked along a new first axis "layers"."""
+def join_routers(routers: Sequence[dict], join: Callable) -> dict[str, jax.Array]:
+    """Statistics of all layers that route as one dict, by `join` (stack single layers, concatenate groups)."""
+    routing = [router for router in routers if router]
+    return jax.tree.map(lambda *xs: join(xs), *routing) if routing else {}
+
+
+def _stacked_block(make_block: MakeBlock, keys: jax.Array) -> Block:
+    """One block whose weights are those of all layers of a group, stacked along a new first axis "layers"."""
     graph, _ = split(nnx.eval_shape(lambda: make_block(nnx.Rngs(params=keys[0]))))
     block = merge(graph, jax.vmap(lambda key: split(make_block(nnx.Rngs(params=key)))[1])(keys))
     for _, variable in nnx.iter_graph(block):
-        if isinstance(variable, nnx.Param):
+        if isinstance(variable, nnx.Variable):
             variable.set_metadata(axes=("layers", *variable.get_metadata("axes")))
     return block
 
@@ -203,19 +259,28 @@ def logical_axes(module: nnx.Module) -> Params:
 
 
 def unstack(params: Params) -> Params:
-    """Scanned -> canonical layout: `layers` becomes {0: ..., 1: ...}. Canonical parameters pass through."""
-    layers = params["layers"]
-    if 0 in layers:
+    """Scanned -> canonical layout: the rows of all `stacks` become `layers` {0: ..., 1: ...}. Canonical parameters pass
+    through.
+    """
+    if "stacks" not in params:
         return params
-    count = jax.tree.leaves(layers)[0].shape[0]
-    take = lambda i: jax.tree.map(lambda x: x[i], layers)
-    return {**params, "layers": {i: take(i) for i in range(count)}}
+    stacks = [params["stacks"][group] for group in range(len(params["stacks"]))]
+    rows = [(tree, i) for tree in stacks for i in range(jax.tree.leaves(tree)[0].shape[0])]
+    layers = {layer: jax.tree.map(lambda x, i=i: x[i], tree) for layer, (tree, i) in enumerate(rows)}
+    return {"layers": layers, **{key: value for key, value in params.items() if key != "stacks"}}
 
 
-def stack(params: Params) -> Params:
-    """Canonical -> scanned layout. Scanned parameters pass through."""
-    layers = params["layers"]
-    if 0 not in layers:
+def stack(params: Params, counts: Sequence[int] = ()) -> Params:
+    """Canonical -> scanned layout with groups of `counts` layers (none given: all are one group). Scanned parameters
+    pass through.
+    """
+    if "stacks" in params:
         return params
-    blocks = [layers[i] for i in range(len(layers))]
-    return {**params, "layers": jax.tree.map(lambda *xs: jnp.stack(xs), *blocks)}
+    layers = params["layers"]
+    ends = np.cumsum(counts or [len(layers)])
+    groups = [range(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+    stacks = {
+        group: jax.tree.map(lambda *xs: jnp.stack(xs), *(layers[i] for i in members))
+        for group, members in enumerate(groups)
+    }
+    return {"stacks": stacks, **{key: value for key, value in params.items() if key != "layers"}}

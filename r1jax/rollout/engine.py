@@ -102,7 +102,9 @@ def _prefill(graph: nnx.GraphDef, start: int, params: Params, prefix: Any, token
     model = merge(graph, params)
     positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1]), tokens.shape)
     cache = model.init_cache(*tokens.shape)
-    return model.hidden(constrain(tokens, ("batch", None)), positions=positions, cache=cache, prefix=prefix)[1].layers
+    return model.hidden(
+        constrain(tokens, ("batch", None)), positions=positions, cache=cache, prefix=prefix
+    ).cache.layers
 
 
 def _init(graph: nnx.GraphDef, config: EngineConfig, params: Params) -> Slots:
@@ -120,7 +122,7 @@ def _decode(
     first = slots.cache.length - ring
 
     def step(slots: Slots) -> Slots:
-        hidden_B1D, cache = model.hidden(
+        hidden_B1D, cache, _ = model.hidden(
             slots.token[:, None], positions=slots.position[:, None], cache=slots.cache, prefix=prefix
         )
         logits_BV = constrain(model.unembed(hidden_B1D[:, 0]), ("batch", "vocab"), name="logits")

@@ -38,7 +38,7 @@ def test_moments_lie_where_their_parameter_lies(scan_layers: bool) -> None:
             jax.tree.map(lambda moment, param: moment.sharding == param.sharding, moments, state.params)
         )
         assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(moments))
-    layer = means["layers"] if scan_layers else means["layers"][0]
+    layer = means["stacks"][0] if scan_layers else means["layers"][0]
     lead = (2,) if scan_layers else ()
     shard = lambda array: {shard.data.shape for shard in array.addressable_shards}
     assert shard(layer["attention"]["query"]["kernel"]) == {(*lead, 16, 2, 8)}

@@ -79,7 +79,7 @@ def test_gated_mlp() -> None:
     gate, up, down = (np.asarray(part.kernel[...], np.float64) for part in (mlp.gate, mlp.up, mlp.down))
     x = normal(2, 3, 6)
     z = x @ gate
-    np.testing.assert_allclose(mlp(jnp.asarray(x)), (z / (1 + np.exp(-z)) * (x @ up)) @ down, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(mlp(jnp.asarray(x))[0], (z / (1 + np.exp(-z)) * (x @ up)) @ down, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ def test_weights_go_straight_to_their_shards(tiny_model: Path, scan_layers: bool
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     model, _ = load_pretrained(tiny_model, mesh=mesh, scan_layers=scan_layers)
     params = split(model)[1]
-    query = params["layers"]["attention"]["query"]["kernel"] if scan_layers else None
+    query = params["stacks"][0]["attention"]["query"]["kernel"] if scan_layers else None
     query = params["layers"][0]["attention"]["query"]["kernel"] if query is None else query
     lead = (2,) if scan_layers else ()
     assert query.shape == (*lead, 64, 16, 8)

@@ -68,7 +68,7 @@ def test_initial_values_and_results_do_not_depend_on_the_switch() -> None:
 def test_layouts_turn_into_each_other() -> None:
     params = toy.build(toy.change(num_layers=3))[1]
     stacked = stack(params)
-    assert jax.tree.leaves(stacked["layers"])[0].shape[0] == 3
+    assert jax.tree.leaves(stacked["stacks"])[0].shape[0] == 3
     jax.tree.map(np.testing.assert_array_equal, unstack(stacked), params)
     assert stack(stacked) is stacked and unstack(params) is params
 
@@ -79,7 +79,7 @@ def test_every_parameter_names_an_axis_per_dimension(scan_layers: bool) -> None:
     model = nnx.eval_shape(lambda: llama.build(config, rngs=nnx.Rngs(0), scan_layers=scan_layers))
     axes, (_, shapes) = logical_axes(model), split(model)
     assert jax.tree.all(jax.tree.map(lambda leaf, names: len(names) == leaf.ndim and all(names), shapes, axes))
-    layer = axes["layers"] if scan_layers else axes["layers"][0]
+    layer = axes["stacks"][0] if scan_layers else axes["layers"][0]
     first = ("layers",) if scan_layers else ()
     assert layer["attention"]["query"]["kernel"] == (*first, "embed", "heads", "head_dim")
     assert layer["mlp"]["down"]["kernel"] == (*first, "mlp", "embed")
@@ -204,7 +204,9 @@ def test_shared_prefix_is_as_if_each_row_held_it(scan_layers: bool) -> None:
     @jax.jit
     def after(params: Params, rows: jax.Array, positions: jax.Array, cache: Any = None) -> tuple[jax.Array, Any]:
         model = merge(graph, params)
-        hidden, cache = model.hidden(rows, positions=positions, cache=cache, prefix=model.prefix(jnp.asarray(shared)))
+        hidden, cache, _ = model.hidden(
+            rows, positions=positions, cache=cache, prefix=model.prefix(jnp.asarray(shared))
+        )
         return model.unembed(hidden), cache
 
     toy.assert_close(after(params, rows, positions)[0], expected)
@@ -224,7 +226,7 @@ def test_gradient_goes_through_a_shared_prefix() -> None:
 
     def once(params: Params) -> jax.Array:
         model = merge(graph, params)
-        hidden, _ = model.hidden(rows, positions=positions, prefix=model.prefix(jnp.asarray(shared)))
+        hidden, *_ = model.hidden(rows, positions=positions, prefix=model.prefix(jnp.asarray(shared)))
         return jnp.sin(model.unembed(hidden)).sum()
 
     each = lambda params: jnp.sin(merge(graph, params)(whole)[:, 6:]).sum()
