@@ -8,6 +8,7 @@ nobody reads it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -64,36 +65,42 @@ def attend(
     prefix: dict | None = None,
     *,
     decoding: bool = False,
+    scale: float | None = None,
 ) -> jax.Array:
-    """softmax(q k / sqrt(H) + bias) v with N / K query heads a kv head -> [B, T, N, H].
+    """softmax(q k scale + bias) v with N / K query heads a kv head -> [B, T, N, H], H the width of the values, which
+    may differ from that of queries and keys.
 
     prefix: {"k", "v"} [1, K, P, H] that all rows see before their own. `decoding` (many short rows, no gradient)
-    holds it once for all of them; else it is put before the keys of each row.
+    holds it once for all of them; else it is put before the keys of each row. scale: 1 / sqrt(H) of the keys by
+    default.
     """
     B, T, N, H = q_BTNH.shape
     K = k_BKSH.shape[1]
+    scale = 1 / math.sqrt(H) if scale is None else scale
     q_BKMH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4).reshape(B, K, (N // K) * T, H)
     if prefix is None:
-        out = _attend(q_BKMH, k_BKSH, v_BKSH, bias_BTS)
+        out = _attend(q_BKMH, k_BKSH, v_BKSH, bias_BTS, scale)
     elif decoding:
-        out = _attend_prefixed(q_BKMH, k_BKSH, v_BKSH, bias_BTS, prefix["k"][0], prefix["v"][0])
+        out = _attend_prefixed(q_BKMH, k_BKSH, v_BKSH, bias_BTS, scale, prefix["k"][0], prefix["v"][0])
     else:
         before = lambda x, y: jnp.concatenate([jnp.broadcast_to(x, (B, *x.shape[1:])), y], axis=2)
         bias_BTS = jnp.pad(bias_BTS, ((0, 0), (0, 0), (prefix["k"].shape[2], 0)))
-        out = _attend(q_BKMH, before(prefix["k"], k_BKSH), before(prefix["v"], v_BKSH), bias_BTS)
-    return out.reshape(B, K, N // K, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+        out = _attend(q_BKMH, before(prefix["k"], k_BKSH), before(prefix["v"], v_BKSH), bias_BTS, scale)
+    return out.reshape(B, K, N // K, T, -1).transpose(0, 3, 1, 2, 4).reshape(B, T, N, -1)
 
 
-@jax.custom_vjp
-def _attend(q_BKMH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, bias_BTS: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attend(q_BKMH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, bias_BTS: jax.Array, scale: float) -> jax.Array:
     """Attention with M = (N / K) * T query rows a kv head; the backward pass keeps the weights and is written out."""
-    return _attend_forward(q_BKMH, k_BKSH, v_BKSH, bias_BTS)[0]
+    return _attend_forward(q_BKMH, k_BKSH, v_BKSH, bias_BTS, scale)[0]
 
 
-def _attend_forward(q: jax.Array, k: jax.Array, v: jax.Array, bias_BTS: jax.Array) -> tuple[jax.Array, tuple]:
-    B, K, M, H = q.shape
+def _attend_forward(
+    q: jax.Array, k: jax.Array, v: jax.Array, bias_BTS: jax.Array, scale: float
+) -> tuple[jax.Array, tuple]:
+    B, K, M, _ = q.shape
     T, S = bias_BTS.shape[1:]
-    scores = jnp.einsum("BKMH,BKSH->BKMS", q, k, preferred_element_type=jnp.float32) / math.sqrt(H)
+    scores = jnp.einsum("BKMH,BKSH->BKMS", q, k, preferred_element_type=jnp.float32) * scale
     scores = scores.reshape(B, K, M // T, T, S) + bias_BTS[:, None, None]
     powers = jnp.exp(scores - scores.max(-1, keepdims=True))
     weights = (powers / powers.sum(-1, keepdims=True)).reshape(B, K, M, S).astype(v.dtype)
@@ -101,12 +108,12 @@ def _attend_forward(q: jax.Array, k: jax.Array, v: jax.Array, bias_BTS: jax.Arra
     return out, (q, k, v, weights, out)
 
 
-def _attend_backward(saved: tuple, grad: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+def _attend_backward(scale: float, saved: tuple, grad: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
     q, k, v, weights, out = saved
     grad_v = jnp.einsum("BKMS,BKMH->BKSH", weights, grad)
     grad_weights = jnp.einsum("BKMH,BKSH->BKMS", grad, v, preferred_element_type=jnp.float32)
     mean = (grad.astype(jnp.float32) * out).sum(-1, keepdims=True)
-    grad_scores = (weights * (grad_weights - mean) / math.sqrt(q.shape[-1])).astype(q.dtype)
+    grad_scores = (weights * (grad_weights - mean) * scale).astype(q.dtype)
     grad_q = jnp.einsum("BKMS,BKSH->BKMH", grad_scores, k)
     return grad_q, jnp.einsum("BKMS,BKMH->BKSH", grad_scores, q), grad_v, None
 
@@ -115,15 +122,21 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 
 def _attend_prefixed(
-    q: jax.Array, k: jax.Array, v: jax.Array, bias_BTS: jax.Array, prefix_k_KPH: jax.Array, prefix_v_KPH: jax.Array
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    bias_BTS: jax.Array,
+    scale: float,
+    prefix_k_KPH: jax.Array,
+    prefix_v_KPH: jax.Array,
 ) -> jax.Array:
     """As `_attend`, over prefix and own keys in one softmax; all rows meet the prefix in one matrix product a head."""
     B, K, M, H = q.shape
     T, S = bias_BTS.shape[1:]
-    own = jnp.einsum("BKMH,BKSH->BKMS", q, k, preferred_element_type=jnp.float32) / math.sqrt(H)
+    own = jnp.einsum("BKMH,BKSH->BKMS", q, k, preferred_element_type=jnp.float32) * scale
     own = (own.reshape(B, K, M // T, T, S) + bias_BTS[:, None, None]).reshape(B, K, M, S)
     q_KRH = q.transpose(1, 0, 2, 3).reshape(K, B * M, H)
-    shared = jnp.einsum("KRH,KPH->KRP", q_KRH, prefix_k_KPH, preferred_element_type=jnp.float32) / math.sqrt(H)
+    shared = jnp.einsum("KRH,KPH->KRP", q_KRH, prefix_k_KPH, preferred_element_type=jnp.float32) * scale
     split = lambda x: x.reshape(K, B, M, -1).transpose(1, 0, 2, 3)
     peak = jnp.maximum(own.max(-1, keepdims=True), split(shared.max(-1, keepdims=True)))
     own = jnp.exp(own - peak)

@@ -52,6 +52,27 @@ def test_gradient_is_that_of_the_textbook(heads: int, kv_heads: int, dtype: str,
     assert_close(found, jax.jit(jax.grad(theirs, (0, 1, 2)))(q, k, v), tolerance)
 
 
+@pytest.mark.parametrize("prefixed", [False, True])
+def test_values_may_be_narrower_than_keys_and_the_scale_given(prefixed: bool) -> None:
+    """Against the same with values padded to the keys' width and queries scaled by hand; gradients too."""
+    (q, k, _, mask), values = draw(4, 2), draw(4, 2, H=3)[2]
+    random = np.random.default_rng(1)
+    prefix = {"k": random.normal(size=(1, 2, 3, 8)), "v": random.normal(size=(1, 2, 3, 3))} if prefixed else None
+    prefix = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), prefix)
+    wide = lambda v: jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, 5)))
+
+    def narrow(q: Any, k: Any, v: Any) -> Any:
+        return attend(q, k, v, mask_bias(mask), prefix, scale=0.7)
+
+    def padded(q: Any, k: Any, v: Any) -> Any:
+        before = prefix and {"k": prefix["k"], "v": wide(prefix["v"])}
+        return attend(q * (0.7 * math.sqrt(8)), k, wide(v), mask_bias(mask), before)[..., :3]
+
+    sums = [lambda *xs, f=f: jnp.sin(f(*xs)).sum() for f in (narrow, padded)]
+    found, expected = (jax.jit(jax.value_and_grad(f, (0, 1, 2)))(q, k, values) for f in sums)
+    assert_close(found, expected, 1e-6)
+
+
 @pytest.mark.parametrize("decoding", [False, True])
 @pytest.mark.parametrize(("heads", "kv_heads"), SHAPES)
 def test_shared_prefix_is_keys_before_those_of_every_row(heads: int, kv_heads: int, decoding: bool) -> None:
