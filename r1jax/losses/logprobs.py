@@ -12,6 +12,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from r1jax.core.reduction import row_sums
+
 
 def gather_positions(hidden_BTD: jax.Array, index_BR: jax.Array) -> jax.Array:
     """Rows of hidden states at the given positions -> [B, R, D]."""
@@ -57,12 +59,13 @@ def score_logits(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.
 
 def _score_forward(logits: jax.Array, targets: jax.Array) -> tuple[tuple[jax.Array, jax.Array], tuple]:
     peak = logits.max(-1)
-    powers = jnp.exp(logits - peak[..., None])
-    total = powers.sum(-1)
-    log_total = jnp.log(total) + peak
+    below = logits - peak[..., None]
+    powers = jnp.exp(below)
+    total = row_sums(powers)
+    log_total = jnp.log(total)
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    entropy = log_total - (powers * logits).sum(-1) / total
-    return (chosen - log_total, entropy), (logits, targets, log_total, entropy)
+    entropy = log_total - row_sums(powers * below) / total
+    return ((chosen - peak) - log_total, entropy), (logits, targets, peak + log_total, entropy)
 
 
 def _score_backward(saved: tuple, grads: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:

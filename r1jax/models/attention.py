@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from r1jax.core.reduction import row_sums
 from r1jax.core.sharding import constrain
 from r1jax.models.cache import append
 from r1jax.models.layers import Dtypes, Linear, rotate
@@ -103,7 +104,7 @@ def _attend_forward(
     scores = jnp.einsum("BKMH,BKSH->BKMS", q, k, preferred_element_type=jnp.float32) * scale
     scores = scores.reshape(B, K, M // T, T, S) + bias_BTS[:, None, None]
     powers = jnp.exp(scores - scores.max(-1, keepdims=True))
-    weights = (powers / powers.sum(-1, keepdims=True)).reshape(B, K, M, S).astype(v.dtype)
+    weights = (powers / row_sums(powers)[..., None]).reshape(B, K, M, S).astype(v.dtype)
     out = jnp.einsum("BKMS,BKSH->BKMH", weights, v)
     return out, (q, k, v, weights, out)
 
@@ -112,7 +113,7 @@ def _attend_backward(scale: float, saved: tuple, grad: jax.Array) -> tuple[jax.A
     q, k, v, weights, out = saved
     grad_v = jnp.einsum("BKMS,BKMH->BKSH", weights, grad)
     grad_weights = jnp.einsum("BKMH,BKSH->BKMS", grad, v, preferred_element_type=jnp.float32)
-    mean = (grad.astype(jnp.float32) * out).sum(-1, keepdims=True)
+    mean = row_sums(grad.astype(jnp.float32) * out)[..., None]
     grad_scores = (weights * (grad_weights - mean) * scale).astype(q.dtype)
     grad_q = jnp.einsum("BKMS,BKSH->BKMH", grad_scores, k)
     return grad_q, jnp.einsum("BKMS,BKMH->BKSH", grad_scores, q), grad_v, None

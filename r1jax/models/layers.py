@@ -8,6 +8,7 @@ it. Norms and rotary tables are computed in float32 whatever the compute dtype.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from r1jax.core.reduction import row_sums
 from r1jax.core.sharding import Axes, constrain
 
 
@@ -59,6 +61,25 @@ def _multiply_backward(saved: tuple[jax.Array, jax.Array], grad: jax.Array) -> t
 multiply.defvjp(_multiply_forward, _multiply_backward)
 
 
+@jax.custom_vjp
+def multiply_table(x: jax.Array, table: jax.Array) -> jax.Array:
+    """x [..., D], table [V, D] -> float32 [..., V]. The backward pass is written out for `multiply`'s reason."""
+    return jnp.einsum("...D,VD->...V", x, table, preferred_element_type=jnp.float32)
+
+
+def _multiply_table_forward(x: jax.Array, table: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return multiply_table(x, table), (x, table)
+
+
+def _multiply_table_backward(saved: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, table = saved
+    rows, grad_rows = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1]).astype(x.dtype)
+    return (grad_rows @ table).reshape(x.shape), grad_rows.T @ rows
+
+
+multiply_table.defvjp(_multiply_table_forward, _multiply_table_backward)
+
+
 class Linear(nnx.Module):
     """x[B, T, in...] -> [B, T, out...] without bias; `kernel` is [in..., out...].
 
@@ -92,9 +113,29 @@ class RMSNorm(nnx.Module):
         self.scale = weight(rngs, (width,), ("norm",), dtypes, std=None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = x.astype(jnp.float32)
-        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
-        return (x * self.scale[...].astype(jnp.float32)).astype(self.compute)
+        scale = self.scale[...].astype(jnp.float32)
+        return normalize(x.astype(jnp.float32), scale, self.epsilon).astype(self.compute)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def normalize(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
+    """x [..., D] / sqrt(mean(x^2) + epsilon) * scale [D]; the backward pass keeps only x and one factor a row."""
+    return _normalize_forward(x, scale, epsilon)[0]
+
+
+def _normalize_forward(x: jax.Array, scale: jax.Array, epsilon: float) -> tuple[jax.Array, tuple]:
+    factor = jax.lax.rsqrt(row_sums(jnp.square(x)) / x.shape[-1] + epsilon)[..., None]
+    return x * factor * scale, (x, factor, scale)
+
+
+def _normalize_backward(epsilon: float, saved: tuple, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, factor, scale = saved
+    normed, inner = x * factor, grad * scale
+    along = row_sums(inner * normed)[..., None] / x.shape[-1]
+    return factor * (inner - normed * along), (grad * normed).sum(range(x.ndim - 1))
+
+
+normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 class Embedding(nnx.Module):
@@ -110,7 +151,7 @@ class Embedding(nnx.Module):
     def attend(self, x: jax.Array) -> jax.Array:
         """Hidden [..., D] -> float32 logits [..., V]."""
         table_VD = self.embedding[...].astype(self.compute)
-        return jnp.einsum("...D,VD->...V", x.astype(self.compute), table_VD, preferred_element_type=jnp.float32)
+        return multiply_table(x.astype(self.compute), table_VD)
 
 
 class Head(nnx.Module):
@@ -123,6 +164,25 @@ class Head(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel_DV = self.kernel[...].astype(self.compute)
         return jnp.einsum("...D,DV->...V", x.astype(self.compute), kernel_DV, preferred_element_type=jnp.float32)
+
+
+@jax.custom_vjp
+def gate_silu(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """silu(gate) * up; the backward pass keeps the two inputs and nothing between."""
+    return jax.nn.silu(gate) * up
+
+
+def _gate_silu_forward(gate: jax.Array, up: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return gate_silu(gate, up), (gate, up)
+
+
+def _gate_silu_backward(saved: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+    gate, up = saved
+    share = jax.nn.sigmoid(gate)
+    return grad * up * share * (1 + gate * (1 - share)), grad * gate * share
+
+
+gate_silu.defvjp(_gate_silu_forward, _gate_silu_backward)
 
 
 class GatedMLP(nnx.Module):
@@ -138,7 +198,7 @@ class GatedMLP(nnx.Module):
         self.down = Linear((hidden,), (width,), ("mlp", "embed"), **shared)
 
     def __call__(self, x_BTD: jax.Array, valid_BT: jax.Array | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
-        hidden_BTF = constrain(jax.nn.silu(self.gate(x_BTD)) * self.up(x_BTD), ("batch", "sequence", "mlp"))
+        hidden_BTF = constrain(gate_silu(self.gate(x_BTD), self.up(x_BTD)), ("batch", "sequence", "mlp"))
         return self.down(hidden_BTF), {}
 
 
