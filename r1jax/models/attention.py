@@ -19,7 +19,8 @@ from flax import nnx
 from r1jax.core.reduction import row_sums
 from r1jax.core.sharding import constrain
 from r1jax.models.cache import append
-from r1jax.models.layers import Dtypes, Linear, rotate
+from r1jax.models.layers import Dtypes, Linear
+from r1jax.models.rope import rotate
 
 NEGATIVE = -1e30
 

@@ -18,7 +18,7 @@ from flax import nnx
 from r1jax.core.distributed import put_global
 from r1jax.core.errors import UserError
 from r1jax.core.sharding import sharding
-from r1jax.models.layers import RopeScaling
+from r1jax.models.rope import RopeScaling, YaRN
 from r1jax.models.transformer import Params, logical_axes, merge, split
 
 Names = Mapping[str, tuple[str, int | None]]
@@ -36,7 +36,7 @@ class Source(Protocol):
     def read(self, name: str) -> np.ndarray: ...
 
 
-def read_rope(hf: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
+def read_rope(hf: Mapping[str, Any]) -> tuple[float, RopeScaling | YaRN | None]:
     """(theta, scaling) from `rope_scaling` (hub files) or `rope_parameters` (newer files)."""
     parameters = hf.get("rope_parameters") or {}
     scaling = parameters if parameters else hf.get("rope_scaling") or {}
@@ -54,7 +54,19 @@ def read_rope(hf: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
             scaling["high_freq_factor"],
             scaling["original_max_position_embeddings"],
         )
-    raise UserError(f"rope scaling {kind!r} is not known for this family; known: default, linear, llama3")
+    if kind == "yarn":
+        original = scaling["original_max_position_embeddings"]
+        return theta, YaRN(
+            scaling.get("factor") or hf["max_position_embeddings"] / original,
+            original,
+            scaling.get("beta_fast") or 32,
+            scaling.get("beta_slow") or 1,
+            scaling.get("mscale") or 0.0,
+            scaling.get("mscale_all_dim") or 0.0,
+            scaling.get("attention_factor"),
+            scaling.get("truncate", True),
+        )
+    raise UserError(f"rope scaling {kind!r} is not known; known: default, linear, llama3, yarn")
 
 
 def load_weights(make: Callable[[], nnx.Module], names: Names, source: Source) -> Any:

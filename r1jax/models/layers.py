@@ -1,8 +1,8 @@
-"""The small parts every family is made of: linear maps, RMSNorm, rotary positions, embedding, gated MLP.
+"""The small parts every family is made of: linear maps, RMSNorm, embedding, gated MLP.
 
 A weight is born on one line with its shape, logical axes and initializer (`weight`), so placement is read where the
 weight is made. Kernels are stored [in..., out...], the form XLA multiplies fastest; `models/hf.py` turns files into
-it. Norms and rotary tables are computed in float32 whatever the compute dtype.
+it. Norms are computed in float32 whatever the compute dtype.
 """
 
 from __future__ import annotations
@@ -200,40 +200,3 @@ class GatedMLP(nnx.Module):
     def __call__(self, x_BTD: jax.Array, valid_BT: jax.Array | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
         hidden_BTF = constrain(gate_silu(self.gate(x_BTD), self.up(x_BTD)), ("batch", "sequence", "mlp"))
         return self.down(hidden_BTF), {}
-
-
-@dataclasses.dataclass(frozen=True)
-class RopeScaling:
-    """Llama 3.1's frequency scaling ("llama3"), or the plain linear one (all frequencies over `factor`)."""
-
-    kind: str = "llama3"
-    factor: float = 8.0
-    low_frequency_factor: float = 1.0
-    high_frequency_factor: float = 4.0
-    original_positions: int = 8192
-
-
-def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> jax.Array:
-    """Angular frequencies [H/2] in radians a position (Su et al. 2021), with Llama 3.1's long-context scaling."""
-    frequencies = theta ** -(jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    if scaling is None:
-        return frequencies
-    if scaling.kind == "linear":
-        return frequencies / scaling.factor
-    wavelength = 2 * math.pi / frequencies
-    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
-    smooth = jnp.clip((scaling.original_positions / wavelength - low) / (high - low), 0.0, 1.0)
-    return (1 - smooth) * frequencies / scaling.factor + smooth * frequencies
-
-
-def rope_tables(positions_BT: jax.Array, frequencies: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """cos and sin [B, T, 1, H/2], made once a forward pass and shared by all layers."""
-    angles = positions_BT[..., None, None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(x_BTNH: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotary embedding in the half-split layout of the Hugging Face files: pairs are (i, i + H/2)."""
-    cos, sin = tables
-    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BTNH.dtype)

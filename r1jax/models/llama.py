@@ -15,7 +15,8 @@ from flax import nnx
 from r1jax.core.errors import UserError
 from r1jax.models.attention import Attention
 from r1jax.models.hf import Names, read_rope
-from r1jax.models.layers import FLOAT32, Dtypes, GatedMLP, RMSNorm, RopeScaling
+from r1jax.models.layers import FLOAT32, Dtypes, GatedMLP, RMSNorm
+from r1jax.models.rope import RopeScaling, YaRN
 from r1jax.models.transformer import Block, Transformer
 
 
@@ -31,7 +32,7 @@ class Config:
     num_kv_heads: int = 2
     head_dim: int = 16
     rope_theta: float = 10_000.0
-    rope_scaling: RopeScaling | None = None
+    rope_scaling: RopeScaling | YaRN | None = None
     norm_epsilon: float = 1e-5
     tie_embeddings: bool = True
     initializer_std: float = 0.02

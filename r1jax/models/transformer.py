@@ -20,7 +20,8 @@ from flax import nnx
 from r1jax.core.sharding import constrain
 from r1jax.models.attention import Context, mask_bias, segment_mask
 from r1jax.models.cache import Cache, cache_mask
-from r1jax.models.layers import FLOAT32, Dtypes, Embedding, Head, RMSNorm, rope_frequencies, rope_tables
+from r1jax.models.layers import FLOAT32, Dtypes, Embedding, Head, RMSNorm
+from r1jax.models.rope import attention_factor, rope_frequencies, rope_tables
 
 Params = dict[str, Any]
 MakeBlock = Callable[[nnx.Rngs], "Block"]
@@ -184,7 +185,8 @@ class Transformer(nnx.Module):
         else:
             (mask, visible), column = cache_mask(cache, tokens_BT.shape[1]), cache.column
         config = self.config
-        rope = rope_tables(positions, rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling))
+        frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+        rope = rope_tables(positions, frequencies, attention_factor(config.rope_scaling))
         return Context(rope, mask_bias(mask), segments != 0, column), visible
 
     def _unroll(self, x: jax.Array, context: Context, caches: Any, prefixes: Any) -> tuple[jax.Array, Any, dict]:

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from r1jax.models.layers import RopeScaling
 from r1jax.models.llama import Config
+from r1jax.models.rope import RopeScaling
 
 
 def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None) -> np.ndarray:

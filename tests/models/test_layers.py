@@ -13,11 +13,7 @@ from r1jax.models.layers import (
     Head,
     Linear,
     RMSNorm,
-    RopeScaling,
     multiply,
-    rope_frequencies,
-    rope_tables,
-    rotate,
 )
 from tests.models import naive
 from tests.models.toy import assert_close
@@ -80,27 +76,3 @@ def test_gated_mlp() -> None:
     x = normal(2, 3, 6)
     z = x @ gate
     np.testing.assert_allclose(mlp(jnp.asarray(x))[0], (z / (1 + np.exp(-z)) * (x @ up)) @ down, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "scaling", [None, RopeScaling("linear", 4.0), RopeScaling(), RopeScaling("llama3", 32.0, 1.0, 4.0, 64)]
-)
-@pytest.mark.parametrize("theta", [10_000.0, 500_000.0])
-def test_rope_frequencies_equal_the_formula(theta: float, scaling: RopeScaling | None) -> None:
-    expected = naive.frequencies(64, theta, scaling)
-    np.testing.assert_allclose(rope_frequencies(64, theta, scaling), expected, rtol=2e-5)
-
-
-def test_llama3_scaling_has_all_three_ranges() -> None:
-    """The formula test above would be idle if no frequency fell in the middle range."""
-    ratio = naive.frequencies(64, 500_000.0, RopeScaling()) / naive.frequencies(64, 500_000.0)
-    assert (ratio == 1).any() and np.isclose(ratio, 1 / 8).any() and ((ratio > 0.13) & (ratio < 0.99)).any()
-
-
-def test_rotation_is_that_of_complex_numbers() -> None:
-    x, positions = normal(2, 5, 3, 8), np.array([[0, 1, 2, 3, 4], [7, 100, 3, 3, 4095]])
-    turns = naive.frequencies(8, 10_000.0)
-    found = rotate(jnp.asarray(x), rope_tables(jnp.asarray(positions), rope_frequencies(8, 10_000.0, None)))
-    expected = np.stack([naive.rotate(*pair, turns) for pair in zip(x, positions, strict=True)])
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
-    np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=2e-6)

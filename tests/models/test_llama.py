@@ -10,7 +10,7 @@ from r1jax.core.errors import UserError
 from r1jax.core.tensorfiles import open_tensors
 from r1jax.models import llama
 from r1jax.models.gguf import GGUFModel
-from r1jax.models.layers import RopeScaling
+from r1jax.models.rope import RopeScaling
 from r1jax.models.transformer import split
 
 HUB = {
@@ -65,7 +65,7 @@ def test_what_a_file_leaves_out_is_as_transformers_has_it() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope scaling 'yarn' is not known for this family"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "rope scaling 'longrope' is not known"),
         ({"attention_bias": True}, "attention_bias = True is not known for this family"),
         ({"mlp_bias": True}, "mlp_bias = True is not known"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not known for this family; known: 'silu'"),

@@ -11,7 +11,8 @@ import pytest
 from flax import nnx
 
 from r1jax.models import llama
-from r1jax.models.layers import Dtypes, RopeScaling
+from r1jax.models.layers import Dtypes
+from r1jax.models.rope import RopeScaling
 from r1jax.models.transformer import REMAT_POLICIES, Params, logical_axes, merge, split, stack, unstack
 from tests.models import naive, toy
 

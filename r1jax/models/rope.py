@@ -1,0 +1,123 @@
+"""Rotary positions (Su et al. 2021, 2104.09864) and their long-context scalings: linear, Llama 3.1's, YaRN.
+
+All is static from the config: a scaling applies at every length. Tables are computed in float32 whatever the compute
+dtype, once a forward pass. YaRN (Peng et al. 2023, 2309.00071) with DeepSeek's `mscale` (2405.04434), as transformers
+reads the same keys.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+Tables = tuple[jax.Array, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3.1's frequency scaling ("llama3"), or the plain linear one (all frequencies over `factor`)."""
+
+    kind: str = "llama3"
+    factor: float = 8.0
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_positions: int = 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class YaRN:
+    """Frequencies that turn less than `beta_slow` times within `original_positions` are divided by `factor`, those that
+    turn more than `beta_fast` times are kept, with a ramp between, whose ends are whole pairs if `truncate`.
+
+    mscale, mscale_all_dim (0: not given) or `attention_factor` itself decide the length of what is rotated
+    (`attention_factor`) and the scale of DeepSeek's scores (`score_factor`).
+    """
+
+    factor: float = 40.0
+    original_positions: int = 4096
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float = 0.0
+    mscale_all_dim: float = 0.0
+    attention_factor: float | None = None
+    truncate: bool = True
+
+
+def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | YaRN | None) -> jax.Array:
+    """Angular frequencies [H/2] in radians a position."""
+    frequencies = theta ** -(jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    if scaling is None:
+        return frequencies
+    if isinstance(scaling, YaRN):
+        keep = _yarn_share(head_dim, theta, scaling)
+    elif scaling.kind == "linear":
+        return frequencies / scaling.factor
+    else:
+        wavelength = 2 * math.pi / frequencies
+        low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+        keep = jnp.clip((scaling.original_positions / wavelength - low) / (high - low), 0.0, 1.0)
+    return (1 - keep) * frequencies / scaling.factor + keep * frequencies
+
+
+def _yarn_share(head_dim: int, theta: float, scaling: YaRN) -> jax.Array:
+    """How much of each frequency [H/2] is kept: 1 for fast pairs, 0 for slow ones."""
+
+    def find_pair(turns: float) -> float:
+        """Index of the pair, as a real number, that turns so often within the original positions."""
+        return head_dim * math.log(scaling.original_positions / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = find_pair(scaling.beta_fast), find_pair(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    span = high - low or 0.001  # transformers' guard against a ramp without width
+    return 1 - jnp.clip((jnp.arange(head_dim // 2, dtype=jnp.float32) - low) / span, 0.0, 1.0)
+
+
+def attention_factor(scaling: RopeScaling | YaRN | None) -> float:
+    """What YaRN multiplies rotated queries and keys by; 1 for all others."""
+    if not isinstance(scaling, YaRN):
+        return 1.0
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+    if scaling.mscale and scaling.mscale_all_dim:
+        return _mscale(scaling.factor, scaling.mscale) / _mscale(scaling.factor, scaling.mscale_all_dim)
+    return _mscale(scaling.factor, 1.0)
+
+
+def score_factor(scaling: RopeScaling | YaRN | None) -> float:
+    """What DeepSeek multiplies attention scores by for a context longer by YaRN's factor."""
+    return _mscale(scaling.factor, scaling.mscale_all_dim) ** 2 if isinstance(scaling, YaRN) else 1.0
+
+
+def _mscale(factor: float, scale: float) -> float:
+    return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def rope_tables(positions_BT: jax.Array, frequencies: jax.Array, factor: float = 1.0) -> Tables:
+    """cos and sin [B, T, 1, H/2] times `factor`, made once a forward pass and shared by all layers."""
+    angles = positions_BT[..., None, None].astype(jnp.float32) * frequencies
+    return factor * jnp.cos(angles), factor * jnp.sin(angles)
+
+
+def rotate(x_BTNH: jax.Array, tables: Tables) -> jax.Array:
+    """Rotary embedding in the half-split layout of the Hugging Face files: pairs are (i, i + H/2)."""
+    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    return _turn(first, second, tables).astype(x_BTNH.dtype)
+
+
+def rotate_pairs(x_BTNH: jax.Array, tables: Tables) -> jax.Array:
+    """Rotary embedding of neighbours (2i, 2i + 1), DeepSeek's layout.
+
+    The result has the first ones of all pairs before the second ones: queries and keys alike, so scores are the same.
+    """
+    pairs = x_BTNH.astype(jnp.float32).reshape(*x_BTNH.shape[:-1], -1, 2)
+    return _turn(pairs[..., 0], pairs[..., 1], tables).astype(x_BTNH.dtype)
+
+
+def _turn(first: jax.Array, second: jax.Array, tables: Tables) -> jax.Array:
+    cos, sin = tables
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
