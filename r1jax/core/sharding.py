@@ -35,6 +35,8 @@ RULES: Rules = {
     "kv_heads": "tensor",
     "mlp": "tensor",
     "head_dim": None,
+    "latent": None,
+    "from_latent": "fsdp",
     "norm": None,
     "layers": None,
     # activations

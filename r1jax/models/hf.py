@@ -75,7 +75,7 @@ def load_weights(make: Callable[[], nnx.Module], names: Names, source: Source) -
 
     Raises UserError that names file and tensor for a missing one or a wrong shape.
     """
-    model = nnx.eval_shape(make)
+    model: Any = nnx.eval_shape(make)
     graph, shapes = split(model)
     axes = logical_axes(model)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -121,3 +122,33 @@ def rotate_pairs(x_BTNH: jax.Array, tables: Tables) -> jax.Array:
 def _turn(first: jax.Array, second: jax.Array, tables: Tables) -> jax.Array:
     cos, sin = tables
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def write_scaling(scaling: RopeScaling | YaRN | None) -> dict[str, Any] | None:
+    """A scaling as `rope_scaling` of a Hugging Face config.json, which `models/hf.py` reads back."""
+    if scaling is None:
+        return None
+    if isinstance(scaling, YaRN):
+        named = {
+            "mscale": scaling.mscale or None,
+            "mscale_all_dim": scaling.mscale_all_dim or None,
+            "attention_factor": scaling.attention_factor,
+            "truncate": None if scaling.truncate else False,
+        }
+        return {
+            "rope_type": "yarn",
+            "factor": scaling.factor,
+            "original_max_position_embeddings": scaling.original_positions,
+            "beta_fast": scaling.beta_fast,
+            "beta_slow": scaling.beta_slow,
+            **{key: value for key, value in named.items() if value is not None},
+        }
+    if scaling.kind == "linear":
+        return {"rope_type": "linear", "factor": scaling.factor}
+    return {
+        "rope_type": scaling.kind,
+        "factor": scaling.factor,
+        "low_freq_factor": scaling.low_frequency_factor,
+        "high_freq_factor": scaling.high_frequency_factor,
+        "original_max_position_embeddings": scaling.original_positions,
+    }

@@ -94,8 +94,7 @@ class Transformer(nnx.Module):
             self.layers = nnx.List([make(nnx.Rngs(params=key)) for make, group in pairs for key in group])
         self.norm = RMSNorm(config.hidden_size, epsilon=config.norm_epsilon, dtypes=dtypes, rngs=rngs)
         self.head = None if config.tie_embeddings else Head(config.hidden_size, config.vocab_size, **shared)
-        if extra:
-            self.mtp = nnx.List([make(rngs) for make in extra])
+        self.mtp = nnx.List([make(rngs) for make in extra]) if extra else None
 
     def __call__(
         self,
@@ -129,7 +128,7 @@ class Transformer(nnx.Module):
         cache: appended to at its common column; rows see their visible columns. prefix: what all rows begin with, as
         `prefix` gives it; `positions` must go on from there.
         """
-        context, visible = self._context(tokens_BT, positions, segment_ids, prefix_ids, cache)
+        context, visible = self.make_context(tokens_BT, positions, segment_ids, prefix_ids, cache)
         x_BTD = constrain(self.embed(tokens_BT), ("batch", "sequence", "act_embed"))
         run = self._scan if self.scan_layers else self._unroll
         if cache is None:
@@ -157,23 +156,23 @@ class Transformer(nnx.Module):
             layers = [repeat(layer, count) for layer, count in zip(layers, self.counts, strict=True)]
         return Cache(layers, jnp.zeros((rows, columns), bool), jnp.zeros((), jnp.int32))
 
-    def block_runner(self, block: nnx.Module) -> tuple[Callable, Params]:
-        """(`run(params, x, context, cache, prefix)` of a block with this model's rematerialization, its parameters)."""
+    def runner(self, block: nnx.Module) -> tuple[Callable, Params]:
+        """(`run(params, *args)`: calls the module, rematerialized as this model's blocks are; its parameters)."""
         graph, params = split(block)
 
-        def run(params: Params, *args: Any) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
+        def run(params: Params, *args: Any) -> Any:
             return merge(graph, params)(*args)
 
         policy = REMAT_POLICIES[self.remat]
         return (run if policy is None else jax.checkpoint(run, policy=policy)), params
 
-    def _context(
+    def make_context(
         self,
         tokens_BT: jax.Array,
-        positions: jax.Array | None,
-        segments: jax.Array | None,
-        prefixes: jax.Array | None,
-        cache: Cache | None,
+        positions: jax.Array | None = None,
+        segments: jax.Array | None = None,
+        prefixes: jax.Array | None = None,
+        cache: Cache | None = None,
     ) -> tuple[Context, Any]:
         """What the blocks share, and the columns visible afterwards (None without a cache)."""
         if positions is None:
@@ -192,7 +191,7 @@ class Transformer(nnx.Module):
     def _unroll(self, x: jax.Array, context: Context, caches: Any, prefixes: Any) -> tuple[jax.Array, Any, dict]:
         new, routers = [], []
         for index, layer in enumerate(self.layers):
-            run, params = self.block_runner(layer)
+            run, params = self.runner(layer)
             cache, prefix = (None if tree is None else tree[index] for tree in (caches, prefixes))
             x, cache, router = run(params, x, context, cache, prefix)
             new.append(cache)
@@ -212,7 +211,7 @@ class Transformer(nnx.Module):
         self, block: nnx.Module, count: int, x: jax.Array, context: Context, caches: Any, prefixes: Any
     ) -> tuple[jax.Array, Any, dict]:
         """The caches are a carry, updated in place layer by layer: as scan outputs they would be copied every step."""
-        run, params = self.block_runner(block)
+        run, params = self.runner(block)
 
         def body(carry: tuple, layer: tuple) -> tuple[tuple, dict]:
             x, caches = carry

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from r1jax.models.hf import read_rope
 from r1jax.models.rope import (
     RopeScaling,
     YaRN,
@@ -15,6 +16,7 @@ from r1jax.models.rope import (
     rotate,
     rotate_pairs,
     score_factor,
+    write_scaling,
 )
 from tests.models import naive
 
@@ -82,3 +84,19 @@ def test_factors_of_yarn() -> None:
     assert (float(cos[0, 0, 0, 0]), float(sin[0, 0, 0, 0])) == pytest.approx(
         (1.25 * math.cos(1.5), 1.25 * math.sin(1.5))
     )
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        None,
+        RopeScaling("linear", 4.0),
+        RopeScaling("llama3", 32.0, 1.0, 4.0, 64),
+        YaRN(),
+        YaRN(8.0, 128, 16.0, 2.0, 0.7, 1.0, 1.1, False),
+    ],
+)
+def test_scalings_are_written_as_they_are_read(scaling: RopeScaling | YaRN | None) -> None:
+    assert read_rope({"rope_theta": 5.0, "rope_scaling": write_scaling(scaling)}) == (5.0, scaling)
+    newer = {"rope_parameters": {"rope_theta": 5.0, **(write_scaling(scaling) or {"rope_type": "default"})}}
+    assert read_rope(newer) == (5.0, scaling)

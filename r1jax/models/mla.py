@@ -1,0 +1,146 @@
+"""Multi-head latent attention (DeepSeek-V2, 2405.04434, section 2.1; DeepSeek-V3, 2412.19437, section 2.1.1).
+
+Keys and values of all heads are linear maps of one latent a token, and one rotated key is shared by all heads: the
+cache holds the normed latent and that key, 512 + 64 values a token and layer in V3. Two forms give the same numbers:
+
+plain      keys and values of every head are made from the latents; cheap where there are many queries (training,
+           prefill).
+absorbed   queries are taken through the keys' map and attend to the latents themselves, one shared kv head of width
+           512 + 64; the mean latent is taken through the values' map. Cheap where there are few queries (decode).
+
+Which one runs follows from the static shapes, by the count of multiplications, or is told by `form`. Latent norms have
+epsilon 1e-6 whatever the model's, as the released code has it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from r1jax.core.sharding import constrain
+from r1jax.models.attention import Context, attend
+from r1jax.models.cache import append
+from r1jax.models.layers import Dtypes, Linear, RMSNorm
+from r1jax.models.rope import rotate, rotate_pairs
+
+Form = Literal["auto", "plain", "absorbed"]
+EPSILON = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentSizes:
+    """Widths of latent attention: of the queries' latent (0: queries come straight from the input), of the latent of
+    keys and values, and a head's of keys without position, rotated keys, and values."""
+
+    query_latent: int
+    latent: int
+    plain_dim: int
+    rotary_dim: int
+    value_dim: int
+
+
+class LatentAttention(nnx.Module):
+    """Latent self-attention. Its cache: {"latent": [B, 1, S, C + R]}, normed latent and rotated key of each token."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        sizes: LatentSizes,
+        *,
+        scale: float,
+        interleaved: bool = True,
+        form: Form = "auto",
+        dtypes: Dtypes,
+        rngs: nnx.Rngs,
+        std: float,
+    ):
+        """scale: of the scores. interleaved: rotated pairs are neighbours in the files' layout, not half a head
+        apart."""
+        self.sizes, self.scale, self.form, self.dtype = sizes, scale, form, dtypes.compute
+        self.rotate = rotate_pairs if interleaved else rotate
+        shared: dict[str, Any] = dict(dtypes=dtypes, rngs=rngs, std=std)
+        norm: dict[str, Any] = dict(epsilon=EPSILON, dtypes=dtypes, rngs=rngs)
+        query = (heads, sizes.plain_dim + sizes.rotary_dim)
+        up_axes = ("from_latent", "heads", "head_dim")
+        if sizes.query_latent:
+            self.query_down = Linear((width,), (sizes.query_latent,), ("embed", "latent"), **shared)
+            self.query_norm = RMSNorm(sizes.query_latent, **norm)
+            self.query_up = Linear((sizes.query_latent,), query, up_axes, **shared)
+        else:
+            self.query = Linear((width,), query, ("embed", "heads", "head_dim"), **shared)
+        self.kv_down = Linear((width,), (sizes.latent + sizes.rotary_dim,), ("embed", "latent"), **shared)
+        self.kv_norm = RMSNorm(sizes.latent, **norm)
+        self.kv_up = Linear((sizes.latent,), (heads, sizes.plain_dim + sizes.value_dim), up_axes, **shared)
+        self.out = Linear((heads, sizes.value_dim), (width,), ("heads", "head_dim", "embed"), **shared)
+
+    def init_cache(self, rows: int, columns: int) -> dict[str, jax.Array]:
+        """An empty cache of `rows` sequences of `columns` positions."""
+        shape = (rows, 1, columns, self.sizes.latent + self.sizes.rotary_dim)
+        return {"latent": constrain(jnp.zeros(shape, self.dtype), ("batch", None, None, None), name="cache")}
+
+    def __call__(
+        self, x_BTD: jax.Array, context: Context, cache: dict | None, prefix: dict | None
+    ) -> tuple[jax.Array, dict | None]:
+        axes = ("batch", "sequence", "heads", None)
+        plain, rotary = jnp.split(self._query(x_BTD), [self.sizes.plain_dim], axis=-1)
+        q_BTNH = jnp.concatenate([plain, self.rotate(rotary, context.rope)], axis=-1)
+        kv_B1SC = self._latents(x_BTD, context)
+        if cache is not None and context.column is not None:
+            kv_B1SC = append(cache["latent"], kv_B1SC, context.column, axis=2)
+            cache = {"latent": kv_B1SC}
+        attention = self._absorbed if self._absorbs(x_BTD.shape[1], kv_B1SC.shape[2]) else self._plain
+        before = None if prefix is None else prefix["latent"]
+        out_BTNH = attention(constrain(q_BTNH, axes, name="query"), kv_B1SC, context, before, cache is not None)
+        return self.out(constrain(out_BTNH, axes, name="attention")), cache
+
+    def _query(self, x_BTD: jax.Array) -> jax.Array:
+        return self.query_up(self.query_norm(self.query_down(x_BTD))) if self.sizes.query_latent else self.query(x_BTD)
+
+    def _latents(self, x_BTD: jax.Array, context: Context) -> jax.Array:
+        """[B, 1, T, C + R]: what the cache holds of each token."""
+        latent, rotary = jnp.split(self.kv_down(x_BTD), [self.sizes.latent], axis=-1)
+        key = self.rotate(rotary[:, :, None], context.rope)[:, :, 0]
+        return jnp.concatenate([self.kv_norm(latent), key], axis=-1)[:, None]
+
+    def _absorbs(self, queries: int, keys: int) -> bool:
+        """Whether the absorbed form takes fewer multiplications; a head's, both sides."""
+        if self.form != "auto":
+            return self.form == "absorbed"
+        sizes = self.sizes
+        up = sizes.latent * (sizes.plain_dim + sizes.value_dim)
+        plain = keys * up + queries * keys * (sizes.plain_dim + sizes.rotary_dim + sizes.value_dim)
+        return queries * up + queries * keys * 2 * (sizes.latent + sizes.rotary_dim) < plain
+
+    def _plain(
+        self, q_BTNH: jax.Array, kv_B1SC: jax.Array, context: Context, prefix: jax.Array | None, decoding: bool
+    ) -> jax.Array:
+        k_BNSH, v_BNSH = self._expand(kv_B1SC)
+        before = None if prefix is None else dict(zip("kv", self._expand(prefix), strict=True))
+        return attend(q_BTNH, k_BNSH, v_BNSH, context.bias, before, decoding=decoding, scale=self.scale)
+
+    def _expand(self, kv_B1SC: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Latents -> keys [B, N, S, H] and values [B, N, S, H'] of all heads."""
+        latent, rotary = jnp.split(kv_B1SC, [self.sizes.latent], axis=-1)
+        both = self.kv_up(latent[:, 0]).transpose(0, 2, 1, 3)
+        plain, values = jnp.split(both, [self.sizes.plain_dim], axis=-1)
+        rotary = jnp.broadcast_to(rotary, (*plain.shape[:3], self.sizes.rotary_dim))
+        return jnp.concatenate([plain, rotary], axis=-1), values
+
+    def _absorbed(
+        self, q_BTNH: jax.Array, kv_B1SC: jax.Array, context: Context, prefix: jax.Array | None, decoding: bool
+    ) -> jax.Array:
+        """The weighted mean is taken of the whole rows: dropping the rotated key's share afterwards is cheaper than
+        copying the cache without it.
+        """
+        plain_dim = self.sizes.plain_dim
+        key_up, value_up = jnp.split(self.kv_up.kernel[...].astype(self.dtype), [plain_dim], axis=-1)
+        query = jnp.einsum("BTNH,CNH->BTNC", q_BTNH[..., :plain_dim], key_up)
+        query = jnp.concatenate([query, q_BTNH[..., plain_dim:]], axis=-1)
+        before = None if prefix is None else {"k": prefix, "v": prefix}
+        mean = attend(query, kv_B1SC, kv_B1SC, context.bias, before, decoding=decoding, scale=self.scale)
+        return jnp.einsum("BTNC,CNH->BTNH", mean[..., : self.sizes.latent], value_up)
