@@ -175,7 +175,7 @@ def draw_weights(config: dict[str, Any], depths: int, seed: int) -> dict[str, to
         elif len(shape) == 1:
             tensor = 0.5 + torch.rand(shape, generator=random)
         else:
-            tensor = torch.randn(shape, generator=random) * (1.0 if "embed" in name else 2 / shape[1] ** 0.5)
+            tensor = torch.randn(shape, generator=random) * (1.0 if "embed" in name else 1.5 / shape[1] ** 0.5)
         tensors[name] = tensor.to(torch.float32 if name.endswith("bias") else torch.bfloat16)
     for layer in range(layers, layers + depths):
         tensors[f"model.layers.{layer}.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].clone()
