@@ -70,7 +70,7 @@ class SequenceLoader:
         dataset = dataset.batch(rows, drop_remainder=epochs is None).map(_name_fields)
         self._iterator = iter(ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=packing.read_ahead))
 
-    def __iter__(self) -> "SequenceLoader":
+    def __iter__(self) -> SequenceLoader:
         return self
 
     def __next__(self) -> Batch:

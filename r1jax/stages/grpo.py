@@ -43,14 +43,14 @@ from r1jax.learner.state import TrainState, abstract_state, init_state
 from r1jax.learner.step import Learner
 from r1jax.losses.advantage import group_advantages
 from r1jax.losses.policy import token_weights
-from r1jax.models.layers import Dtypes
-from r1jax.models.pretrained import load_pretrained, require_tokenizer
+from r1jax.models.pretrained import require_tokenizer
 from r1jax.models.transformer import Params, logical_axes, split
 from r1jax.rewards.base import Scores, load_rewards, score
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.slots import EngineConfig
 from r1jax.stages.groups import Groups, describe_rewards, describe_samples
 from r1jax.stages.grpo_config import GRPOConfig, read_config
+from r1jax.stages.settings import is_due, load_model
 from r1jax.stages.workdir import check_config, describe_change, write_config
 from r1jax.text.encoding import encode_prompt, find_prefix
 
@@ -83,14 +83,7 @@ class Run:
         for note in task.notes:
             log.warning(note)
         model_config = settings.model
-        model, tokenizer = load_pretrained(
-            model_config.path,
-            hub=model_config.hub,
-            fetch=model_config.fetch,
-            dtypes=Dtypes(model_config.param_dtype, model_config.dtype),
-            scan_layers=model_config.scan_layers,
-            remat=model_config.remat,
-        )
+        model, tokenizer = load_model(model_config)
         self.tokenizer = require_tokenizer(tokenizer, model_config.path)
         self.graph, params = split(model)
         self.axes, self.sizes = logical_axes(model), count_parameters(params)
@@ -368,8 +361,3 @@ class Run:
 
 
 _FED = ("tokens", "positions", "segments", "prefixes", "index", "targets")
-
-
-def is_due(step: int, every: int, last: int) -> bool:
-    """Whether something that happens every so many steps (0: never) and at the end happens now."""
-    return step == last or (every > 0 and step % every == 0)

@@ -15,19 +15,7 @@ from r1jax.data.tasks import TaskConfig
 from r1jax.eval.held_out import EvalConfig
 from r1jax.learner.optimizer import OptimizerConfig
 from r1jax.losses.policy import PolicyLossConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """Where the weights come from: `path`, else the hub name `hub`; `fetch` is the command that gets `path`."""
-
-    path: str
-    hub: str = ""
-    fetch: str = ""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    param_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    scan_layers: bool = False
-    remat: Literal["none", "full", "dots"] = "none"
+from r1jax.stages.settings import CheckpointConfig, LogConfig, ModelConfig, check_divides
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,24 +69,6 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
-    """A checkpoint every so many steps (0: only at the end), the newest `keep` kept."""
-
-    every_steps: int = 0
-    keep: int = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class LogConfig:
-    """`samples_per_step` rows of samples.jsonl a step (-1: all); `show_every_steps` prints some (0: never)."""
-
-    samples_per_step: int = -1
-    show_every_steps: int = 10
-    tensorboard: bool = True
-    wandb_project: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
 class GRPOConfig:
     """A whole GRPO run. `rewards`: registered name or module:function -> weight or {weight, arguments}."""
 
@@ -139,10 +109,14 @@ def read_config(config: ConfigDict) -> GRPOConfig:
         raise UserError(f"config.rollout.group_size must be at least 2 to compare answers, got {rollout.group_size}")
     if rollout.temperature <= 0:
         raise UserError(f"config.rollout.temperature must be positive to explore, got {rollout.temperature}")
-    _divides("rollout.prompts_per_step", rollout.prompts_per_step, "train.updates_per_step", train.updates_per_step)
-    _divides("train.micro_batch_size", train.micro_batch_size, "train.completions_per_row", train.completions_per_row)
+    check_divides(
+        "rollout.prompts_per_step", rollout.prompts_per_step, "train.updates_per_step", train.updates_per_step
+    )
+    check_divides(
+        "train.micro_batch_size", train.micro_batch_size, "train.completions_per_row", train.completions_per_row
+    )
     per_update = rollout.completions // train.updates_per_step
-    _divides(
+    check_divides(
         "rollout.prompts_per_step x group_size / updates_per_step",
         per_update,
         "train.micro_batch_size",
@@ -150,14 +124,9 @@ def read_config(config: ConfigDict) -> GRPOConfig:
     )
     targets = train.completions_per_row * rollout.max_new_tokens
     if 0 < train.logits_chunk < targets:
-        _divides(
+        check_divides(
             "train.completions_per_row x rollout.max_new_tokens", targets, "train.logits_chunk", train.logits_chunk
         )
     if not settings.rewards:
         raise UserError("config.rewards names no reward")
     return settings
-
-
-def _divides(whole_name: str, whole: int, part_name: str, part: int) -> None:
-    if whole % part:
-        raise UserError(f"config.{part_name} = {part} must divide config.{whole_name} = {whole}")

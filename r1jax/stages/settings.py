@@ -1,0 +1,67 @@
+"""The sections of a config that every training stage has, as frozen dataclasses, and what they all do with them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from r1jax.core.errors import UserError
+from r1jax.models.layers import Dtypes
+from r1jax.models.pretrained import load_pretrained
+from r1jax.models.transformer import Transformer
+from r1jax.text.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Where the weights come from: `path`, else the hub name `hub`; `fetch` is the command that gets `path`."""
+
+    path: str
+    hub: str = ""
+    fetch: str = ""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    param_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    scan_layers: bool = False
+    remat: Literal["none", "full", "dots"] = "none"
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """A checkpoint every so many steps (0: only at the end), the newest `keep` kept."""
+
+    every_steps: int = 0
+    keep: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    """`samples_per_step` rows of samples.jsonl a step (-1: all); `show_every_steps` prints some (0: never)."""
+
+    samples_per_step: int = -1
+    show_every_steps: int = 10
+    tensorboard: bool = True
+    wandb_project: str = ""
+
+
+def load_model(config: ModelConfig, **options: Any) -> tuple[Transformer, Tokenizer | None]:
+    """(model, tokenizer) that a config's `model` section names; the tokenizer is None where it has none."""
+    return load_pretrained(
+        config.path,
+        hub=config.hub,
+        fetch=config.fetch,
+        dtypes=Dtypes(config.param_dtype, config.dtype),
+        scan_layers=config.scan_layers,
+        remat=config.remat,
+        **options,
+    )
+
+
+def is_due(step: int, every: int, last: int) -> bool:
+    """Whether something that happens every so many steps (0: never) and at the end happens now."""
+    return step == last or (every > 0 and step % every == 0)
+
+
+def check_divides(whole_name: str, whole: int, part_name: str, part: int) -> None:
+    """Raises UserError unless `part` (of config.{part_name}) divides `whole`."""
+    if whole % part:
+        raise UserError(f"config.{part_name} = {part} must divide config.{whole_name} = {whole}")
