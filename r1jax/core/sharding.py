@@ -35,6 +35,7 @@ RULES: Rules = {
     "kv_heads": "tensor",
     "mlp": "tensor",
     "head_dim": None,
+    "experts": None,
     "latent": None,
     "from_latent": "fsdp",
     "norm": None,

@@ -15,7 +15,7 @@ from typing import Any
 from flax import nnx
 
 from r1jax.core.errors import UserError
-from r1jax.models.experts import Gate, MoE
+from r1jax.models.experts import Gate, GateKind, MoE
 from r1jax.models.hf import Names, read_rope
 from r1jax.models.layers import FLOAT32, Dtypes, GatedMLP, RMSNorm
 from r1jax.models.mla import Form, LatentAttention, LatentSizes
@@ -149,7 +149,10 @@ HF_COPIES: Mapping[str, str] = {
 }
 
 _FIXED = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}
-_GATES = {"deepseek_v3": ("sigmoid", "noaux_tc"), "deepseek_v2": ("softmax", "greedy")}
+_GATES: Mapping[str, tuple[GateKind, str]] = {
+    "deepseek_v3": ("sigmoid", "noaux_tc"),
+    "deepseek_v2": ("softmax", "greedy"),
+}
 
 
 def from_hf(hf: Mapping[str, Any]) -> Config:

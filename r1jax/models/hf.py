@@ -1,21 +1,25 @@
 """Weights from files into place, driven by a family's table of names.
 
-A table maps each parameter of ours (a dotted path, `{}` for the layer) to the tensor's name in the Hugging Face files
-and to how many of our leading axes are the input side of their [out, in] matrix (None: the same array in both).
-Tensors are read one at a time, turned, cast and placed on their shards before the next is read, so host memory stays
-near the largest tensor.
+A table maps each parameter of ours (a dotted path, `{}` for a number in it) to the tensor's name in the Hugging Face
+files and to how many of our leading axes are the input side of their [out, in] matrix (None: the same array in both).
+Where their name has more numbers than our path, ours is a stack: its first axis counts what theirs numbers (experts).
+Prediction depth i is their layer num_layers + i.
+
+Tensors are read one at a time, and each is turned, cast and copied to its place in the shards of this process before
+the next is read. So beyond the shards themselves host memory holds one tensor, however many make a stacked parameter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding
 
-from r1jax.core.distributed import put_global
 from r1jax.core.errors import UserError
 from r1jax.core.sharding import sharding
 from r1jax.models.rope import RopeScaling, YaRN
@@ -37,36 +41,48 @@ class Source(Protocol):
 
 
 def read_rope(hf: Mapping[str, Any]) -> tuple[float, RopeScaling | YaRN | None]:
-    """(theta, scaling) from `rope_scaling` (hub files) or `rope_parameters` (newer files)."""
+    """(theta, scaling) from `rope_scaling` (hub files) or `rope_parameters` (newer files).
+
+    Raises UserError for a kind that is not known or that lacks a key.
+    """
     parameters = hf.get("rope_parameters") or {}
     scaling = parameters if parameters else hf.get("rope_scaling") or {}
     theta = parameters.get("rope_theta", hf.get("rope_theta", 10_000.0))
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
         return theta, None
-    if kind == "linear":
-        return theta, RopeScaling("linear", scaling["factor"])
-    if kind == "llama3":
-        return theta, RopeScaling(
-            "llama3",
-            scaling["factor"],
-            scaling["low_freq_factor"],
-            scaling["high_freq_factor"],
-            scaling["original_max_position_embeddings"],
-        )
-    if kind == "yarn":
-        original = scaling["original_max_position_embeddings"]
-        return theta, YaRN(
-            scaling.get("factor") or hf["max_position_embeddings"] / original,
-            original,
-            scaling.get("beta_fast") or 32,
-            scaling.get("beta_slow") or 1,
-            scaling.get("mscale") or 0.0,
-            scaling.get("mscale_all_dim") or 0.0,
-            scaling.get("attention_factor"),
-            scaling.get("truncate", True),
-        )
-    raise UserError(f"rope scaling {kind!r} is not known; known: default, linear, llama3, yarn")
+    if kind not in _SCALINGS:
+        raise UserError(f"rope scaling {kind!r} is not known; known: default, {', '.join(_SCALINGS)}")
+    try:
+        return theta, _SCALINGS[kind](scaling, hf)
+    except KeyError as error:
+        raise UserError(f"rope scaling {kind!r} lacks the key {error}") from None
+
+
+def _read_llama3(scaling: Mapping[str, Any], hf: Mapping[str, Any]) -> RopeScaling:
+    keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    return RopeScaling("llama3", *(scaling[key] for key in keys))
+
+
+def _read_yarn(scaling: Mapping[str, Any], hf: Mapping[str, Any]) -> YaRN:
+    original = scaling["original_max_position_embeddings"]
+    return YaRN(
+        scaling.get("factor") or hf["max_position_embeddings"] / original,
+        original,
+        scaling.get("beta_fast") or 32,
+        scaling.get("beta_slow") or 1,
+        scaling.get("mscale") or 0.0,
+        scaling.get("mscale_all_dim") or 0.0,
+        scaling.get("attention_factor"),
+        scaling.get("truncate", True),
+    )
+
+
+_SCALINGS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], RopeScaling | YaRN]] = {
+    "linear": lambda scaling, _: RopeScaling("linear", scaling["factor"]),
+    "llama3": _read_llama3,
+    "yarn": _read_yarn,
+}
 
 
 def load_weights(make: Callable[[], nnx.Module], names: Names, source: Source) -> Any:
@@ -82,34 +98,84 @@ def load_weights(make: Callable[[], nnx.Module], names: Names, source: Source) -
     def load(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         keys = [entry.key for entry in path]
         placed = sharding(_get(axes, keys), leaf.shape, name=".".join(map(str, keys)))
-        if keys[0] == "stacks":
-            first = sum(model.counts[: keys[1]])
-            rows = [
-                _read(source, names, ["layers", first + i, *keys[2:]], leaf.shape[1:]) for i in range(leaf.shape[0])
-            ]
-            array = np.stack(rows)
-        else:
-            array = _read(source, names, keys, leaf.shape)
-        return put_global(np.ascontiguousarray(array, leaf.dtype), placed)
+        lead, pieces = find_pieces(keys, leaf.shape, names, model.counts)
+        tensors = ((at, _read(source, name, inputs, leaf.shape[lead:])) for at, name, inputs in pieces)
+        return _assemble(tensors, leaf, placed)
 
     return merge(graph, jax.tree_util.tree_map_with_path(load, shapes))
 
 
-def _read(source: Source, names: Names, keys: list, shape: tuple[int, ...]) -> np.ndarray:
-    """One tensor in our shape."""
-    path = ".".join("{}" if isinstance(key, int) else key for key in keys)
-    layer = [key for key in keys if isinstance(key, int)]
-    theirs, inputs = names[path]
-    theirs = theirs.format(*layer)
-    if theirs not in source:
-        raise UserError(f"{source.path}: no tensor {theirs!r}, which the model needs")
+Piece = tuple[tuple[int, ...], str, int | None]
+
+
+def find_pieces(
+    keys: Sequence[Any], shape: Sequence[int], names: Names, counts: Sequence[int]
+) -> tuple[int, list[Piece]]:
+    """(how many leading axes of a parameter count tensors; for each tensor the place on those axes, its name in the
+    files, and its `inputs` of the table).
+
+    keys, shape: of the parameter in either layout; counts: the layers of each group of the model.
+    """
+    numbers, rest = [[key] for key in keys if isinstance(key, int)], list(keys)
+    stacked = keys[0] == "stacks"
+    if stacked:
+        first, rest = sum(counts[: keys[1]]), ["layers", *keys[1:]]
+        numbers[0] = list(range(first, first + shape[0]))
+    elif keys[0] == "mtp":
+        numbers[0] = [sum(counts) + keys[1]]
+    theirs, inputs = names[".".join("{}" if isinstance(key, int) else key for key in rest)]
+    lead = int(stacked)
+    while theirs.count("{}") > len(numbers):
+        numbers.append(list(range(shape[lead])))
+        lead += 1
+    places = itertools.product(*(range(size) for size in shape[:lead]))
+    filled = [theirs.format(*chosen) for chosen in itertools.product(*numbers)]
+    return lead, [(place, name, inputs) for place, name in zip(places, filled, strict=True)]
+
+
+def _read(source: Source, name: str, inputs: int | None, shape: tuple[int, ...]) -> np.ndarray:
+    """One tensor in our shape: a view of what `source` gives."""
+    if name not in source:
+        raise UserError(f"{source.path}: no tensor {name!r}, which the model needs")
     want = shape
     if inputs is not None:
         want = (int(np.prod(shape[inputs:])), int(np.prod(shape[:inputs])))
-    if tuple(source.shape(theirs)) != tuple(want):
-        raise UserError(f"{source.path}: tensor {theirs!r} has shape {source.shape(theirs)}, the model needs {want}")
-    array = source.read(theirs)
+    if tuple(source.shape(name)) != tuple(want):
+        raise UserError(f"{source.path}: tensor {name!r} has shape {source.shape(name)}, the model needs {want}")
+    array = source.read(name)
     return array if inputs is None else array.T.reshape(shape)
+
+
+def _assemble(
+    tensors: Iterator[tuple[tuple[int, ...], np.ndarray]], leaf: jax.ShapeDtypeStruct, placed: NamedSharding | None
+) -> jax.Array:
+    """The parameter from its tensors, each at its place on the leading axes."""
+    everything = tuple(slice(0, size) for size in leaf.shape)
+    wanted = [everything] if placed is None else list(placed.addressable_devices_indices_map(leaf.shape).values())
+    indices = {_bounds(index, leaf.shape): None for index in wanted}
+    shards = {bounds: _allocate([stop - start for start, stop in bounds], leaf.dtype) for bounds in indices}
+    for place, tensor in tensors:
+        lead = len(place)
+        for bounds, shard in shards.items():
+            if all(start <= at < stop for at, (start, stop) in zip(place, bounds, strict=False)):
+                at = tuple(i - start for i, (start, _) in zip(place, bounds, strict=False))
+                shard[at] = tensor[tuple(slice(*pair) for pair in bounds[lead:])]
+    if placed is None:
+        return jax.numpy.asarray(shards.popitem()[1])
+    return jax.make_array_from_callback(leaf.shape, placed, lambda index: shards[_bounds(index, leaf.shape)])
+
+
+def _bounds(index: Any, shape: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """(start, stop) on every axis of a shard's index."""
+    return tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
+
+
+def _allocate(shape: Sequence[int], dtype: Any) -> np.ndarray:
+    """An array that starts at a multiple of 64 bytes: XLA:CPU takes such memory over without a copy."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def _get(tree: Params, keys: list) -> Any:

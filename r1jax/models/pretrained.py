@@ -1,13 +1,18 @@
 """A model by path: a Hugging Face folder, a .gguf file, or a hub name (through huggingface_hub and its cache).
 
-The family is the file of this folder that `model_type` names, so a new family is one new file and no edit here.
+The family is the file of this folder that `model_type` names, or whose MODEL_TYPES holds it, so a new family is one new
+file and no edit here.
 """
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import importlib
 import json
+import logging
 import pathlib
+import re
 from typing import Any
 
 from flax import nnx
@@ -17,10 +22,12 @@ from r1jax.core.errors import UserError
 from r1jax.core.sharding import current_mesh, use_mesh
 from r1jax.core.tensorfiles import open_tensors
 from r1jax.models.gguf import GGUFModel
-from r1jax.models.hf import load_weights
+from r1jax.models.hf import Names, Source, load_weights
 from r1jax.models.layers import Dtypes
 from r1jax.models.transformer import Transformer
 from r1jax.text.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 
 def load_pretrained(
@@ -57,6 +64,7 @@ def load_pretrained(
         raise UserError(f"{path}: config.json lacks the key {error}") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    config = drop_absent_depths(config, family.HF_NAMES, source)
     dtypes = options.pop("dtypes", Dtypes(dtype, dtype))
     make = lambda: family.build(config, rngs=nnx.Rngs(0), dtypes=dtypes, **options)
     model = load_weights(make, family.HF_NAMES, source)
@@ -106,14 +114,34 @@ def _download(name: str) -> pathlib.Path:
         return pathlib.Path(snapshot_download(name, allow_patterns=patterns))
 
 
+def drop_absent_depths(config: Any, names: Names, source: Source) -> Any:
+    """The config without prediction depths, if it announces some of which the files hold no tensor at all."""
+    depths = getattr(config, "mtp_depths", 0)
+    theirs = [name for ours, (name, _) in names.items() if ours.startswith("mtp.")]
+    layers = range(config.num_layers, config.num_layers + depths)
+    if not depths or any(name.format(layer, 0) in source for layer in layers for name in theirs):
+        return config
+    log.info("%s: the %d prediction depths that the config announces are not in the files", source.path, depths)
+    return dataclasses.replace(config, mtp_depths=0)
+
+
 def find_family(hf: dict[str, Any], path: Any) -> Any:
     """The module of this folder that `model_type` names."""
-    kind = str(hf.get("model_type", "")).lower()
-    folder = pathlib.Path(__file__).parent
-    known = sorted(f.stem for f in folder.glob("*.py") if "\nHF_NAMES: Names" in f.read_text(encoding="utf-8"))
-    if kind not in known:
-        raise UserError(f"{path}: model_type {kind!r} is not known here; known: {', '.join(known)}")
-    return importlib.import_module(f"r1jax.models.{kind}")
+    kind, families = str(hf.get("model_type", "")).lower(), known_families()
+    if kind not in families:
+        raise UserError(f"{path}: model_type {kind!r} is not known here; known: {', '.join(sorted(families))}")
+    return importlib.import_module(f"r1jax.models.{families[kind]}")
+
+
+def known_families() -> dict[str, str]:
+    """model_type -> the file of this folder that reads it; a file without MODEL_TYPES reads the one it is called by."""
+    families: dict[str, str] = {}
+    for file in pathlib.Path(__file__).parent.glob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        if "\nHF_NAMES: Names" in text:
+            types = re.search(r"^MODEL_TYPES = (\(.*?\))$", text, re.MULTILINE | re.DOTALL)
+            families |= dict.fromkeys(ast.literal_eval(types[1]) if types else (file.stem,), file.stem)
+    return families
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from r1jax.learner.state import init_state
 from r1jax.learner.step import Learner, LossFn
 from r1jax.models import llama, load_pretrained
 from r1jax.models.layers import Dtypes
-from r1jax.models.pretrained import find_model
+from r1jax.models.pretrained import find_family, find_model, known_families
 from r1jax.models.transformer import logical_axes, merge, split, stack, unstack
 from tests.models import naive, toy
 from tests.tiny_model import CONFIG, write_tiny_model
@@ -216,7 +216,14 @@ def cut_file(folder: Path) -> None:
         (lambda folder: edit_config(folder, hidden_size=...), "DIR: config.json lacks the key 'hidden_size'"),
         (lambda folder: edit_config(folder, hidden_size=32), "DIR: tensor 'model.embed_tokens.weight' has shape"),
         (lambda folder: edit_config(folder, attention_bias=True), "DIR: attention_bias = True is not known"),
-        (lambda folder: edit_config(folder, rope_scaling={"type": "yarn"}), "DIR: rope scaling 'yarn' is not known"),
+        (
+            lambda folder: edit_config(folder, rope_scaling={"type": "ntk"}),
+            "DIR: rope scaling 'ntk' is not known; known: ",
+        ),
+        (
+            lambda folder: edit_config(folder, rope_scaling={"type": "yarn"}),
+            "DIR: rope scaling 'yarn' lacks the key 'original_max_position_embeddings'",
+        ),
     ],
 )
 def test_a_broken_folder_gets_one_line_that_names_file_and_tensor(tmp_path: Path, spoil: Any, message: str) -> None:
@@ -228,8 +235,11 @@ def test_a_broken_folder_gets_one_line_that_names_file_and_tensor(tmp_path: Path
 
 def test_known_families_are_models_only(tmp_path: Path) -> None:
     edit_config(write_tiny_model(tmp_path), model_type="mamba")
-    with pytest.raises(UserError, match="known: llama$"):
+    with pytest.raises(UserError, match="known: ") as caught:
         load_pretrained(tmp_path)
+    kinds = str(caught.value).split("known: ")[1].split(", ")
+    assert kinds == sorted(known_families()) and {"llama", "deepseek_v2", "deepseek_v3"} <= set(kinds)
+    assert all(find_family({"model_type": kind}, tmp_path).VARIANTS for kind in kinds)
 
 
 def test_a_single_safetensors_file_is_no_model_folder(tiny_model: Path) -> None:

@@ -1,0 +1,163 @@
+"""A mixture of experts in place of an MLP: a router chooses A of E small MLPs for each token (DeepSeekMoE, 2401.06066).
+
+Two gates: "sigmoid" (DeepSeek-V3, 2412.19437, section 2.1.2), balanced without a loss by a correction bias that takes
+part in the choice and not in the weight, and that no gradient moves (learner/balance.py does); and "softmax"
+(DeepSeek-V2, 2405.04434; Qwen3, 2505.09388). How tokens get to their experts is in models/dispatch.py.
+
+The router works in float32, its correction bias is float32 whatever the model's dtype.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from r1jax.core.errors import UserError
+from r1jax.models.dispatch import Kernels, find_dispatch
+from r1jax.models.layers import FLOAT32, Dtypes, GatedMLP, weight
+
+GateKind = Literal["sigmoid", "softmax"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Gate:
+    """How experts are chosen and weighed.
+
+    kind: what makes scores of the router's numbers. bias: a correction is added for the choice alone. groups,
+    active_groups: experts come in `groups` equal groups, and a token's all lie in its best `active_groups`; a group is
+    as good as its two best experts together ("sigmoid") or its best one ("softmax"). normalize: the weights of the
+    chosen are divided by their sum. scale: then multiplied.
+    """
+
+    kind: GateKind = "softmax"
+    normalize: bool = True
+    scale: float = 1.0
+    groups: int = 1
+    active_groups: int = 1
+    bias: bool = False
+
+
+class Routing(NamedTuple):
+    """Scores [B, T, E] of all experts, the chosen ones [B, T, A], and their weights [B, T, A]; float32."""
+
+    scores: jax.Array
+    choice: jax.Array
+    weights: jax.Array
+
+
+class Router(nnx.Module):
+    """Scores by one linear map, then the gate's choice."""
+
+    def __init__(
+        self, width: int, experts: int, active: int, *, gate: Gate, dtypes: Dtypes, rngs: nnx.Rngs, std: float
+    ):
+        if experts % gate.groups or not 0 < gate.active_groups <= gate.groups:
+            raise UserError(
+                f"{experts} experts in {gate.groups} groups, {gate.active_groups} of them active: impossible"
+            )
+        if not 0 < active <= experts // gate.groups * gate.active_groups:
+            raise UserError(f"{active} active experts of {experts} in {gate.active_groups} of {gate.groups} groups")
+        self.active, self.gate = active, gate
+        self.kernel = weight(rngs, (width, experts), ("embed", None), dtypes, std=std)
+        if gate.bias:
+            self.correction_bias = weight(rngs, (experts,), (None,), FLOAT32, std=0.0)
+
+    def __call__(self, x_BTD: jax.Array) -> Routing:
+        kernel_DE = self.kernel[...].astype(jnp.float32)
+        logits_BTE = jnp.matmul(x_BTD.astype(jnp.float32), kernel_DE, precision="highest")
+        scores = jax.nn.sigmoid(logits_BTE) if self.gate.kind == "sigmoid" else jax.nn.softmax(logits_BTE)
+        choice = self._choose(jax.lax.stop_gradient(scores))
+        weights = jnp.take_along_axis(scores, choice, axis=-1)
+        if self.gate.normalize:
+            weights = weights / (weights.sum(-1, keepdims=True) + 1e-20)
+        return Routing(scores, choice, weights * self.gate.scale)
+
+    def _choose(self, scores_BTE: jax.Array) -> jax.Array:
+        gate, ranked = self.gate, scores_BTE
+        if gate.bias:
+            ranked = ranked + jax.lax.stop_gradient(self.correction_bias[...])
+        if gate.groups > 1:
+            grouped = ranked.reshape(*ranked.shape[:-1], gate.groups, -1)
+            best = jax.lax.top_k(grouped, min(2, grouped.shape[-1]) if gate.kind == "sigmoid" else 1)[0].sum(-1)
+            kept = jax.lax.top_k(best, gate.active_groups)[1]
+            inside = (kept[..., None] == jnp.arange(gate.groups)).any(-2)
+            ranked = jnp.where(inside[..., None], grouped, -jnp.inf).reshape(ranked.shape)
+        return jax.lax.top_k(ranked, self.active)[1]
+
+    def count(self, routing: Routing, valid_BT: jax.Array) -> dict[str, jax.Array]:
+        """The statistics "load" [E] and "balance" of `MoE`, over valid tokens."""
+        load_BE = _count(routing.choice, valid_BT, routing.scores.shape[-1])
+        plain = not self.gate.bias and self.gate.groups == 1
+        best = routing.choice if plain else jax.lax.top_k(jax.lax.stop_gradient(routing.scores), self.active)[1]
+        best_BE = load_BE if plain else _count(best, valid_BT, load_BE.shape[-1])
+        shares = routing.scores / routing.scores.sum(-1, keepdims=True)
+        shares_BE = jnp.where(valid_BT[..., None], shares, 0).sum(1)
+        tokens_B = valid_BT.sum(-1).clip(1)
+        balance = (best_BE * shares_BE).sum(-1) / tokens_B * (load_BE.shape[-1] / self.active)
+        return {"load": load_BE.sum(0), "balance": balance.sum()}
+
+
+class Experts(nnx.Module):
+    """The weights of E gated MLPs."""
+
+    def __init__(self, width: int, hidden: int, experts: int, *, dtypes: Dtypes, rngs: nnx.Rngs, std: float):
+        self.compute = dtypes.compute
+        inward, outward = ("experts", "embed", "mlp"), ("experts", "mlp", "embed")
+        self.gate = weight(rngs, (experts, width, hidden), inward, dtypes, std=std)
+        self.up = weight(rngs, (experts, width, hidden), inward, dtypes, std=std)
+        self.down = weight(rngs, (experts, hidden, width), outward, dtypes, std=std)
+
+    def kernels(self) -> Kernels:
+        """In the dtype of computation."""
+        return Kernels(*(kernel[...].astype(self.compute) for kernel in (self.gate, self.up, self.down)))
+
+
+class MoE(nnx.Module):
+    """`active_experts` of `num_experts` MLPs of width `expert_size`, and one of width `shared_hidden` (0: none) that
+    sees every token.
+
+    Called with the tokens that are valid (not padding); beside the output it gives
+    "load" [E]: how many tokens chose each expert.
+    "balance": the loss of equations 17-20 of DeepSeek-V3 without alpha, a row being a sequence, each times its valid
+    tokens: over the number of tokens it is their mean, 1 at perfect balance. As there, what counts is the choice by
+    scores alone, without bias and groups.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        expert_size: int,
+        num_experts: int,
+        active_experts: int,
+        *,
+        shared_hidden: int = 0,
+        gate: Gate,
+        dispatch: str = "grouped",
+        dtypes: Dtypes,
+        rngs: nnx.Rngs,
+        std: float,
+    ):
+        shared: dict[str, Any] = dict(dtypes=dtypes, rngs=rngs, std=std)
+        self.compute, self.dispatch = dtypes.compute, find_dispatch(dispatch)
+        self.router = Router(width, num_experts, active_experts, gate=gate, **shared)
+        self.experts = Experts(width, expert_size, num_experts, **shared)
+        self.shared = GatedMLP(width, shared_hidden, **shared) if shared_hidden else None
+
+    def __call__(self, x_BTD: jax.Array, valid_BT: jax.Array | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
+        valid_BT = jnp.ones(x_BTD.shape[:2], bool) if valid_BT is None else valid_BT
+        routing, kernels = self.router(x_BTD), self.experts.kernels()
+        choice_BTA = jnp.where(valid_BT[..., None], routing.choice, len(kernels.gate))
+        y_BTD = self.dispatch(x_BTD.astype(self.compute), choice_BTA, routing.weights, kernels)
+        if self.shared is not None:
+            y_BTD = y_BTD + self.shared(x_BTD)[0]
+        return y_BTD, self.router.count(routing, valid_BT)
+
+
+def _count(choice_BTA: jax.Array, valid_BT: jax.Array, experts: int) -> jax.Array:
+    """[B, E]: how many valid tokens of each row chose each expert, float32."""
+    chosen = (choice_BTA[..., None] == jnp.arange(experts)) & valid_BT[..., None, None]
+    return chosen.sum((1, 2), dtype=jnp.float32)

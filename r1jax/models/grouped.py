@@ -1,0 +1,160 @@
+"""Matrix product by groups of rows: each run of rows meets its own kernel, and nothing is multiplied twice.
+
+`jax.lax.ragged_dot` would say the same, but runs as one product of all rows with every kernel on CPU, on GPU and on
+some TPUs. Here TPUs get the Pallas kernel "megablox" (Gale et al. 2022, 2211.15841, is the idea's source), every
+other platform a loop over blocks of rows with as many turns as there are blocks. The backward pass is written out: it
+is two more products of this kind.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+SMALLEST_BLOCK, LARGEST_BLOCK = 8, 256
+TPU_TILES = (512, 1024, 1024)  # rows, contracted, out; at most
+
+
+@jax.custom_vjp
+def grouped_matmul(rows_ND: jax.Array, kernels_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    """Rows in groups one behind the other, `sizes` of them for each kernel -> [N, F]. Rows behind the last group give
+    zeros and have no gradient.
+    """
+    return _multiply(rows_ND, kernels_EDF, sizes_E, transposed=False)
+
+
+def _forward(rows: jax.Array, kernels: jax.Array, sizes: jax.Array) -> tuple[jax.Array, tuple]:
+    return grouped_matmul(rows, kernels, sizes), (rows, kernels, sizes)
+
+
+def _backward(saved: tuple, grad: jax.Array) -> tuple[jax.Array, jax.Array, None]:
+    rows, kernels, sizes = saved
+    return _multiply(grad, kernels, sizes, transposed=True), _outer(rows, grad, sizes), None
+
+
+grouped_matmul.defvjp(_forward, _backward)
+
+
+def _multiply(rows: jax.Array, kernels: jax.Array, sizes: jax.Array, *, transposed: bool) -> jax.Array:
+    """rows [N, D] by the kernels [E, D, F], or rows [N, F] by the same kernels turned."""
+    return _on_platform(multiply_on_tpu, multiply_in_blocks, transposed=transposed)(rows, kernels, sizes)
+
+
+def _outer(rows: jax.Array, grad: jax.Array, sizes: jax.Array) -> jax.Array:
+    """[E, D, F]: the sum over each group's rows of their outer products."""
+    return _on_platform(outer_on_tpu, outer_in_blocks)(rows, grad, sizes)
+
+
+def _on_platform(tpu: Callable, other: Callable, **options: Any) -> Callable:
+    """The one that fits the platform that the program is compiled for, which need not be the one it is traced on."""
+    return functools.partial(
+        jax.lax.platform_dependent,
+        tpu=functools.partial(tpu, **options),
+        default=functools.partial(other, **options),
+    )
+
+
+# --- Blocks in a loop ---
+
+
+def _blocks(sizes_E: jax.Array, rows: int, block: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """(expert of each block, its first row, the row its group ends at, how many blocks there are)."""
+    blocks_E, ends_E = -(-sizes_E // block), jnp.cumsum(sizes_E)
+    last_E = jnp.cumsum(blocks_E)
+    number = jnp.arange(rows // block + len(sizes_E))
+    expert = jnp.minimum(jnp.searchsorted(last_E, number, side="right"), len(sizes_E) - 1)
+    first = ends_E[expert] - sizes_E[expert] + (number - last_E[expert] + blocks_E[expert]) * block
+    return expert, first, ends_E[expert], last_E[-1]
+
+
+def _block_size(rows: int, experts: int) -> int:
+    """About the mean size of a group."""
+    power = 1 << max(0, (rows // experts - 1).bit_length())
+    return min(max(power, SMALLEST_BLOCK), LARGEST_BLOCK)
+
+
+def multiply_in_blocks(rows: jax.Array, kernels: jax.Array, sizes: jax.Array, *, transposed: bool) -> jax.Array:
+    """Block by block. What a block computes behind the end of its group is zeroed, then overwritten by the next."""
+    count, block = len(rows), _block_size(len(rows), len(kernels))
+    expert, first, end, turns = _blocks(sizes, count, block)
+    padded = jnp.pad(rows, ((0, block), (0, 0)))
+
+    def turn(i: jax.Array, out: jax.Array) -> jax.Array:
+        part = jax.lax.dynamic_slice_in_dim(padded, first[i], block)
+        kernel = jax.lax.dynamic_index_in_dim(kernels, expert[i], keepdims=False)
+        inside = first[i] + jnp.arange(block) < end[i]
+        product = jnp.where(inside[:, None], part @ (kernel.T if transposed else kernel), 0)
+        return jax.lax.dynamic_update_slice_in_dim(out, product, first[i], 0)
+
+    width = kernels.shape[1 if transposed else 2]
+    return jax.lax.fori_loop(0, turns, turn, jnp.zeros((count + block, width), rows.dtype))[:count]
+
+
+def outer_in_blocks(rows: jax.Array, grad: jax.Array, sizes: jax.Array) -> jax.Array:
+    """Each block is added to its expert's sum, in float32."""
+    block = _block_size(len(rows), len(sizes))
+    expert, first, end, turns = _blocks(sizes, len(rows), block)
+    padded, padded_grad = (jnp.pad(x, ((0, block), (0, 0))) for x in (rows, grad))
+
+    def turn(i: jax.Array, sums: jax.Array) -> jax.Array:
+        part, part_grad = (jax.lax.dynamic_slice_in_dim(x, first[i], block) for x in (padded, padded_grad))
+        inside = first[i] + jnp.arange(block) < end[i]
+        new = jnp.matmul(jnp.where(inside[:, None], part, 0).T, part_grad, preferred_element_type=jnp.float32)
+        old = jax.lax.dynamic_index_in_dim(sums, expert[i], keepdims=False)
+        return jax.lax.dynamic_update_index_in_dim(sums, old + new, expert[i], 0)
+
+    sums = jnp.zeros((len(sizes), rows.shape[1], grad.shape[1]), jnp.float32)
+    return jax.lax.fori_loop(0, turns, turn, sums).astype(rows.dtype)
+
+
+# --- The Pallas kernel ---
+
+
+def _tile(sizes: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Tiles for (rows, contracted, out): no larger than need be, in whole lanes of 128."""
+    rows, *widths = (min(most, -(-size // 128) * 128) for most, size in zip(TPU_TILES, sizes, strict=True))
+    return rows, widths[0], widths[1]
+
+
+def _fill(x: jax.Array, tile: int) -> jax.Array:
+    """Rows of zeros up to whole tiles."""
+    return jnp.pad(x, ((0, -len(x) % tile), (0, 0)))
+
+
+def multiply_on_tpu(
+    rows: jax.Array, kernels: jax.Array, sizes: jax.Array, *, transposed: bool, interpret: bool = False
+) -> jax.Array:
+    """megablox; rows of no group, which it does not write, are zeroed."""
+    from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm
+
+    inner, outer = kernels.shape[1:][::-1] if transposed else kernels.shape[1:]
+    tiles = _tile((len(rows), inner, outer))
+    out = gmm(
+        _fill(rows, tiles[0]),
+        kernels,
+        sizes.astype(jnp.int32),
+        preferred_element_type=rows.dtype,
+        tiling=tiles,
+        transpose_rhs=transposed,
+        interpret=interpret,
+    )
+    return jnp.where((jnp.arange(len(rows)) < sizes.sum())[:, None], out[: len(rows)], 0)
+
+
+def outer_on_tpu(rows: jax.Array, grad: jax.Array, sizes: jax.Array, *, interpret: bool = False) -> jax.Array:
+    """megablox; groups without rows give zeros."""
+    from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
+
+    tiles = _tile((len(rows), rows.shape[1], grad.shape[1]))
+    return tgmm(
+        _fill(rows, tiles[0]).T,
+        _fill(grad, tiles[0]),
+        sizes.astype(jnp.int32),
+        preferred_element_type=rows.dtype,
+        tiling=tiles,
+        interpret=interpret,
+    )
