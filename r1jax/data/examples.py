@@ -4,7 +4,7 @@ An example is what the model is fed, what it should say next at each place, and 
 by one happens here, inside the document, so that packed neighbours never predict each other. Loss is on the
 assistant's turns, on the completion, or on all of a text.
 
-Leaves out: order, mixtures and packing (`sequences.py`), and files (`sources.py`).
+Leaves out: files (`files.py`), columns and templates (`corpus.py`), order, mixtures and packing (`sequences.py`).
 """
 
 from __future__ import annotations
@@ -34,19 +34,15 @@ class Example(NamedTuple):
 def encode_row(row: Mapping[str, Any], tokenizer: Tokenizer, *, loss_on: LossOn = "completion") -> list[Example]:
     """The examples of a row: one, or one per assistant turn where the chat template rewrites earlier turns.
 
-    `prompt` is messages, which the completion ends as the assistant's turn, or a raw text, after which the completion
-    is followed by the end token. Raises UserError for a row of no kind.
+    `prompt` is messages, which the completion (a text or messages) goes on as the assistant's turn, or a raw text,
+    after which the completion is followed by the end token. Raises UserError for a row of no kind.
     """
     if "messages" in row:
-        marked = mark_assistant(tokenizer, row["messages"])
+        marked = mark_assistant(tokenizer, check_messages(row["messages"]))
     elif "prompt" in row and "completion" in row:
-        prompt, said = row["prompt"], _text(row["completion"])
-        if isinstance(prompt, str):
-            marked = [_join(encode_prompt(tokenizer, prompt), said, tokenizer)]
-        else:
-            marked = mark_assistant(tokenizer, [*prompt, {"role": "assistant", "content": said}])[-1:]
+        marked = [_mark_completion(row["prompt"], row["completion"], tokenizer)]
     elif isinstance(row.get("text"), str):
-        ids = [*tokenizer.encode(row["text"], add_special=True), *tokenizer.eos_ids[:1]]
+        ids = _end(tokenizer.encode(row["text"], add_special=True), tokenizer)
         marked = [(ids, [True] * len(ids))]
     else:
         raise UserError(
@@ -55,16 +51,28 @@ def encode_row(row: Mapping[str, Any], tokenizer: Tokenizer, *, loss_on: LossOn 
     return [_shift(ids, mask if loss_on == "completion" else [True] * len(ids)) for ids, mask in marked]
 
 
-def _text(completion: Any) -> str:
-    if isinstance(completion, list):  # TRL's conversational form: one assistant message
-        return "".join(str(turn["content"]) for turn in completion)
-    return str(completion)
+def check_messages(value: Any) -> list[Mapping[str, Any]]:
+    """Messages as they are. Raises UserError if they are no list of dicts with a role."""
+    if isinstance(value, list) and value and all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in value):
+        return value
+    raise UserError(f"messages must be a list of role and content messages, got {str(value)[:60]!r}")
 
 
-def _join(prompt: Sequence[int], completion: str, tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
-    """Prompt and completion are encoded apart, as a sampler meets them: the border is a border of tokens."""
-    said = [*tokenizer.encode(completion), *tokenizer.eos_ids[:1]]
-    return [*prompt, *said], [False] * len(prompt) + [True] * len(said)
+def _mark_completion(prompt: Any, completion: Any, tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
+    if not isinstance(prompt, str):
+        said = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
+        return mark_assistant(tokenizer, [*check_messages(prompt), *check_messages(said)], last_only=True)[0]
+    if not isinstance(completion, str):
+        raise UserError(f"the completion of a raw prompt must be a text, got {str(completion)[:60]!r}")
+    # Encoded apart, as a sampler meets them: the border is a border of tokens.
+    before = encode_prompt(tokenizer, prompt)
+    said = _end(tokenizer.encode_more(completion), tokenizer)
+    return [*before, *said], [False] * len(before) + [True] * len(said)
+
+
+def _end(ids: list[int], tokenizer: Tokenizer) -> list[int]:
+    """With the end token, unless it is there."""
+    return ids if ids and ids[-1] in tokenizer.eos_ids else [*ids, *tokenizer.eos_ids[:1]]
 
 
 def _shift(ids: Sequence[int], mask: Sequence[bool]) -> Example:

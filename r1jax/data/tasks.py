@@ -85,29 +85,31 @@ def load_task(config: TaskConfig) -> Task:
     if config.eval_problems < 0:
         raise UserError(f"config.data.eval_problems must not be negative, got {config.eval_problems}")
     build = make_builder(config)  # first: a misspelt template should not wait for the draw
-    kind, _, name = config.source.partition(":")
-    if kind == "jsonl" and not name:
+    if config.source == "jsonl":
         return _load_jsonl(config, build)
-    if kind == "addition" and not name:
-        draw = _draw_addition(config)
-    elif kind == "reasoning_gym" and name:
-        draw = sources.draw_reasoning_gym(
-            name, config.eval_problems, config.seed, problems=config.problems, args=config.args
-        )
-    else:
+    draw = draw_problems(config.source, config.eval_problems, config.seed, problems=config.problems, args=config.args)
+    if draw is None:
         known = "addition, reasoning_gym:TASK, jsonl"
         raise UserError(f'config.data.source must be one of {known}, got "{config.source}"')
     return Task([build(row) for row in draw.train], [build(row) for row in draw.held_out])
 
 
-def _draw_addition(config: TaskConfig) -> sources.Draw:
+def draw_problems(
+    source: str, eval_problems: int, seed: int, *, problems: int, args: dict[str, Any]
+) -> sources.Draw | None:
+    """Problems of `addition` or `reasoning_gym:TASK`; None if the source is no procedural one."""
+    kind, _, name = source.partition(":")
+    if kind == "reasoning_gym" and name:
+        return sources.draw_reasoning_gym(name, eval_problems, seed, problems=problems, args=args)
+    if source != "addition":
+        return None
     kinds = {"low": int, "high": int, "question": str}
-    for key, value in config.args.items():
+    for key, value in args.items():
         if key not in kinds or type(value) is not kinds[key]:
             raise UserError(
                 f"config.data.args of addition are low, high (whole numbers), question; got {key}={value!r}"
             )
-    return sources.draw_addition(config.eval_problems, config.seed, **config.args)
+    return sources.draw_addition(eval_problems, seed, **args)
 
 
 # --- Files: read, build, split ---
@@ -188,7 +190,7 @@ def make_builder(config: TaskConfig) -> Callable[[Row], dict[str, Any]]:
     Raises:
       UserError: for an unknown template or extractor. The function raises `RowError` for a row that does not fit.
     """
-    render = _choose_template(config)
+    render = choose_template(config.template, config.example)
     if config.extractor is not None and config.extractor not in EXTRACTORS:
         raise UserError(
             f'config.data.extractor must be one of {", ".join(EXTRACTORS)} or none, got "{config.extractor}"'
@@ -206,7 +208,7 @@ def make_builder(config: TaskConfig) -> Callable[[Row], dict[str, Any]]:
             built[ours] = row.columns[theirs]
         if "solution" in built:
             built["solution"] = extract(built["solution"])
-        prompt = _check_prompt(built["prompt"])
+        prompt = check_prompt(built["prompt"])
         if isinstance(prompt, str):
             built.setdefault("question", prompt)
             built["prompt"] = render(prompt)
@@ -217,7 +219,8 @@ def make_builder(config: TaskConfig) -> Callable[[Row], dict[str, Any]]:
     return build
 
 
-def _check_prompt(value: Any) -> Prompt:
+def check_prompt(value: Any) -> Prompt:
+    """The prompt of a row. Raises RowError if it is neither a text nor messages."""
     if isinstance(value, str) and value.strip():
         return value
     is_messages = isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value)
@@ -253,8 +256,8 @@ EXTRACTORS: dict[str, Callable[[Any], str]] = {"gsm8k": extract_gsm8k}
 # --- Templates ---
 
 
-def _choose_template(config: TaskConfig) -> Callable[[str], Prompt]:
-    name, example = config.template, config.example
+def choose_template(name: str, example: Example | None = None) -> Callable[[str], Prompt]:
+    """A function from a question to its prompt. Raises UserError for an unknown template."""
     if name in RAW_TEMPLATES or "{question}" in name:
         template = _show(RAW_TEMPLATES.get(name, name), example)
         return lambda question: fill(template, question)

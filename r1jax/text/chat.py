@@ -4,12 +4,13 @@ The idea: a template is a Jinja program that comes with the model, so it is data
 immutable sandbox, with the same settings and helpers as in transformers' `apply_chat_template`; equal text is tested
 against it. What a template adds of its own (SmolLM2's system turn, say) is part of the format and stays.
 
-Leaves out: tokenizing (`tokenizer.encode(render(...))` adds no second BOS) and masks of assistant turns; the
-`{% generation %}` tag that marks them is accepted and changes nothing.
+Leaves out: tokenizing (`tokenizer.encode(render(...))` adds no second BOS) and masks of tokens (`masks.py` makes them,
+from what `render_spans` says of the template's `{% generation %}` blocks).
 """
 
 import functools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -22,6 +23,7 @@ from r1jax.core.errors import UserError
 
 Message = Mapping[str, Any]
 REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")  # of a message's thoughts, the usual name first
+MARKS = "\ufdd0\ufdd1"  # around generation blocks: code points that Unicode keeps out of all texts
 
 
 def render(
@@ -51,6 +53,31 @@ def render(
         raise UserError(f"the chat template refuses these messages: {error}") from error
 
 
+def render_spans(
+    template: str | Any, messages: Sequence[Message], **variables: Any
+) -> tuple[str, list[tuple[int, int]]] | None:
+    """The text of a finished conversation and (start, stop) of each of its `{% generation %}` blocks, in characters.
+
+    None if the template has no such blocks, or works on their text (by a filter, say), so that places get lost.
+    """
+    variables = {"add_generation_prompt": False, **variables}
+    source = template if isinstance(template, str) else template.chat_template
+    if source is None or not re.search(r"{%-?\s*generation\b", source):
+        return None
+    marked = render(template, messages, **variables, **{GenerationTag.switch: True})
+    spans, parts, size = [], [], 0
+    for part in re.split(f"([{MARKS}])", marked):
+        if part == MARKS[0]:
+            spans.append((size, size))
+        elif part == MARKS[1] and spans:
+            spans[-1] = (spans[-1][0], size)
+        else:
+            parts.append(part)
+            size += len(part)
+    text = "".join(parts)
+    return (text, spans) if text == render(template, messages, **variables) else None
+
+
 @functools.lru_cache(maxsize=32)
 def compile_template(template: str) -> jinja2.Template:
     """Compiles a chat template in the sandbox. Raises UserError if it is no valid Jinja."""
@@ -74,17 +101,19 @@ def _normalize(message: Message) -> dict[str, Any]:
 
 
 class GenerationTag(Extension):
-    """`{% generation %}...{% endgeneration %}`: renders its body as if the tag were not there."""
+    """`{% generation %}...{% endgeneration %}`: its body as if the tag were not there, between MARKS if asked for."""
 
     tags = {"generation"}
+    switch = "_mark_generation"  # the variable that asks for marks
 
     def parse(self, parser: jinja2.parser.Parser) -> Any:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.CallBlock(self.call_method("_render_body"), [], [], body).set_lineno(line)
+        call = self.call_method("_render_body", [jinja2.nodes.ContextReference()])
+        return jinja2.nodes.CallBlock(call, [], [], body).set_lineno(line)
 
-    def _render_body(self, caller: Any) -> str:
-        return caller()
+    def _render_body(self, context: jinja2.runtime.Context, caller: Any) -> str:
+        return f"{MARKS[0]}{caller()}{MARKS[1]}" if context.get(self.switch) else caller()
 
 
 def _to_json(

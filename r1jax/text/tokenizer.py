@@ -12,6 +12,7 @@ Leaves out: training of vocabularies, sentencepiece models without a tokenizer.j
 decoding (transformers' `clean_up_tokenization_spaces` changes text that a reward is about to judge).
 """
 
+import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -71,6 +72,24 @@ class Tokenizer:
         if add_special and len(ids) > 1 and ids[0] == ids[1] == self.bos_id:
             return ids[1:]
         return ids
+
+    def encode_more(self, text: str) -> list[int]:
+        """Ids of a text that follows other tokens: without the space that sentencepiece puts before a text."""
+        return self._follower.encode(text, add_special_tokens=False).ids
+
+    @functools.cached_property
+    def _follower(self) -> tokenizers.Tokenizer:
+        if not _adds_space(self.backend):
+            return self.backend
+        backend = json.loads(self.backend.to_str())
+        for part in _list_parts(backend["normalizer"]) + _list_parts(backend["pre_tokenizer"]):
+            if part["type"] == "Prepend":
+                part["prepend"] = ""
+            elif part["type"] == "Metaspace":
+                part["prepend_scheme"] = "never"
+            elif part["type"] == "ByteLevel":
+                part["add_prefix_space"] = False
+        return tokenizers.Tokenizer.from_str(json.dumps(backend))
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Text of ids. Incomplete UTF-8 gives U+FFFD; ids beyond the vocabulary give nothing."""
@@ -233,6 +252,19 @@ def _add_ends(backend: tokenizers.Tokenizer, named: Mapping[str, str], add_bos: 
         single=[*before, "$A", *after],
         special_tokens=[(token, backend.token_to_id(token)) for token in {*before, *after}],
     )
+
+
+def _adds_space(backend: tokenizers.Tokenizer) -> bool:
+    """Whether something stands before the first piece of a text that the text does not have."""
+    return backend.encode("a", add_special_tokens=False).tokens != ["a"]
+
+
+def _list_parts(part: Any) -> list[dict[str, Any]]:
+    """A normalizer or pre-tokenizer of tokenizer.json, taken apart where it is a sequence."""
+    if part is None:
+        return []
+    inner = part.get("normalizers") or part.get("pretokenizers") or []
+    return [part, *(found for child in inner for found in _list_parts(child))]
 
 
 def _read_template(path: Path, config: Mapping[str, Any]) -> str | None:

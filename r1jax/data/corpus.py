@@ -1,0 +1,258 @@
+"""From files to what supervised training learns: every source's rows as examples of tokens, cut to the window.
+
+A `CorpusConfig` (the config's `data` section) names sources; each says which columns hold what, how a prompt is made of
+a question and a reply of a worked solution. Whatever is skipped, cut off or dropped is counted in the notes.
+
+All examples are made at the start and kept in memory, 12 bytes a token. Leaves out: order, mixtures and packing, which
+are `SequenceLoader`'s.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import random
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+from r1jax.core.errors import UserError
+from r1jax.data.examples import Example, LossOn, Truncation, encode_row, truncate
+from r1jax.data.files import read_rows
+from r1jax.data.sources import Row, RowErrors
+from r1jax.data.tasks import RowError, check_prompt, choose_template, draw_problems, extract_gsm8k
+from r1jax.text.prompts import TAGGED_REPLY
+from r1jax.text.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """One source of `config.data.sources`.
+
+    Attributes:
+      path: a .jsonl, .parquet or .arrayrecord file, a hub name (`org/name` or `org/name:split`), `addition`, or
+        `reasoning_gym:TASK`.
+      eval_path: its held-out rows, in the same form; without one, rows of `path` are held out.
+      columns: our column (messages; prompt, completion; text) -> the source's, e.g. {"completion": "answer"}.
+      template: of a prompt that is a text: `chat`, `r1`, `question_reply`, `plain`, or a text with {question}.
+      extractor: how the completion's column is taken apart into reasoning and answer: `gsm8k`, or None: all is answer.
+      reply: the completion, of {reasoning} and {answer}: `plain` (the answer), `tagged` (think and answer tags), or a
+        text with {answer}.
+      loss_on: "completion" (the assistant's words) or "all" tokens; `text` rows are learnt whole.
+      weight: share of the mixture; None for all sources: by size. 0 leaves a source out.
+      problems, args: of a procedural source, how many problems are drawn, and its arguments.
+    """
+
+    path: str
+    eval_path: str | None = None
+    columns: dict[str, str] = dataclasses.field(default_factory=dict)
+    template: str = "chat"
+    extractor: str | None = None
+    reply: str = "plain"
+    loss_on: LossOn = "completion"
+    weight: float | None = None
+    problems: int = 10_000
+    args: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class CorpusConfig:
+    """The `data` section of a supervised run.
+
+    Attributes:
+      sources: by name; the names stand in notes and messages only.
+      length: T, the places of a row.
+      packed: several documents a row, best-fit; else one.
+      bins: rows that are filled side by side.
+      truncation: of a document longer than `length`: cut off its right or left end, or drop it.
+      read_ahead: batches made in advance.
+      eval_rows: rows held out of each source, at most; 0 holds out none, or all of `eval_path`.
+      epochs: passes over the data; None goes on for ever.
+      on_error: what a malformed row does.
+      seed: of draws, splits, order and packing.
+    """
+
+    sources: dict[str, SourceConfig]
+    length: int = 1024
+    packed: bool = True
+    bins: int = 64
+    truncation: Truncation = "right"
+    read_ahead: int = 2
+    eval_rows: int = 0
+    epochs: int | None = None
+    on_error: Literal["raise", "skip"] = "raise"
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """train: the examples of each source; mixing: their shares, None: by size; held_out: of all sources; notes: lines
+    for the log."""
+
+    train: list[list[Example]]
+    mixing: list[float] | None
+    held_out: list[Example]
+    notes: tuple[str, ...] = ()
+
+
+def load_corpus(config: CorpusConfig, tokenizer: Tokenizer) -> Corpus:
+    """Reads or draws all rows and encodes them.
+
+    Raises:
+      UserError: for a missing file, unknown template or extractor, a malformed row, a source without a usable row, or
+        weights that make no mixture.
+    """
+    _check(config)
+    names = [name for name, source in config.sources.items() if source.weight != 0]
+    encoders = {name: make_encoder(config.sources[name], tokenizer) for name in names}
+    train: list[list[Example]] = []
+    held_out: list[Example] = []
+    notes: list[str] = []
+    for name in names:
+        errors = RowErrors(config.on_error, hint="; config.data.on_error=skip leaves such rows out")
+        learnt, kept, repeats = _split(config, name, errors)
+        key = f"config.data.sources.{name}"
+        examples, counts = _encode(learnt, encoders[name], errors, config)
+        if not examples:
+            raise UserError(f"{config.sources[name].path} holds no usable row to train on ({key}.path){_list(counts)}")
+        train.append(examples)
+        tokens = sum(len(example.tokens) for example in examples)
+        notes.append(f"{name}: {len(examples)} examples of {tokens} tokens from {len(learnt)} rows{_list(counts)}")
+        if kept:
+            examples, counts = _encode(kept, encoders[name], errors, config)
+            held_out += examples
+            notes.append(f"{name}, held out: {len(examples)} examples from {len(kept)} rows{_list(counts)}")
+        if repeats:
+            notes.append(f"{name}: {repeats} training rows repeat a held-out row and are left out")
+        if errors.count:
+            notes.append(f"{name}: {errors.count} malformed rows left out, the first: {errors.first}")
+    notes += [f"{name}: left out, its weight is 0" for name in config.sources if name not in names]
+    weights = [config.sources[name].weight for name in names]
+    mixing = [weight for weight in weights if weight is not None]
+    return Corpus(train, mixing or None, held_out, tuple(notes))
+
+
+def _check(config: CorpusConfig) -> None:
+    if not config.sources:
+        raise UserError("config.data.sources names no source")
+    for key, least in {"length": 2, "bins": 1, "read_ahead": 1, "eval_rows": 0, "seed": 0}.items():
+        if getattr(config, key) < least:
+            raise UserError(f"config.data.{key} must be at least {least}, got {getattr(config, key)}")
+    if config.epochs is not None and config.epochs < 1:
+        raise UserError(f"config.data.epochs must be at least 1 or none, got {config.epochs}")
+    weights = {name: source.weight for name, source in config.sources.items()}
+    given = [weight for weight in weights.values() if weight is not None]
+    if given and (len(given) < len(weights) or min(given) < 0 or sum(given) <= 0):
+        raise UserError(
+            "the weights of config.data.sources must be given for all or none, not negative, and not all 0; "
+            f"got {weights}"
+        )
+
+
+def _list(counts: dict[str, int]) -> str:
+    listed = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    return f" ({listed})" if listed else ""
+
+
+# --- Rows: read, split, encode ---
+
+
+def _split(config: CorpusConfig, name: str, errors: RowErrors) -> tuple[list[Row], list[Row], int]:
+    """Rows to train on, rows held out, and how many training rows repeat a held-out one and were left out."""
+    source, key = config.sources[name], f"config.data.sources.{name}"
+    draw = draw_problems(source.path, config.eval_rows, config.seed, problems=source.problems, args=source.args)
+    if draw is not None:
+        return draw.train, draw.held_out, 0
+    rows = read_rows(source.path, errors, key=f"{key}.path")
+    if source.eval_path is not None:
+        held_out = read_rows(source.eval_path, errors, key=f"{key}.eval_path")
+        random.Random(f"held out {config.seed}").shuffle(held_out)
+        held_out = held_out[: config.eval_rows or None]
+    else:
+        chosen = random.Random(f"split {config.seed}").sample(range(len(rows)), min(config.eval_rows, len(rows)))
+        held_out = [rows[i] for i in chosen]
+        taken = {*chosen}
+        rows = [row for i, row in enumerate(rows) if i not in taken]
+        if held_out and not rows:
+            raise UserError(
+                f"config.data.eval_rows={config.eval_rows} leaves none of the {len(held_out)} rows of {source.path} "
+                f"to train on: lower it, or name a held-out file with {key}.eval_path"
+            )
+    keys = {repr(row.columns) for row in held_out}
+    learnt = [row for row in rows if repr(row.columns) not in keys]
+    return learnt, held_out, len(rows) - len(learnt)
+
+
+def _encode(
+    rows: Iterable[Row], encode: Callable[[Row], list[Example]], errors: RowErrors, config: CorpusConfig
+) -> tuple[list[Example], dict[str, int]]:
+    """Examples within the window, and what happened to the others."""
+    examples: list[Example] = []
+    counts = collections.Counter[str]()
+    for row in rows:
+        try:
+            whole = encode(row)
+        except UserError as error:
+            errors.report(row.place, str(error))
+            continue
+        for example in whole:
+            too_long = len(example.tokens) > config.length
+            kept = truncate(example, config.length, config.truncation)
+            if kept is not None:
+                examples.append(kept)
+                counts[f"cut off at {config.length} tokens"] += too_long
+            elif too_long and config.truncation == "drop":
+                counts[f"longer than {config.length} tokens dropped"] += 1
+            else:
+                counts["with nothing to learn dropped"] += 1
+    return examples, counts
+
+
+def make_encoder(source: SourceConfig, tokenizer: Tokenizer) -> Callable[[Row], list[Example]]:
+    """A function from a source row to its examples, by the columns, template, extractor and reply of its source.
+
+    Raises UserError for an unknown template, extractor or reply; the function raises it for a row that does not fit.
+    """
+    make_prompt = choose_template(source.template)
+    if source.extractor is not None and source.extractor not in SPLITTERS:
+        known = ", ".join(SPLITTERS)
+        raise UserError(f'config.data.sources.*.extractor must be one of {known} or none, got "{source.extractor}"')
+    reply = REPLIES.get(source.reply, source.reply)
+    if "{answer}" not in reply:
+        known = ", ".join(REPLIES)
+        raise UserError(f'config.data.sources.*.reply must be one of {known} or a text with {{answer}}, got "{reply}"')
+    split = SPLITTERS[source.extractor] if source.extractor else lambda solution: ("", solution)
+    procedural = source.path == "addition" or source.path.startswith("reasoning_gym:")
+    columns = {**({"prompt": "question", "completion": "solution"} if procedural else {}), **source.columns}
+
+    def encode(row: Row) -> list[Example]:
+        built = dict(row.columns)
+        for ours, theirs in columns.items():
+            if theirs not in row.columns:
+                has = ", ".join(row.columns)
+                raise RowError(f'no column "{theirs}" for {ours} (config.data.sources.*.columns); it has {has}')
+            built[ours] = row.columns[theirs]
+        if "messages" not in built and "prompt" in built and "completion" in built:
+            prompt = check_prompt(built["prompt"])
+            built["prompt"] = make_prompt(prompt) if isinstance(prompt, str) else prompt
+            if isinstance(built["completion"], str):
+                reasoning, answer = split(built["completion"])
+                built["completion"] = _fill(reply, reasoning=reasoning, answer=answer)
+        return encode_row(built, tokenizer, loss_on=source.loss_on)
+
+    return encode
+
+
+def _fill(reply: str, **parts: str) -> str:
+    """All places filled at once, so that braces inside of a part stay as they are."""
+    return re.sub("{(reasoning|answer)}", lambda place: parts[place[1]], reply)
+
+
+def split_gsm8k(solution: str) -> tuple[str, str]:
+    """GSM8K's reasoning, without the calculator's notes (<<48/2=24>>), and the final answer."""
+    answer = extract_gsm8k(solution)
+    return re.sub("<<.*?>>", "", solution.rpartition("####")[0]).strip(), answer
+
+
+SPLITTERS: dict[str, Callable[[str], tuple[str, str]]] = {"gsm8k": split_gsm8k}
+REPLIES = {"plain": "{answer}", "tagged": TAGGED_REPLY}
