@@ -11,13 +11,16 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-# Dense bf16 FLOP/s a chip, from the vendors' data sheets (Google Cloud TPU system pages, NVIDIA data sheets).
+from r1jax.core.chips import CHIPS
+
+# Dense bf16 FLOP/s a device, from the vendors' data sheets (core/chips.py, NVIDIA data sheets).
 PEAK_FLOPS: dict[str, float] = {
     "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,  # v5p, under both of its names; so it stands behind v5e
-    "TPU v6": 918e12,
+    "TPU v5 lite": CHIPS["v5e"].flops,
+    "TPU v5e": CHIPS["v5e"].flops,
+    "TPU v5": CHIPS["v5p"].flops,  # under both of its names; so it stands behind v5e
+    "TPU v6": CHIPS["v6e"].flops,
+    "TPU7x": CHIPS["tpu7x"].flops,
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
     "NVIDIA H200": 989e12,

@@ -1,0 +1,75 @@
+"""TPU chips by name, what each can do at best, and topology names such as `v5p:8x8x8`.
+
+Figures are those of Google's system pages (docs.cloud.google.com/tpu/docs/v5e, v5p, v6e, tpu7x; read November 2026),
+for one jax *device*: a whole chip, but for tpu7x one of the two chiplets of a chip, so half of its figures. The usable
+HBM is what the compiler itself states when a program does not fit (libtpu 0.0.52): a little less than the page's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+
+from r1jax.core.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One device: FLOP/s of dense bf16 matmuls, usable HBM in bytes, HBM bytes/s, ICI bytes/s that leave it over all
+    of its links (half of the bidirectional figure), DCN bytes/s, and the torus it comes in.
+    """
+
+    name: str
+    flops: float
+    hbm_bytes: int
+    hbm_bandwidth: float
+    ici_bandwidth: float
+    dcn_bandwidth: float
+    torus: int
+    devices: int = 1
+
+
+_GIB = 2**30
+CHIPS: dict[str, Chip] = {
+    "v5e": Chip("v5e", 197e12, int(15.75 * _GIB), 819e9, 200e9, 25e9 / 8, 2),
+    "v5p": Chip("v5p", 459e12, int(95.73 * _GIB), 2765e9, 600e9, 50e9 / 8, 3),
+    "v6e": Chip("v6e", 918e12, int(31.24 * _GIB), 1638e9, 400e9, 100e9 / 8, 2),
+    "tpu7x": Chip("tpu7x", 2307e12 / 2, int(94.74 * _GIB), 7380e9 / 2, 600e9 / 2, 100e9 / 16, 3, devices=2),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """A slice of so many chips along each axis of the torus, `slices` times."""
+
+    chip: Chip
+    shape: tuple[int, ...]
+    slices: int = 1
+
+    @property
+    def name(self) -> str:
+        """As it was written, without the slices."""
+        return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
+
+    @property
+    def devices(self) -> int:
+        """jax devices in all slices."""
+        return math.prod(self.shape) * self.chip.devices * self.slices
+
+
+def read_topology(text: str, slices: int = 1) -> Topology:
+    """`v5p:4x4x2` -> the topology, `slices` times. Raises UserError for an unknown chip or an odd shape."""
+    name, _, rest = text.strip().lower().partition(":")
+    if name not in CHIPS:
+        raise UserError(f"--topology={text}: no such chip; known: {', '.join(CHIPS)}, as in --topology=v5p:8x8x8")
+    chip = CHIPS[name]
+    example = f"{name}:{'x'.join(['4'] * chip.torus)}"
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", rest):
+        raise UserError(f"--topology={text}: chips along each axis are missing, as in {example}")
+    shape = tuple(map(int, rest.split("x")))
+    if len(shape) != chip.torus:
+        raise UserError(f"--topology={text}: {name} comes as a torus of {chip.torus} axes, as in {example}")
+    if slices < 1:
+        raise UserError(f"--num_slices must be at least 1, got {slices}")
+    return Topology(chip, shape, slices)
