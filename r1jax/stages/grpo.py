@@ -26,9 +26,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from r1jax.core import console, distributed
-from r1jax.core.checkpoint import Checkpoints
 from r1jax.core.hardware import peak_flops
-from r1jax.core.metrics import MetricsWriter
 from r1jax.core.sharding import batch_parts, make_mesh, sharding, use_mesh
 from r1jax.core.structs import Request
 from r1jax.core.tree import count_parameters
@@ -36,7 +34,6 @@ from r1jax.data.loader import PromptLoader
 from r1jax.data.packing import PackedRows, RowShape, pack_completions
 from r1jax.data.tasks import load_task
 from r1jax.eval.held_out import Problems, evaluate
-from r1jax.eval.report import write_report
 from r1jax.learner.optimizer import make_optimizer, make_schedule
 from r1jax.learner.policy import Scoring, make_loss, score_rows, summarize
 from r1jax.learner.state import TrainState, abstract_state, init_state
@@ -50,8 +47,9 @@ from r1jax.rollout.engine import Engine
 from r1jax.rollout.slots import EngineConfig
 from r1jax.stages.groups import Groups, describe_rewards, describe_samples
 from r1jax.stages.grpo_config import GRPOConfig, read_config
-from r1jax.stages.settings import is_due, load_model
-from r1jax.stages.workdir import check_config, describe_change, write_config
+from r1jax.stages.loop import Loop
+from r1jax.stages.settings import load_model
+from r1jax.stages.workdir import describe_change
 from r1jax.text.encoding import encode_prompt, find_prefix
 
 log = logging.getLogger(__name__)
@@ -92,7 +90,6 @@ class Run:
         self._build_engine([*task.train, *task.held_out])
         self._build_learner(params)
         self.problems = self._build_problems(task.held_out)
-        self.checkpoints = Checkpoints(workdir, keep=settings.checkpoint.keep)
         self.num_tokens = 0
         log.info(
             "%s: %.1f M parameters; %d problems to train on, %d held out; prompts up to %d tokens, %d of them shared",
@@ -148,61 +145,32 @@ class Run:
         prompt = row["prompt"]
         return self.encode(prompt) if isinstance(prompt, str) else encode_prompt(self.tokenizer, prompt)
 
-    # --- The loop ---
+    # --- The loop's parts of this stage ---
 
     def train(self) -> None:
         """All steps from where the workdir stands."""
-        settings, writer = self.settings, self._open_workdir()
-        start = self.checkpoints.latest or 0
-        if start == 0 and self.problems.rows:
-            writer.write(0, self._evaluate())
-        with console.Progress(settings.steps, start=start, title="step") as progress:
-            for step in range(start + 1, settings.steps + 1):
-                metrics, samples = self._step(step)
-                if self.problems.rows and is_due(step, settings.eval.every_steps, settings.steps):
-                    metrics |= self._evaluate()
-                writer.write(step, metrics)
-                kept = settings.log.samples_per_step
-                writer.write_samples(step, samples if kept < 0 else samples[:kept])
-                progress.update(step, metrics)
-                if settings.log.show_every_steps and step % settings.log.show_every_steps == 0:
-                    console.show_samples(samples, limit=3)
-                if is_due(step, settings.checkpoint.every_steps, settings.steps):
-                    self._save(step)
-        self.checkpoints.close()
-        writer.close()
+        settings = self.settings
+        every = settings.eval.every_steps
+        Loop(self.config, self.workdir, settings.steps, every, settings.checkpoint, settings.log).run(self)
         if distributed.is_writer():
             console.show_table("before and after", describe_change(self.workdir, settings.eval.name))
-            log.info("report: %s", write_report(self.workdir))
 
-    def _open_workdir(self) -> MetricsWriter:
-        """The writer, with everything after the checkpoint taken back; the state restored."""
-        step = self.checkpoints.latest
-        if step is not None:
-            check_config(self.config, self.workdir)
-            shapes = abstract_state(self.state.params, self.axes, self.optimizer)
-            self.state, facts = self.checkpoints.restore(step, shapes)
-            self.loader.set_state(facts["loader"])
-            self.num_tokens = facts["num_tokens"]
-            log.info("resuming %s from step %d of %d", self.workdir, step, self.settings.steps)
-        logs = self.settings.log
-        writer = MetricsWriter(
-            self.workdir,
-            active=distributed.is_writer(),
-            tensorboard=logs.tensorboard,
-            wandb={"project": logs.wandb_project} if logs.wandb_project else None,
-        )
-        writer.rewind(-1 if step is None else step)
-        if distributed.is_writer():
-            write_config(self.config, self.workdir)
-        return writer
+    def abstract_state(self) -> TrainState:
+        """Shapes with shardings of what a checkpoint holds."""
+        return abstract_state(self.state.params, self.axes, self.optimizer)
 
-    def _save(self, step: int) -> None:
-        self.checkpoints.save(step, self.state, {"loader": self.loader.get_state(), "num_tokens": self.num_tokens})
+    def facts(self) -> dict[str, Any]:
+        """The position in the data, and the tokens so far."""
+        return {"loader": self.loader.get_state(), "num_tokens": self.num_tokens}
+
+    def resume(self, facts: dict[str, Any]) -> None:
+        """Goes on from a checkpoint's facts."""
+        self.loader.set_state(facts["loader"])
+        self.num_tokens = facts["num_tokens"]
 
     # --- One step ---
 
-    def _step(self, step: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    def step(self, step: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Rolls out, rewards, updates -> (metrics row, sample rows)."""
         begin = time.perf_counter()
         groups = self._roll_out(next(self.loader), step)
@@ -338,8 +306,10 @@ class Run:
         flat[packed.source[inside]] = laid_out[inside]
         return packed, {**arrays, name: flat}
 
-    def _evaluate(self) -> dict[str, float]:
+    def evaluate(self) -> dict[str, float]:
         """Held-out metrics of the present weights."""
+        if not self.problems.rows:
+            return {}
         log.info("answering %d held-out problems, sampled and greedy", len(self.problems.rows))
         generate = lambda requests: self.engine.generate(self.state.params, requests)
         sampling = self.settings.rollout.sampling(self.tokenizer.eos_ids)
