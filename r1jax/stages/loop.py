@@ -65,7 +65,10 @@ class Loop:
             check_config(self.config, self.workdir)
             stage.state, facts = checkpoints.restore(start, stage.abstract_state())
             stage.resume(facts)
-            _log.info("resuming %s from step %d of %d", self.workdir, start, self.steps)
+            if start >= self.steps:
+                _log.info("%s is finished: it holds step %d of %d, nothing is left", self.workdir, start, self.steps)
+            else:
+                _log.info("resuming %s from step %d of %d", self.workdir, start, self.steps)
         writer = self._open_writer(start)
         if start is None and (before := stage.evaluate()):
             writer.write(0, before)
