@@ -1,4 +1,4 @@
-"""Writes tokenizer.json.gz and chat.json beside this script: what transformers makes of texts and of conversations.
+"""Writes tokenizer.json.gz, chat.json, families.json: what transformers makes of texts and of conversations.
 
 usage: python tests/goldens/make_texts.py models/SmolLM2-135M-Instruct.Q4_1.gguf
 needs: torch, transformers 5, gguf (no network). Written with transformers 5.23, tokenizers 0.23.
@@ -11,6 +11,9 @@ tokenizer.json.gz
 chat.json
     [{"template": TEXT or null (the model's own), "messages": [...], "variables": {...}, "add_generation_prompt": BOOL,
       "text": rendering, "ids": ids of it}, or with "refused": true in place of the last two]
+families.json
+    the same for the files of templates/, "template" being the file's name; without "ids", but with "mask", which of
+    them transformers marks as the assistant's, and "ids" where the template has {% generation %} and is not opened
 
 PRE "smollm" is the split of the model's own tokenizer.json (single digits first). transformers 5.23 has no entry for
 `tokenizer.ggml.pre = smollm` and reads the GGUF without it, so the script sets it on transformers' object; white space
@@ -18,6 +21,7 @@ before digits tokenizes differently otherwise. The other PREs are read by transf
 vocabulary under that name.
 """
 
+import functools
 import gzip
 import json
 import random
@@ -104,6 +108,15 @@ def load(path: Path) -> AutoTokenizer:
     return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
 
 
+def load_as_published(path: Path) -> AutoTokenizer:
+    """With the split of the model's own tokenizer.json."""
+    tokenizer = load(path)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    return tokenizer
+
+
 def rename_pre(source: Path, pre: str, folder: Path) -> Path:
     """A GGUF without tensors: the vocabulary of `source` under another pre-tokenizer."""
     path = folder / f"{pre}.gguf"
@@ -124,11 +137,7 @@ def rename_pre(source: Path, pre: str, folder: Path) -> Path:
 
 def write_tokenizer(source: Path) -> None:
     texts = make_texts()
-    as_read = load(source)
-    tokenizer = load(source)
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
+    as_read, tokenizer = load(source), load_as_published(source)
     ids = {"smollm": [tokenizer.encode(text, add_special_tokens=False) for text in texts]}
     read = [as_read.encode(text, add_special_tokens=False) for text in texts]
     back = [
@@ -208,6 +217,45 @@ def write_chat(source: Path) -> None:
     print(len(cases), "conversations")
 
 
+THOUGHT = {"role": "assistant", "content": "<think>\nTen and two.\n\n34 more.\n</think>\n\nIt is  46."}
+FIELD = {"role": "assistant", "content": "It is 46.", "reasoning_content": "\nTen and two.\n"}
+AGAIN = {"role": "user", "content": "And twice that? 🦙"}
+FAMILY_CONVERSATIONS = [
+    [ASK],
+    [SYSTEM, ASK],
+    [ASK, REPLY],
+    [SYSTEM, ASK, REPLY, AGAIN],
+    [ASK, THOUGHT],
+    [ASK, THOUGHT, AGAIN],
+    [SYSTEM, ASK, THOUGHT, AGAIN, THOUGHT],
+    [ASK, FIELD, AGAIN, FIELD],
+    [ASK, FIELD, THOUGHT],
+]
+
+
+def write_families(source: Path) -> None:
+    tokenizer = load_as_published(source)
+    cases = []
+    for file in sorted((HERE / "templates").glob("*.jinja")):
+        template = file.read_text("utf-8")
+        for messages in FAMILY_CONVERSATIONS:
+            for opened in (True, False):
+                switches = [{}, {"enable_thinking": False}] if file.stem == "qwen3" and opened else [{}]
+                for variables in switches:
+                    render = functools.partial(
+                        tokenizer.apply_chat_template, messages, chat_template=template, add_generation_prompt=opened
+                    )
+                    case = {"template": file.name, "messages": messages, "variables": variables}
+                    case |= {"add_generation_prompt": opened, "text": render(tokenize=False, **variables)}
+                    if "generation %}" in template and not opened:
+                        marked = render(tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+                        case |= {"ids": list(marked["input_ids"]), "mask": list(marked["assistant_masks"])}
+                    cases.append(case)
+    (HERE / "families.json").write_text(json.dumps(cases, ensure_ascii=True, indent=0) + "\n")
+    print(len(cases), "conversations in the templates of families")
+
+
 if __name__ == "__main__":
     write_tokenizer(Path(sys.argv[1]).absolute())
     write_chat(Path(sys.argv[1]).absolute())
+    write_families(Path(sys.argv[1]).absolute())

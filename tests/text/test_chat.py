@@ -10,6 +10,7 @@ from r1jax.text.chat import render
 from r1jax.text.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
+FAMILIES = json.loads((ROOT / "tests/goldens/families.json").read_text())
 CASES = json.loads((ROOT / "tests/goldens/chat.json").read_text())
 TOKENS = {
     "bos_token": "<|im_start|>",
@@ -31,6 +32,16 @@ def test_templates_render_as_in_transformers(case: dict) -> None:
             result()
     else:
         assert result() == case["text"]
+
+
+@pytest.mark.parametrize("name", ["qwen2.5", "qwen3", "llama3", "deepseek_r1", "generation"])
+def test_templates_of_families_render_as_in_transformers(name: str) -> None:
+    cases = [case for case in FAMILIES if case["template"] == f"{name}.jinja"]
+    template = (ROOT / "tests/goldens/templates" / f"{name}.jinja").read_text("utf-8")
+    assert len(cases) >= 18
+    for case in cases:
+        variables = {**TOKENS, **case["variables"], "add_generation_prompt": case["add_generation_prompt"]}
+        assert render(template, case["messages"], **variables) == case["text"]
 
 
 def test_demo_model_renders_and_encodes_as_in_transformers(demo_model: Path) -> None:
