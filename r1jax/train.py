@@ -28,30 +28,22 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from r1jax import stages
+from r1jax.core.commands import run_command
 from r1jax.core.config import apply_overrides, load_config
 from r1jax.core.errors import UserError
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line `argv` (program name first) and returns the exit code: 0, 2 for a user's mistake, 130."""
-    try:
-        rest, overrides = split_overrides(argv[1:])
-        values = define_flags()
-        if {"--help", "-help", "-h", "--helpfull", "--helpshort"} & set(rest):
-            print(f"{__doc__}\nFlags:")
-            print(*(f"  --{name}: {values[name].help}" for name in values), sep="\n")
-            return 0
-        _parse(values, rest)
+    arguments, overrides = split_overrides(argv[1:])
+    values = define_flags()
+
+    def train(_: list[str]) -> None:
         config, workdir = resolve(values.config, values.workdir, overrides)
-        run = load_stage(config)
-        run(config, workdir)
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped; the same command resumes from the last checkpoint", file=sys.stderr)
-        return 130
-    return 0
+        load_stage(config)(config, workdir)
+
+    stopped = "stopped; the same command resumes from the last checkpoint"
+    return run_command(__doc__, values, arguments, train, stopped=stopped)
 
 
 def define_flags() -> flags.FlagValues:
@@ -81,15 +73,6 @@ def split_overrides(args: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         else:
             overrides[match[1]] = queue.pop(0) if queue and not queue[0].startswith("--") else "true"
     return rest, overrides
-
-
-def _parse(values: flags.FlagValues, args: list[str]) -> None:
-    try:
-        _, *positional = values(["train", *args])
-    except flags.Error as error:
-        raise UserError(f"{error} (see --help)") from error
-    if positional:
-        raise UserError(f'unexpected argument "{positional[0]}": flags are written --name=value (see --help)')
 
 
 def resolve(spec: str | None, workdir: str | None, overrides: dict[str, str]) -> tuple[ConfigDict, pathlib.Path]:

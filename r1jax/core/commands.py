@@ -1,0 +1,53 @@
+"""What every command does with its arguments: help for newcomers, flags, one clear line and exit code 2 for a mistake.
+
+A main holds its flags apart from absl's global ones, so importing it defines none, and is a function of `argv` that
+returns the exit code, so tests call it like any other.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import flags
+
+from r1jax.core.errors import UserError
+
+HELP = {"--help", "-help", "-h", "--helpfull", "--helpshort"}
+
+
+def run_command(
+    document: str,
+    values: flags.FlagValues,
+    arguments: Sequence[str],
+    action: Callable[[list[str]], None],
+    *,
+    positional: bool = False,
+    stopped: str = "stopped",
+) -> int:
+    """Parses `arguments` into `values`, calls `action` with those that are no flags, and returns the exit code.
+
+    0 when all is well, 2 with `error: ...` for a user's mistake, 130 with `stopped` for Ctrl-C. Help is `document`,
+    the main's docstring, and the flags. Arguments that are no flags are a mistake unless the command is `positional`.
+    """
+    try:
+        if HELP & set(arguments):
+            print(f"{document}\nFlags:")
+            print(*(f"  --{name}: {values[name].help}" for name in values), sep="\n")
+            return 0
+        action(_parse(values, arguments, positional))
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\n{stopped}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parse(values: flags.FlagValues, arguments: Sequence[str], positional: bool) -> list[str]:
+    try:
+        _, *rest = values(["command", *arguments])
+    except flags.Error as error:
+        raise UserError(f"{error} (see --help)") from error
+    if rest and not positional:
+        raise UserError(f'unexpected argument "{rest[0]}": flags are written --name=value (see --help)')
+    return rest
