@@ -172,6 +172,8 @@ def name_figures(metrics: Mapping[str, Any]) -> dict[str, str]:
         if parts[0] == "eval" and parts[-1] == "pass@1":
             spread = given.get(f"{key}_stderr")
             figures["/".join(parts[1:])] = f"{given[key]:.1%}" + ("" if spread is None else f" ± {100 * spread:.1f}")
+    if "rollout/tokens_per_second" in given and "step_time" not in given:
+        figures["tokens/s"] = f"{given['rollout/tokens_per_second']:,.0f}"
     if "step_time" in given:
         phases = [f"{name} {given[f'time/{name}']:.1f}" for name in PHASES if f"time/{name}" in given]
         figures["s/step"] = f"{given['step_time']:.1f}" + (f" ({', '.join(phases)})" if phases else "")

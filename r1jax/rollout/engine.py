@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -50,9 +50,15 @@ class Engine:
         self._decode = jax.jit(functools.partial(_decode, graph), donate_argnums=2, static_argnames="filtered")
         self._slots: Slots | None = None
 
-    def generate(self, params: Params, requests: Sequence[Request]) -> list[Completion]:
+    def generate(
+        self,
+        params: Params,
+        requests: Sequence[Request],
+        on_complete: Callable[[int, Completion], None] = lambda number, completion: None,
+    ) -> list[Completion]:
         """One completion a request, in order. Requests with equal prompts share one prefill.
 
+        `on_complete(number of the request, completion)` is told of each as it ends, in no certain order.
         Raises UserError for a prompt or a limit beyond the engine's columns.
         """
         for request in requests:
@@ -68,9 +74,15 @@ class Engine:
                 prompts = prompts if tokens is None else self._prefill(params, prefix, tokens)
                 slots = self._insert(slots, prompts, fill)
             slots = self._decode(params, prefix, slots, scheduler.idle_limit, filtered=filtered)
-            scheduler.collect(*fetch((slots.active, slots.done, slots.tokens, slots.logprobs)))
+            ended = scheduler.collect(*fetch((slots.active, slots.done, slots.tokens, slots.logprobs)))
+            for number, completion in ended:
+                on_complete(number, completion)
         self._slots = slots
         return scheduler.completions()
+
+    def release(self) -> None:
+        """Frees the cache, which is otherwise kept for the next call."""
+        self._slots = None
 
     def _check(self, request: Request) -> None:
         config, sampling = self.config, request.sampling

@@ -52,16 +52,20 @@ class Scheduler:
                 self._slot_request[slot] = request
             yield tokens, self._fill(taken)
 
-    def collect(self, active: np.ndarray, done: np.ndarray, tokens: np.ndarray, logprobs: np.ndarray) -> None:
-        """Takes the rows that ended since the last call."""
+    def collect(
+        self, active: np.ndarray, done: np.ndarray, tokens: np.ndarray, logprobs: np.ndarray
+    ) -> list[tuple[int, Completion]]:
+        """Takes the rows that ended since the last call: (number of the request, completion)."""
+        ended = []
         for slot in np.flatnonzero((self._slot_request >= 0) & ~active):
-            index, count = self._slot_request[slot], done[slot]
+            index, count = int(self._slot_request[slot]), done[slot]
             ids = tuple(tokens[slot, :count].tolist())
             stopped = ids[-1] in self._requests[index].sampling.stop_ids
-            self._results[index] = Completion(
-                ids, tuple(logprobs[slot, :count].tolist()), "stop" if stopped else "length"
-            )
+            completion = Completion(ids, tuple(logprobs[slot, :count].tolist()), "stop" if stopped else "length")
+            self._results[index] = completion
             self._slot_request[slot] = -1
+            ended.append((index, completion))
+        return ended
 
     def completions(self) -> list[Completion]:
         """Results in the order of the requests; only when `finished`."""
