@@ -19,7 +19,7 @@ from flax import nnx
 from r1jax.core.reduction import row_sums
 from r1jax.core.sharding import constrain
 from r1jax.models.cache import append
-from r1jax.models.layers import Dtypes, Linear
+from r1jax.models.layers import Dtypes, Linear, RMSNorm
 from r1jax.models.rope import rotate
 
 NEGATIVE = -1e30
@@ -152,19 +152,34 @@ def _attend_prefixed(
 class Attention(nnx.Module):
     """Grouped-query self-attention with rotary positions.
 
+    qkv_bias: queries, keys and values have biases (Qwen2). norm_epsilon: each head's queries and keys are normalized
+    before they are rotated, with this epsilon and one scale for all heads (Qwen3); None: they are not.
     Its cache: {"k": [B, K, S, H], "v": [B, K, S, H]}; a prefix is the same for one row, seen by all.
     """
 
     def __init__(
-        self, width: int, heads: int, kv_heads: int, head_dim: int, *, dtypes: Dtypes, rngs: nnx.Rngs, std: float
+        self,
+        width: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        *,
+        dtypes: Dtypes,
+        rngs: nnx.Rngs,
+        std: float,
+        qkv_bias: bool = False,
+        norm_epsilon: float | None = None,
     ):
         self.kv_heads, self.head_dim, self.dtype = kv_heads, head_dim, dtypes.compute
         shared: dict[str, Any] = dict(dtypes=dtypes, rngs=rngs, std=std)
         kv_axes = ("embed", "kv_heads", "head_dim")
-        self.query = Linear((width,), (heads, head_dim), ("embed", "heads", "head_dim"), **shared)
-        self.key = Linear((width,), (kv_heads, head_dim), kv_axes, **shared)
-        self.value = Linear((width,), (kv_heads, head_dim), kv_axes, **shared)
+        self.query = Linear((width,), (heads, head_dim), ("embed", "heads", "head_dim"), bias=qkv_bias, **shared)
+        self.key = Linear((width,), (kv_heads, head_dim), kv_axes, bias=qkv_bias, **shared)
+        self.value = Linear((width,), (kv_heads, head_dim), kv_axes, bias=qkv_bias, **shared)
         self.out = Linear((heads, head_dim), (width,), ("heads", "head_dim", "embed"), **shared)
+        norm: dict[str, Any] = dict(epsilon=norm_epsilon, dtypes=dtypes, rngs=rngs)
+        self.query_norm = None if norm_epsilon is None else RMSNorm(head_dim, **norm)
+        self.key_norm = None if norm_epsilon is None else RMSNorm(head_dim, **norm)
 
     def init_cache(self, rows: int, columns: int) -> dict[str, jax.Array]:
         """An empty cache of `rows` sequences of `columns` positions."""
@@ -176,8 +191,11 @@ class Attention(nnx.Module):
         self, x_BTD: jax.Array, context: Context, cache: dict | None, prefix: dict | None
     ) -> tuple[jax.Array, dict | None]:
         axes = ("batch", "sequence", "heads", None)
-        q_BTNH = constrain(rotate(self.query(x_BTD), context.rope), axes, name="query")
-        k_BKSH = rotate(self.key(x_BTD), context.rope).transpose(0, 2, 1, 3)
+        q_BTNH, k_BTKH = self.query(x_BTD), self.key(x_BTD)
+        if self.query_norm is not None and self.key_norm is not None:
+            q_BTNH, k_BTKH = self.query_norm(q_BTNH), self.key_norm(k_BTKH)
+        q_BTNH = constrain(rotate(q_BTNH, context.rope), axes, name="query")
+        k_BKSH = rotate(k_BTKH, context.rope).transpose(0, 2, 1, 3)
         v_BKSH = self.value(x_BTD).transpose(0, 2, 1, 3)
         if cache is not None and context.column is not None:
             k_BKSH = append(cache["k"], k_BKSH, context.column, axis=2)

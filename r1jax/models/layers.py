@@ -32,10 +32,13 @@ FLOAT32 = Dtypes()
 
 
 def weight(rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes, dtypes: Dtypes, *, std: float | None) -> nnx.Param:
-    """A parameter with its logical axes: normal with `std`, or ones where `std` is None."""
+    """A parameter with its logical axes: normal with `std`; zeros where `std` is 0, ones where it is None."""
     dtype = jnp.dtype(dtypes.param)
-    value = jnp.ones(shape, dtype) if std is None else std * jax.random.normal(rngs.params(), shape, dtype)
-    return nnx.Param(value.astype(dtype), axes=axes)
+    if std:
+        value = (std * jax.random.normal(rngs.params(), shape, dtype)).astype(dtype)
+    else:
+        value = jnp.full(shape, 1 if std is None else 0, dtype)
+    return nnx.Param(value, axes=axes)
 
 
 @jax.custom_vjp
@@ -81,7 +84,7 @@ multiply_table.defvjp(_multiply_table_forward, _multiply_table_backward)
 
 
 class Linear(nnx.Module):
-    """x[B, T, in...] -> [B, T, out...] without bias; `kernel` is [in..., out...].
+    """x[B, T, in...] -> [B, T, out...]; `kernel` is [in..., out...], `bias` [out...] or None.
 
     One plain matrix product: XLA:CPU copies the kernel of an einsum that contracts two axes at once.
     """
@@ -95,14 +98,17 @@ class Linear(nnx.Module):
         dtypes: Dtypes,
         rngs: nnx.Rngs,
         std: float,
+        bias: bool = False,
     ):
         self.inputs, self.outputs, self.compute = inputs, outputs, dtypes.compute
         self.kernel = weight(rngs, (*inputs, *outputs), axes, dtypes, std=std)
+        self.bias = weight(rngs, outputs, axes[len(inputs) :], dtypes, std=0.0) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         rows, width = x.shape[: x.ndim - len(self.inputs)], math.prod(self.inputs)
         kernel = self.kernel[...].astype(self.compute).reshape(width, math.prod(self.outputs))
-        return multiply(x.reshape(*rows, width).astype(self.compute), kernel).reshape(*rows, *self.outputs)
+        y = multiply(x.reshape(*rows, width).astype(self.compute), kernel).reshape(*rows, *self.outputs)
+        return y if self.bias is None else y + self.bias[...].astype(self.compute)
 
 
 class RMSNorm(nnx.Module):

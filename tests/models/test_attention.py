@@ -7,8 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from r1jax.models.attention import attend, mask_bias, segment_mask
+from r1jax.models.attention import Attention, Context, attend, mask_bias, segment_mask
+from r1jax.models.layers import FLOAT32
+from r1jax.models.rope import rope_frequencies, rope_tables
+from r1jax.models.transformer import merge, split
 from tests.models import naive
 from tests.models.toy import assert_close
 
@@ -109,3 +113,29 @@ def test_segment_mask_by_its_definition() -> None:
             before = given is not None and segments[b, s] == given[b, t]
             own = segments[b, s] == segments[b, t]
             assert found[b, t, s] == (s <= t and segments[b, s] != 0 and (own or before)), (b, t, s)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("normed", [False, True])
+def test_biases_and_norms_of_heads_come_before_the_rotation(bias: bool, normed: bool) -> None:
+    options = {"qkv_bias": bias, "norm_epsilon": 1e-3 if normed else None}
+    module = Attention(12, 4, 2, 8, dtypes=FLOAT32, rngs=nnx.Rngs(0), std=0.5, **options)
+    graph, params = split(module)
+    random = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32), params)
+    x = random.normal(size=(5, 12)).astype(np.float32)
+    rope = rope_tables(jnp.arange(5)[None], rope_frequencies(8, 100.0, None))
+    mask = np.tril(np.ones((5, 5), bool))
+    context = Context(rope, mask_bias(mask[None]), jnp.ones((1, 5), bool))
+    found, _ = jax.jit(lambda params: merge(graph, params)(x[None], context, None, None))(params)
+
+    def project(name: str) -> np.ndarray:
+        part = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params[name])
+        heads = np.einsum("td,dnh->tnh", x, part["kernel"]) + part.get("bias", 0)
+        scale = params.get(f"{name}_norm", {}).get("scale")
+        return heads if scale is None else naive.normalize(heads, scale, 1e-3)
+
+    turn = lambda heads: naive.rotate(heads, np.arange(5), naive.frequencies(8, 100.0))
+    mixed = naive.attention(turn(project("query")), turn(project("key")), project("value"), mask)
+    assert_close(found[0], np.einsum("tnh,nhd->td", mixed, params["out"]["kernel"]))
+    assert ("bias" in params["key"], "key_norm" in params) == (bias, normed)
