@@ -79,6 +79,7 @@ class GGUFModel:
             "head_dim": get("attention.key_length", get("embedding_length") // heads),
             "rms_norm_eps": get("attention.layer_norm_rms_epsilon"),
             "rope_theta": get("rope.freq_base", 10_000.0),
+            "max_position_embeddings": get("context_length", 4096),
             "tie_word_embeddings": "output.weight" not in self._file,
         }
 

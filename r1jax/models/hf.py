@@ -1,7 +1,8 @@
 """Weights from files into place, driven by a family's table of names.
 
 A table maps each parameter of ours (a dotted path, `{}` for a number in it) to the tensor's name in the Hugging Face
-files and to how many of our leading axes are the input side of their [out, in] matrix (None: the same array in both).
+files and to how many of our leading axes are the input side of their [out, in] matrix (0: theirs is a vector; None: the
+same array in both).
 Where their name has more numbers than our path, ours is a stack: its first axis counts what theirs numbers (experts).
 Prediction depth i is their layer num_layers + i.
 
@@ -139,7 +140,8 @@ def _read(source: Source, name: str, inputs: int | None, shape: tuple[int, ...])
         raise UserError(f"{source.path}: no tensor {name!r}, which the model needs")
     want = shape
     if inputs is not None:
-        want = (int(np.prod(shape[inputs:])), int(np.prod(shape[:inputs])))
+        sides = (int(np.prod(shape[inputs:])), int(np.prod(shape[:inputs])))
+        want = sides if inputs else sides[:1]
     if tuple(source.shape(name)) != tuple(want):
         raise UserError(f"{source.path}: tensor {name!r} has shape {source.shape(name)}, the model needs {want}")
     array = source.read(name)

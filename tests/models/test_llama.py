@@ -12,6 +12,7 @@ from r1jax.models import llama
 from r1jax.models.gguf import GGUFModel
 from r1jax.models.rope import RopeScaling
 from r1jax.models.transformer import split
+from tests.models import golden
 
 HUB = {
     "model_type": "llama",
@@ -93,3 +94,13 @@ def test_the_named_variant_is_the_demo_model(demo_model: Path) -> None:
         "norm_epsilon": 0,
         "initializer_std": 0,
     }
+
+
+@pytest.mark.parametrize(("name", "scan_layers"), [("llama_scaled", True), ("llama_tied", False)])
+def test_logits_are_those_of_transformers(name: str, scan_layers: bool) -> None:
+    golden.check_logits(golden.DENSE / name, scan_layers=scan_layers)
+
+
+@pytest.mark.parametrize("name", ["llama_scaled", "llama_tied"])
+def test_greedy_tokens_are_those_of_transformers(name: str) -> None:
+    golden.check_greedy(golden.DENSE / name)

@@ -1,0 +1,55 @@
+"""Published shapes by name, over all families of this folder, and how many parameters a shape has."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import pathlib
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+
+from r1jax.core.errors import UserError
+from r1jax.models.transformer import split
+
+
+class Count(NamedTuple):
+    """Parameters of a model: all but the prediction depths, those that one token meets, those of the depths.
+
+    A token meets all but the experts that are not chosen for it; a row of the embedding counts as the whole table.
+    """
+
+    total: int
+    active: int
+    ahead: int
+
+
+def load_families() -> dict[str, ModuleType]:
+    """The families of this folder by name: every file that holds a table of names."""
+    files = sorted(pathlib.Path(__file__).parent.glob("*.py"))
+    names = [file.stem for file in files if "\nHF_NAMES: Names" in file.read_text(encoding="utf-8")]
+    return {name: importlib.import_module(f"r1jax.models.{name}") for name in names}
+
+
+def find_preset(name: str) -> tuple[ModuleType, Any]:
+    """(family, config) of a name such as `qwen2.5_7b`. Raises UserError for an unknown one."""
+    presets = {preset: family for family in load_families().values() for preset in family.VARIANTS}
+    if name not in presets:
+        raise UserError(f"no model shape is named {name!r}; known: {', '.join(sorted(presets))}")
+    return presets[name], presets[name].VARIANTS[name]
+
+
+def count_parameters(family: ModuleType, config: Any) -> Count:
+    """How many parameters a shape has; makes no array."""
+    model = nnx.eval_shape(lambda: family.build(config, rngs=nnx.Rngs(0), scan_layers=True))
+    total = active = ahead = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(split(model)[1]):
+        keys, size = [entry.key for entry in path], math.prod(leaf.shape)
+        if keys[0] == "mtp":
+            ahead += size
+            continue
+        total += size
+        active += size * config.active_experts // config.num_experts if "experts" in keys else size
+    return Count(total, active, ahead)
