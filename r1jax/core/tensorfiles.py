@@ -46,12 +46,17 @@ SAFETENSORS_DTYPES: dict[str, np.dtype] = {
 }
 GGUF_SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 GGUF_STRING, GGUF_ARRAY = 8, 9
+GGUF_DTYPES: dict[gguf.GGMLQuantizationType, np.dtype] = {
+    gguf.GGMLQuantizationType.F32: np.dtype(np.float32),
+    gguf.GGMLQuantizationType.F16: np.dtype(np.float16),
+    gguf.GGMLQuantizationType.BF16: np.dtype(ml_dtypes.bfloat16),
+}
 HEADER_LIMIT = 100_000_000  # bytes; the format's own bound, which keeps a file of noise from asking for terabytes
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one tensor lies and what reading it gives. `quantization` is set for the tensors of a GGUF file."""
+    """Where one tensor lies and what reading it gives. `quantization` is set for a GGUF file's quantized blocks."""
 
     file: Path
     start: int  # bytes from the beginning of the file
@@ -85,7 +90,7 @@ class TensorFile:
         return self._entry(name).shape
 
     def dtype(self, name: str) -> np.dtype:
-        """The dtype that `read` gives: safetensors' stored one (bfloat16, float8 of ml_dtypes), float32 for GGUF."""
+        """The dtype that `read` gives: the stored one (bfloat16, float8 of ml_dtypes), float32 for quantized blocks."""
         return self._entry(name).dtype
 
     def read(self, name: str) -> np.ndarray:
@@ -289,4 +294,5 @@ def _gguf_entry(file: Path, name: str, shape: tuple[int, ...], kind: int, start:
         raise UserError(f"{file}: tensor {name!r} is stored in GGML type {kind}, which is not known here") from None
     block_size, block_bytes = gguf.GGML_QUANT_SIZES[quantization]
     length = math.prod(shape) // block_size * block_bytes
-    return Entry(file, start, length, shape, np.dtype(np.float32), quantization)
+    plain = GGUF_DTYPES.get(quantization)
+    return Entry(file, start, length, shape, plain or np.dtype(np.float32), None if plain else quantization)
