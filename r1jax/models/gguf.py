@@ -82,7 +82,9 @@ class GGUFModel:
             return value
 
         if get("rope.scaling.type", "none") != "none":
-            raise UserError(f"{self.path}: {architecture}.rope.scaling is not read; use the model's Hugging Face folder")
+            raise UserError(
+                f"{self.path}: {architecture}.rope.scaling is not read; use the model's Hugging Face folder"
+            )
         heads = get("attention.head_count")
         head_dim, theta = get("attention.key_length", get("embedding_length") // heads), get("rope.freq_base", 10_000.0)
         return {

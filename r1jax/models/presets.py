@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import pathlib
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ import jax
 from flax import nnx
 
 from r1jax.core.errors import UserError
+from r1jax.models.pretrained import known_families
 from r1jax.models.transformer import split
 
 
@@ -27,9 +27,8 @@ class Count(NamedTuple):
 
 
 def load_families() -> dict[str, ModuleType]:
-    """The families of this folder by name: every file that holds a table of names."""
-    files = sorted(pathlib.Path(__file__).parent.glob("*.py"))
-    names = [file.stem for file in files if "\nHF_NAMES: Names" in file.read_text(encoding="utf-8")]
+    """The families of this folder by name."""
+    names = sorted(set(known_families().values()))
     return {name: importlib.import_module(f"r1jax.models.{name}") for name in names}
 
 

@@ -165,7 +165,9 @@ def test_llama_31s_rope_scaling_is_read_from_its_factors(tmp_path: Path) -> None
     factors = rope_factors(CONFIG["head_dim"], 500_000.0, 32.0)
     model, _ = load_pretrained(write_gguf(folder, extra={"rope_freqs.weight": factors}))
     assert model.config.rope_scaling == RopeScaling("llama3", 32.0)
-    with pytest.raises(UserError, match="model.gguf: rope_freqs.weight is not Llama 3.1's rope scaling; use the model's"):
+    with pytest.raises(
+        UserError, match="model.gguf: rope_freqs.weight is not Llama 3.1's rope scaling; use the model's"
+    ):
         load_pretrained(write_gguf(folder, extra={"rope_freqs.weight": factors + np.arange(4, dtype=np.float32)}))
 
 

@@ -31,7 +31,8 @@ def test_qwen25_as_the_hub_writes_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"use_sliding_window": True, "max_window_layers": 24}, {"use_sliding_window": True, "sliding_window": None}]
+    "change",
+    [{"use_sliding_window": True, "max_window_layers": 24}, {"use_sliding_window": True, "sliding_window": None}],
 )
 def test_a_window_that_no_layer_has_is_none(change: dict) -> None:
     assert qwen2.from_hf({**HUB, **change}) == qwen2.VARIANTS["qwen2.5_0.5b"]
