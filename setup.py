@@ -23,6 +23,7 @@ CORE = [
     "gguf>=0.17,<0.20",
     "grain>=0.2.15,<0.3",
     "huggingface_hub>=1.0,<3",
+    "jieba>=0.42,<0.43",
     "jinja2>=3.1,<4",
     "math-verify>=0.9,<0.10",
     "ml_collections>=1.1,<2",

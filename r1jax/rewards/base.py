@@ -1,81 +1,102 @@
 """Rewards by name, and their weighted sum.
 
 A reward is `f(completions, **columns) -> list[float | None]`, the signature of TRL and open-r1: every column of the
-data arrives as a list as long as the completions, and so do `prompts` and `completion_ids`. None means "does not apply
-to this row" and is left out of the sum. A config names rewards, with weights and arguments:
+data arrives as a list as long as the completions, and so do `prompts`, `completion_ids` and, where there are groups,
+`group_ids` (which completions answer the same prompt). None means "does not apply to this row" and is left out of the
+sum. A config names rewards, with weights and arguments:
 
     rewards.answer_reward = 1.0
     rewards.r1_format_reward = {"weight": 0.2, "think_in_prompt": True}
     rewards.brevity = {"weight": 0.1, "function": "my_package.my_rewards:brevity_reward"}
 
-A new reward of ours is one function, one line in `REGISTRY`, and one test; a user's needs no line.
+A *gate* multiplies what the others pay and adds nothing itself (unless it has a weight, too): `gate = True` multiplies
+by the gate's value, held to 0..1; a number opens it for values from there on and shuts it below. A sum below 0 stays as
+it is, so that no punishment is escaped by breaking a rule; None leaves a gate open.
+
+    rewards.r1_format_reward = {"gate": True}                                    # no pay without the format
+    rewards.soft_overlong_punishment = {"gate": 0.0, "max_completion_len": 512, "soft_punish_cache": 0}
+
+`compare_to` names another reward of the config that knows the truth (its weight may be 0): the metric `agreement` is
+then the share of pairs within a group that both order the same way. What else a reward may say of rows, and how it
+calls a model, is in `values.py`.
+
+A new reward of ours is one function, one line in `registry.py`, and one test; a user's needs no line.
 """
 
+import dataclasses
 import difflib
 import functools
 import importlib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from r1jax.core.errors import UserError
-from r1jax.rewards.answers import accuracy_reward, answer_reward, number_reward
 from r1jax.rewards.completions import Completion
-from r1jax.rewards.tags import format_reward, r1_format_reward, tag_count_reward
+from r1jax.rewards.registry import REGISTRY, RewardFunction
+from r1jax.rewards.values import Generate, OutOfLoss
 
-RewardFunction = Callable[..., Sequence[float | None]]
-
-# Names as in the code, and beside them the short ones that open-r1's recipes use.
-REGISTRY: dict[str, RewardFunction] = {
-    "accuracy": accuracy_reward,
-    "accuracy_reward": accuracy_reward,
-    "answer_reward": answer_reward,
-    "format": format_reward,
-    "format_reward": format_reward,
-    "number_reward": number_reward,
-    "r1_format_reward": r1_format_reward,
-    "tag_count": tag_count_reward,
-    "tag_count_reward": tag_count_reward,
-}
 # What `score` itself hands to every reward; a data column of the same name gives way.
-_OWN_COLUMNS = frozenset(("completions", "prompts", "completion_ids"))
+_OWN_COLUMNS = frozenset(("completions", "prompts", "completion_ids", "group_ids"))
 
 
 @dataclass(frozen=True)
 class Reward:
-    """A reward function with its weight; `name` is the function's `__name__` and names its metrics."""
+    """A reward function with its weight; `name` is the function's `__name__` and names its metrics.
+
+    `gate` is None, True (a factor) or the value from which the gate is open.
+    """
 
     name: str
     function: RewardFunction
     weight: float
+    gate: bool | float | None = None
+    compare_to: str | None = None
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What `score` returns: `total` float64[B], and by name each reward's unweighted float64[B], NaN for None."""
+    """What `score` returns.
+
+    `total` float64[B]; by name each reward's unweighted float64[B], NaN for None; `out_of_loss` bool[B], the rows that
+    some reward takes out of the loss; `calls`, what rewards asked a model, as rows for samples.jsonl, `reward` first;
+    `metrics`, numbers that rewards have to tell beside their values, under full names (`rewards/{name}/…`).
+    """
 
     total: np.ndarray
     by_name: dict[str, np.ndarray]
+    out_of_loss: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
-def load_rewards(spec: Mapping[str, Any]) -> tuple[Reward, ...]:
-    """Resolves `{name: weight}` or `{name: {weight, function, **arguments}}` into rewards, in the order given.
+def load_rewards(spec: Mapping[str, Any], *, generate: Generate | None = None) -> tuple[Reward, ...]:
+    """Resolves `{name: weight}` or `{name: {weight, gate, compare_to, function, **arguments}}`, in the order given.
 
     A name is in `REGISTRY` or is `module:function`; where a config cannot hold such a key (dots), `function` says it
     and the name is free. Arguments go to the function by keyword; a function named `get_...` is called once with them
-    and returns the reward, as in open-r1. A reward's `warm_up()`, if it has one, is called once. Raises UserError.
+    and returns the reward, as in open-r1. A reward's `warm_up()`, if it has one, is called once. `generate` goes to the
+    makers that take it. Raises UserError.
     """
-    rewards = [_load_reward(name, value) for name, value in spec.items()]
+    rewards = [_load_reward(name, value, generate) for name, value in spec.items()]
     if not rewards:
         raise UserError("config.rewards: at least one reward must be named, got none")
     names = [reward.name for reward in rewards]
     if repeated := {name for name in names if names.count(name) > 1}:
         raise UserError(f"config.rewards: each reward may be given once, got {', '.join(sorted(repeated))} twice")
-    for reward in rewards:
+    by_key = dict(zip(spec, names, strict=True)) | {name: name for name in names}
+    for index, reward in enumerate(rewards):
+        if reward.compare_to is not None:
+            if by_key.get(reward.compare_to, reward.name) == reward.name:
+                raise UserError(
+                    f"config.rewards.{reward.name}.compare_to must name another reward of the config, "
+                    f"got {reward.compare_to!r}"
+                )
+            rewards[index] = dataclasses.replace(reward, compare_to=by_key[reward.compare_to])
         getattr(reward.function, "warm_up", lambda: None)()
     return tuple(rewards)
 
@@ -87,33 +108,72 @@ def score(
     completions: Sequence[Completion],
     completion_ids: Sequence[Sequence[int]],
     columns: Mapping[str, Sequence[Any]],
+    group_size: int | None = None,
 ) -> Scores:
-    """Scores B completions: `total` is the sum of weight times value over the rewards that apply to a row (0 if none).
+    """Scores B completions: `total` is the sum of weight times value over the rewards that apply, times the gates.
 
-    Raises UserError if a reward needs a column that is not there, or returns anything but B finite numbers or None.
+    `group_size` says that so many neighbours answer one prompt; rewards see it as the column `group_ids`. Raises
+    UserError if a reward needs a column that is not there, or returns anything but B finite numbers or None.
     """
-    columns = {
-        **columns,
-        "completions": completions,
-        "prompts": prompts,
-        "completion_ids": completion_ids,
-    }
-    by_name = {reward.name: _call(reward, columns, len(completions)) for reward in rewards}
-    total = np.zeros(len(completions))
+    count = len(completions)
+    columns = {**columns, "completions": completions, "prompts": prompts, "completion_ids": completion_ids}
+    if group_size:
+        columns["group_ids"] = [row // group_size for row in range(count)]
+    returned = {reward.name: _call(reward, columns, count) for reward in rewards}
+    by_name = {name: np.array([math.nan if v is None else float(v) for v in vs]) for name, vs in returned.items()}
+    for name, values in by_name.items():
+        if np.isinf(values).any():
+            raise UserError(f"reward {name} must return finite numbers or None, got {values[np.isinf(values)][0]}")
+    dropped = [any(isinstance(values[row], OutOfLoss) for values in returned.values()) for row in range(count)]
+    calls: list[dict[str, Any]] = []
+    metrics: dict[str, float] = {}
     for reward in rewards:
-        total += reward.weight * np.nan_to_num(by_name[reward.name], nan=0.0)
-    return Scores(total, by_name)
+        function = reward.function.func if isinstance(reward.function, functools.partial) else reward.function
+        calls += [{"reward": reward.name, **call} for call in getattr(function, "take_calls", list)()]
+        told: dict[str, float] = getattr(function, "take_metrics", dict)()
+        if reward.compare_to:
+            told["agreement"] = _agreement(by_name[reward.name], by_name[reward.compare_to], columns.get("group_ids"))
+        metrics |= {f"rewards/{reward.name}/{key}": value for key, value in told.items()}
+    return Scores(_total(rewards, by_name, count), by_name, np.array(dropped, dtype=bool), calls, metrics)
 
 
-def _load_reward(name: str, value: Any) -> Reward:
+def _total(rewards: Sequence[Reward], by_name: Mapping[str, np.ndarray], count: int) -> np.ndarray:
+    total, factor = np.zeros(count), np.ones(count)
+    for reward in rewards:
+        values = by_name[reward.name]
+        total += reward.weight * np.nan_to_num(values, nan=0.0)
+        if reward.gate is True:
+            factor *= np.clip(np.nan_to_num(values, nan=1.0), 0.0, 1.0)
+        elif reward.gate is not None and reward.gate is not False:
+            factor *= np.isnan(values) | (values >= reward.gate)
+    return np.where(total > 0, total * factor, total)
+
+
+def _agreement(values: np.ndarray, truth: np.ndarray, group_ids: Sequence[int] | None) -> float:
+    """Share of the pairs in a group that differ in truth and are ordered alike, ties counting half; NaN without any."""
+    groups = np.zeros(len(values)) if group_ids is None else np.array(group_ids)
+    pairs = alike = 0.0
+    for group in np.unique(groups):
+        inside = (groups == group) & ~np.isnan(values) & ~np.isnan(truth)
+        better = np.sign(truth[inside][:, None] - truth[inside][None, :]) > 0
+        pairs += better.sum()
+        ordered = np.sign(values[inside][:, None] - values[inside][None, :])
+        alike += ((1 + ordered) / 2)[better].sum()
+    return float(alike / pairs) if pairs else math.nan
+
+
+def _load_reward(name: str, value: Any, generate: Generate | None) -> Reward:
     where = f"config.rewards.{name}"
     arguments = dict(value.items()) if hasattr(value, "items") else {"weight": value}
-    weight = arguments.pop("weight", 1.0)
+    gate, compare_to = arguments.pop("gate", None), arguments.pop("compare_to", None)
+    weight = arguments.pop("weight", 1.0 if gate is None or gate is False else 0.0)
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
         raise UserError(f"{where}: a weight must be a finite number, got {weight!r}")
+    if gate is not None and not (isinstance(gate, (bool, int, float)) and math.isfinite(gate)):
+        raise UserError(f"{where}: a gate must be True or the value from which it is open, got {gate!r}")
     function = _find_function(str(arguments.pop("function", name)), where)
-    function = _bind(function, arguments, where)
-    return Reward(_name_of(function), function, float(weight))
+    function = _bind(function, arguments, where, generate)
+    return Reward(_name_of(function), function, float(weight), gate, compare_to)
 
 
 def _find_function(name: str, where: str) -> RewardFunction:
@@ -134,7 +194,7 @@ def _find_function(name: str, where: str) -> RewardFunction:
     return function
 
 
-def _bind(function: RewardFunction, arguments: dict[str, Any], where: str) -> RewardFunction:
+def _bind(function: RewardFunction, arguments: dict[str, Any], where: str, generate: Generate | None) -> RewardFunction:
     """The function with a config's arguments in place; a `get_...` function makes the reward from them."""
     is_maker = _name_of(function).startswith("get_")
     if not is_maker and not arguments:
@@ -145,7 +205,14 @@ def _bind(function: RewardFunction, arguments: dict[str, Any], where: str) -> Re
     if unknown := [key for key in arguments if key not in named or key in _OWN_COLUMNS]:
         raise UserError(f"{where}: unknown argument {unknown[0]!r}; {_name_of(function)} takes {', '.join(named)}")
     if is_maker:
-        return function(**arguments)  # type: ignore[return-value]
+        if "generate" in named and generate is not None:
+            arguments = {"generate": generate, **arguments}
+        needed = {p.name for p in known if p.default is p.empty and p.name in named}
+        if missing := needed - {*arguments}:
+            raise UserError(
+                f"{where}: {_name_of(function)} needs {', '.join(sorted(missing))}, which nothing gives here"
+            )
+        return function(**arguments)
     return functools.partial(function, **arguments)
 
 
@@ -154,14 +221,11 @@ def _name_of(function: Callable[..., Any]) -> str:
     return getattr(inner, "__name__", type(inner).__name__)
 
 
-def _call(reward: Reward, columns: Mapping[str, Any], count: int) -> np.ndarray:
+def _call(reward: Reward, columns: Mapping[str, Any], count: int) -> Sequence[float | None]:
     values = reward.function(**_select_columns(reward, columns))
     if len(values) != count:
         raise UserError(f"reward {reward.name} must return one value a completion: {count}, got {len(values)}")
-    result = np.array([math.nan if value is None else float(value) for value in values])
-    if np.isinf(result).any():
-        raise UserError(f"reward {reward.name} must return finite numbers or None, got {result[np.isinf(result)][0]}")
-    return result
+    return values
 
 
 def _select_columns(reward: Reward, columns: Mapping[str, Any]) -> Mapping[str, Any]:

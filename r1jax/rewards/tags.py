@@ -1,14 +1,14 @@
 """Rewards for the shape of a reply: reasoning in think tags, then the answer in answer tags.
 
-`format_reward` and `tag_count_reward` are open-r1's, new lines and all: a recipe written for it scores the same here.
-`r1_format_reward` is the rule as DeepSeek-R1 states it (arXiv 2501.12948, section 2.2): each tag once, in order,
-nothing outside, white space free.
+`format_reward`, `tag_count_reward` and `get_code_format_reward` are open-r1's, new lines and all: a recipe written for
+it scores the same here. `r1_format_reward` is the rule as DeepSeek-R1 states it (arXiv 2501.12948, section 2.2): each
+tag once, in order, nothing outside, white space free.
 
 All are plain string searches in linear time; a pattern with two lazy wildcards is quadratic on a long hostile reply.
 Format alone is easily farmed: give it a small weight beside a reward for the answer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from r1jax.rewards.completions import Completion, read_text, read_texts
@@ -50,7 +50,31 @@ def r1_format_reward(
     ]
 
 
-def _has_line_format(text: str) -> bool:
+def get_code_format_reward(language: str = "python") -> Callable[..., list[float]]:
+    """A reward like `format_reward` that also wants a fenced block of `language` in the answer.
+
+    A data column `language` says it row by row, and then goes before the argument.
+    """
+
+    def code_format_reward(
+        completions: Sequence[Completion], language: Sequence[str] | None = None, **columns: Any
+    ) -> list[float]:
+        """See `get_code_format_reward`."""
+        languages = language if language is not None else (default,) * len(completions)
+        fences = [(f"```{name}", "```") for name in languages]
+        return [
+            float(_has_line_format(text, fence)) for text, fence in zip(read_texts(completions), fences, strict=True)
+        ]
+
+    default = language
+    return code_format_reward
+
+
+def _has_line_format(text: str, inside: Sequence[str] = ()) -> bool:
+    """Whether the tags stand as open-r1 asks, and in the answer the pieces of `inside`, in order, none overlapping.
+
+    Each search takes the first place possible, so it finds a match wherever a pattern with lazy wildcards has one.
+    """
     start = f"{THINK_OPEN}\n"
     middle = f"\n{THINK_CLOSE}\n{ANSWER_OPEN}\n"
     end = f"\n{ANSWER_CLOSE}"
@@ -58,6 +82,11 @@ def _has_line_format(text: str) -> bool:
     if not text.startswith(start) or position < 0:
         return False
     position += len(middle)
+    for piece in inside:
+        position = text.find(piece, position)
+        if position < 0:
+            return False
+        position += len(piece)
     return text.endswith(end) and len(text) - len(end) >= position or text.find(f"{end}\n", position) >= 0
 
 

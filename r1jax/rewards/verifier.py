@@ -44,9 +44,9 @@ _PIPE_BYTES = 1 << 16
 _logger = logging.getLogger(__name__)
 
 
-def verify(pairs: Sequence[tuple[str | None, str]]) -> list[float | None]:
+def verify(pairs: Sequence[tuple[str | None, str]], *, latex_gold: bool = False) -> list[float | None]:
     """Judges (gold, answer) pairs in this process's own pool; see `VerifierPool.verify`."""
-    return _own_pool().verify(pairs)
+    return _own_pool().verify(pairs, latex_gold=latex_gold)
 
 
 def warm_up() -> None:
@@ -67,9 +67,15 @@ class _Job:
 
     gold: str
     answer: str
+    latex_gold: bool
     gold_read: bool = False
     attempts: int = 0
     value: float | None = None
+
+    @property
+    def key(self) -> tuple[str, bool]:
+        """What decides whether the gold can be read."""
+        return self.gold, self.latex_gold
 
     def give_up(self) -> None:
         """Settles a job that cannot be judged: a wrong answer, or no reward if already the gold was too much."""
@@ -91,7 +97,7 @@ class VerifierPool:
         self.memory_bytes = memory_bytes
         self._workers: list[_Worker] = []
         self._waiting: deque[_Job] = deque()
-        self._unreadable_golds: set[str] = set()
+        self._unreadable_golds: set[tuple[str, bool]] = set()
         self._failed_starts = 0
         self._lock = threading.Lock()
 
@@ -100,12 +106,13 @@ class VerifierPool:
         with self._lock:
             self._start_workers(self.max_workers)
 
-    def verify(self, pairs: Sequence[tuple[str | None, str]]) -> list[float | None]:
+    def verify(self, pairs: Sequence[tuple[str | None, str]], *, latex_gold: bool = False) -> list[float | None]:
         """Judges (gold, answer) pairs: 1.0 equal, 0.0 not equal or past the deadline, None if the gold is unreadable.
 
-        Raises RuntimeError if workers do not start, as when math-verify is not installed.
+        With `latex_gold` math-verify is called as open-r1's rewards for length do it. Raises RuntimeError if workers do
+        not start, as when math-verify is not installed.
         """
-        jobs = [_Job(gold or "", answer) for gold, answer in pairs]
+        jobs = [_Job(gold or "", answer, latex_gold) for gold, answer in pairs]
         with self._lock:
             try:
                 self._run(jobs)
@@ -148,7 +155,7 @@ class VerifierPool:
                 worker = self._replace(index)
             while self._waiting and len(worker.jobs) < chunk_size:
                 job = self._waiting.popleft()
-                if job.gold not in self._unreadable_golds:
+                if job.key not in self._unreadable_golds:
                     worker.give(job)
 
     def _wait(self) -> list["_Worker"]:
@@ -231,8 +238,8 @@ class VerifierPool:
 
     def _note_gold(self, job: _Job) -> None:
         """Remembers and reports a gold that cannot be parsed, so that it costs one deadline and one line in all."""
-        if not job.gold_read and job.gold not in self._unreadable_golds:
-            self._unreadable_golds.add(job.gold)
+        if not job.gold_read and job.key not in self._unreadable_golds:
+            self._unreadable_golds.add(job.key)
             _logger.warning("math-verify cannot parse this solution, its rows get no reward: %.100r", job.gold)
 
     def _note_failed_start(self, reason: str) -> None:
@@ -274,7 +281,7 @@ class _Worker:
         if not self.jobs:
             self.began = time.monotonic()
         self.jobs.append(job)
-        self.unsent += json.dumps([job.gold, job.answer]).encode() + b"\n"
+        self.unsent += json.dumps([job.gold, job.answer, job.latex_gold]).encode() + b"\n"
 
     def write(self) -> bool:
         """Sends as much as the pipe takes; returns False if the worker is dead."""

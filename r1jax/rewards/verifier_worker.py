@@ -1,8 +1,8 @@
 """The program of one verifier process: asks math-verify about answers until its input ends.
 
 Run by path with a bare interpreter (`python -P verifier_worker.py SECONDS BYTES`), so it imports math-verify and
-nothing of this project, least of all JAX. Requests are lines of JSON, `[gold, answer]`; replies are single bytes: READY
-once, then for each request GOLD_READ as soon as the gold is parsed and one of RIGHT, WRONG, UNKNOWN.
+nothing of this project, least of all JAX. Requests are lines of JSON, `[gold, answer, latex_gold]`; replies are single
+bytes: READY once, then for each request GOLD_READ as soon as the gold is parsed and one of RIGHT, WRONG, UNKNOWN.
 
 A worker ends itself when its parent has gone: at once if idle (its input ends), else when the alarm set for each answer
 goes off. The alarm's default action is used, as it needs no Python: big-integer arithmetic would never run a handler.
@@ -36,9 +36,9 @@ def main(seconds_per_answer: float, memory_bytes: int) -> None:
     os.dup2(silence, 2)
     os.write(replies, READY)
     for line in sys.stdin.buffer:
-        gold, answer = json.loads(line)
+        gold, answer, latex_gold = json.loads(line)
         signal.setitimer(signal.ITIMER_REAL, seconds_per_answer)
-        verdict = judge(gold, answer, lambda: os.write(replies, GOLD_READ))
+        verdict = judge(gold, answer, latex_gold, lambda: os.write(replies, GOLD_READ))
         signal.setitimer(signal.ITIMER_REAL, 0)
         os.write(replies, verdict)
         if _memory_in_use() > memory_bytes // 2:
@@ -46,36 +46,44 @@ def main(seconds_per_answer: float, memory_bytes: int) -> None:
 
 
 def _load_judge() -> Any:
-    """Imports math-verify (about a second) and returns `judge(gold, answer, announce_gold) -> reply byte`."""
+    """Imports math-verify (about a second) and returns `judge(gold, answer, latex_gold, announce) -> reply byte`."""
     logging.disable(logging.CRITICAL)
     from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig, parse, verify
 
-    latex_only = LatexExtractionConfig(
-        normalization_config=NormalizationConfig(
-            nits=False, malformed_operators=False, basic_latex=True, equations=True, boxed="all", units=True
-        ),
-        boxed_match_priority=0,
-        try_extract_without_anchor=False,
-    )
+    def make_config(boxed: Any) -> LatexExtractionConfig:
+        return LatexExtractionConfig(
+            normalization_config=NormalizationConfig(
+                nits=False, malformed_operators=False, basic_latex=True, equations=True, boxed=boxed, units=True
+            ),
+            boxed_match_priority=0,
+            try_extract_without_anchor=False,
+        )
+
+    # The two ways in which open-r1 calls it: in accuracy_reward, and in its rewards for length (`latex_gold`), which
+    # read only LaTeX in the gold and give the answer first.
+    answer_configs = {False: [make_config("all")], True: [make_config(True)]}
+    gold_configs = {False: {}, True: {"extraction_config": [LatexExtractionConfig()]}}
 
     # All completions of a prompt share its gold, so it is parsed once.
     @functools.lru_cache(maxsize=256)
-    def parse_gold(gold: str) -> list[Any]:
-        return parse(gold, extraction_mode="first_match", parsing_timeout=None)
+    def parse_gold(gold: str, latex_gold: bool) -> list[Any]:
+        return parse(gold, extraction_mode="first_match", parsing_timeout=None, **gold_configs[latex_gold])
 
-    def judge(gold: str, answer: str, announce_gold: Any) -> bytes:
-        parsed_gold = parse_gold(gold)
+    def judge(gold: str, answer: str, latex_gold: bool, announce_gold: Any) -> bytes:
+        parsed_gold = parse_gold(gold, latex_gold)
         if not parsed_gold:
             return UNKNOWN
         announce_gold()
-        parsed = parse(answer, extraction_config=[latex_only], extraction_mode="first_match", parsing_timeout=None)
+        configs = answer_configs[latex_gold]
+        parsed = parse(answer, extraction_config=configs, extraction_mode="first_match", parsing_timeout=None)
+        pair = (parsed, parsed_gold) if latex_gold else (parsed_gold, parsed)
         try:
-            return RIGHT if verify(parsed_gold, parsed, timeout_seconds=None) else WRONG
+            return RIGHT if verify(*pair, timeout_seconds=None) else WRONG
         except Exception:  # open-r1: what cannot be compared has no reward.
             return UNKNOWN
 
-    judge("1", r"\boxed{1}", lambda: None)  # Builds the parser's tables before the first deadline runs.
+    judge("1", r"\boxed{1}", False, lambda: None)  # Builds the parser's tables before the first deadline runs.
     return judge
 
 

@@ -12,8 +12,12 @@ import pytest
 from r1jax.core.errors import UserError
 from r1jax.rewards.base import REGISTRY, load_rewards, score
 
+# Where open-r1's short name is no part of the function's.
+OPEN_R1_NAMES = {"len_reward": "length", "get_cosine_scaled_reward": "cosine"}
 ROOT = Path(__file__).resolve().parents[2]
 MINE = """
+from r1jax.rewards.values import OutOfLoss
+
 def length_reward(completions, **columns):
     return [float(len(text)) for text in completions]
 
@@ -30,6 +34,25 @@ def get_constant_reward(value=1.0):
     def constant_reward(completions, **columns):
         return [value] * len(completions)
     return constant_reward
+
+def counting_reward(completions, group_ids=None, **columns):
+    return [None if group_ids is None else float(group) for group in group_ids or completions]
+
+def leaving_reward(completions, **columns):
+    return [OutOfLoss(0.25) if text == "out" else 0.5 for text in completions]
+
+def get_asking_reward(generate, question="?"):
+    calls = []
+    def asking_reward(completions, **columns):
+        calls.extend({"prompt": question, "completion": reply} for reply in generate([question]))
+        return [1.0] * len(completions)
+    def take_calls():
+        taken = list(calls)
+        calls.clear()
+        return taken
+    asking_reward.take_calls = take_calls
+    asking_reward.take_metrics = lambda: {"asked": 1.0}
+    return asking_reward
 
 def short_reward(completions, **columns):
     return [1.0]
@@ -51,13 +74,14 @@ def my_rewards(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-def score_texts(spec, texts, **columns):
+def score_texts(spec, texts, *, generate=None, group_size=None, **columns):
     return score(
-        load_rewards(spec),
+        load_rewards(spec, generate=generate),
         prompts=["??"] * len(texts),
         completions=texts,
         completion_ids=[[1, 2, 3]] * len(texts),
         columns=columns,
+        group_size=group_size,
     )
 
 
@@ -84,7 +108,9 @@ def test_accuracy_reward_by_open_r1s_short_name():
 
 def test_registered_names_are_the_functions_names():
     for name, function in REGISTRY.items():
-        assert function.__name__ in (name, f"{name}_reward")
+        plain = function.__name__.removeprefix("get_")
+        short = plain.removesuffix("_reward")
+        assert name in (plain, short, OPEN_R1_NAMES.get(function.__name__))
 
 
 def test_own_functions_by_module_and_by_a_free_name():
@@ -119,6 +145,66 @@ def test_columns_named_like_our_own_give_way():
     np.testing.assert_array_equal(scores.total, [3.0])
 
 
+def test_gates_multiply_what_the_others_pay_and_shield_from_no_punishment():
+    spec = {
+        "number_reward": 1.0,
+        "tag_count_reward": {"gate": True},
+        "my_package.mine:get_constant_reward": {"value": -3.0, "weight": 0.0},
+    }
+    texts = ["<think>\nx\n</think>\n7", "7", "8"]
+    scores = score_texts(spec, texts, solution=["7"] * 3)
+    np.testing.assert_allclose(scores.total, [0.5, 0.0, 0.0])
+    spec["my_package.mine:get_constant_reward"] = {"value": -3.0, "weight": 1.0}
+    np.testing.assert_allclose(score_texts(spec, texts, solution=["7"] * 3).total, [-2.0, -2.0, -3.0])
+
+
+def test_a_gate_with_a_number_opens_from_there_on_and_none_leaves_it_open():
+    texts = ["<think>\nx\n</think>\n7", "<think>\n7", "7"]
+    spec = {"number_reward": 1.0, "tag_count_reward": {"gate": 0.5, "weight": 0.2}}
+    np.testing.assert_allclose(score_texts(spec, texts, solution=["7"] * 3).total, [1.1, 0.0, 0.0])
+    spec = {"number_reward": 1.0, "my_package.mine:picky_reward": {"gate": True}}
+    np.testing.assert_allclose(
+        score_texts(spec, texts, solution=["7"] * 3, level=["hard", "easy", "easy"]).total, [1.0, 1.0, 1.0]
+    )
+
+
+def test_rewards_see_the_groups():
+    spec = {"my_package.mine:counting_reward": 1.0}
+    np.testing.assert_array_equal(score_texts(spec, ["a"] * 6, group_size=3).total, [0, 0, 0, 1, 1, 1])
+    np.testing.assert_array_equal(score_texts(spec, ["a"] * 6).by_name["counting_reward"], [np.nan] * 6)
+
+
+def test_rows_are_taken_out_of_the_loss():
+    scores = score_texts(
+        {"my_package.mine:leaving_reward": 2.0, "number_reward": 1.0}, ["a", "out"], solution=["7"] * 2
+    )
+    assert scores.out_of_loss.tolist() == [False, True]
+    np.testing.assert_array_equal(scores.total, [1.0, 0.5])
+
+
+def test_makers_get_generate_and_their_calls_and_metrics_are_handed_on():
+    spec = {"my_package.mine:get_asking_reward": {"weight": 1.0, "question": "how?"}}
+    scores = score_texts(spec, ["a"], generate=lambda prompts: [prompt.upper() for prompt in prompts])
+    assert scores.calls == [{"reward": "asking_reward", "prompt": "how?", "completion": "HOW?"}]
+    assert scores.metrics == {"rewards/asking_reward/asked": 1.0}
+    assert score_texts({"number_reward": 1.0}, ["a"], solution=["7"]).calls == []
+
+
+def test_agreement_with_the_truth_counts_ordered_pairs_within_groups():
+    spec = {
+        "my_package.mine:length_reward": {"weight": 1.0, "compare_to": "truth"},
+        "truth": {"function": "number_reward", "weight": 0.0},
+    }
+    texts = ["7 7", "8", "7", "8 8 8", "8", "8"]  # right, wrong; right, wrong; no difference
+    scores = score_texts(spec, texts, solution=["7"] * 6, group_size=2)
+    assert scores.metrics == {"rewards/length_reward/agreement": 0.5}
+    texts[3] = "8"  # a tie
+    assert score_texts(spec, texts, solution=["7"] * 6, group_size=2).metrics == {
+        "rewards/length_reward/agreement": 0.75
+    }
+    assert np.isnan(score_texts(spec, ["8"] * 2, solution=["7"] * 2).metrics["rewards/length_reward/agreement"])
+
+
 def test_warm_up_is_called_once(monkeypatch):
     calls = []
     monkeypatch.setattr(REGISTRY["accuracy_reward"], "warm_up", functools.partial(calls.append, 1))
@@ -143,6 +229,11 @@ def test_warm_up_is_called_once(monkeypatch):
         ({"r1_format_reward": {"wieght": 1.0}}, "unknown argument 'wieght'; r1_format_reward takes .*think_in_prompt"),
         ({"my_package.mine:get_constant_reward": {"worth": 1.0}}, "unknown argument 'worth'"),
         ({"accuracy": 1.0, "accuracy_reward": 1.0}, "accuracy_reward twice"),
+        ({"format_reward": {"gate": "wide"}}, "config.rewards.format_reward: a gate must be True or the value"),
+        ({"format_reward": {"compare_to": "accuracy"}}, "format_reward.compare_to must name another reward"),
+        ({"format_reward": {"compare_to": "format_reward"}}, "must name another reward"),
+        ({"self_rank_reward": 1.0}, "get_self_rank_reward needs generate, which nothing gives here"),
+        ({"repetition_penalty": {"max_penalty": 1.0}}, "max_penalty 1.0 should not be positive"),
     ],
 )
 def test_mistakes_in_the_spec(spec, message):

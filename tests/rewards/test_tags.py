@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from r1jax.rewards.tags import format_reward, r1_format_reward, tag_count_reward
+from r1jax.rewards.tags import format_reward, get_code_format_reward, r1_format_reward, tag_count_reward
 
 GOOD = "<think>\nSome reasoning\n</think>\n<answer>\nThe answer\n</answer>"
 
@@ -97,6 +97,37 @@ def test_r1_format_reward_goes_on_from_an_open_tag_in_the_prompt():
     assert r1_format_reward(["<think>" + rest] * 3, prompts=[example, opened, prefill]) == [1.0, 0.0, 0.0]
     assert r1_format_reward([rest], prompts=[prefill[:1]], think_in_prompt=True) == [1.0]
     assert r1_format_reward(["<think>" + rest]) == [1.0]
+
+
+def in_tags(answer, thought="x"):
+    return f"<think>\n{thought}\n</think>\n<answer>\n{answer}\n</answer>"
+
+
+def test_code_format_reward():
+    texts = [
+        in_tags("```python\nprint(1)\n```"),
+        in_tags("So:\n```python\nx = 1\n\nx\n``` done", thought="```python\n1\n```"),
+        in_tags("```javascript\n1\n```"),
+        in_tags("```python\n1"),
+        in_tags("none", thought="```python\n1\n```"),
+        "```python\n1\n```",
+        "<think>x</think><answer>```python\n1\n```</answer>",
+    ]
+    reward = get_code_format_reward(language="python")
+    assert reward.__name__ == "code_format_reward"
+    assert reward([as_messages(text) for text in texts], solution=[1] * 7) == [1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    assert get_code_format_reward("javascript")(texts) == [0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+    # A column says the language row by row.
+    assert reward(texts[:3], language=["python", "cpp", "javascript"]) == [1.0, 0.0, 1.0]
+
+
+def test_code_format_reward_equals_its_pattern_on_all_short_texts():
+    pattern = re.compile(r"^<think>\n.*?\n</think>\n<answer>\n.*?```py.*?```.*?\n</answer>$", re.DOTALL | re.MULTILINE)
+    pieces = ["<think>\n", "\n</think>\n<answer>\n", "\n</answer>", "\n", "```py", "```"]
+    texts = ["".join(parts) for n in range(7) for parts in itertools.product(pieces, repeat=n)]
+    expected = [1.0 if pattern.match(text) else 0.0 for text in texts]
+    assert 0 < sum(expected) < len(texts)
+    assert get_code_format_reward("py")(texts) == expected
 
 
 def test_long_hostile_texts_are_read_in_linear_time():

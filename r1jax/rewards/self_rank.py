@@ -1,0 +1,165 @@
+"""The self-ranking reward: the policy is called twice, once for several answers and once to rank them.
+
+This is how R1-Zero's training is told in the notes that this project started from: the model being trained answers a
+question several times, is shown its own answers and asked to rank them "from best to worst based on correctness,
+clarity, and logic", and the ranks become rewards: the first is raised, the second lowered, and a non-answer in the last
+place removed. (DeepSeek's report has it otherwise: there rules check the answers. Compare both with `compare_to`.)
+
+A judgement shows the distinct answers of a group in a shuffled order, at most `at_once` in one prompt; every second
+judgement shows the order of the one before reversed, which cancels a liking for places. A response's reward is
+1 - place / (n - 1), from 1.0 for the first to 0.0 for the last, the mean of its place in all readable judgements. Equal
+texts share one place. A group without a readable judgement gets None: it does not apply there.
+
+    rewards.self_rank_reward = {"weight": 1.0, "judgements": 2, "drop_bottom": True, "compare_to": "answer_reward"}
+    rewards.answer_reward = 0.0
+
+Left out: guarding the judge against answers that talk to it. A policy that judges itself may learn to please itself;
+watch the agreement with a reward that can be verified.
+"""
+
+import random
+import re
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from r1jax.core.errors import UserError
+from r1jax.rewards.answers import find_answer
+from r1jax.rewards.completions import Completion, read_text, read_texts
+from r1jax.rewards.ranking import Places, read_ranking
+from r1jax.rewards.values import CallRecord, Generate, OutOfLoss
+from r1jax.text import prompts as templates
+
+_NON_ANSWER = re.compile(
+    r"\W{0,8}(?:i(?: am|['’]m) (?:not sure|unsure|sorry|unable)|i (?:do not|don['’]t) know|i (?:cannot|can['’]t)\b"
+    r"|no idea|unknown\b|n/?a\b|none\b\W*$)",
+    re.IGNORECASE,
+)
+
+
+def get_self_rank_reward(
+    generate: Generate,
+    template: str = templates.RANK,
+    judgements: int = 2,
+    at_once: int = 8,
+    drop_bottom: bool = False,
+    drop_non_answers: bool = False,
+    max_characters: int = 2000,
+    seed: int = 0,
+) -> Callable[..., list[float | None]]:
+    """A reward in 0..1 from the ranking that `generate` writes of each group's own answers.
+
+    `template` holds `{question}` and `{responses}`, or is the name "rank" or "rank_brief"; of a long response the last
+    `max_characters` are shown. `drop_bottom` takes the group's last place out of the loss, `drop_non_answers` what says
+    nothing ("I am not sure", an empty answer) wherever it was ranked; neither leaves a group fewer than two rows to
+    compare. Groups are equal `group_ids` where `score` hands them over, else equal `prompts`. Raises UserError.
+    """
+    template = {"rank": templates.RANK, "rank_brief": templates.RANK_BRIEF}.get(template, template)
+    if "{question}" not in template or "{responses}" not in template:
+        raise UserError("self_rank_reward: template must hold {question} and {responses}, or be rank or rank_brief")
+    for name, value, least in (
+        ("judgements", judgements, 1),
+        ("at_once", at_once, 2),
+        ("max_characters", max_characters, 1),
+    ):
+        if value < least:
+            raise UserError(f"self_rank_reward: {name} must be at least {least}, got {value}")
+    record = CallRecord()
+
+    def self_rank_reward(
+        completions: Sequence[Completion],
+        prompts: Sequence[Completion],
+        group_ids: Sequence[int] | None = None,
+        **columns: Any,
+    ) -> list[float | None]:
+        """See `get_self_rank_reward`."""
+        texts = read_texts(completions)
+        groups: dict[Any, list[int]] = {}
+        for row, prompt in enumerate(prompts):
+            groups.setdefault(str(prompt) if group_ids is None else group_ids[row], []).append(row)
+        asked: list[dict[str, Any]] = [
+            {
+                "kind": "ranking",
+                "group": number,
+                "prompt": _pose(template, prompts[rows[0]], shown, max_characters),
+                "responses": shown,
+            }
+            for number, rows in enumerate(groups.values())
+            for shown in _arrange([texts[row] for row in rows], judgements, at_once, seed)
+        ]
+        replies = generate([call["prompt"] for call in asked]) if asked else []
+        for call, reply in zip(asked, replies, strict=True):
+            call |= {"completion": reply or "", "places": read_ranking(reply or "", call["responses"])}
+        record.add(asked, sum(call["places"] is not None for call in asked))
+        rewards: list[float | None] = [None] * len(texts)
+        for number, rows in enumerate(groups.values()):
+            values = _average([texts[row] for row in rows], [call for call in asked if call["group"] == number])
+            for row, value in zip(rows, values, strict=True):
+                rewards[row] = value
+            for row in _find_dropped(rows, rewards, texts, drop_bottom, drop_non_answers):
+                rewards[row] = OutOfLoss(rewards[row] or 0.0)
+        return rewards
+
+    record.attach(self_rank_reward)
+    return self_rank_reward
+
+
+def is_non_answer(text: str) -> bool:
+    """Whether a reply gives no answer: its answer (in tags or a box, else its last line) is empty or declines."""
+    answer = find_answer(text)
+    if answer is None:
+        answer = text.strip().rpartition("\n")[2]
+    return not re.search(r"\w", answer) or bool(_NON_ANSWER.match(answer))
+
+
+def _arrange(texts: Sequence[str], judgements: int, at_once: int, seed: int) -> list[list[str]]:
+    """The lists of responses to show, each in its order. Nothing to rank among fewer than two different texts."""
+    distinct = list(dict.fromkeys(texts))
+    if len(distinct) < 2:
+        return []
+    # A function of the texts alone, so that a resumed run judges as an uninterrupted one.
+    shuffler = random.Random(f"{seed} {zlib.crc32(chr(0).join(distinct).encode(errors='replace'))}")
+    shown = []
+    for judgement in range(judgements):
+        if judgement % 2 == 0:
+            shuffler.shuffle(distinct)
+            parts = -(-len(distinct) // at_once)
+            pieces = [distinct[part::parts] for part in range(parts)]
+            pieces = [piece for piece in pieces if len(piece) > 1]
+        else:
+            pieces = [piece[::-1] for piece in pieces]
+        shown += pieces
+    return shown
+
+
+def _pose(template: str, question: Completion, responses: Sequence[str], max_characters: int) -> Completion:
+    """The judge's prompt: a text, or one message where the question came as messages."""
+    listed = "\n".join(f'{i + 1}. "{text[-max_characters:].strip()}"' for i, text in enumerate(responses))
+    asked = question if isinstance(question, str) else read_text(question[-1:])
+    text = templates.fill_all(template, question=asked.strip(), responses=listed)
+    return text if isinstance(question, str) else [{"role": "user", "content": text}]
+
+
+def _average(texts: Sequence[str], calls: Sequence[dict[str, Any]]) -> list[float | None]:
+    values: dict[str, list[float]] = {}
+    for call in calls:
+        places: Places | None = call["places"]
+        for text, place in zip(call["responses"], places or (), strict=places is not None):
+            values.setdefault(text, []).append(1.0 - place / (len(call["responses"]) - 1))
+    return [sum(found) / len(found) if (found := values.get(text)) else None for text in texts]
+
+
+def _find_dropped(
+    rows: Sequence[int], rewards: Sequence[float | None], texts: Sequence[str], bottom: bool, non_answers: bool
+) -> list[int]:
+    """The rows of a group to take out of the loss; none if fewer than two would stay, or if nothing was ranked."""
+    values = {row: value for row in rows if (value := rewards[row]) is not None}
+    if not values:
+        return []
+    lowest, highest = min(values.values()), max(values.values())
+    dropped = [
+        row
+        for row in rows
+        if (bottom and lowest < highest and values.get(row) == lowest) or (non_answers and is_non_answer(texts[row]))
+    ]
+    return dropped if len(rows) - len(dropped) >= 2 else []

@@ -1,0 +1,54 @@
+"""What a reward may say of a row beside a number: that it is to be left out of the loss; and of its calls of a model.
+
+Both are optional, and a reward without them is TRL's. This is the whole of what `base.score` and a stage know of
+rewards that call a model:
+
+    generate(prompts) -> texts      handed to a maker (`get_…_reward(generate, …)`) by `load_rewards(…, generate=…)`.
+                                    A prompt is a text, or messages where the data's prompts are; one text comes back
+                                    for each, in order. A reply that could not be had is None.
+    OutOfLoss(value)                in the list that a reward returns, in place of a number: the row gets no loss, and
+                                    is left out of its group's mean and spread, so that the others are compared with
+                                    each other. `Scores.out_of_loss` says which rows.
+    function.take_calls()           the calls since it was last asked, as rows for samples.jsonl, and forgets them.
+    function.take_metrics()         numbers by name since it was last asked, and forgets them.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from r1jax.rewards.completions import Completion
+
+Generate = Callable[[Sequence[Completion]], Sequence[str | None]]
+
+
+class OutOfLoss(float):
+    """A reward's value for a row that is to have no loss. It still counts in the reward's own mean."""
+
+
+class CallRecord:
+    """The calls that one reward made of a model, and how many of the replies could be read."""
+
+    def __init__(self) -> None:
+        self._calls: list[dict[str, Any]] = []
+        self._asked = self._readable = 0
+
+    def add(self, calls: Sequence[dict[str, Any]], readable: int) -> None:
+        """Takes in calls as rows for samples.jsonl."""
+        self._calls += calls
+        self._asked += len(calls)
+        self._readable += readable
+
+    def attach(self, reward: Callable[..., Any]) -> None:
+        """Gives the reward its `take_calls` and `take_metrics`."""
+        reward.take_calls, reward.take_metrics = self.take_calls, self.take_metrics  # type: ignore[attr-defined]
+
+    def take_calls(self) -> list[dict[str, Any]]:
+        """The calls since this was last asked."""
+        taken, self._calls = self._calls, []
+        return taken
+
+    def take_metrics(self) -> dict[str, float]:
+        """`judgements`, their number since this was last asked, and `readable`, the share that could be read."""
+        asked, readable = self._asked, self._readable
+        self._asked = self._readable = 0
+        return {"judgements": float(asked), "readable": readable / asked} if asked else {"judgements": 0.0}
