@@ -12,6 +12,7 @@ import jax
 import optax
 
 from r1jax.core.errors import UserError
+from r1jax.learner.balance import hold_biases
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +48,8 @@ def make_schedule(config: OptimizerConfig, total_updates: int) -> optax.Schedule
 
 
 def make_optimizer(config: OptimizerConfig, total_updates: int) -> optax.GradientTransformation:
-    """The whole chain: clip, AdamW."""
-    return optax.chain(
+    """The whole chain: clip, AdamW; correction biases of experts are not its business."""
+    chain = optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm > 0 else optax.identity(),
         optax.adamw(
             make_schedule(config, total_updates),
@@ -59,6 +60,7 @@ def make_optimizer(config: OptimizerConfig, total_updates: int) -> optax.Gradien
             mask=decay_mask,
         ),
     )
+    return hold_biases(chain)
 
 
 def decay_mask(params: Any) -> Any:

@@ -7,6 +7,7 @@ recompiles.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from r1jax.learner.balance import LOAD, shift_biases
 from r1jax.learner.state import TrainState
 from r1jax.models.transformer import Params
 
@@ -21,31 +23,40 @@ LossFn = Callable[[Params, Any], tuple[jax.Array, dict[str, jax.Array]]]
 
 
 class Learner:
-    """The jitted programs of an update for one loss and one optimizer."""
+    """The jitted programs of an update for one loss and one optimizer. bias_rate: by how much an update moves the
+    correction biases of experts (learner/balance.py; 0: not at all)."""
 
-    def __init__(self, loss_fn: LossFn, optimizer: optax.GradientTransformation):
-        self.loss_fn, self.optimizer = loss_fn, optimizer
+    def __init__(self, loss_fn: LossFn, optimizer: optax.GradientTransformation, *, bias_rate: float = 0.0):
+        self.loss_fn, self.optimizer, self.bias_rate = loss_fn, optimizer, bias_rate
         self.accumulate = jax.jit(self._accumulate, donate_argnums=1)
         self.apply = jax.jit(self._apply, donate_argnums=0)
+        self.balance = jax.jit(self._balance, donate_argnums=0)
 
     def update(
         self, state: TrainState, batches: Iterable[Any]
     ) -> tuple[TrainState, dict[str, Any], list[dict[str, jax.Array]]]:
         """One optimizer step over micro-batches -> (state, {loss, grad_norm}, the sums of each micro-batch).
 
-        `state` is donated. An update without micro-batches leaves the state alone: it has no gradient.
+        Loads of experts (`LOAD`) are taken out of the sums; their total is in the outcome. `state` is donated. An
+        update without micro-batches leaves the state alone: it has no gradient.
         """
-        gradients, losses, sums = None, [], []
+        gradients, losses, sums, loads = None, [], [], []
         for batch in batches:
             if gradients is None:
                 gradients = jax.tree.map(jnp.zeros_like, state.params)
             gradients, loss, sums_here = self.accumulate(state.params, gradients, batch)
             losses.append(loss)
+            if LOAD in sums_here:
+                loads.append(sums_here.pop(LOAD))
             sums.append(sums_here)
         if gradients is None:
             return state, {"loss": 0.0, "grad_norm": 0.0}, []
         state, norm = self.apply(state, gradients)
-        return state, {"loss": jnp.stack(losses).sum(), "grad_norm": norm}, sums
+        outcome = {"loss": jnp.stack(losses).sum(), "grad_norm": norm}
+        if loads:
+            outcome[LOAD] = jnp.stack(loads).sum(0)
+            state = self.balance(state, outcome[LOAD]) if self.bias_rate else state
+        return state, outcome, sums
 
     def _accumulate(self, params: Params, gradients: Params, batch: Any) -> tuple[Params, jax.Array, dict]:
         (loss, sums), new = jax.value_and_grad(self.loss_fn, has_aux=True)(params, batch)
@@ -56,3 +67,6 @@ class Learner:
         changes, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, changes)
         return TrainState(params, opt_state, state.updates + 1), norm
+
+    def _balance(self, state: TrainState, load_LE: jax.Array) -> TrainState:
+        return dataclasses.replace(state, params=shift_biases(state.params, load_LE, self.bias_rate))

@@ -1,0 +1,69 @@
+"""Experts are balanced without a loss (Wang et al. 2024, 2408.15664; DeepSeek-V3, 2412.19437, section 2.1.2).
+
+After each update the correction bias of every expert that more tokens chose than the mean falls by a fixed rate, and
+that of every other rises. The bias is no parameter of the loss: it takes part in choices alone, so it has no gradient,
+no moments and no decay (`hold_biases`), and moves by what the whole update sent where, all micro-batches together.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from r1jax.models.transformer import Params
+
+LOAD = "router/load"  # in the sums of a micro-batch: tokens sent to each expert [L, E], prediction depths last
+BIAS = "correction_bias"
+
+
+def shift_biases(params: Params, load_LE: jax.Array, rate: float) -> Params:
+    """The parameters with every correction bias moved by rate * sign(mean load - load).
+
+    load_LE: of the layers that route, in order, then of the prediction depths; without these, their biases stay.
+    """
+    moves_LE, row = rate * jnp.sign(load_LE.mean(-1, keepdims=True) - load_LE), 0
+    params = dict(params)
+    for part in ("layers", "stacks", "mtp"):
+        flat, tree = jax.tree_util.tree_flatten_with_path(params.get(part))
+        leaves = []
+        for path, leaf in flat:
+            if is_bias(path) and row < len(moves_LE):
+                rows = leaf.size // leaf.shape[-1]
+                leaf = leaf + moves_LE[row : row + rows].reshape(leaf.shape)
+                row += rows
+            leaves.append(leaf)
+        if leaves:
+            params[part] = jax.tree_util.tree_unflatten(tree, leaves)
+    return params
+
+
+def is_bias(path: Any) -> bool:
+    """Whether a parameter, by its path in the tree, is a correction bias."""
+    return getattr(path[-1], "key", None) == BIAS
+
+
+def hold_biases(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`inner` for all parameters but the correction biases, which it never sees and which do not move."""
+    biases = lambda params: jax.tree_util.tree_map_with_path(lambda path, _: is_bias(path), params)
+    others = lambda params: jax.tree_util.tree_map_with_path(lambda path, _: not is_bias(path), params)
+    return optax.chain(optax.masked(inner, others), optax.masked(optax.set_to_zero(), biases))
+
+
+def measure_load(load_LE: Any) -> dict[str, float]:
+    """Metrics of an update's loads: `router/max_violation`, by how much of the mean the most loaded expert of any layer
+    lies above it; `router/mean_violation`, that of each layer, averaged; `router/load/E`, each expert's load over the
+    mean, averaged over layers.
+    """
+    share_LE = np.asarray(load_LE, np.float64)
+    share_LE = share_LE / np.maximum(share_LE.mean(-1, keepdims=True), 1e-9)
+    violation_L = share_LE.max(-1) - 1
+    each = {f"router/load/{expert}": float(share) for expert, share in enumerate(share_LE.mean(0))}
+    return {
+        "router/max_violation": float(violation_L.max()),
+        "router/mean_violation": float(violation_L.mean()),
+        **each,
+    }
