@@ -79,12 +79,16 @@ def resolve(spec: str | None, workdir: str | None, overrides: dict[str, str]) ->
     """The config with its overrides, and the workdir.
 
     Raises:
-      UserError: for a missing file, an unknown key, or a value of the wrong type.
+      UserError: for a missing file, an unknown key, a value of the wrong type, or a workdir that is a file.
     """
     if not spec:
         raise UserError("--config is missing, as in --config=configs/grpo_zero.py (see --help)")
     config = apply_overrides(load_config(spec), overrides)
-    return config, pathlib.Path(workdir or f"runs/{pathlib.Path(spec.partition(':')[0]).stem}")
+    folder = pathlib.Path(workdir or f"runs/{pathlib.Path(spec.partition(':')[0]).stem}")
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"--workdir={folder} must name a folder, but {path} is a file")
+    return config, folder
 
 
 def load_stage(config: ConfigDict) -> Callable[[ConfigDict, pathlib.Path], Any]:

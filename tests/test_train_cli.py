@@ -87,6 +87,14 @@ def test_a_mistake_gets_one_line(config: str, args: list[str], message: str, cap
     assert not output.out
 
 
+@pytest.mark.parametrize("inside", ["", "run/deeper"])
+def test_a_workdir_that_is_a_file(config: str, tmp_path: pathlib.Path, inside: str, capsys: pytest.CaptureFixture):
+    path = tmp_path / "taken"
+    path.write_text("")
+    assert run(f"--config={config}", f"--workdir={path / inside}") == 2
+    assert capsys.readouterr().err == f"error: --workdir={path / inside} must name a folder, but {path} is a file\n"
+
+
 def test_ctrl_c_is_one_line(config: str, capsys: pytest.CaptureFixture):
     assert run(f"--config={config}", "--config.steps=-1") == 130
     assert capsys.readouterr().err.strip() == "stopped; the same command resumes from the last checkpoint"
@@ -177,6 +185,17 @@ def test_slots_that_do_not_divide_over_the_devices(
     args = [TINY, f"--config.model.path={tiny_model}", "--config.rollout.slots=12"]
     said = run_for_real(tmp_path, args, monkeypatch, capsys)
     assert "config.rollout.slots = 12 does not divide over the 8 parts" in said
+
+
+def test_a_prompt_beyond_the_limit_is_found_at_the_start(
+    tmp_path: pathlib.Path,
+    tiny_model: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    args = [TINY, f"--config.model.path={tiny_model}", "--config.rollout.max_prompt_tokens=12"]
+    said = run_for_real(tmp_path, args, monkeypatch, capsys)
+    assert "config.rollout.max_prompt_tokens = 12, but a prompt of config.data has 14 tokens" in said
 
 
 def test_a_missing_model_names_the_command_that_fetches_it(tmp_path: pathlib.Path):

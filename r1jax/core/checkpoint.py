@@ -40,6 +40,7 @@ class Checkpoints:
         """(state in the places of `abstract_state`, facts). Raises UserError if it does not fit this run's model."""
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), facts=ocp.args.JsonRestore())
         try:
+            self._check_dtypes(step, abstract_state)
             restored = self._manager.restore(step, args=args)
         except (ValueError, KeyError, FileNotFoundError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -48,6 +49,15 @@ class Checkpoints:
                 "resume with the same model and optimizer or start in another --workdir"
             ) from None
         return restored["state"], restored["facts"]
+
+    def _check_dtypes(self, step: int, abstract_state: Any) -> None:
+        """Raises ValueError where an array was saved in another dtype: restoring would round it without a word."""
+        saved = ocp.PyTreeCheckpointHandler().metadata(self._manager.directory / str(step) / "state").tree
+        name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")
+        dtypes = {name(path): leaf.dtype for path, leaf in jax.tree_util.tree_leaves_with_path(saved)}
+        for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_state):
+            if (dtype := dtypes.get(name(path), leaf.dtype)) != leaf.dtype:
+                raise ValueError(f"{name(path)} was saved as {dtype}, this run has {leaf.dtype}")
 
     def close(self) -> None:
         """Waits for a save under way."""

@@ -186,7 +186,7 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigD
 def _override(section: ConfigDict, key: str, text: str, where: str) -> None:
     present = section[key]
     if isinstance(present, ConfigDict):
-        value = _guess(text) if text.strip().startswith("{") else None
+        value = _parse_dict(text)
         if not isinstance(value, dict):
             raise UserError(f"{where} is a section: set one of its keys ({', '.join(present)}), or all by a dict")
         with section.ignore_type():
@@ -196,6 +196,16 @@ def _override(section: ConfigDict, key: str, text: str, where: str) -> None:
         section[key] = _parse(text, section.get_type(key), present, where)
     except TypeError as error:
         raise UserError(f'{where} cannot be set to "{text}": {error}') from error
+
+
+def _parse_dict(text: str) -> Any:
+    """A JSON object or a Python dict; anything else comes back as it is or as None."""
+    if not text.strip().startswith("{"):
+        return None
+    try:
+        return json.loads(text)
+    except ValueError:
+        return _guess(text)
 
 
 def _list_keys(config: ConfigDict, prefix: str = "") -> list[str]:
@@ -328,3 +338,12 @@ def _to_plain(value: Any, where: str) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise UserError(f"{where} must be plain data (text, number, bool, list or dict), got {type(value).__name__}")
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a.b": value}` of nested sections; an empty section stays, as an empty dict."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = isinstance(value, Mapping) and value
+        flat |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat

@@ -49,14 +49,16 @@ RULES: Rules = {
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes; one of them may be -1 and takes the devices that are left. `rules` replaces table
-    entries.
+    """Sizes of the mesh axes; one of them may be -1 and takes the devices that are left.
+
+    rules: entries over `RULES`, logical axis -> mesh axis, several of them ("data,fsdp" or a tuple), or None for whole
+    on every device.
     """
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
-    rules: tuple[tuple[str, str], ...] = ()
+    rules: Mapping[str, str | tuple[str, ...] | None] = dataclasses.field(default_factory=dict, hash=False)
 
     def sizes(self) -> dict[str, int]:
         """Axis name -> size as configured (-1 not yet resolved)."""
@@ -116,7 +118,7 @@ def partition(axes: Axes, shape: Sequence[int], mesh: Mesh, *, name: str = "arra
         if axis is not None and axis not in rules:
             raise UserError(f"{name}: no rule for the logical axis {axis!r}; add it to config.mesh.rules")
         target = rules[axis] if axis is not None else None
-        wanted = () if target is None else (target,) if isinstance(target, str) else tuple(target)
+        wanted = _mesh_axes(target)
         if unknown := set(wanted) - set(mesh.axis_names):
             raise UserError(
                 f"{name}: config.mesh.rules sends {axis!r} to {sorted(unknown)[0]!r}; "
@@ -163,5 +165,11 @@ def batch_parts() -> int:
     mesh = current_mesh()
     if mesh is None:
         return 1
-    target = _rules.get()["batch"] or ()
-    return math.prod(mesh.shape[a] for a in ((target,) if isinstance(target, str) else target))
+    return math.prod(mesh.shape[a] for a in _mesh_axes(_rules.get()["batch"]))
+
+
+def _mesh_axes(target: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """What a rule names, as mesh axes."""
+    if isinstance(target, str):
+        return tuple(filter(None, (axis.strip() for axis in target.split(","))))
+    return tuple(target or ())

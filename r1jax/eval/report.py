@@ -23,6 +23,7 @@ import jinja2
 from markupsafe import Markup
 
 import r1jax
+from r1jax.core.config import flatten
 from r1jax.core.errors import UserError
 from r1jax.eval.charts import Section, plan_charts, plan_comparison
 from r1jax.eval.headline import Headline, find_headlines, format_change, format_value
@@ -191,20 +192,11 @@ def _describe_choice(samples: Samples) -> str:
 
 def _tabulate_configs(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One row a key: its dotted name, its value in each run as JSON, whether the runs agree."""
-    flat = [_flatten(config) for config in configs]
+    show = lambda value: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    flat = [{key: show(value) for key, value in flatten(config).items()} for config in configs]
     keys = dict.fromkeys(key for config in flat for key in config)
     values = {key: [config.get(key, "") for config in flat] for key in keys}
     return [{"key": key, "values": cells, "same": len(set(cells)) == 1} for key, cells in values.items()]
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return flat
 
 
 def _distinguish(paths: Sequence[Path]) -> list[str]:

@@ -1,6 +1,7 @@
 """AdamW with a schedule and clipping by global norm, from optax.
 
-Decay leaves norms alone (they are one-dimensional a layer). The schedule counts updates.
+Decay leaves norms alone (they are one-dimensional a layer). The schedule counts updates. Moments are float32 and so is
+what they are added to, whatever the parameters' dtype (learner/precision.py).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import optax
 
 from r1jax.core.errors import UserError
 from r1jax.learner.balance import hold_biases
+from r1jax.learner.precision import keep_float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +50,7 @@ def make_schedule(config: OptimizerConfig, total_updates: int) -> optax.Schedule
 
 
 def make_optimizer(config: OptimizerConfig, total_updates: int) -> optax.GradientTransformation:
-    """The whole chain: clip, AdamW; correction biases of experts are not its business."""
+    """The whole chain: clip, AdamW, in float32; correction biases of experts are not its business."""
     chain = optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm > 0 else optax.identity(),
         optax.adamw(
@@ -60,7 +62,7 @@ def make_optimizer(config: OptimizerConfig, total_updates: int) -> optax.Gradien
             mask=decay_mask,
         ),
     )
-    return hold_biases(chain)
+    return hold_biases(keep_float32(chain))
 
 
 def decay_mask(params: Any) -> Any:

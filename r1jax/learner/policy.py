@@ -50,11 +50,16 @@ def score_rows(graph: nnx.GraphDef, params: Params, batch: Batch, scoring: Scori
 
 
 def make_loss(graph: nnx.GraphDef, config: PolicyLossConfig, scoring: Scoring, *, on_policy: bool) -> LossFn:
-    """The GRPO loss of a micro-batch. `on_policy`: one update a step, so the old log-probs are the stopped new ones."""
+    """The GRPO loss of a micro-batch.
+
+    on_policy: one update a step, so the old log-probs are the stopped new ones. Else they are the batch's old_logprobs,
+    or where it has none those of the sampler.
+    """
 
     def loss_fn(params: Params, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         logprobs, entropy = score_rows(graph, params, batch, scoring)
-        old = jax.lax.stop_gradient(logprobs) if on_policy else batch["old_logprobs"]
+        old = batch.get("old_logprobs", batch["sampler_logprobs"])
+        old = jax.lax.stop_gradient(logprobs) if on_policy else old
         loss, sums = policy_loss(
             logprobs,
             old,
@@ -63,14 +68,13 @@ def make_loss(graph: nnx.GraphDef, config: PolicyLossConfig, scoring: Scoring, *
             config,
             reference_logprobs=batch.get("reference_logprobs"),
         )
-        measured = batch.get("old_logprobs", jax.lax.stop_gradient(logprobs))
-        return loss, {**sums, **_compare(measured, batch, jax.lax.stop_gradient(entropy))}
+        return loss, {**sums, **_compare(*jax.lax.stop_gradient((logprobs, entropy)), batch)}
 
     return loss_fn
 
 
-def _compare(logprobs: jax.Array, batch: Batch, entropy: jax.Array) -> dict[str, jax.Array]:
-    """How far the trainer's log-probs are from the sampler's, for the same weights: the first alarm of a mismatch."""
+def _compare(logprobs: jax.Array, entropy: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    """How far the trainer's log-probs are from the sampler's: for the same weights the first alarm of a mismatch."""
     inside = batch["weights"] > 0
     gap = jnp.where(inside, logprobs - batch["sampler_logprobs"], 0.0)
     ratio = jnp.exp(jnp.clip(gap, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
@@ -85,17 +89,26 @@ def _compare(logprobs: jax.Array, batch: Batch, entropy: jax.Array) -> dict[str,
     }
 
 
-def summarize(sums: list[dict[str, Any]]) -> dict[str, float]:
-    """Metrics of a step from the sums of all its micro-batches."""
-    table = {key: np.array([float(row[key]) for row in sums]) for key in sums[0]}
-    tokens = max(table["tokens"].sum(), 1.0)
+def summarize(updates: list[list[dict[str, Any]]]) -> dict[str, float]:
+    """Metrics of a step from the sums of the micro-batches of each of its updates.
+
+    Sampler and trainer are compared by the first update, whose weights are the sampler's; `kl` stands only where there
+    is a reference.
+    """
+    table = _tabulate([row for parts in updates for row in parts])
+    first = _tabulate(updates[0])
+    tokens, compared = (max(rows["tokens"].sum(), 1.0) for rows in (table, first))
     metrics = {
         "entropy": table["entropy"].sum() / tokens,
-        "sampling/sampling_logp_difference/mean": table["difference/sum"].sum() / tokens,
-        "sampling/sampling_logp_difference/max": table["difference/max"].max(),
-        "sampling/importance_sampling_ratio/min": table["ratio/min"].min(),
-        "sampling/importance_sampling_ratio/mean": table["ratio/sum"].sum() / tokens,
-        "sampling/importance_sampling_ratio/max": table["ratio/max"].max(),
+        "sampling/sampling_logp_difference/mean": first["difference/sum"].sum() / compared,
+        "sampling/sampling_logp_difference/max": first["difference/max"].max(),
+        "sampling/importance_sampling_ratio/min": first["ratio/min"].min(),
+        "sampling/importance_sampling_ratio/mean": first["ratio/sum"].sum() / compared,
+        "sampling/importance_sampling_ratio/max": first["ratio/max"].max(),
     }
     means = [key for key in table if key == "kl" or key.startswith("clip_ratio/")]
     return metrics | {key: table[key].sum() / tokens for key in means}
+
+
+def _tabulate(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    return {key: np.array([float(row[key]) for row in rows]) for key in rows[0]}

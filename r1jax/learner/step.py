@@ -2,7 +2,7 @@
 
 The loss is injected: `loss_fn(params, batch) -> (loss, sums)`, where the micro-batch losses of one update add up to
 the update's loss (denominators are global, made by the caller). So the number of micro-batches is free and nothing
-recompiles.
+recompiles. Gradients are summed in float32 whatever the parameters' dtype is.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Learner:
         gradients, losses, sums, loads = None, [], [], []
         for batch in batches:
             if gradients is None:
-                gradients = jax.tree.map(jnp.zeros_like, state.params)
+                gradients = jax.tree.map(_zeros, state.params)
             gradients, loss, sums_here = self.accumulate(state.params, gradients, batch)
             losses.append(loss)
             if LOAD in sums_here:
@@ -70,3 +70,8 @@ class Learner:
 
     def _balance(self, state: TrainState, load_LE: jax.Array) -> TrainState:
         return dataclasses.replace(state, params=shift_biases(state.params, load_LE, self.bias_rate))
+
+
+def _zeros(param: jax.Array) -> jax.Array:
+    """Where a parameter's gradient is summed: float32 or wider, on the parameter's devices."""
+    return jnp.zeros_like(param, dtype=jnp.promote_types(param.dtype, jnp.float32))

@@ -12,7 +12,6 @@ uninterrupted one. Held-out problems are answered before, every N steps, and aft
 
 from __future__ import annotations
 
-import functools
 import logging
 import pathlib
 import time
@@ -26,6 +25,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from r1jax.core import console, distributed
+from r1jax.core.errors import UserError
 from r1jax.core.hardware import peak_flops
 from r1jax.core.sharding import batch_parts, make_mesh, sharding, use_mesh
 from r1jax.core.structs import Request
@@ -50,7 +50,7 @@ from r1jax.stages.grpo_config import GRPOConfig, read_config
 from r1jax.stages.loop import Loop
 from r1jax.stages.settings import load_model
 from r1jax.stages.workdir import describe_change
-from r1jax.text.encoding import encode_prompt, find_prefix
+from r1jax.text.encoding import PromptEncoder, find_prefix
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     settings = read_config(config)
     console.set_up_logging()
     distributed.start()
-    with use_mesh(make_mesh(settings.mesh), dict(settings.mesh.rules)):
+    with use_mesh(make_mesh(settings.mesh), settings.mesh.rules):
         Run(settings, config, workdir).train()
 
 
@@ -85,7 +85,7 @@ class Run:
         self.tokenizer = require_tokenizer(tokenizer, model_config.path)
         self.graph, params = split(model)
         self.axes, self.sizes = logical_axes(model), count_parameters(params)
-        self.encode = functools.lru_cache(None)(lambda text: encode_prompt(self.tokenizer, text))
+        self.encode = PromptEncoder(self.tokenizer)
         self.loader = PromptLoader(task.train, settings.rollout.prompts_per_step, seed=settings.seed)
         self._build_engine([*task.train, *task.held_out])
         self._build_learner(params)
@@ -103,9 +103,15 @@ class Run:
 
     def _build_engine(self, rows: Sequence[dict[str, Any]]) -> None:
         rollout = self.settings.rollout
-        prompts = [self._encode(row) for row in rows]
+        prompts = [self.encode(row["prompt"]) for row in rows]
         self.prefix = find_prefix(prompts)
-        behind = -(-max(len(p) - len(self.prefix) for p in prompts) // 8) * 8  # rounded up to a multiple of 8
+        needed = max(map(len, prompts))
+        if 0 < rollout.max_prompt_tokens < needed:
+            raise UserError(
+                f"config.rollout.max_prompt_tokens = {rollout.max_prompt_tokens}, but a prompt of config.data has "
+                f"{needed} tokens; 0 takes as many as the data needs"
+            )
+        behind = -(-(needed - len(self.prefix)) // 8) * 8  # rounded up to a multiple of 8
         longest = rollout.max_prompt_tokens or len(self.prefix) + behind
         self.shape = RowShape(
             longest - len(self.prefix),
@@ -139,11 +145,7 @@ class Run:
     def _build_problems(self, rows: Sequence[dict[str, Any]]) -> Problems:
         names = {*self.settings.eval.strict, self.settings.eval.lenient, self.settings.eval.format} - {""}
         scorers = {name: load_rewards({name: 1.0})[0] for name in sorted(names)}
-        return Problems(rows, [self._encode(row) for row in rows], scorers)
-
-    def _encode(self, row: dict[str, Any]) -> tuple[int, ...]:
-        prompt = row["prompt"]
-        return self.encode(prompt) if isinstance(prompt, str) else encode_prompt(self.tokenizer, prompt)
+        return Problems(rows, [self.encode(row["prompt"]) for row in rows], scorers)
 
     # --- The loop's parts of this stage ---
 
@@ -207,7 +209,7 @@ class Run:
     def _roll_out(self, rows: list[dict[str, Any]], step: int) -> Groups:
         rollout = self.settings.rollout
         sampling = rollout.sampling(self.tokenizer.eos_ids)
-        prompts = [self._encode(row) for row in rows]
+        prompts = [self.encode(row["prompt"]) for row in rows]
         requests = [
             Request(prompt, sampling, zlib.crc32(f"{self.settings.seed} {step} {p} {g}".encode()))
             for p, prompt in enumerate(prompts)
@@ -246,7 +248,7 @@ class Run:
         for packed, arrays in plans:
             self.state, outcome, parts = self.learner.update(self.state, self._batches(packed, arrays))
             outcomes.append(outcome)
-            sums += parts
+            sums.append(parts)
         outcomes, sums = distributed.fetch((outcomes, sums))
         fed = sum(int((packed.segments > 0).sum()) for packed, _ in plans)
         targets = sum(int((packed.source >= 0).sum()) for packed, _ in plans)
@@ -257,7 +259,7 @@ class Run:
         self, groups: Groups, part: slice, advantages: np.ndarray, skip: np.ndarray
     ) -> tuple[PackedRows, dict[str, np.ndarray]]:
         """The packed rows of one update and its values per completion token."""
-        train, G = self.settings.train, self.settings.rollout.group_size
+        G = self.settings.rollout.group_size
         prompts = groups.prompts[part]
         completions = groups.completions[part.start * G : part.stop * G]
         lengths = np.array([len(c.tokens) for c in completions])
@@ -276,8 +278,6 @@ class Run:
             "advantages": np.repeat(advantages, lengths).astype(np.float32),
             "weights": np.repeat(weights, lengths).astype(np.float32),
         }
-        if train.updates_per_step > 1 and train.old_logprobs == "sampler":
-            arrays["old_logprobs"] = sampler
         return packed, arrays
 
     def _rows_per_batch(self) -> int:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
 from r1jax.core.config import unpack
-from r1jax.core.errors import UserError
 from r1jax.core.sharding import MeshConfig
 from r1jax.core.structs import Sampling
 from r1jax.data.tasks import TaskConfig
 from r1jax.eval.held_out import EvalConfig
 from r1jax.learner.optimizer import OptimizerConfig
 from r1jax.losses.policy import PolicyLossConfig
-from r1jax.stages.settings import CheckpointConfig, LogConfig, ModelConfig, check_divides
+from r1jax.stages.settings import CheckpointConfig, LogConfig, ModelConfig, check, check_divides
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,23 +92,21 @@ def read_config(config: ConfigDict) -> GRPOConfig:
     """The config as dataclasses. Raises UserError for unknown keys, wrong types and impossible combinations."""
     settings = unpack(GRPOConfig, config)
     rollout, train = settings.rollout, settings.train
-    positive = {
-        "steps": settings.steps,
-        "rollout.prompts_per_step": rollout.prompts_per_step,
-        "rollout.max_new_tokens": rollout.max_new_tokens,
-        "rollout.slots": rollout.slots,
-        "rollout.prefill_batch": rollout.prefill_batch,
-        "train.updates_per_step": train.updates_per_step,
-        "train.micro_batch_size": train.micro_batch_size,
-        "train.completions_per_row": train.completions_per_row,
-    }
-    for key, value in positive.items():
-        if value < 1:
-            raise UserError(f"config.{key} must be at least 1, got {value}")
-    if rollout.group_size < 2:
-        raise UserError(f"config.rollout.group_size must be at least 2 to compare answers, got {rollout.group_size}")
-    if rollout.temperature <= 0:
-        raise UserError(f"config.rollout.temperature must be positive to explore, got {rollout.temperature}")
+    for name in ("prompts_per_step", "max_new_tokens", "slots", "prefill_batch"):
+        check(f"rollout.{name}", value := getattr(rollout, name), value >= 1, "must be at least 1")
+    for name in ("updates_per_step", "micro_batch_size", "completions_per_row"):
+        check(f"train.{name}", value := getattr(train, name), value >= 1, "must be at least 1")
+    check("steps", settings.steps, settings.steps >= 1, "must be at least 1")
+    check("rollout.group_size", rollout.group_size, rollout.group_size >= 2, "must be at least 2 to compare answers")
+    hot, heat = rollout.temperature, settings.eval.temperature
+    check("rollout.temperature", hot, 0 < hot < math.inf, "must be positive to explore")
+    check("eval.temperature", heat, 0 <= heat < math.inf, "must be 0 (greedy) or more")
+    check("rollout.top_k", rollout.top_k, rollout.top_k >= 0, "must be 0 (off) or more")
+    check("rollout.top_p", rollout.top_p, 0 < rollout.top_p <= 1, "must be above 0 and at most 1 (off)")
+    check("rollout.min_p", rollout.min_p, 0 <= rollout.min_p <= 1, "must be from 0 (off) to 1")
+    check("rollout.max_prompt_tokens", rollout.max_prompt_tokens, rollout.max_prompt_tokens >= 0, "must be 0 or more")
+    check("eval.strict", settings.eval.strict, bool(settings.eval.strict), "must name at least one reward")
+    check("eval.lenient", settings.eval.lenient, bool(settings.eval.lenient), "must name a reward")
     check_divides(
         "rollout.prompts_per_step", rollout.prompts_per_step, "train.updates_per_step", train.updates_per_step
     )
@@ -127,6 +125,5 @@ def read_config(config: ConfigDict) -> GRPOConfig:
         check_divides(
             "train.completions_per_row x rollout.max_new_tokens", targets, "train.logits_chunk", train.logits_chunk
         )
-    if not settings.rewards:
-        raise UserError("config.rewards names no reward")
+    check("rewards", settings.rewards, bool(settings.rewards), "must name a reward")
     return settings

@@ -61,6 +61,12 @@ def is_due(step: int, every: int, last: int) -> bool:
     return step == last or (every > 0 and step % every == 0)
 
 
+def check(key: str, value: Any, is_right: bool, rule: str) -> None:
+    """Raises UserError `config.{key} {rule}, got {value}` unless `is_right`."""
+    if not is_right:
+        raise UserError(f"config.{key} {rule}, got {value!r}")
+
+
 def check_divides(whole_name: str, whole: int, part_name: str, part: int) -> None:
     """Raises UserError unless `part` (of config.{part_name}) divides `whole`."""
     if whole % part:

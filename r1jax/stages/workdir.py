@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import pathlib
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from r1jax.core.config import to_json
+from r1jax.core.config import flatten, to_json
 from r1jax.core.errors import UserError
 from r1jax.core.metrics import read_rows
 from r1jax.eval.headline import format_value
+
+log = logging.getLogger(__name__)
 
 # A resumed run may change these: they do not change what the steps before it were.
 FREE_KEYS = ("steps", "eval", "checkpoint", "log")
 
 
 def write_config(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Writes config.json, the resolved config."""
+    """Writes config.json, the resolved config, in one move: a kill leaves the old file or the new one."""
     workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "config.json").write_text(to_json(config) + "\n", encoding="utf-8")
+    draft = workdir / "config.json.draft"
+    draft.write_text(to_json(config), encoding="utf-8")
+    os.replace(draft, workdir / "config.json")
 
 
 def check_config(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -28,7 +34,12 @@ def check_config(config: ConfigDict, workdir: pathlib.Path) -> None:
     file = workdir / "config.json"
     if not file.exists():
         return
-    before, now = _flatten(json.loads(file.read_text("utf-8"))), _flatten(json.loads(to_json(config)))
+    try:
+        before = flatten(json.loads(file.read_text("utf-8")))
+    except ValueError:
+        log.warning("%s is torn: resuming without a look at the config of the steps before", file)
+        return
+    now = flatten(json.loads(to_json(config)))
     for key in sorted({*before, *now}):
         if key.split(".")[0] not in FREE_KEYS and before.get(key) != now.get(key):
             raise UserError(
@@ -61,12 +72,3 @@ def describe_change(workdir: pathlib.Path, benchmark: str) -> list[dict[str, Any
             line["change"] = f"{100 * (rows[-1][key] - rows[0][key]):+.1f}"
             table.append(line)
     return table
-
-
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}.{key}" if prefix else key)
-    return flat

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +16,20 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str | Sequence[Mapping[str, Any]
     if isinstance(prompt, str):
         return tuple(tokenizer.encode(prompt, add_special=True))
     return tuple(tokenizer.encode(render(tokenizer, prompt)))
+
+
+class PromptEncoder:
+    """`encode_prompt` of one tokenizer, done once for every prompt, text or messages."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._known: dict[str, tuple[int, ...]] = {}
+
+    def __call__(self, prompt: str | Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+        key = json.dumps(prompt)
+        if key not in self._known:
+            self._known[key] = encode_prompt(self._tokenizer, prompt)
+        return self._known[key]
 
 
 def find_prefix(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

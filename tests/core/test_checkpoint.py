@@ -172,3 +172,16 @@ def test_a_checkpoint_with_a_part_lost_is_refused(saved: Path, tmp_path: Path, p
     shutil.rmtree(workdir / "checkpoints" / "4" / part)
     with pytest.raises(UserError, match="^the checkpoint of step 4 in"):
         restore(workdir, make_state())
+
+
+def test_another_dtype_is_refused_and_not_cast(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, make_state(), FACTS)
+    checkpoints.close()
+    shapes = jax.eval_shape(make_state)
+    moments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), shapes.moments[0])
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(UserError, match=r"moments\.0\.embed was saved as bfloat16, this run has float32"):
+        checkpoints.restore(1, dataclasses.replace(shapes, moments=(moments, shapes.moments[1])))
+    checkpoints.restore(1, shapes)
+    checkpoints.close()

@@ -148,3 +148,14 @@ def test_activation_that_does_not_divide_is_named() -> None:
         pytest.raises(UserError, match="^logits: dimension 'batch' of size 6 does not divide"),
     ):
         jax.jit(lambda x: constrain(x, ("batch", None), name="logits"))(jnp.ones((6, 2)))
+
+
+@pytest.mark.parametrize(
+    ("rule", "spec", "parts"),
+    [(None, None, 1), ("data, fsdp", ("data", "fsdp"), 4), (("fsdp", "tensor"), ("fsdp", "tensor"), 4)],
+)
+def test_rules_name_no_axis_or_several(rule: str | tuple[str, ...] | None, spec: object, parts: int) -> None:
+    with use_mesh(make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)), {"batch": rule}):
+        placed = sharding(("batch", None), (8, 3))
+        assert placed is not None and placed.spec == PartitionSpec(spec, None)
+        assert batch_parts() == parts

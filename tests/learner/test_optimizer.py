@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -68,3 +69,27 @@ def test_weight_decay_leaves_norms_alone_and_nothing_else(scan_layers: bool) -> 
     mask = decay_mask(split(nnx.eval_shape(build))[1])
     for path, decays in jax.tree_util.tree_leaves_with_path(mask):
         assert decays == ("norm" not in jax.tree_util.keystr(path))
+
+
+def test_narrow_parameters_are_the_rounding_of_those_that_float32_would_have() -> None:
+    """Steps of a thousandth of a bfloat16 unit would all be lost without the copy."""
+    optimizer = make_optimizer(OptimizerConfig(1e-5, weight_decay=0.1), 300)
+    kernel = jnp.asarray(np.random.default_rng(0).normal(size=(4, 5)), jnp.bfloat16)
+    params = {"kernel": kernel, "scale": jnp.ones(5, jnp.float32)}
+    wide = jax.tree.map(lambda p: p.astype(jnp.float32), params)
+    state, wide_state = optimizer.init(params), optimizer.init(wide)
+    update = jax.jit(optimizer.update)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(state)} == {"float32", "int32"}
+    for step in range(300):
+        gradient = jax.tree.map(
+            lambda p, step=step: jnp.cos(step + jnp.arange(p.size, dtype=float)).reshape(p.shape) + 0.5, wide
+        )
+        changes, state = update(gradient, state, params)
+        params = optax.apply_updates(params, changes)
+        changes, wide_state = update(gradient, wide_state, wide)
+        wide = optax.apply_updates(wide, changes)
+    assert params["kernel"].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(params["kernel"], wide["kernel"].astype(jnp.bfloat16))
+    np.testing.assert_array_equal(params["scale"], wide["scale"])
+    assert (params["kernel"] != kernel).any()
+    assert len(jax.tree.leaves(state)) == len(jax.tree.leaves(wide_state)) + 1  # float32 itself has no copy

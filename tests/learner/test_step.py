@@ -60,3 +60,17 @@ def test_the_old_state_is_given_up() -> None:
     old = state.params["kernel"]
     learner.update(state, [ROWS])
     assert old.is_deleted()
+
+
+def test_gradients_of_narrow_parameters_are_summed_in_float32() -> None:
+    """A thousand small gradients behind a large one: a bfloat16 sum would stand still."""
+
+    def linear(params: Any, batch: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        return (params["kernel"].astype(jnp.float32) * batch).sum(), {}
+
+    optimizer = make_optimizer(CONFIG, 3)
+    learner = Learner(linear, optimizer)
+    state = init_state({"kernel": jnp.ones((1, 1), jnp.bfloat16)}, AXES, optimizer)
+    batches = [np.full((1, 1), value, np.float32) for value in (1.0, *[2.0**-10] * 1000)]
+    _, outcome, _ = learner.update(state, batches)
+    assert float(outcome["grad_norm"]) == pytest.approx(1 + 1000 / 1024, rel=1e-6)

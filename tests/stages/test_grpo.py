@@ -1,5 +1,6 @@
 """GRPO runs of a tiny model: they learn, write what the contract says, and are the same however the work is cut."""
 
+import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 
 from r1jax.core.metrics import read_rows
+from r1jax.stages.grpo_config import RolloutConfig
 from tests.stages.conftest import LEARNING
-from tests.stages.runs import Rows, read_completions, train, untimed
+from tests.stages.runs import Rows, read_completions, read_params, train, untimed
 
 STEPS = LEARNING["steps"]
 METRICS = """loss reward reward_std rewards/letters_reward/mean rewards/letters_reward/std rewards/number_reward/mean
@@ -215,3 +217,33 @@ def test_groups_without_spread_teach_nothing(tiny_model: pathlib.Path, tmp_path:
     assert 0 < row["sampling/sampling_logp_difference/mean"] < 1e-5 and row["entropy"] > 3
     samples = read_rows(tmp_path / "run" / "samples.jsonl")
     assert [sample["advantage"] for sample in samples] == [0.0] * 32
+
+
+@pytest.mark.parametrize("updates", [1, 4])
+def test_a_wrong_temperature_of_the_sampler_raises_the_alarm(
+    tiny_model: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    updates: int,
+):
+    """Also where the old log-probs are the sampler's own."""
+    right = RolloutConfig.sampling
+    wrong = lambda rollout, stop_ids: dataclasses.replace(right(rollout, stop_ids), temperature=1.1)
+    monkeypatch.setattr(RolloutConfig, "sampling", wrong)
+    changes = {"steps": 1, "data__eval_problems": 0, "train__old_logprobs": "sampler"}
+    (row,) = train(tmp_path / "run", tiny_model, train__updates_per_step=updates, **changes)
+    assert row["sampling/sampling_logp_difference/mean"] > 1e-2
+    assert "the sampler's log-probs differ from the trainer's" in caplog.text
+
+
+def test_narrow_parameters_learn(tiny_model: pathlib.Path, tmp_path: pathlib.Path):
+    """bfloat16 parameters, float32 moments and copies; what is saved is what goes on."""
+    changes = {"model__param_dtype": "bfloat16", "data__eval_problems": 0, "checkpoint__every_steps": 2}
+    rows = train(tmp_path / "whole", tiny_model, **changes)
+    train(tmp_path / "parts", tiny_model, steps=2, **changes)
+    again = train(tmp_path / "parts", tiny_model, **changes)
+    assert untimed(again) == untimed(rows)
+    found, expected = read_params(tmp_path / "parts"), read_params(tmp_path / "whole")
+    assert {str(value.dtype) for value in expected.values()} == {"bfloat16"}
+    assert all(found[name].tobytes() == expected[name].tobytes() for name in expected)

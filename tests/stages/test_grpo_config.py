@@ -1,6 +1,7 @@
 """A GRPO config is checked before any device is touched."""
 
 import dataclasses
+import re
 
 import pytest
 
@@ -21,6 +22,16 @@ from tests.stages.runs import CONFIG
         ({"train.updates_per_step": "0"}, "config.train.updates_per_step must be at least 1, got 0"),
         ({"rollout.group_size": "1"}, "config.rollout.group_size must be at least 2 to compare answers, got 1"),
         ({"rollout.temperature": "0"}, "config.rollout.temperature must be positive to explore, got 0"),
+        ({"rollout.temperature": "nan"}, "config.rollout.temperature must be positive to explore, got nan"),
+        ({"rollout.top_k": "-1"}, "config.rollout.top_k must be 0 (off) or more, got -1"),
+        ({"rollout.top_p": "0"}, "config.rollout.top_p must be above 0 and at most 1 (off), got 0.0"),
+        ({"rollout.top_p": "1.5"}, "config.rollout.top_p must be above 0 and at most 1 (off), got 1.5"),
+        ({"rollout.min_p": "1.5"}, "config.rollout.min_p must be from 0 (off) to 1, got 1.5"),
+        ({"eval.temperature": "-1"}, "config.eval.temperature must be 0 (greedy) or more, got -1.0"),
+        ({"eval.strict": "[]"}, "config.eval.strict must name at least one reward, got ()"),
+        ({"eval.lenient": ""}, "config.eval.lenient must name a reward, got ''"),
+        ({"model.dtype": "float8"}, "config.model.dtype must be one of 'float32', 'bfloat16', 'float16', got 'float8'"),
+        ({"model.param_dtype": "f32"}, "config.model.param_dtype must be one of 'float32'"),
         ({"rollout.slots": "0"}, "config.rollout.slots must be at least 1"),
         ({"train.old_logprobs": "samplr"}, "config.train.old_logprobs must be one of 'trainer', 'sampler'"),
         ({"loss.aggregation": "mean"}, "config.loss.aggregation must be one of"),
@@ -28,8 +39,23 @@ from tests.stages.runs import CONFIG
     ],
 )
 def test_impossible_combinations_are_named(changes: dict[str, str], message: str):
-    with pytest.raises(UserError, match=message.replace("(", r"\(")):
+    with pytest.raises(UserError, match=re.escape(message)):
         read_config(apply_overrides(load_config(str(CONFIG)), changes))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_dtypes_of_a_config(dtype: str):
+    changes = {"model.dtype": dtype, "model.param_dtype": dtype}
+    settings = read_config(apply_overrides(load_config(str(CONFIG)), changes))
+    assert (settings.model.dtype, settings.model.param_dtype) == (dtype, dtype)
+
+
+def test_rules_of_the_mesh_may_be_null_or_name_several_axes():
+    rules = '{"embed": null, "vocab": "fsdp,tensor", "mlp": ["fsdp", "tensor"]}'
+    settings = read_config(apply_overrides(load_config(str(CONFIG)), {"mesh.rules": rules}))
+    assert settings.mesh.rules == {"embed": None, "vocab": "fsdp,tensor", "mlp": ("fsdp", "tensor")}
+    with pytest.raises(UserError, match=r"config\.mesh\.rules\.embed must be"):
+        read_config(apply_overrides(load_config(str(CONFIG)), {"mesh.rules": '{"embed": 3}'}))
 
 
 def test_an_unknown_key_of_a_section_is_named():
