@@ -16,7 +16,7 @@ from r1jax.data.sources import Row, RowErrors, read_jsonl
 
 
 def read_rows(path: str, errors: RowErrors | None = None, *, key: str = "config.data.path") -> list[Row]:
-    """All rows in order. `org/name` or `org/name:split` is a hub name where no such file is here.
+    """All rows in order. `org/name[:split]` or `org/name:config:split` is a hub name where no such file is here.
 
     Raises UserError for a missing file, a damaged one, and a malformed row (unless `errors` skips it).
     """
@@ -61,9 +61,9 @@ def _read_array_record(path: str, errors: RowErrors) -> list[Row]:
 
 def _read_hub(name: str, key: str) -> list[Row]:
     datasets = _require("datasets", "datasets", name)
-    repository, _, split = name.partition(":")
+    repository, *config, split = name.split(":") if ":" in name else (name, "train")
     try:
-        rows = datasets.load_dataset(repository, split=split or "train")
+        rows = datasets.load_dataset(repository, *config, split=split)
     except Exception as error:  # the hub's errors have no common base; each of them means: not to be had
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"the data set {name} cannot be had from the hub ({reason}); {key} may name a file") from None

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from r1jax.core.structs import Completion, Request, Sampling
+from r1jax.eval.score import mean_and_stderr
 from r1jax.rewards.base import Reward, score
 
 Generate = Callable[[list[Request]], list[Completion]]
@@ -77,8 +78,8 @@ def evaluate(
         values |= {"format_rate": sampled["format"], "greedy_format_rate": greedy["format"]}
     metrics = {}
     for name, value in values.items():
-        metrics[f"eval/{config.name}/{name}"] = float(value.mean())
-        metrics[f"eval/{config.name}/{name}_stderr"] = float(value.std(ddof=1) / np.sqrt(count)) if count > 1 else 0.0
+        key = f"eval/{config.name}/{name}"
+        metrics[key], metrics[f"{key}_stderr"] = mean_and_stderr(value)
     metrics[f"eval/{config.name}/mean_length"] = float(np.mean([len(c.tokens) for c in completions[:count]]))
     metrics[f"eval/{config.name}/problems"] = count
     return metrics

@@ -27,6 +27,13 @@ OPEN_R1_SYSTEM = (
 # What DeepSeek-R1's model card asks for on mathematical problems.
 BOXED = "{question}\nPlease reason step by step, and put your final answer within \\boxed{}."
 
+# The question of simple-evals for multiple choice (openai/simple-evals, common.py, `QUERY_TEMPLATE_MULTICHOICE`), with
+# which DeepSeek-R1 (arXiv:2501.12948, section 3) was measured on GPQA. The question here holds its options.
+MULTIPLE_CHOICE = (
+    "Answer the following multiple choice question. The last line of your response should be of the following format: "
+    "'Answer: $LETTER' (without quotes) where LETTER is one of ABCD. Think step by step before answering.\n\n{question}"
+)
+
 PLAIN = "{question}"
 
 # One model's answers, put before it again to be ranked. The request and the layout are those of the Korean notes on R1

@@ -1,0 +1,147 @@
+"""Scores of completions against gold answers: pass@1, pass@k, majority vote, each a number with a definition.
+
+    pass@1         the mean over all completions of a problem, then over problems; its standard error is over problems
+    pass@k         the chance that one of k drawn completions is right, unbiased (Chen et al. 2021, arXiv 2107.03374)
+    cons@k         whether the commonest answer of the first k is right; ties go to the answer that came first
+    lenient_pass@1 the last number or letter counts, wherever it stands
+    format_rate    the share of completions with an answer in the place asked for
+
+Answers vote together when they are equal by value; a completion without an answer has no vote.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from r1jax.core.errors import UserError
+from r1jax.eval.answers import Kind, compare, find_kind, find_strict, is_lenient
+
+
+@dataclasses.dataclass(frozen=True)
+class Answered:
+    """A problem with its completions. `lengths` in tokens and `finish_reasons`, one a completion, where known."""
+
+    problem: Any
+    gold: str
+    completions: Sequence[str]
+    lengths: Sequence[int] | None = None
+    finish_reasons: Sequence[str] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Graded:
+    """A problem's completions judged: extracted answers, right or not, strict and lenient; `votes[i]` is the number of
+    the first completion that gives the same answer (None: no answer).
+    """
+
+    kind: Kind
+    answers: list[str | None]
+    correct: list[bool]
+    lenient: list[bool]
+    votes: list[int | None]
+
+
+def score(problems: Sequence[Answered], k: int = 0) -> tuple[dict[str, float | int | None], list[dict[str, Any]]]:
+    """(the scores of a benchmark, one row a problem for samples.jsonl).
+
+    k: of pass@k and cons@k; 0 takes the smallest number of completions of a problem. Raises UserError for more.
+    """
+    least = min((len(problem.completions) for problem in problems), default=0)
+    if not least:
+        raise UserError("there is nothing to score: every problem needs at least one completion")
+    if k > least:
+        raise UserError(f"num_samples is {k}, but a problem has only {least} completions")
+    k, graded = k or least, grade(problems)
+    means = [float(np.mean(grades.correct)) for grades in graded]
+    pass_1, stderr = mean_and_stderr(means)
+    lengths = [length for problem in problems for length in problem.lengths or ()]
+    reasons = [reason for problem in problems for reason in problem.finish_reasons or ()]
+    answers = [answer for grades in graded for answer in grades.answers]
+    scores = {
+        "n": len(problems),
+        "k": k,
+        "pass@1": pass_1,
+        "pass@1_stderr": stderr,
+        "pass@k": float(np.mean([pass_at_k(len(g.correct), sum(g.correct), k) for g in graded])),
+        "cons@k": float(np.mean([is_majority_right(g, k) for g in graded])),
+        "lenient_pass@1": float(np.mean([np.mean(g.lenient) for g in graded])),
+        "format_rate": sum(answer is not None for answer in answers) / len(answers),
+        "mean_length": float(np.mean(lengths)) if lengths else None,
+        "truncated": sum(reason == "length" for reason in reasons) / len(reasons) if reasons else None,
+    }
+    return scores, [_describe(problem, grades) for problem, grades in zip(problems, graded, strict=True)]
+
+
+def grade(problems: Sequence[Answered]) -> list[Graded]:
+    """Judges all completions; what only math-verify can tell is asked in two rounds for all problems together."""
+    kinds = [find_kind(problem.gold) for problem in problems]
+    answers = [
+        [find_strict(text, kind) for text in problem.completions] for problem, kind in zip(problems, kinds, strict=True)
+    ]
+    given = [(p, s) for p, found in enumerate(answers) for s, answer in enumerate(found) if answer is not None]
+    verdicts = compare([(answers[p][s] or "", problems[p].gold, kinds[p]) for p, s in given])
+    right = {place for place, verdict in zip(given, verdicts, strict=True) if verdict}
+    votes = _group_votes(answers, kinds)
+    graded = []
+    for p, (problem, kind) in enumerate(zip(problems, kinds, strict=True)):
+        correct = [(p, s) in right for s in range(len(answers[p]))]
+        lenient = [is_lenient(t, problem.gold, kind, c) for t, c in zip(problem.completions, correct, strict=True)]
+        graded.append(Graded(kind, answers[p], correct, lenient, votes[p]))
+    return graded
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """The chance that k of n completions, `correct` of them right, drawn without replacement, hold a right one."""
+    if n - correct < k:
+        return 1.0
+    return 1.0 - math.prod(1.0 - k / i for i in range(n - correct + 1, n + 1))
+
+
+def is_majority_right(grades: Graded, k: int) -> bool:
+    """Whether the answer with the most votes among the first k is right; the first to appear wins a tie."""
+    votes = [vote for vote in grades.votes[:k] if vote is not None]
+    return bool(votes) and grades.correct[max(dict.fromkeys(votes), key=votes.count)]
+
+
+def mean_and_stderr(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """The mean of values over problems and its standard error (n - 1 in the deviation; 0 for a single problem)."""
+    count = len(values)
+    return float(np.mean(values)), float(np.std(values, ddof=1) / math.sqrt(count)) if count > 1 else 0.0
+
+
+def _group_votes(answers: Sequence[Sequence[str | None]], kinds: Sequence[Kind]) -> list[list[int | None]]:
+    """For each completion the first one of its problem with the same answer."""
+    firsts: list[dict[str, int]] = []  # answers by spelling
+    pairs: list[tuple[int, str, str]] = []
+    for p, found in enumerate(answers):
+        spelled: dict[str, int] = {}
+        for s, answer in enumerate(found):
+            if answer is not None:
+                spelled.setdefault(answer, s)
+        firsts.append(spelled)
+        pairs += [(p, a, b) for a, b in itertools.combinations(spelled, 2)]
+    same = compare([(b, a, kinds[p]) for p, a, b in pairs])
+    for (p, a, b), equal in zip(pairs, same, strict=True):
+        if equal:
+            firsts[p][b] = min(firsts[p][a], firsts[p][b])
+    return [
+        [None if answer is None else first[answer] for answer in found]
+        for found, first in zip(answers, firsts, strict=True)
+    ]
+
+
+def _describe(problem: Answered, grades: Graded) -> dict[str, Any]:
+    row = {
+        "problem": problem.problem,
+        "gold": problem.gold,
+        "completions": list(problem.completions),
+        "answers": grades.answers,
+        "correct": grades.correct,
+        "lenient_correct": grades.lenient,
+    }
+    known = {"lengths": problem.lengths, "finish_reasons": problem.finish_reasons}
+    return row | {name: list(values) for name, values in known.items() if values is not None}

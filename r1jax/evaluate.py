@@ -1,0 +1,111 @@
+"""Measures a model on benchmarks, or scores completions that exist.
+
+  python -m r1jax.evaluate --model=MODEL --benchmarks=gsm8k=gsm8k_test.jsonl,svamp=svamp.jsonl --output=scores.json
+  python -m r1jax.evaluate --samples=out.jsonl --output=scores.json
+
+--model is a Hugging Face folder, a .gguf file, a hub name (org/name), or the workdir of a run. A benchmark is gsm8k,
+svamp, aime24, aime25, math500 or gpqa: NAME takes the data set from the hub, NAME=FILE a file of it; jsonl=FILE is any
+file with `prompt` (a text as it stands, or messages) and `solution`. --samples takes rows of `completions` and
+`solution`, as `python -m r1jax.generate` leaves them, in place of a model.
+
+The output holds for each benchmark: n problems, k completions each; pass@1 (mean over completions) with its standard
+error over problems; pass@k (unbiased); cons@k (majority vote); lenient_pass@1 (the last number or choice letter);
+format_rate (answers in the place asked for: \\boxed{}, answer tags, `####`, or `Answer: X`); mean_length in tokens;
+truncated (the share cut off at max_new_tokens). OUT.samples.jsonl holds every problem with its completions.
+
+The defaults are DeepSeek's protocol, temperature 0.6 and top-p 0.95; its --num_samples are 64 (AIME, GPQA) and 16
+(MATH), its --max_new_tokens 32768.
+"""
+
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from r1jax.core.commands import run_command
+from r1jax.core.errors import UserError
+from r1jax.generate import define_device_flags
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command line `argv` (program name first) and returns the exit code: 0, 2 for a user's mistake, 130."""
+    values = define_flags()
+    return run_command(__doc__, values, argv[1:], lambda _: evaluate(values))
+
+
+def define_flags() -> flags.FlagValues:
+    """The flags of this command, apart from absl's global ones: importing this module defines none."""
+    values = flags.FlagValues()
+    string, integer, number = flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_float
+    string("model", None, "Hugging Face folder, .gguf file, hub name, or workdir of a run.", flag_values=values)
+    string("samples", None, "A file of completions to score, in place of --model.", flag_values=values)
+    string("benchmarks", None, "NAME, NAME=FILE or jsonl=FILE, several with commas.", flag_values=values)
+    string("output", None, "The JSON file to write.", flag_values=values)
+    integer("num_samples", None, "Completions of each problem. Default: 1, or all of --samples.", flag_values=values)
+    number("temperature", 0.6, "0 takes the likeliest token each time. Default: 0.6.", flag_values=values)
+    number("top_p", 0.95, "The share of probability to sample from. Default: 0.95.", flag_values=values)
+    integer("max_new_tokens", 2048, "Tokens of a completion at most. Default: 2048.", flag_values=values)
+    integer("limit", 0, "Only the first N problems of each benchmark. Default: 0, all.", flag_values=values)
+    integer("seed", 0, "The outcome is a function of it, whatever the batch. Default: 0.", flag_values=values)
+    text = (
+        "chat: the model's chat template; or a raw text with {question}; or r1, question_reply, plain. Default: chat."
+    )
+    string("template", "chat", text, flag_values=values)
+    integer("batch_size", 32, "Completions sampled at once; the memory grows with it. Default: 32.", flag_values=values)
+    define_device_flags(values)
+    return values
+
+
+def evaluate(values: flags.FlagValues) -> None:
+    """What the flags ask for; problems and flags are checked before a model is loaded."""
+    if not values.output:
+        raise UserError("--output is missing (see --help)")
+    if bool(values.model) == bool(values.samples):
+        raise UserError("one of --model and --samples must be given, and not both (see --help)")
+    if values.limit < 0:
+        raise UserError(f"limit must not be negative, got {values.limit}")
+    if values.samples:
+        _score_samples(values)
+    else:
+        _measure_model(values)
+
+
+def _score_samples(values: flags.FlagValues) -> None:
+    from r1jax.stages.evaluate import read_samples, score_benchmarks, show_scores, write_scores
+
+    name = values.benchmarks or pathlib.Path(values.samples).stem
+    answered = {name: read_samples(values.samples, limit=values.limit)}
+    scores, rows = score_benchmarks(answered, values.num_samples or 0)
+    write_scores(values.output, values.samples, scores, rows)
+    show_scores(scores)
+
+
+def _measure_model(values: flags.FlagValues) -> None:
+    if not values.benchmarks:
+        raise UserError("--benchmarks is missing, as in --benchmarks=gsm8k=FILE.jsonl (see --help)")
+    from r1jax.eval.benchmarks import load_benchmark
+    from r1jax.stages.evaluate import answer_problems, score_benchmarks, show_scores, write_scores
+    from r1jax.stages.generate import Generation
+    from r1jax.stages.sampler import load_sampler, place_sampler
+
+    names = ("temperature", "top_p", "max_new_tokens", "seed")
+    settings: dict[str, Any] = {name: values[name].value for name in names}
+    config = Generation(num_samples=1 if values.num_samples is None else values.num_samples, **settings)
+    problems: dict[str, Any] = {}
+    for spec in values.benchmarks.split(","):
+        name, found = load_benchmark(spec, template=values.template, limit=values.limit)
+        if name in problems:
+            raise UserError(f"--benchmarks names {name} twice")
+        problems[name] = found
+    with place_sampler(values.mesh):
+        sampler = load_sampler(values.model, dtype=values.dtype, slots=values.batch_size)
+        answered = {name: answer_problems(sampler, found, config) for name, found in problems.items()}
+        scores, rows = score_benchmarks(answered)
+        write_scores(values.output, values.model, scores, rows)
+    show_scores(scores)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
