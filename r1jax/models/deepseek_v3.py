@@ -8,20 +8,19 @@ files, where the prediction depths are the layers behind the last and hold copie
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Mapping
 from typing import Any
 
 from flax import nnx
 
 from r1jax.core.errors import UserError
-from r1jax.models.experts import Gate, GateKind, MoE
+from r1jax.models.experts import Gate, GateKind, MoE, group_layers
 from r1jax.models.hf import Names, read_rope
 from r1jax.models.layers import FLOAT32, Dtypes, GatedMLP, RMSNorm
 from r1jax.models.mla import Form, LatentAttention, LatentSizes
 from r1jax.models.mtp import Depth
 from r1jax.models.rope import RopeScaling, YaRN, score_factor, write_scaling
-from r1jax.models.transformer import Block, MakeBlock, Transformer
+from r1jax.models.transformer import Block, Transformer
 
 MODEL_TYPES = ("deepseek_v3", "deepseek_v2")
 
@@ -302,7 +301,5 @@ def build(
         routing = lambda rngs: make_block(rngs, True)
         return Depth(width, routing, epsilon=config.norm_epsilon, dtypes=dtypes, rngs=rngs, std=std)
 
-    kinds = {routes: (lambda rngs, routes=routes: make_block(rngs, routes)) for routes in (False, True)}
-    runs = [(routes, len(list(run))) for routes, run in itertools.groupby(map(config.routes, range(config.num_layers)))]
-    groups: list[tuple[int, MakeBlock]] = [(count, kinds[routes]) for routes, count in runs]
+    groups = group_layers(map(config.routes, range(config.num_layers)), make_block)
     return Transformer(config, groups, rngs=rngs, dtypes=dtypes, extra=[make_depth] * config.mtp_depths, **options)

@@ -8,7 +8,7 @@ for, and its published sizes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from flax import nnx
@@ -130,25 +130,29 @@ def write_config(config: DenseConfig, fixed: Mapping[str, Any]) -> dict[str, Any
     }
 
 
+def make_block(config: DenseConfig, make_mlp: Callable[[], Any], *, dtypes: Dtypes, rngs: nnx.Rngs) -> Block:
+    """One layer around the MLP that `make_mlp` gives."""
+    norm: dict[str, Any] = dict(epsilon=config.norm_epsilon, dtypes=dtypes, rngs=rngs)
+    attention = Attention(
+        config.hidden_size,
+        config.num_heads,
+        config.num_kv_heads,
+        config.head_dim,
+        qkv_bias=config.qkv_bias,
+        norm_epsilon=config.norm_epsilon if config.qk_norm else None,
+        dtypes=dtypes,
+        rngs=rngs,
+        std=config.initializer_std,
+    )
+    return Block(attention, make_mlp(), RMSNorm(config.hidden_size, **norm), RMSNorm(config.hidden_size, **norm))
+
+
 def build(config: DenseConfig, *, rngs: nnx.Rngs, dtypes: Dtypes = FLOAT32, **options: Any) -> Transformer:
     """The model with fresh weights. `options`: scan_layers, remat."""
 
-    def make_block(rngs: nnx.Rngs) -> Block:
+    def make(rngs: nnx.Rngs) -> Block:
         shared: dict[str, Any] = dict(dtypes=dtypes, rngs=rngs, std=config.initializer_std)
-        norm: dict[str, Any] = dict(epsilon=config.norm_epsilon, dtypes=dtypes, rngs=rngs)
-        return Block(
-            Attention(
-                config.hidden_size,
-                config.num_heads,
-                config.num_kv_heads,
-                config.head_dim,
-                qkv_bias=config.qkv_bias,
-                norm_epsilon=config.norm_epsilon if config.qk_norm else None,
-                **shared,
-            ),
-            GatedMLP(config.hidden_size, config.intermediate_size, **shared),
-            RMSNorm(config.hidden_size, **norm),
-            RMSNorm(config.hidden_size, **norm),
-        )
+        mlp = lambda: GatedMLP(config.hidden_size, config.intermediate_size, **shared)
+        return make_block(config, mlp, dtypes=dtypes, rngs=rngs)
 
-    return Transformer(config, [(config.num_layers, make_block)], rngs=rngs, dtypes=dtypes, **options)
+    return Transformer(config, [(config.num_layers, make)], rngs=rngs, dtypes=dtypes, **options)

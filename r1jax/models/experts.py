@@ -10,6 +10,8 @@ The router works in float32, its correction bias is float32 whatever the model's
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -155,6 +157,12 @@ class MoE(nnx.Module):
         if self.shared is not None:
             y_BTD = y_BTD + self.shared(x_BTD)[0]
         return y_BTD, self.router.count(routing, valid_BT)
+
+
+def group_layers(routes: Iterable[bool], make_block: Callable[[nnx.Rngs, bool], Any]) -> list[tuple[int, Callable]]:
+    """Runs of layers with or without experts as a Transformer's groups: (how many, `make_block` for this kind)."""
+    makers = {kind: (lambda rngs, kind=kind: make_block(rngs, kind)) for kind in (False, True)}
+    return [(len(list(run)), makers[kind]) for kind, run in itertools.groupby(routes)]
 
 
 def _count(choice_BTA: jax.Array, valid_BT: jax.Array, experts: int) -> jax.Array:
