@@ -1,0 +1,198 @@
+"""From a teacher's samples to a set to learn from: what is right, readable, new and of the right difficulty.
+
+Filters apply in one order, each with a count of what it drops: cut off, pass rate, reward, length, language,
+repetition, contamination, exact and near duplicates, and at last how many of one prompt. Where the rewards come from is
+not known here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from r1jax.core.errors import UserError
+from r1jax.data.overlap import Contamination, find_near_duplicates, read_texts, split_words
+from r1jax.text.language import LANGUAGES, language_share
+
+Prompt = str | list[dict[str, str]]
+REPEATED_WORDS = 6  # the n-grams in which repetition is measured
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """One sample of a teacher: `group` numbers its prompt, `length` is in tokens."""
+
+    group: int
+    prompt: Prompt
+    completion: str
+    reward: float
+    length: int
+    finish_reason: str = "stop"
+
+
+@dataclasses.dataclass(frozen=True)
+class FilterConfig:
+    """The `filters` section.
+
+    Attributes:
+      min_reward: of a sample that is right.
+      min_pass_rate, max_pass_rate: only prompts whose mean reward lies strictly between; None: no bound.
+      min_tokens, max_tokens: of a completion; 0: no bound. Those cut off at the sampler's limit always go.
+      language: code of the language that a completion should be in (`en`, `zh`); None: any.
+      min_language_share: of its words.
+      max_repetition: the share of a completion's six-word sequences that repeat an earlier one.
+      benchmarks: files whose texts must not be learnt.
+      ngram: how many words in a row, shared with a benchmark, are too many.
+      near_duplicates: how similar (0 to 1) two samples may be; 0 keeps all that are not equal.
+      samples_per_prompt: at most, the first ones; 0: all.
+    """
+
+    min_reward: float = 1.0
+    min_pass_rate: float | None = None
+    max_pass_rate: float | None = None
+    min_tokens: int = 0
+    max_tokens: int = 0
+    language: str | None = None
+    min_language_share: float = 0.95
+    max_repetition: float = 0.3
+    benchmarks: tuple[str, ...] = ()
+    ngram: int = 10
+    near_duplicates: float = 0.0
+    samples_per_prompt: int = 0
+
+    def __post_init__(self) -> None:
+        if self.language is not None and self.language not in LANGUAGES:
+            raise UserError(f"config.filters.language must be one of {', '.join(LANGUAGES)}, got {self.language!r}")
+        for name in ("min_language_share", "max_repetition", "near_duplicates"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"config.filters.{name} must be from 0 to 1, got {getattr(self, name)}")
+        if self.ngram < 1:
+            raise UserError(f"config.filters.ngram must be at least 1, got {self.ngram}")
+
+
+def filter_traces(traces: Sequence[Trace], config: FilterConfig) -> tuple[list[Trace], dict[str, Any]]:
+    """(what is kept, in order; statistics: `dropped` by filter, and counts and lengths of what came and what stays).
+
+    Raises UserError for a benchmark file that cannot be read.
+    """
+    steps: dict[str, Callable[[list[Trace]], list[bool]]] = {
+        "cut_off": lambda kept: [trace.finish_reason != "length" for trace in kept],
+        "pass_rate": lambda kept: _within_pass_rate(kept, traces, config),
+        "reward": lambda kept: [trace.reward >= config.min_reward for trace in kept],
+        "length": lambda kept: [_fits(trace.length, config.min_tokens, config.max_tokens) for trace in kept],
+        "language": lambda kept: [_is_in_language(trace.completion, config) for trace in kept],
+        "repetition": lambda kept: [measure_repetition(t.completion) <= config.max_repetition for t in kept],
+        "contamination": lambda kept: _are_clean(kept, config),
+        "duplicate": _are_new,
+        "near_duplicate": lambda kept: _are_different(kept, config.near_duplicates),
+        "samples_per_prompt": lambda kept: _are_first(kept, config.samples_per_prompt),
+    }
+    kept, dropped = list(traces), {}
+    for name, judge in steps.items():
+        good = judge(kept)
+        dropped[name] = good.count(False)
+        kept = [trace for trace, is_good in zip(kept, good, strict=True) if is_good]
+    return kept, {"input": _describe(traces), "dropped": dropped, "output": _describe(kept)}
+
+
+def write_set(path: str | pathlib.Path, traces: Sequence[Trace], statistics: dict[str, Any]) -> None:
+    """Writes rows of `prompt` and `completion` to `path`, and the statistics to NAME.stats.json, each in one move."""
+    path = pathlib.Path(path)
+    rows = [{"prompt": trace.prompt, "completion": trace.completion} for trace in traces]
+    texts = {
+        statistics_file(path): json.dumps(statistics, indent=2) + "\n",
+        path: "".join(json.dumps(row) + "\n" for row in rows),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for place, text in texts.items():
+        draft = place.with_name(place.name + ".draft")
+        draft.write_text(text, "utf-8")
+        os.replace(draft, place)
+
+
+def statistics_file(path: pathlib.Path) -> pathlib.Path:
+    """NAME.stats.json of NAME.jsonl."""
+    return path.with_suffix(".stats.json")
+
+
+def measure_repetition(text: str) -> float:
+    """The share of six-word sequences that stand in the text before: near 1 for a loop, 0 for a short text."""
+    words = split_words(text)
+    grams = list(zip(*(words[i:] for i in range(REPEATED_WORDS)), strict=False))
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def _within_pass_rate(kept: Sequence[Trace], traces: Sequence[Trace], config: FilterConfig) -> list[bool]:
+    """By the mean reward of all samples of the prompt, those cut off among them."""
+    rewards: dict[int, list[float]] = {}
+    for trace in traces:
+        rewards.setdefault(trace.group, []).append(trace.reward)
+    rates = {group: sum(values) / len(values) for group, values in rewards.items()}
+    low, high = config.min_pass_rate, config.max_pass_rate
+    return [(low is None or rates[trace.group] > low) and (high is None or rates[trace.group] < high) for trace in kept]
+
+
+def _fits(length: int, low: int, high: int) -> bool:
+    return length >= low and (not high or length <= high)
+
+
+def _is_in_language(text: str, config: FilterConfig) -> bool:
+    share = None if config.language is None else language_share(text, config.language)
+    return share is None or share >= config.min_language_share
+
+
+def _are_clean(kept: Sequence[Trace], config: FilterConfig) -> list[bool]:
+    if not config.benchmarks:
+        return [True] * len(kept)
+    contamination = Contamination(read_texts(config.benchmarks, key="config.filters.benchmarks"), config.ngram)
+    return [_question(trace) not in contamination and trace.completion not in contamination for trace in kept]
+
+
+def _are_new(kept: Sequence[Trace]) -> list[bool]:
+    seen, new = set[str](), []
+    for trace in kept:
+        text = " ".join(f"{_question(trace)}\n{trace.completion}".split())
+        new.append(text not in seen)
+        seen.add(text)
+    return new
+
+
+def _are_different(kept: Sequence[Trace], similarity: float) -> list[bool]:
+    if not similarity:
+        return [True] * len(kept)
+    texts = [f"{_question(trace)}\n{trace.completion}" for trace in kept]
+    return [not marked for marked in find_near_duplicates(texts, similarity)]
+
+
+def _are_first(kept: Sequence[Trace], count: int) -> list[bool]:
+    seen: dict[int, int] = {}
+    first = []
+    for trace in kept:
+        seen[trace.group] = seen.get(trace.group, 0) + 1
+        first.append(not count or seen[trace.group] <= count)
+    return first
+
+
+def _question(trace: Trace) -> str:
+    """What is asked: the text, or what the user says."""
+    if isinstance(trace.prompt, str):
+        return trace.prompt
+    return "\n".join(turn["content"] for turn in trace.prompt if turn["role"] == "user")
+
+
+def _describe(traces: Sequence[Trace]) -> dict[str, float]:
+    lengths = [trace.length for trace in traces] or [0]
+    return {
+        "samples": len(traces),
+        "prompts": len({trace.group for trace in traces}),
+        "mean_reward": float(np.mean([trace.reward for trace in traces])) if traces else 0.0,
+        "mean_tokens": float(np.mean(lengths)),
+        "median_tokens": float(np.median(lengths)),
+        "max_tokens": max(lengths),
+    }
