@@ -16,7 +16,7 @@ import numpy as np
 
 from r1jax.core.structs import Completion, Request, Sampling
 from r1jax.eval.score import mean_and_stderr
-from r1jax.rewards.base import Reward, score
+from r1jax.rewards.base import Reward, load_rewards, score
 
 Generate = Callable[[list[Request]], list[Completion]]
 
@@ -42,6 +42,15 @@ class Problems:
     rows: Sequence[dict[str, Any]]
     tokens: Sequence[tuple[int, ...]]
     scorers: dict[str, Reward]
+
+
+def make_problems(
+    rows: Sequence[dict[str, Any]], encode: Callable[[Any], tuple[int, ...]], config: EvalConfig
+) -> Problems:
+    """Held-out rows ready to be asked and scored; `encode` makes ids of a prompt. Raises UserError for no reward."""
+    names = {*config.strict, config.lenient, config.format} - {""}
+    scorers = {name: load_rewards({name: 1.0})[0] for name in sorted(names)}
+    return Problems(rows, [encode(row["prompt"]) for row in rows], scorers)
 
 
 def evaluate(

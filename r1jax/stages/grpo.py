@@ -33,7 +33,7 @@ from r1jax.core.tree import count_parameters
 from r1jax.data.loader import PromptLoader
 from r1jax.data.packing import PackedRows, RowShape, pack_completions
 from r1jax.data.tasks import load_task
-from r1jax.eval.held_out import Problems, evaluate
+from r1jax.eval.held_out import evaluate, make_problems
 from r1jax.learner.optimizer import make_optimizer, make_schedule
 from r1jax.learner.policy import Scoring, make_loss, score_rows, summarize
 from r1jax.learner.state import TrainState, abstract_state, init_state
@@ -89,7 +89,7 @@ class Run:
         self.loader = PromptLoader(task.train, settings.rollout.prompts_per_step, seed=settings.seed)
         self._build_engine([*task.train, *task.held_out])
         self._build_learner(params)
-        self.problems = self._build_problems(task.held_out)
+        self.problems = make_problems(task.held_out, self.encode, settings.eval)
         self.num_tokens = 0
         log.info(
             "%s: %.1f M parameters; %d problems to train on, %d held out; prompts up to %d tokens, %d of them shared",
@@ -141,11 +141,6 @@ class Run:
         self.logprobs = jax.jit(lambda params, batch: score_rows(self.graph, params, batch, scoring)[0])
         self.reference = jax.tree.map(jnp.copy, params) if settings.loss.kl_coefficient else None
         self.state: TrainState = init_state(params, self.axes, self.optimizer)
-
-    def _build_problems(self, rows: Sequence[dict[str, Any]]) -> Problems:
-        names = {*self.settings.eval.strict, self.settings.eval.lenient, self.settings.eval.format} - {""}
-        scorers = {name: load_rewards({name: 1.0})[0] for name in sorted(names)}
-        return Problems(rows, [self.encode(row["prompt"]) for row in rows], scorers)
 
     # --- The loop's parts of this stage ---
 

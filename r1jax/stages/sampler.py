@@ -44,12 +44,16 @@ class Sampler:
         tokenizer: Tokenizer | None,
         stop_ids: tuple[int, ...],
         *,
-        vocab_size: int,
         slots: int = 64,
     ):
         self.graph, self.params, self.tokenizer, self.stop_ids = graph, params, tokenizer, stop_ids
-        self.vocab_size, self.slots = vocab_size, slots
+        self.slots = slots
         self._engines: dict[tuple[int, int, int, tuple[int, ...]], Engine] = {}
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids that the model has."""
+        return self.params["embed"]["embedding"].shape[0]
 
     def generate(
         self,
@@ -139,8 +143,7 @@ def load_sampler(path: str | pathlib.Path, *, dtype: str = "float32", slots: int
         raise UserError(f"batch_size must be at least 1, got {slots}")
     model, tokenizer = load_pretrained(path, dtype=dtype)
     stop_ids = read_stop_ids(find_model(path)) if tokenizer is None else tokenizer.eos_ids
-    vocab_size = model.config.vocab_size
-    return Sampler(*split(model), tokenizer, stop_ids, vocab_size=vocab_size, slots=slots)
+    return Sampler(*split(model), tokenizer, stop_ids, slots=slots)
 
 
 def read_stop_ids(folder: pathlib.Path) -> tuple[int, ...]:
