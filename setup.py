@@ -32,6 +32,7 @@ CORE = [
     "orbax-checkpoint>=0.12,<0.13",
     "rich>=14,<16",
     "tensorboardX>=2.6,<3",
+    "tensorstore>=0.1.80,<0.2",
     "tokenizers>=0.22,<0.24",
 ]
 DEV = [

@@ -11,7 +11,9 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 
 from r1jax.core.errors import UserError
 
@@ -63,3 +65,47 @@ class Checkpoints:
         """Waits for a save under way."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+class SavedArrays:
+    """The arrays of one checkpoint by their path in the saved state, for readers that do not know the run.
+
+    Any slice of an array is read by itself, so a host needs no room for a whole stack of layers.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        self.path = folder.resolve()
+        try:
+            tree = ocp.PyTreeCheckpointHandler().metadata(self.path / "state").tree
+        except (ValueError, KeyError, FileNotFoundError) as error:
+            raise UserError(f"{folder}: not a checkpoint of a run ({type(error).__name__})") from None
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        self._entries = {tuple(_read_key(key) for key in path): leaf for path, leaf in leaves}
+
+    @property
+    def paths(self) -> tuple[tuple[str | int, ...], ...]:
+        """Of all arrays; what counts is a whole number."""
+        return tuple(self._entries)
+
+    def shape(self, path: tuple[str | int, ...]) -> tuple[int, ...]:
+        return tuple(self._entries[path].shape)
+
+    def dtype(self, path: tuple[str | int, ...]) -> np.dtype:
+        return np.dtype(self._entries[path].dtype)
+
+    def read(self, path: tuple[str | int, ...], place: tuple[int, ...] = ()) -> np.ndarray:
+        """The array, or its part at `place` on the first axes."""
+        store = {"driver": "ocdbt", "base": f"file://{self.path / 'state'}/", "path": f"{self._entries[path].name}/"}
+        array = tensorstore.open({"driver": "zarr", "kvstore": store}, open=True).result()
+        return np.asarray(array[place].read().result())
+
+
+def newest_checkpoint(workdir: pathlib.Path) -> pathlib.Path | None:
+    """The folder of a run's newest complete checkpoint, or None; looks without touching a run under way."""
+    steps = [folder for folder in (workdir / "checkpoints").glob("*") if folder.name.isdigit()]
+    return max(steps, key=lambda folder: int(folder.name), default=None)
+
+
+def _read_key(entry: Any) -> str | int:
+    key = str(next(getattr(entry, name) for name in ("key", "idx", "name") if hasattr(entry, name)))
+    return int(key) if key.isdigit() else key

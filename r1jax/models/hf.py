@@ -13,6 +13,7 @@ the next is read. So beyond the shards themselves host memory holds one tensor, 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -37,6 +38,8 @@ class Source(Protocol):
     def __contains__(self, name: str) -> bool: ...
 
     def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def dtype(self, name: str) -> np.dtype: ...
 
     def read(self, name: str) -> np.ndarray: ...
 
@@ -136,16 +139,25 @@ def find_pieces(
 
 def _read(source: Source, name: str, inputs: int | None, shape: tuple[int, ...]) -> np.ndarray:
     """One tensor in our shape: a view of what `source` gives."""
-    if name not in source:
-        raise UserError(f"{source.path}: no tensor {name!r}, which the model needs")
-    want = shape
-    if inputs is not None:
-        sides = (int(np.prod(shape[inputs:])), int(np.prod(shape[:inputs])))
-        want = sides if inputs else sides[:1]
-    if tuple(source.shape(name)) != tuple(want):
-        raise UserError(f"{source.path}: tensor {name!r} has shape {source.shape(name)}, the model needs {want}")
+    check_tensor(source, name, matrix_shape(shape, inputs))
     array = source.read(name)
     return array if inputs is None else array.T.reshape(shape)
+
+
+def matrix_shape(shape: tuple[int, ...], inputs: int | None) -> tuple[int, ...]:
+    """The shape that the files have of a tensor of ours."""
+    if inputs is None:
+        return shape
+    sides = (math.prod(shape[inputs:]), math.prod(shape[:inputs]))
+    return sides if inputs else sides[:1]
+
+
+def check_tensor(source: Source, name: str, shape: tuple[int, ...]) -> None:
+    """Raises UserError unless the source has this tensor in this shape."""
+    if name not in source:
+        raise UserError(f"{source.path}: no tensor {name!r}, which the model needs")
+    if tuple(source.shape(name)) != tuple(shape):
+        raise UserError(f"{source.path}: tensor {name!r} has shape {source.shape(name)}, the model needs {shape}")
 
 
 def _assemble(

@@ -1,4 +1,5 @@
-"""A model by path: a Hugging Face folder, a .gguf file, or a hub name (through huggingface_hub and its cache).
+"""A model by path: a Hugging Face folder, a .gguf file, a hub name (through huggingface_hub and its cache), or a run of
+ours, whose workdir describes the model it trains in a folder `model/` (models/export.py writes it).
 
 The family is the file of this folder that `model_type` names, or whose MODEL_TYPES holds it, so a new family is one new
 file and no edit here.
@@ -13,21 +14,28 @@ import json
 import logging
 import pathlib
 import re
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 from flax import nnx
 from jax.sharding import Mesh
 
+from r1jax.core.checkpoint import SavedArrays, newest_checkpoint
 from r1jax.core.errors import UserError
 from r1jax.core.sharding import current_mesh, use_mesh
 from r1jax.core.tensorfiles import open_tensors
+from r1jax.models.fp8 import dequantize
 from r1jax.models.gguf import GGUFModel
 from r1jax.models.hf import Names, Source, load_weights
 from r1jax.models.layers import Dtypes
+from r1jax.models.parameters import of_checkpoint
 from r1jax.models.transformer import Transformer
 from r1jax.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
+
+DESCRIPTION = "model"  # of a workdir: config.json and tokenizer files of the model that it trains
 
 
 def load_pretrained(
@@ -49,14 +57,49 @@ def load_pretrained(
     if mesh is not None and mesh is not current_mesh():
         with use_mesh(mesh):
             return load_pretrained(path, dtype=dtype, hub=hub, fetch=fetch, **options)
-    path = find_model(path, hub, fetch)
-    tensors = open_tensors(path)
+    opened = open_model(path, hub=hub, fetch=fetch)
+    family = opened.family
+    dtypes = options.pop("dtypes", Dtypes(dtype, dtype))
+    make = lambda: family.build(opened.config, rngs=nnx.Rngs(0), dtypes=dtypes, **options)
+    model = load_weights(make, family.HF_NAMES, opened.source)
+    return model, opened.read_tokenizer()
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A MODEL of which nothing but headers is read.
+
+    source: its tensors by the hub's names. hf: what its config.json says. folder: where its tokenizer files are (None:
+    in the GGUF's header).
+    """
+
+    path: pathlib.Path
     source: Any
+    family: ModuleType
+    config: Any
+    hf: dict[str, Any]
+    folder: pathlib.Path | None
+
+    def read_tokenizer(self) -> Tokenizer | None:
+        """The tokenizer, None where there is none."""
+        return Tokenizer.from_path(self.path if self.folder is None else self.folder)
+
+
+def open_model(path: str | pathlib.Path, *, hub: str = "", fetch: str = "") -> Opened:
+    """Opens MODEL: a folder, a .gguf file, a hub name, a workdir of a run or one of its checkpoints.
+
+    Raises UserError, naming file and tensor, for anything missing, cut off or unknown.
+    """
+    path = find_model(path, hub, fetch)
+    find_source: Callable[[ModuleType], Any]
     if path.suffix == ".gguf":
-        source = GGUFModel(tensors)
-        hf = source.config()
+        gguf = GGUFModel(open_tensors(path))
+        hf, folder, find_source = gguf.config(), None, lambda _: gguf
+    elif (step := find_step(path)) is not None:
+        folder = step.parents[1] / DESCRIPTION
+        hf, find_source = _read_json(folder / "config.json"), lambda family: of_checkpoint(family, SavedArrays(step))
     else:
-        source, hf = tensors, _read_json(path / "config.json")
+        hf, folder, find_source = _read_json(path / "config.json"), path, lambda _: dequantize(open_tensors(path), hf)
     family = find_family(hf, path)
     try:
         config = family.from_hf(hf)
@@ -64,13 +107,23 @@ def load_pretrained(
         raise UserError(f"{path}: config.json lacks the key {error}") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    config = drop_absent_depths(config, family.HF_NAMES, source)
-    dtypes = options.pop("dtypes", Dtypes(dtype, dtype))
-    make = lambda: family.build(config, rngs=nnx.Rngs(0), dtypes=dtypes, **options)
-    model = load_weights(make, family.HF_NAMES, source)
-    if path.suffix == ".gguf":  # its vocabulary is in the header, which is open already
-        return model, Tokenizer.from_gguf(tensors.metadata)
-    return model, Tokenizer.from_path(path)
+    source = find_source(family)
+    return Opened(path, source, family, drop_absent_depths(config, family.HF_NAMES, source), hf, folder)
+
+
+def find_step(path: pathlib.Path) -> pathlib.Path | None:
+    """The checkpoint that a workdir (its newest) or a folder in its checkpoints/ means; None for what is neither.
+
+    Raises UserError for a workdir that has none yet.
+    """
+    if path.parent.name == "checkpoints" and path.name.isdigit():
+        return path
+    if not (path / "checkpoints").is_dir():
+        return None
+    newest = newest_checkpoint(path)
+    if newest is None:
+        raise UserError(f"{path}: a run that has saved no checkpoint yet")
+    return newest
 
 
 def require_tokenizer(tokenizer: Tokenizer | None, path: str | pathlib.Path) -> Tokenizer:

@@ -14,6 +14,8 @@ from r1jax.core.config import flatten, to_json
 from r1jax.core.errors import UserError
 from r1jax.core.metrics import read_rows
 from r1jax.eval.headline import format_value
+from r1jax.models.export import describe
+from r1jax.models.pretrained import DESCRIPTION, open_model
 
 log = logging.getLogger(__name__)
 
@@ -22,11 +24,16 @@ FREE_KEYS = ("steps", "eval", "checkpoint", "log")
 
 
 def write_config(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Writes config.json, the resolved config, in one move: a kill leaves the old file or the new one."""
+    """Writes config.json, the resolved config, in one move (a kill leaves the old file or the new one), and once model/,
+    what a reader of the checkpoints must know of the model.
+    """
     workdir.mkdir(parents=True, exist_ok=True)
     draft = workdir / "config.json.draft"
     draft.write_text(to_json(config), encoding="utf-8")
     os.replace(draft, workdir / "config.json")
+    path, description = config.get("model", {}).get("path"), workdir / DESCRIPTION
+    if path and not (description / "config.json").exists():
+        describe(open_model(path, hub=config.model.get("hub", ""), fetch=config.model.get("fetch", "")), description)
 
 
 def check_config(config: ConfigDict, workdir: pathlib.Path) -> None:

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from r1jax.core.metrics import read_rows
+from r1jax.models import load_pretrained
 from r1jax.stages.grpo_config import RolloutConfig
 from tests.stages.conftest import LEARNING
 from tests.stages.runs import Rows, read_completions, read_params, train, untimed
+from tests.tiny_model import STOP_IDS
 
 STEPS = LEARNING["steps"]
 METRICS = """loss reward reward_std rewards/letters_reward/mean rewards/letters_reward/std rewards/number_reward/mean
@@ -125,6 +127,15 @@ def test_the_other_files_of_the_workdir(learned: pathlib.Path, tiny_model: pathl
 
 
 # --- Ways to run the same three steps ---
+
+
+def test_the_workdir_is_a_model(learned: pathlib.Path, tiny_model: pathlib.Path):
+    model, tokenizer = load_pretrained(learned)
+    before, _ = load_pretrained(tiny_model)
+    assert model.config == before.config and tokenizer is not None and tokenizer.eos_ids == STOP_IDS
+    embedding = np.asarray(model.embed.embedding[...])
+    np.testing.assert_array_equal(embedding, read_params(learned)["['embed']['embedding']"])
+    assert not np.array_equal(embedding, before.embed.embedding[...])
 
 
 @pytest.fixture(scope="module")

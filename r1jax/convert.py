@@ -1,0 +1,50 @@
+"""Writes a model as a Hugging Face folder, which transformers and vLLM load.
+
+  python -m r1jax.convert runs/grpo_zero my-model
+  python -m r1jax.convert models/SmolLM2-135M-Instruct.Q4_1.gguf my-model --dtype=bfloat16
+
+The first argument is a Hugging Face folder, a .gguf file, a hub name (org/name), the workdir of a run (its newest
+checkpoint) or one of its checkpoints; the second a folder that does not exist yet. It gets config.json, the weights as
+safetensors (with an index where they are large), the tokenizer files and generation_config.json, all or nothing.
+
+Every tensor keeps the dtype it is stored in (8-bit blocks become bfloat16, GGUF's quantized blocks float32), or gets
+--dtype; the router's correction bias keeps its own. Tensors are read and written one at a time.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from r1jax.core.commands import run_command
+from r1jax.core.errors import UserError
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command line `argv` (program name first) and returns the exit code: 0, 2 for a user's mistake, 130."""
+    values = define_flags()
+    stopped = "stopped; nothing was written"
+    return run_command(
+        __doc__, values, argv[1:], lambda arguments: convert(values, arguments), positional=True, stopped=stopped
+    )
+
+
+def define_flags() -> flags.FlagValues:
+    """The flags of this command, apart from absl's global ones: importing this module defines none."""
+    values = flags.FlagValues()
+    text = "float32, bfloat16 or float16. Default: the dtype each tensor is stored in."
+    flags.DEFINE_string("dtype", None, text, flag_values=values)
+    return values
+
+
+def convert(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+    """What the arguments ask for; jax is imported only after they are checked."""
+    if len(arguments) != 2:
+        raise UserError(f"two arguments are needed, SRC and DST, got {len(arguments)} (see --help)")
+    from r1jax.models import export
+
+    export.convert(arguments[0], arguments[1], dtype=values.dtype)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
