@@ -79,7 +79,7 @@ def _write_file(path: pathlib.Path, specs: Mapping[str, Spec], read: Callable[[s
     with path.open("wb") as stream:
         stream.write(struct.pack("<Q", len(raw)) + raw)
         for name, spec in specs.items():
-            array = np.ascontiguousarray(read(name), spec.dtype)
+            array = np.asarray(read(name), spec.dtype, order="C")
             if array.shape != spec.shape:
                 raise ValueError(f"{name} has shape {array.shape}, announced as {spec.shape}")
             stream.write(array.reshape(-1).view(np.uint8).data)

@@ -24,7 +24,7 @@ FREE_KEYS = ("steps", "eval", "checkpoint", "log")
 
 
 def write_config(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Writes config.json, the resolved config, in one move (a kill leaves the old file or the new one), and once model/,
+    """Writes config.json, the resolved config, in one move: a kill leaves the old file or the new one. Also model/,
     what a reader of the checkpoints must know of the model.
     """
     workdir.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax.core.checkpoint import Checkpoints
+from r1jax.core.checkpoint import Checkpoints, SavedArrays, newest_checkpoint
 from r1jax.core.errors import UserError
 from r1jax.core.sharding import MeshConfig, make_mesh, replicated, sharding, use_mesh
 
@@ -185,3 +185,27 @@ def test_another_dtype_is_refused_and_not_cast(tmp_path: Path) -> None:
         checkpoints.restore(1, dataclasses.replace(shapes, moments=(moments, shapes.moments[1])))
     checkpoints.restore(1, shapes)
     checkpoints.close()
+
+
+def test_arrays_of_a_checkpoint_are_read_without_its_run(tmp_path: Path) -> None:
+    with use_mesh(make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))):
+        state = place(make_state())
+        checkpoints = Checkpoints(tmp_path)
+        for step in (9, 10):
+            checkpoints.save(step, state, FACTS)
+        checkpoints.close()
+    newest = newest_checkpoint(tmp_path)
+    assert newest == tmp_path / "checkpoints" / "10"
+    saved = SavedArrays(newest)
+    layers = [("params", "layers", layer) for layer in range(2)]
+    assert {("params", "embed"), *layers, ("moments", 0, "embed"), ("updates",)} <= set(saved.paths)
+    for path, expected in (
+        (layers[1], state.params["layers"][1]),
+        (("moments", 0, "embed"), state.moments[0]["embed"]),
+    ):
+        assert saved.shape(path) == expected.shape and saved.dtype(path) == expected.dtype
+        np.testing.assert_array_equal(saved.read(path), expected)
+        np.testing.assert_array_equal(saved.read(path, (3, 1)), expected[3, 1])
+    assert newest_checkpoint(tmp_path / "none") is None
+    with pytest.raises(UserError, match="none: not a checkpoint of a run"):
+        SavedArrays(tmp_path / "none")
