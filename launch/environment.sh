@@ -4,6 +4,7 @@
 #
 #   set_up [EXTRA]             leaves .venv with r1jax[EXTRA] in it, and the demo model in models/ where it can be had
 #   seconds_of NAME COMMAND…   runs a command and says how long it took
+#   find_bubblewrap            installs bubblewrap, if that is easy, or says what will be missing without it
 #
 # Everything that is already done is left alone, so a second run takes a second. PYTHON=… picks the interpreter.
 
@@ -87,6 +88,15 @@ install() {
     say "trying without reasoning-gym, whose tasks will be missing"
     pip_install ".${extra:+[$extra]}"
   fi
+}
+
+# Code rewards run programs in bubblewrap and refuse to go without. Where it is missing and we may install, we try.
+find_bubblewrap() {
+  if ! command -v bwrap >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    { apt-get install -y bubblewrap || { apt-get update && apt-get install -y bubblewrap; }; } >/dev/null 2>&1 || true
+  fi
+  command -v bwrap >/dev/null ||
+    say "no bubblewrap here (apt-get install bubblewrap): code rewards will refuse to run, and their tests are skipped"
 }
 
 fetch_demo() {

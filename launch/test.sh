@@ -10,4 +10,5 @@
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 set_up dev
+find_bubblewrap
 seconds_of "tests" "$VENV/bin/python" -m pytest -q "$@"

@@ -5,6 +5,8 @@ from typing import Any
 
 _HOMES = {
     "answers": ("accuracy_reward", "answer_reward", "number_reward"),
+    "code": ("binary_code_reward", "code_reward"),
+    "contests": ("cf_code_reward", "ioi_code_reward"),
     "base": ("load_rewards", "score"),
     "lengths": ("get_cosine_scaled_reward", "get_soft_overlong_punishment", "len_reward"),
     "prose": ("get_repetition_penalty_reward", "reasoning_steps_reward"),

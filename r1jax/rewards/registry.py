@@ -10,6 +10,8 @@ from typing import Any
 
 from r1jax.core.errors import UserError
 from r1jax.rewards.answers import accuracy_reward, answer_reward, number_reward
+from r1jax.rewards.code import binary_code_reward, code_reward
+from r1jax.rewards.contests import cf_code_reward, ioi_code_reward
 from r1jax.rewards.lengths import get_cosine_scaled_reward, get_soft_overlong_punishment, len_reward
 from r1jax.rewards.prose import get_repetition_penalty_reward, reasoning_steps_reward
 from r1jax.rewards.self_rank import get_self_rank_reward
@@ -25,9 +27,13 @@ RewardFunction = Callable[..., Any]
 
 OPEN_R1: dict[str, RewardFunction] = {
     "accuracy": accuracy_reward,
+    "binary_code": binary_code_reward,
+    "cf_code": cf_code_reward,
+    "code": code_reward,
     "code_format": get_code_format_reward,
     "cosine": get_cosine_scaled_reward,
     "format": format_reward,
+    "ioi_code": ioi_code_reward,
     "length": len_reward,
     "reasoning_steps": reasoning_steps_reward,
     "repetition_penalty": get_repetition_penalty_reward,
@@ -40,7 +46,16 @@ REGISTRY: dict[str, RewardFunction] = OPEN_R1 | {
 }
 
 # Where open-r1's script arguments keep the arguments of its rewards.
+_CODE_ARGUMENTS = {
+    "num_parallel": "parallel_code_exec_per_proc",
+    "provider_type": "code_provider",
+    "enforce_same_language": "enforce_same_language",
+}
 _SCRIPT_ARGUMENTS = {
+    "binary_code": _CODE_ARGUMENTS,
+    "cf_code": {"test_batch_size": "code_eval_test_batch_size", "scoring_mode": "code_eval_scoring_mode"},
+    "code": _CODE_ARGUMENTS,
+    "ioi_code": {"test_batch_size": "code_eval_test_batch_size", "provider_type": "ioi_provider"},
     "code_format": {"language": "code_language"},
     "cosine": {
         "min_value_wrong": "cosine_min_value_wrong",

@@ -22,6 +22,10 @@ NAMES = {
     "tag_count": "tag_count_reward",
     "code_format": "code_format_reward",
     "soft_overlong_punishment": "soft_overlong_punishment_reward",
+    "code": "code_reward",
+    "binary_code": "binary_code_reward",
+    "ioi_code": "ioi_code_reward",
+    "cf_code": "cf_code_reward",
 }
 # The attributes of open-r1's script arguments, with its defaults.
 DEFAULTS = {

@@ -1,0 +1,158 @@
+"""Rewards for programs: run in a sandbox against the tests of the column `verification_info`. open-r1's, made local.
+
+A row's `verification_info` is a dict (or its JSON) with `language` and `test_cases`, a list of two kinds:
+
+    {"type": "stdin_stdout", "input": "1 2\\n", "output": "3\\n"}     the program's output is compared, line by line
+    {"type": "assert", "code": "assert add(1, 2) == 3"}             the program's functions are called; see below
+
+The program is the last fenced Python block of the reply. It never sees what is expected: outputs are compared out here,
+and asserts run in another process than the program (`assert_worker.py`). A test fails on another exit code than 0, on a
+broken limit, and on any line that differs; white space at the ends of lines and around the whole is free.
+
+Mended against open-r1, and nothing else: all lines are compared, not only as many as the shorter text has; a test that
+takes too long costs that test only; the `local` provider works, and is the default (e2b and morph are not here).
+"""
+
+import functools
+import hashlib
+import json
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from r1jax.core.errors import UserError
+from r1jax.rewards.completions import Completion, read_text
+from r1jax.rewards.programs import Limits, Program, Provider, Test, make_provider, run_in_parallel
+
+SECONDS_PER_TEST = 5.0
+_BINARY_THRESHOLD = 0.99
+_MAX_VERDICTS = 50_000
+# Verdicts by (program, test): groups repeat programs, and steps repeat prompts. Only those that time cannot change.
+_verdicts: OrderedDict[bytes, bool] = OrderedDict()
+_verdicts_lock = threading.Lock()
+
+
+def code_reward(
+    completions: Sequence[Completion],
+    verification_info: Sequence[Any],
+    num_parallel: int = 2,
+    provider_type: str = "local",
+    enforce_same_language: bool = False,
+    isolation: str = "bubblewrap",
+    seconds_per_test: float = SECONDS_PER_TEST,
+    seconds_per_program: float = 60.0,
+    memory_megabytes: int = 512,
+    **columns: Any,
+) -> list[float | None]:
+    """The share of tests that the reply's program passes; 0.0 without a program or tests; None if the provider failed.
+
+    `num_parallel` programs run at once. After `seconds_per_program` the tests that are left count as failed. Raises
+    UserError where the sandbox is missing, and ValueError if the languages must agree and do not.
+    """
+    infos = [json.loads(info) if isinstance(info, str) else info for info in verification_info]
+    if enforce_same_language and len({info["language"] for info in infos}) > 1:
+        raise ValueError("All verification_info must have the same language", infos)
+    provider = make_provider(provider_type, isolation)
+    limits = Limits(seconds_per_test, seconds_per_test, memory_megabytes << 20)
+    rows = [
+        (extract_code(completion), json.dumps(info["test_cases"]))
+        for completion, info in zip(completions, infos, strict=True)
+    ]
+    distinct = list(dict.fromkeys(rows))
+    judge = functools.partial(_judge, provider, limits, seconds_per_program)
+    values = dict(zip(distinct, run_in_parallel(judge, distinct, num_parallel), strict=True))
+    return [values[row] for row in rows]
+
+
+def binary_code_reward(
+    completions: Sequence[Completion],
+    verification_info: Sequence[Any],
+    num_parallel: int = 2,
+    provider_type: str = "local",
+    enforce_same_language: bool = False,
+    isolation: str = "bubblewrap",
+    seconds_per_test: float = SECONDS_PER_TEST,
+    seconds_per_program: float = 60.0,
+    memory_megabytes: int = 512,
+    **columns: Any,
+) -> list[float | None]:
+    """1.0 if more than 0.99 of the tests pass, else 0.0; None and the arguments as in `code_reward`."""
+    values = code_reward(
+        completions,
+        verification_info,
+        num_parallel,
+        provider_type,
+        enforce_same_language,
+        isolation,
+        seconds_per_test,
+        seconds_per_program,
+        memory_megabytes,
+    )
+    return [None if value is None else float(value > _BINARY_THRESHOLD) for value in values]
+
+
+def extract_code(completion: Completion, language: str | None = "python") -> str:
+    """The last fenced block of a language in the last message; empty without one, or without a language."""
+    text = completion if isinstance(completion, str) else read_text(completion[-1:])
+    # Split by hand: a lazy pattern is quadratic on a megabyte of fences.
+    fence = f"```{language}\n"
+    start = text.find(fence) if language else -1
+    block = ""
+    while start >= 0:
+        end = text.find("```", start + len(fence))
+        if end < 0:
+            break
+        block = text[start + len(fence) : end]
+        start = text.find(fence, end + 3)
+    return block
+
+
+def same_output(output: str, expected: str) -> bool:
+    """Whether two outputs agree in every line, but for white space at the ends of lines and around the whole."""
+    lines, wanted = ([line.strip() for line in text.strip().split("\n")] for text in (output, expected))
+    return lines == wanted
+
+
+def _judge(provider: Provider, limits: Limits, seconds: float, row: tuple[str, str]) -> float | None:
+    source, cases = row[0], json.loads(row[1])
+    cases = json.loads(cases) if isinstance(cases, str) else cases
+    if not source.strip() or not cases:
+        return 0.0
+    deadline = time.monotonic() + seconds
+    passed = 0
+    for case in cases:
+        verdict = _passes(provider, limits, source, case) if time.monotonic() < deadline else False
+        if verdict is None:
+            return None
+        passed += verdict
+    return passed / len(cases)
+
+
+def _passes(provider: Provider, limits: Limits, source: str, case: Mapping[str, Any]) -> bool | None:
+    """Whether a program passes one test; None if that could not be found out."""
+    key = hashlib.sha256(repr((source, sorted(case.items()), limits)).encode(errors="replace")).digest()
+    with _verdicts_lock:
+        if key in _verdicts:
+            _verdicts.move_to_end(key)
+            return _verdicts[key]
+    kind = case.get("type", "stdin_stdout")
+    if kind == "assert":
+        test = Test(asserts=str(case["code"]), limits=limits)
+    elif kind in ("stdin_stdout", "stdin"):
+        test = Test(stdin=str(case["input"]), limits=limits)
+    else:
+        raise UserError(f"verification_info: a test case's type must be stdin_stdout or assert, got {kind!r}")
+    outcome = provider.run(Program(source), test)
+    if outcome is None:
+        return None
+    passes = outcome.status == "ok"
+    if passes and kind != "assert":
+        passes = same_output(outcome.stdout.decode(errors="replace"), str(case["output"]))
+    if outcome.status != "time":
+        with _verdicts_lock:
+            _verdicts[key] = passes
+            while len(_verdicts) > _MAX_VERDICTS:
+                _verdicts.popitem(last=False)
+    return passes
