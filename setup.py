@@ -31,6 +31,7 @@ CORE = [
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12,<0.13",
     "rich>=14,<16",
+    "sentencepiece>=0.2.1,<0.3",
     "tensorboardX>=2.6,<3",
     "tensorstore>=0.1.80,<0.2",
     "tokenizers>=0.22,<0.24",
@@ -40,6 +41,7 @@ DEV = [
     "mypy>=2.4,<2.5",
     "pre-commit>=4,<5",
     "psutil>=6,<8",
+    "pyarrow>=20,<27",
     "pytest>=9,<10",
     "ruff>=0.17.6,<0.18",
     "safetensors>=0.6,<0.9",
@@ -59,6 +61,7 @@ setup(
     package_data={"r1jax": ["py.typed"], "r1jax.eval": ["page/*"]},
     install_requires=CORE,
     extras_require={
+        "hub": ["datasets>=4,<6", "pyarrow>=20,<27"],
         "reasoning-gym": ["reasoning-gym>=0.1.25,<0.2"],
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda12]"],

@@ -3,7 +3,7 @@
 A `CorpusConfig` (the config's `data` section) names sources; each says which columns hold what, how a prompt is made of
 a question and a reply of a worked solution. Whatever is skipped, cut off or dropped is counted in the notes.
 
-All examples are made at the start and kept in memory, 12 bytes a token. Leaves out: order, mixtures and packing, which
+All examples are made at the start and kept in memory, 8 bytes a token. Leaves out: order, mixtures and packing, which
 are `SequenceLoader`'s.
 """
 
@@ -63,7 +63,7 @@ class CorpusConfig:
       sources: by name; the names stand in notes and messages only.
       length: T, the places of a row.
       packed: several documents a row, best-fit; else one.
-      bins: rows that are filled side by side.
+      bins: rows that are packed at a time; more of them leave less padding.
       truncation: of a document longer than `length`: cut off its right or left end, or drop it.
       read_ahead: batches made in advance.
       eval_rows: rows held out of each source, at most; 0 holds out none, or all of `eval_path`.
@@ -75,7 +75,7 @@ class CorpusConfig:
     sources: dict[str, SourceConfig]
     length: int = 1024
     packed: bool = True
-    bins: int = 64
+    bins: int = 256
     truncation: Truncation = "right"
     read_ahead: int = 2
     eval_rows: int = 0

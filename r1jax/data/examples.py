@@ -71,8 +71,10 @@ def _mark_completion(prompt: Any, completion: Any, tokenizer: Tokenizer) -> tupl
 
 
 def _end(ids: list[int], tokenizer: Tokenizer) -> list[int]:
-    """With the end token, unless it is there."""
-    return ids if ids and ids[-1] in tokenizer.eos_ids else [*ids, *tokenizer.eos_ids[:1]]
+    """With one end token: the text may spell it, and the tokenizer may have added it."""
+    if ids and ids[-1] in tokenizer.eos_ids:
+        return ids[:-1] if ids[-2:-1] == ids[-1:] else ids
+    return [*ids, *tokenizer.eos_ids[:1]]
 
 
 def _shift(ids: Sequence[int], mask: Sequence[bool]) -> Example:

@@ -1,13 +1,17 @@
 """Rows of a file by what its name ends in: JSONL, Parquet, ArrayRecord; else a data set of the hub by its name.
 
-Parquet is read through pyarrow, ArrayRecord (each record a JSON object) through array_record, the hub through
-`datasets`: the last two are extras, and asking for one that is not installed says how to get it.
+ArrayRecord (each record a JSON object) is read through array_record, which comes with grain. Parquet is read through
+pyarrow and the hub through `datasets`, an extra: asking for one that is not installed says how to get it.
+
+Leaves out: reading by pieces; all rows are in memory at once.
 """
 
 from __future__ import annotations
 
+import glob
 import importlib
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -16,23 +20,38 @@ from r1jax.data.sources import Row, RowErrors, read_jsonl
 
 
 def read_rows(path: str, errors: RowErrors | None = None, *, key: str = "config.data.path") -> list[Row]:
-    """All rows in order. `org/name[:split]` or `org/name:config:split` is a hub name where no such file is here.
+    """All rows in order. `*` in a path stands for all files that match, in order of name; `org/name`,
+    `org/name:split` or `org/name:config:split` is a hub name where no such file is here.
 
-    Raises UserError for a missing file, a damaged one, and a malformed row (unless `errors` skips it).
+    Raises UserError for a missing file, a damaged one, one that changes meanwhile, and a malformed row (unless `errors`
+    skips it).
     """
     errors = errors or RowErrors()
-    kind = pathlib.Path(path).suffix
-    if kind in _READERS and not pathlib.Path(path).is_file():
-        raise UserError(f"no such file: {path} ({key})")
-    if kind in _READERS:
-        return _READERS[kind](path, errors)
-    if pathlib.Path(path).exists() or path.count("/") != 1:
+    files = sorted(glob.glob(path)) if "*" in path else [path]
+    if not files:
+        raise UserError(f"no file matches {path} ({key})")
+    kinds = {pathlib.Path(file).suffix for file in files}
+    if kinds <= {*_READERS}:
+        return [row for file in files for row in _read_file(file, errors, key)]
+    if "*" in path or pathlib.Path(path).exists() or path.count("/") != 1:
         raise UserError(f"{path} is no {', '.join(_READERS)} file and no hub name like org/name ({key})")
     return _read_hub(path, key)
 
 
+def _read_file(path: str, errors: RowErrors, key: str) -> list[Row]:
+    """Rows of a file that stays as it is while it is read: another's rows would have other places."""
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"no such file: {path} ({key})")
+    before = os.stat(path)
+    rows = _READERS[pathlib.Path(path).suffix](path, errors)
+    after = os.stat(path)
+    if any(getattr(before, fact) != getattr(after, fact) for fact in ("st_size", "st_mtime_ns", "st_ino")):
+        raise UserError(f"{path} changed while it was read ({key}): start again once it is written")
+    return rows
+
+
 def _read_parquet(path: str, errors: RowErrors) -> list[Row]:
-    parquet = _require("pyarrow.parquet", "pyarrow", path)
+    parquet = _require("pyarrow.parquet", path)
     try:
         table = parquet.read_table(path)
     except Exception as error:  # pyarrow's errors have no common base
@@ -41,11 +60,13 @@ def _read_parquet(path: str, errors: RowErrors) -> list[Row]:
 
 
 def _read_array_record(path: str, errors: RowErrors) -> list[Row]:
-    reader = _require("array_record.python.array_record_module", "array_record", path)
+    reader = importlib.import_module("array_record.python.array_record_module")
     try:
         records = reader.ArrayRecordReader(path).read_all()
     except Exception as error:  # the C++ reader raises whatever its status says
         raise UserError(f"{path}: not an ArrayRecord file ({str(error).splitlines()[0][:120]})") from None
+    if not records:  # what the reader makes of a file that was cut off where a block ends
+        raise UserError(f"{path}: not an ArrayRecord file, or one without records")
     rows = []
     for number, record in enumerate(records, 1):
         try:
@@ -60,7 +81,7 @@ def _read_array_record(path: str, errors: RowErrors) -> list[Row]:
 
 
 def _read_hub(name: str, key: str) -> list[Row]:
-    datasets = _require("datasets", "datasets", name)
+    datasets = _require("datasets", name)
     repository, *config, split = name.split(":") if ":" in name else (name, "train")
     try:
         rows = datasets.load_dataset(repository, *config, split=split)
@@ -70,11 +91,12 @@ def _read_hub(name: str, key: str) -> list[Row]:
     return [Row(f"{name}:{number}", dict(row)) for number, row in enumerate(rows)]
 
 
-def _require(module: str, package: str, path: str) -> Any:
+def _require(module: str, path: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise UserError(f"reading {path} needs the package {package}: pip install {package}") from None
+        package = module.partition(".")[0]
+        raise UserError(f'reading {path} needs the package {package}: pip install "r1jax[hub]"') from None
 
 
 _READERS = {

@@ -1,45 +1,58 @@
-"""Batches of packed rows for SFT, on grain: sources mixed by weight, shuffled by seed, packed best-fit, restartable.
+"""Batches of packed rows for supervised training: sources mixed by weight, shuffled by seed, packed, restartable.
 
 Documents of many lengths share rows of one static length; each is a segment of its own, so none attends to another
-(`segment_mask` in models/attention.py). Order and packing are a function of (seed, position) alone: every process
-builds the same global batch and places its own rows of it. The state of an iterator is plain numbers, and restoring
-it gives the exact next batch. Batches are read ahead in a thread.
+(`segment_mask` in models/attention.py). grain gives the order of documents. They are packed window by window, a window
+being about as many as fill `bins` rows, an epoch at most: the longest first, each where it leaves least space. The
+order of a window's rows is drawn anew, so that lengths stay mixed. All of it is a function of (seed, position) alone:
+every process builds the same global batch and places its own rows of it, the state of an iterator is two numbers, and
+restoring it gives the exact next batch. A thread makes batches ahead, so that the device does not wait for them.
+
+grain's own packers fill rows in the order of arrival, which leaves two to four times the padding.
 """
 
 from __future__ import annotations
 
+import bisect
+import collections
 import dataclasses
+import itertools
+import zlib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import grain
 import numpy as np
-from grain.experimental import BestFitPackIterDataset, ThreadPrefetchIterDataset
 
 from r1jax.core.errors import UserError
 from r1jax.data.examples import Example
 
 Batch = dict[str, np.ndarray]
-_FEATURES = ("tokens", "targets", "weights")
+Position = tuple[int, int]  # window, row of it
 
 
 @dataclasses.dataclass(frozen=True)
 class PackingConfig:
-    """length: T, the places of a row. bins: rows that are filled side by side; more of them leave less padding, and
-    hold that many rows in memory. packed: False gives each document a row of its own. read_ahead: batches made in
-    advance.
+    """length: T, the places of a row. bins: about how many rows are packed at a time; more of them leave less padding.
+    packed: False gives each document a row of its own. read_ahead: batches made in advance.
     """
 
     length: int = 1024
-    bins: int = 64
+    bins: int = 256
     packed: bool = True
     read_ahead: int = 2
 
 
 class SequenceLoader:
-    """An endless iterator over global batches: tokens, targets, segments, positions int32 and weights float32 [B, T].
+    """An iterator over global batches: tokens, targets, segments, positions int32 and weights float32 [B, T].
 
-    sources: examples of each source, in file order; mixing: their shares (any positive numbers; default: by size).
+    Places without a document have segment 0 and weight 0; where the epochs end, whole rows may.
+
+    Args:
+      sources: examples of each source, none longer than a row.
+      rows: B.
+      mixing: their shares, any positive numbers; None: all documents alike.
+      epochs: passes over the data (with shares: until the first source has made them); None goes on for ever.
     """
 
     def __init__(
@@ -54,75 +67,150 @@ class SequenceLoader:
     ):
         if not sources or not all(sources):
             raise UserError("every source of config.data needs at least one example to train on")
-        longest = max(len(example.tokens) for source in sources for example in source)
-        if longest > packing.length:
-            raise UserError(f"an example of {longest} tokens is longer than config.data.length = {packing.length}")
-        dataset = _mix(sources, mixing, seed, epochs).map(_as_features).to_iter_dataset()
-        if packing.packed:
-            dataset = BestFitPackIterDataset(
-                dataset,
-                length_struct=dict.fromkeys(_FEATURES, packing.length),
-                num_packing_bins=packing.bins,
-                seed=seed,
-            )
-        else:
-            dataset = dataset.map(lambda features: _pad(features, packing.length))
-        dataset = dataset.batch(rows, drop_remainder=epochs is None).map(_name_fields)
-        self._iterator = iter(ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=packing.read_ahead))
+        sizes = [len(example.tokens) for source in sources for example in source]
+        if max(sizes) > packing.length:
+            raise UserError(f"an example of {max(sizes)} tokens is longer than config.data.length = {packing.length}")
+        self._documents = _mix(sources, mixing, seed, epochs)
+        self._end = None if epochs is None else len(self._documents)
+        self._window = min(len(sizes), max(1, round(packing.bins * packing.length * len(sizes) / sum(sizes))))
+        self._rows, self._packing, self._seed = rows, packing, seed
+        self._identity = {"seed": seed, "window": self._window, "length": packing.length, "packed": packing.packed}
+        self._identity["fingerprint"] = _compute_fingerprint(sources, mixing)
+        self._plan: tuple[int, list[list[Example]]] = (-1, [])  # the last window that was packed
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="sequences")
+        self._ahead: collections.deque[Future[tuple[Batch | None, Position]]] = collections.deque()
+        self._position = self._cursor = (0, 0)  # of the next batch to hand out, and to make
 
     def __iter__(self) -> SequenceLoader:
         return self
 
     def __next__(self) -> Batch:
-        return next(self._iterator)
+        while len(self._ahead) <= self._packing.read_ahead:
+            self._ahead.append(self._pool.submit(self._make_next))
+        batch, position = self._ahead.popleft().result()
+        if batch is None:
+            raise StopIteration
+        self._position = position
+        return batch
+
+    def count_batches(self) -> int:
+        """How many batches all epochs make. Raises ValueError if there is no end."""
+        if self._end is None:
+            raise ValueError("data without end has no number of batches")
+        windows = range(-(-self._end // self._window))
+        return -(-sum(len(self._pack(window)) for window in windows) // self._rows)
 
     def get_state(self) -> dict[str, Any]:
-        """Plain numbers, ready for JSON."""
-        return self._iterator.get_state()
+        """Plain numbers, ready for JSON: the position, and what its meaning depends on."""
+        return {"position": list(self._position), **self._identity}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Goes on where `get_state` was taken."""
-        self._iterator.set_state(state)
+        """Goes on where `get_state` was taken; the number of rows may differ.
+
+        Raises:
+          UserError: if the state belongs to other data, another seed or packing: the position would mean another.
+        """
+        for name, value in self._identity.items():
+            if state[name] != value:
+                raise UserError(
+                    f"the checkpoint's data has {name}={state[name]}, this run's has {name}={value}: resume with the "
+                    "same config.data, or start in another --workdir"
+                )
+        self._drain()
+        window, row = state["position"]
+        self._position = self._cursor = (window, row)
 
     def close(self) -> None:
         """Stops reading ahead."""
-        close = getattr(self._iterator, "close", None)
-        if close is not None:
-            close()
+        self._drain()
+        self._pool.shutdown()
+
+    def _drain(self) -> None:
+        while self._ahead:
+            future = self._ahead.pop()
+            if not future.cancel():
+                future.result()
+
+    # --- In the thread ---
+
+    def _make_next(self) -> tuple[Batch | None, Position]:
+        window, row = self._cursor
+        rows: list[list[Example]] = []
+        while len(rows) < self._rows and (self._end is None or window * self._window < self._end):
+            if self._plan[0] != window:
+                self._plan = (window, self._pack(window))
+            taken = self._plan[1][row : row + self._rows - len(rows)]
+            rows += taken
+            row += len(taken)
+            if row == len(self._plan[1]):
+                window, row = window + 1, 0
+        self._cursor = (window, row)
+        return (_lay_out(rows, self._rows, self._packing.length) if rows else None), self._cursor
+
+    def _pack(self, window: int) -> list[list[Example]]:
+        """The rows of a window."""
+        start = window * self._window
+        stop = start + self._window if self._end is None else min(start + self._window, self._end)
+        documents = [self._documents[position] for position in range(start, stop)]
+        if not self._packing.packed:
+            return [[document] for document in documents]
+        rows = pack_best_fit([len(document.tokens) for document in documents], self._packing.length)
+        order = np.random.default_rng([self._seed, window]).permutation(len(rows))
+        return [[documents[i] for i in rows[row]] for row in order]
+
+
+def pack_best_fit(sizes: Sequence[int], length: int) -> list[list[int]]:
+    """Rows of indices into `sizes`, none fuller than `length`: the largest first, each where least space is left."""
+    rows: list[list[int]] = []
+    free: list[tuple[int, int]] = []  # places left and row, in order
+    for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        at = bisect.bisect_left(free, (sizes[index], 0))
+        left, row = free.pop(at) if at < len(free) else (length, len(rows))
+        if row == len(rows):
+            rows.append([])
+        rows[row].append(index)
+        bisect.insort(free, (left - sizes[index], row))
+    return rows
 
 
 def _mix(
     sources: Sequence[Sequence[Example]], mixing: Sequence[float] | None, seed: int, epochs: int | None
 ) -> grain.MapDataset:
+    if mixing is None:
+        sources = [list(itertools.chain(*sources))]
     parts = [
         grain.MapDataset.source(source).seed(seed + number).shuffle().repeat(epochs)
         for number, source in enumerate(sources)
     ]
-    if len(parts) == 1:
+    if mixing is None:
         return parts[0]
-    shares = list(mixing or map(len, sources))
-    if len(shares) != len(parts) or min(shares) <= 0:
-        raise UserError(f"the weights of config.data.sources must be positive, one a source; got {shares}")
-    return grain.MapDataset.mix(parts, [share / sum(shares) for share in shares])
+    if len(mixing) != len(parts) or min(mixing) <= 0:
+        raise UserError(f"the weights of config.data.sources must be positive, one a source; got {list(mixing)}")
+    return grain.MapDataset.mix(parts, [share / sum(mixing) for share in mixing]) if len(parts) > 1 else parts[0]
 
 
-def _as_features(example: Example) -> dict[str, np.ndarray]:
-    return dict(zip(_FEATURES, example, strict=True))
+def _compute_fingerprint(sources: Sequence[Sequence[Example]], mixing: Sequence[float] | None) -> int:
+    """A 32-bit checksum of all examples in order and their shares, by which runs compare their data."""
+    checksum = zlib.crc32(repr((list(map(len, sources)), mixing and list(mixing))).encode())
+    for example in itertools.chain(*sources):
+        checksum = zlib.crc32(example.targets.tobytes() + example.weights.tobytes(), checksum)
+    return checksum
 
 
-def _pad(features: dict[str, np.ndarray], length: int) -> dict[str, np.ndarray]:
-    """A row of one document, in the form the packer gives."""
-    size = len(features["tokens"])
-    row = {name: np.pad(value, (0, length - size)) for name, value in features.items()}
-    row["tokens_segment_ids"] = np.pad(np.ones(size, np.int32), (0, length - size))
-    row["tokens_positions"] = np.pad(np.arange(size, dtype=np.int32), (0, length - size))
-    return row
-
-
-def _name_fields(row: dict[str, np.ndarray]) -> Batch:
-    named = {name: row[name] for name in _FEATURES}
-    named["segments"], named["positions"] = row["tokens_segment_ids"], row["tokens_positions"]
-    return {name: np.asarray(v, np.float32 if name == "weights" else np.int32) for name, v in named.items()}
+def _lay_out(rows: Sequence[Sequence[Example]], count: int, length: int) -> Batch:
+    """`count` rows of arrays, empty ones after those that hold documents."""
+    batch = {name: np.zeros((count, length), np.int32) for name in ("tokens", "targets", "segments", "positions")}
+    batch["weights"] = np.zeros((count, length), np.float32)
+    for row, documents in enumerate(rows):
+        start = 0
+        for segment, document in enumerate(documents, 1):
+            stop = start + len(document.tokens)
+            for name, value in zip(Example._fields, document, strict=True):
+                batch[name][row, start:stop] = value
+            batch["segments"][row, start:stop] = segment
+            batch["positions"][row, start:stop] = np.arange(stop - start)
+            start = stop
+    return batch
 
 
 def utilisation(batch: Batch) -> float:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from r1jax.core.errors import UserError
 from r1jax.data import sources
+from r1jax.data.files import read_rows
 from r1jax.data.sources import Row, RowErrors
 from r1jax.text.prompts import PLAIN, QUESTION_REPLY, R1_ZERO, fill, show_example
 
@@ -39,8 +40,8 @@ class TaskConfig:
     """The `data` section of a config.
 
     Attributes:
-      source: `addition`, `reasoning_gym:TASK` or `jsonl`.
-      path: the training file of `jsonl`.
+      source: `addition`, `reasoning_gym:TASK` or `file` (`jsonl` says the same).
+      path: the training file, or a hub name (files.py).
       eval_path: its held-out file; without one, rows of `path` are held out.
       eval_problems: how many problems are held out (at most, where `eval_path` holds fewer).
       problems: how many training problems a reasoning-gym task draws.
@@ -85,11 +86,11 @@ def load_task(config: TaskConfig) -> Task:
     if config.eval_problems < 0:
         raise UserError(f"config.data.eval_problems must not be negative, got {config.eval_problems}")
     build = make_builder(config)  # first: a misspelt template should not wait for the draw
-    if config.source == "jsonl":
-        return _load_jsonl(config, build)
+    if config.source in FILES:
+        return _load_file(config, build)
     draw = draw_problems(config.source, config.eval_problems, config.seed, problems=config.problems, args=config.args)
     if draw is None:
-        known = "addition, reasoning_gym:TASK, jsonl"
+        known = "addition, reasoning_gym:TASK, file"
         raise UserError(f'config.data.source must be one of {known}, got "{config.source}"')
     return Task([build(row) for row in draw.train], [build(row) for row in draw.held_out])
 
@@ -115,14 +116,17 @@ def draw_problems(
 # --- Files: read, build, split ---
 
 
-def _load_jsonl(config: TaskConfig, build: Callable[[Row], dict[str, Any]]) -> Task:
+FILES = ("file", "jsonl")
+
+
+def _load_file(config: TaskConfig, build: Callable[[Row], dict[str, Any]]) -> Task:
     if not config.path:
-        raise UserError("config.data.path must name a JSONL file when config.data.source is jsonl")
+        raise UserError(f"config.data.path must name a file when config.data.source is {config.source}")
     errors = RowErrors(config.on_error, hint="; config.data.on_error=skip leaves such rows out")
-    rows = _build_all(sources.read_jsonl(config.path, errors), build, errors)
+    rows = _build_all(read_rows(config.path, errors), build, errors)
     random.Random(f"split {config.seed}").shuffle(rows)
     if config.eval_path:
-        held_out = _build_all(sources.read_jsonl(config.eval_path, errors, key="config.data.eval_path"), build, errors)
+        held_out = _build_all(read_rows(config.eval_path, errors, key="config.data.eval_path"), build, errors)
         random.Random(f"held out {config.seed}").shuffle(held_out)
         task = _note_overlap(rows, held_out[: config.eval_problems])
     else:
@@ -196,7 +200,7 @@ def make_builder(config: TaskConfig) -> Callable[[Row], dict[str, Any]]:
             f'config.data.extractor must be one of {", ".join(EXTRACTORS)} or none, got "{config.extractor}"'
         )
     extract = EXTRACTORS[config.extractor] if config.extractor else _to_text
-    columns = config.columns if config.source == "jsonl" else {"prompt": "question", **config.columns}
+    columns = config.columns if config.source in FILES else {"prompt": "question", **config.columns}
 
     def build(row: Row) -> dict[str, Any]:
         built = dict(row.columns)

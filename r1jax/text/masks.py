@@ -18,7 +18,7 @@ Leaves out: what follows the last assistant turn, and tool definitions.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from r1jax.core.errors import UserError
@@ -149,21 +149,13 @@ def _holds_words(text: str, message: Message) -> bool:
 
 
 def _encode(tokenizer: Tokenizer, text: str, spans: Sequence[Span]) -> Marked:
-    """Ids and mask. A border inside of a token is made a border: both sides are encoded apart."""
-    ids: list[int] = []
-    cuts = [0]
-    settled = 0
-    encode: Callable[[str], list[int]] = tokenizer.encode
-    rest = encode(text)
-    for border in (border for span in spans for border in span):
-        part = encode(text[settled:border])
-        cuts.append(len(ids) + len(part))
-        if rest[: len(part)] != part:
-            ids += part
-            settled, encode = border, tokenizer.encode_more
-            rest = encode(text[border:])
-    ids += rest
+    """Ids and mask. What stands before a turn's words is encoded apart from them, as a sampler meets it."""
+    ids = tokenizer.encode(text[: spans[0][0]])
     mask = [False] * len(ids)
-    for start, stop in zip(cuts[1::2], cuts[2::2], strict=True):
-        mask[start:stop] = [True] * (stop - start)
+    for (start, stop), (following, _) in zip(spans, [*spans[1:], (len(text), 0)], strict=True):
+        said, turn = tokenizer.encode_more(text[start:stop]), tokenizer.encode_more(text[start:following])
+        if turn[: len(said)] != said:  # the end is inside of a token
+            turn = [*said, *tokenizer.encode_more(text[stop:following])]
+        ids += turn
+        mask += [place < len(said) for place in range(len(turn))]
     return ids, mask

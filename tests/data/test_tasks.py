@@ -57,7 +57,7 @@ def test_a_config_section_becomes_a_task_config():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"source": "adition"}, "config.data.source must be one of addition, reasoning_gym:TASK, jsonl"),
+        ({"source": "adition"}, "config.data.source must be one of addition, reasoning_gym:TASK, file"),
         ({"source": "addition:1"}, "config.data.source must be one of"),
         ({"source": "reasoning_gym"}, "config.data.source must be one of"),
         ({"source": "addition", "args": {"lo": 1}}, "config.data.args of addition are low, high"),
@@ -70,7 +70,7 @@ def test_a_config_section_becomes_a_task_config():
         ({"source": "addition", "template": "chat", "example": EXAMPLE}, "config.data.example goes with a raw"),
         ({"source": "addition", "extractor": "gsm9k"}, "config.data.extractor must be one of gsm8k"),
         ({"source": "addition", "eval_problems": -1}, "config.data.eval_problems must not be negative"),
-        ({"source": "jsonl"}, "config.data.path must name a JSONL file"),
+        ({"source": "jsonl"}, "config.data.path must name a file when config.data.source is jsonl"),
         ({"source": "jsonl", "path": "none.jsonl"}, "no such file: none.jsonl (config.data.path)"),
     ],
 )
