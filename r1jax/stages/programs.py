@@ -1,0 +1,226 @@
+"""Every program of a run from its config alone: the jitted function and its arguments as shapes with shardings.
+
+Nothing is loaded and no array is made, so the programs of a pod can be traced and compiled anywhere. They are the
+run's own: the same functions, donations and shardings, at the largest shapes that the config allows. Where a length
+comes from the data (`rollout.max_prompt_tokens` = 0) 128 prompt tokens are assumed, and no common prefix of prompts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from ml_collections import ConfigDict
+
+from r1jax.core.errors import UserError
+from r1jax.core.sharding import batch_parts, replicated, sharding
+from r1jax.core.structs import Request
+from r1jax.data.packing import RowShape
+from r1jax.learner.optimizer import make_optimizer
+from r1jax.learner.policy import Scoring, make_loss, score_rows
+from r1jax.learner.state import TrainState, abstract_state
+from r1jax.learner.step import Learner
+from r1jax.models.flops import Work, count_work
+from r1jax.models.layers import Dtypes
+from r1jax.models.presets import find_preset, load_families
+from r1jax.models.pretrained import find_family
+from r1jax.models.transformer import Params, logical_axes, split
+from r1jax.rollout.engine import Engine
+from r1jax.rollout.scheduler import Scheduler
+from r1jax.rollout.slots import EngineConfig
+from r1jax.stages.grpo_config import GRPOConfig
+from r1jax.stages.grpo_config import read_config as read_grpo
+from r1jax.stages.settings import ModelConfig
+
+PROMPT_TOKENS = 128  # where only the data would tell
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """`function(*arguments, **keywords)`, jitted; arguments are ShapeDtypeStructs, keywords are static.
+
+    useful_flops: by formula, on all devices together. resident: what the run holds on its devices meanwhile and this
+    program is not given. once: how often its open-ended loop is meant to run for these FLOPs, in words.
+    """
+
+    name: str
+    function: Any
+    arguments: tuple
+    useful_flops: float
+    keywords: dict[str, Any] = dataclasses.field(default_factory=dict)
+    resident: Any = ()
+    once: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    """A model without weights: its structure, its parameters as shapes with shardings, their axes, and its work."""
+
+    graph: nnx.GraphDef
+    params: Params
+    axes: Params
+    work: Work
+
+
+def list_programs(config: ConfigDict, *, prefix: tuple[int, ...] = ()) -> list[Program]:
+    """The programs of the run that `config` describes, under the mesh in use. prefix: ids that all prompts begin with.
+
+    Raises UserError for a stage or a model whose programs are not known, and for whatever the stage itself refuses.
+    """
+    stages: dict[str, Callable[..., list[Program]]] = {"grpo": list_grpo}
+    if config.stage not in stages:
+        raise UserError(f"the programs of config.stage={config.stage} are not known; known: {', '.join(stages)}")
+    return stages[config.stage](config, prefix=prefix)
+
+
+# --- Models ---
+
+
+def abstract_model(config: ModelConfig) -> Shapes:
+    """The model of a config as shapes, without its weights."""
+    family, sizes = find_sizes(config)
+    options = {"scan_layers": config.scan_layers, "remat": config.remat}
+    dtypes = Dtypes(config.param_dtype, config.dtype)
+    model = nnx.eval_shape(lambda: family.build(sizes, rngs=nnx.Rngs(0), dtypes=dtypes, **options))
+    graph, params = split(model)
+    return Shapes(graph, params, logical_axes(model), count_work(params, sizes))
+
+
+def find_sizes(config: ModelConfig) -> tuple[Any, Any]:
+    """(family, sizes) of a config's model: the named preset, a local folder's config.json, or the preset that the hub
+    name says.
+    """
+    if config.preset:
+        return find_preset(config.preset)
+    file = pathlib.Path(config.path) / "config.json"
+    if config.path and file.is_file():
+        hf = json.loads(file.read_text(encoding="utf-8"))
+        family = find_family(hf, config.path)
+        return family, family.from_hf(hf)
+    plain = lambda name: re.sub(r"[-_]|(instruct|base|chat)$", "", name.rpartition("/")[2].lower())
+    presets = {plain(name): name for family in load_families().values() for name in family.VARIANTS}
+    for name in filter(None, (config.hub, config.path)):
+        if (found := presets.get(plain(name))) is not None:
+            return find_preset(found)
+    raise UserError(
+        f"the sizes of {config.hub or config.path} are not known without its files; set config.model.preset to one of "
+        f"{', '.join(sorted(presets.values()))}"
+    )
+
+
+# --- GRPO ---
+
+
+def list_grpo(config: ConfigDict, *, prefix: tuple[int, ...] = ()) -> list[Program]:
+    """accumulate, apply, logprobs; prefill, insert, decode."""
+    settings = read_grpo(config)
+    shapes, rollout = abstract_model(settings.model), settings.rollout
+    optimizer = make_optimizer(settings.optimizer, settings.steps * settings.train.updates_per_step)
+    state = abstract_state(shapes.params, shapes.axes, optimizer)
+    shapes = dataclasses.replace(shapes, params=state.params)
+    prompt = (rollout.max_prompt_tokens or len(prefix) + PROMPT_TOKENS) - len(prefix)
+    engine = EngineConfig(
+        rollout.slots, prompt + len(prefix), rollout.max_new_tokens, rollout.prefill_batch, prefix=prefix
+    )
+    rows = RowShape(prompt, rollout.max_new_tokens, settings.train.completions_per_row, len(prefix))
+    reference = state.params if settings.loss.kl_coefficient else ()
+    updates = policy_programs(settings, shapes, state, optimizer, rows)
+    rolls = engine_programs(shapes, engine, rollout.sampling(()))
+    slots = next(program.arguments[2] for program in rolls if program.name == "decode")
+    held = {
+        "accumulate": (state.opt_state, reference, slots),
+        "apply": (reference, slots),
+        "logprobs": (state.opt_state, reference, slots),
+        "prefill": (state.opt_state, reference, slots),
+        "insert": (state, reference),
+        "decode": (state.opt_state, reference),
+    }
+    return [dataclasses.replace(program, resident=held[program.name]) for program in (*updates, *rolls)]
+
+
+def policy_programs(
+    settings: GRPOConfig, shapes: Shapes, state: TrainState, optimizer: Any, shape: RowShape
+) -> list[Program]:
+    """The programs of an update on rows of `shape`."""
+    train, prefix = settings.train, tuple(range(shape.prefix))
+    rows = train.micro_batch_size // train.completions_per_row * batch_parts()
+    fed = dict.fromkeys(("tokens", "positions", "segments", "prefixes"), (shape.length, jnp.int32))
+    aimed = dict.fromkeys(("index", "targets"), (shape.targets, jnp.int32))
+    values = ["weights", "advantages", "sampler_logprobs"]
+    values += ["old_logprobs"] * (train.updates_per_step > 1)
+    values += ["reference_logprobs"] * (settings.loss.kl_coefficient > 0)
+    aimed |= dict.fromkeys(values, (shape.targets, jnp.float32))
+    batch = {name: _rows((rows, length), dtype) for name, (length, dtype) in {**fed, **aimed}.items()}
+    scoring = Scoring(settings.rollout.temperature, train.logits_chunk, prefix)
+    graph = shapes.graph
+    learner = Learner(make_loss(graph, settings.loss, scoring, on_policy=train.updates_per_step == 1), optimizer)
+    logprobs = jax.jit(lambda params, batch: score_rows(graph, params, batch, scoring)[0])
+    C, P = shape.completion_tokens, shape.prompt_tokens + shape.prefix
+    per_row = shape.prompt_tokens**2 / 2 + shape.completions * (C * P + C**2 / 2)
+    counts = (rows * shape.length, rows * shape.targets, rows * per_row)
+    return [
+        *update_programs(learner, state, batch, shapes.work.train(*counts)),
+        Program("logprobs", logprobs, (state.params, batch), shapes.work.forward(*counts)),
+    ]
+
+
+def update_programs(learner: Learner, state: TrainState, batch: Any, useful_flops: float) -> list[Program]:
+    """A micro-batch's gradient added to the sum, and the optimizer's step; gradients are summed in float32."""
+    wide = lambda p: jax.ShapeDtypeStruct(p.shape, jnp.promote_types(p.dtype, jnp.float32), sharding=p.sharding)
+    gradients = jax.tree.map(wide, state.params)
+    return [
+        Program("accumulate", learner.accumulate, (state.params, gradients, batch), useful_flops),
+        Program("apply", learner.apply, (state, gradients), 0.0),
+    ]
+
+
+def engine_programs(shapes: Shapes, config: EngineConfig, sampling: Any) -> list[Program]:
+    """The programs of the rollout engine."""
+    engine, params = Engine(shapes.graph, config), shapes.params
+    slots = with_rows(jax.eval_shape(engine._init, params), config.slots)
+    prefix = jax.eval_shape(engine._prefix, params) if config.prefix else None
+    request = Request((*config.prefix, *range(config.prompt_columns)), sampling)
+    tokens, fill = next(Scheduler([request], config).refill())
+    everywhere = lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.asarray(x).dtype, sharding=replicated())
+    tokens, fill = jax.tree.map(everywhere, (tokens, fill))
+    prompts = with_rows(jax.eval_shape(engine._prefill, params, prefix, tokens), config.prefill_batch)
+    S, Tp, R = len(config.prefix), config.prompt_columns, config.max_new_tokens
+    prefilled = config.prefill_batch * Tp
+    work = shapes.work
+    filtered = bool(sampling.top_k or sampling.top_p < 1 or sampling.min_p)
+    return [
+        Program("prefill", engine._prefill, (params, prefix, tokens), work.forward(prefilled, 0, prefilled * (S + Tp / 2))),
+        Program("insert", engine._insert, (slots, prompts, fill), 0.0),
+        Program(
+            "decode",
+            engine._decode,
+            (params, prefix, slots, everywhere(1)),
+            work.forward(config.slots, config.slots, config.slots * (S + Tp + R / 2)),
+            {"filtered": filtered},
+            once="one token in every slot",
+        ),
+    ]
+
+
+def with_rows(tree: Any, rows: int) -> Any:
+    """Shapes with the shardings that the engine pins: rows over the batch axes, kv heads of caches over theirs."""
+
+    def place(x: Any) -> Any:
+        if x.ndim >= 4:  # caches: [L,] B, K, S, H
+            axes: tuple = (*(None,) * (x.ndim - 4), "batch", "kv_heads", None, None)
+        else:
+            axes = ("batch", *(None,) * (x.ndim - 1)) if x.ndim and x.shape[0] == rows else (None,) * x.ndim
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding(axes, x.shape, name="slots"))
+
+    return jax.tree.map(place, tree)
+
+
+def _rows(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding(("batch", None), shape, name="micro-batch"))
