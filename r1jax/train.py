@@ -41,6 +41,7 @@ def main(argv: Sequence[str]) -> int:
     def train(_: list[str]) -> None:
         config, workdir = resolve(values.config, values.workdir, overrides)
         load_stage(config)(config, workdir)
+        importlib.import_module("r1jax.core.distributed").finish()
 
     stopped = "stopped; the same command resumes from the last checkpoint"
     return run_command(__doc__, values, arguments, train, stopped=stopped)

@@ -7,6 +7,10 @@ all of this is the identity, so nothing above asks how many there are.
 from __future__ import annotations
 
 import os
+import re
+import socket
+import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,22 +19,94 @@ from jax.sharding import NamedSharding
 
 from r1jax.core.errors import UserError
 
+# A process that does not come in this time, or is not heard of for so long, ends the run of all.
+CONNECT_SECONDS, HEARTBEAT_SECONDS = 300, 30
+
 
 def start() -> None:
-    """Joins the other processes if the environment names a coordinator; nothing to do on one host.
+    """Joins the other processes of the run, where the environment says that there are any. How, in this order:
 
-    Explicit: R1JAX_COORDINATOR=host:port, R1JAX_PROCESS_COUNT, R1JAX_PROCESS_ID.
+    explicit    R1JAX_COORDINATOR=host:port (of process 0), R1JAX_PROCESS_COUNT, R1JAX_PROCESS_ID
+    TPU         R1JAX_CLUSTER=tpu, which the launch scripts set on TPU machines: from the machine's metadata
+    SLURM       a step of several tasks (srun): from SLURM's variables; R1JAX_CLUSTER=none leaves them alone
+
+    R1JAX_CONNECT_SECONDS bounds the wait for the others. Once joined, a process that dies ends all others within a
+    minute. Raises UserError where a value is missing or odd, and where the others cannot be reached in time.
     """
-    coordinator = os.environ.get("R1JAX_COORDINATOR")
-    if not coordinator:
+    arguments = find_cluster(os.environ)
+    if arguments is None or jax.distributed.is_initialized():
         return
+    seconds = _whole(os.environ, "R1JAX_CONNECT_SECONDS", CONNECT_SECONDS)
+    coordinator = arguments.get("coordinator_address")
+    if coordinator and arguments["process_id"]:
+        _reach(coordinator, seconds)
     try:
-        count, index = int(os.environ["R1JAX_PROCESS_COUNT"]), int(os.environ["R1JAX_PROCESS_ID"])
-    except (KeyError, ValueError) as error:
+        jax.distributed.initialize(
+            **arguments,
+            initialization_timeout=seconds,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except (RuntimeError, ValueError) as error:
         raise UserError(
-            f"R1JAX_COORDINATOR={coordinator} needs R1JAX_PROCESS_COUNT and R1JAX_PROCESS_ID as whole numbers ({error})"
+            f"the processes of this run did not find each other in {seconds} s "
+            f"({' '.join(str(error).split())[:300]}); coordinator: {coordinator or 'as the cluster says'}"
         ) from None
-    jax.distributed.initialize(coordinator, num_processes=count, process_id=index)
+
+
+def find_cluster(environment: Mapping[str, str]) -> dict[str, Any] | None:
+    """Arguments of jax.distributed.initialize from the environment; None for a process by itself."""
+    cluster = environment.get("R1JAX_CLUSTER", "")
+    if cluster not in ("", "none", "tpu", "slurm"):
+        raise UserError(f"R1JAX_CLUSTER must be tpu, slurm or none, got {cluster!r}")
+    if coordinator := environment.get("R1JAX_COORDINATOR"):
+        keys = ("R1JAX_PROCESS_COUNT", "R1JAX_PROCESS_ID")
+        if not all(environment.get(key, "").isdigit() for key in keys):
+            given = ", ".join(f"{key}={environment.get(key, '')}" for key in keys)
+            raise UserError(f"R1JAX_COORDINATOR={coordinator} needs {' and '.join(keys)} as whole numbers, got {given}")
+        count, index = (int(environment[key]) for key in keys)
+        if index >= count or not re.fullmatch(r".+:\d+", coordinator):
+            raise UserError(
+                f"R1JAX_COORDINATOR must be host:port and R1JAX_PROCESS_ID less than R1JAX_PROCESS_COUNT, "
+                f"got {coordinator}, {index} and {count}"
+            )
+        return {"coordinator_address": coordinator, "num_processes": count, "process_id": index}
+    if cluster == "tpu":
+        return {}
+    if cluster != "none" and _whole(environment, "SLURM_STEP_NUM_TASKS", 1) > 1:
+        return {"cluster_detection_method": "slurm"}
+    return None
+
+
+def finish() -> None:
+    """Waits until all processes have come to the end, so that none takes a slow writer for dead."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("the end of the run")
+
+
+def _whole(environment: Mapping[str, str], key: str, default: int) -> int:
+    if not (text := environment.get(key, str(default))).isdigit():
+        raise UserError(f"{key} must be a whole number, got {text!r}")
+    return int(text)
+
+
+def _reach(coordinator: str, seconds: int) -> None:
+    """Waits for the coordinator's port to open, up to `seconds`: jax itself would end the process without a word."""
+    host, _, port = coordinator.rpartition(":")
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=max(1.0, end - time.monotonic())).close()
+            return
+        except (OSError, OverflowError) as error:
+            if time.monotonic() >= end:
+                raise UserError(
+                    f"no coordinator answers at R1JAX_COORDINATOR={coordinator} in {seconds} s ({error}); it must be "
+                    "the address of process 0, reachable from here"
+                ) from None
+        time.sleep(min(1.0, max(0.0, end - time.monotonic())))
 
 
 def is_writer() -> bool:

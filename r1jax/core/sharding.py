@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from r1jax.core.errors import UserError
@@ -84,8 +85,25 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"config.mesh: the axes {sizes} make {math.prod(sizes.values())} devices but there are {len(devices)}; "
             f"set one of config.mesh.{'/'.join(MESH_AXES)} to -1 or change the sizes"
         )
-    shape = tuple(sizes[axis] for axis in MESH_AXES)
-    return Mesh(np.asarray(devices).reshape(shape), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    arranged = _arrange(devices, tuple(sizes[axis] for axis in MESH_AXES))
+    return Mesh(arranged, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def _arrange(devices: list[jax.Device], shape: tuple[int, ...]) -> np.ndarray:
+    """The devices in the shape of the mesh: on TPUs so that neighbours on an axis are neighbours in the torus, and with
+    several slices so that only the axis `data` crosses from one to another.
+    """
+    if devices[0].platform != "tpu":
+        return np.asarray(devices).reshape(shape)
+    slices = len({getattr(device, "slice_index", None) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    data = MESH_AXES.index("data")
+    if shape[data] % slices:
+        raise UserError(f"config.mesh.data = {shape[data]} does not divide over the {slices} slices")
+    across = tuple(slices if axis == data else 1 for axis in range(len(shape)))
+    within = tuple(size // count for size, count in zip(shape, across, strict=True))
+    return mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
 
 
 @contextlib.contextmanager

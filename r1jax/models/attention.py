@@ -20,20 +20,19 @@ from r1jax.core.reduction import row_sums
 from r1jax.core.sharding import constrain
 from r1jax.models.cache import append
 from r1jax.models.layers import Dtypes, Linear, RMSNorm
+from r1jax.models.packed import NEGATIVE, Segments, attend_segments
 from r1jax.models.rope import rotate
-
-NEGATIVE = -1e30
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Context:
-    """What all layers of one forward pass share: rotary tables, the mask as a bias [B, T, S], which tokens are
-    valid [B, T] (not padding), the cache column written (or None).
+    """What all layers of one forward pass share: rotary tables, the mask as a bias [B, T, S] (for long rows the
+    segments that it follows from), which tokens are valid [B, T] (not padding), the cache column written (or None).
     """
 
     rope: tuple[jax.Array, jax.Array]
-    bias: jax.Array
+    bias: jax.Array | Segments
     valid: jax.Array
     column: jax.Array | None = None
 
@@ -63,7 +62,7 @@ def attend(
     q_BTNH: jax.Array,
     k_BKSH: jax.Array,
     v_BKSH: jax.Array,
-    bias_BTS: jax.Array,
+    bias_BTS: jax.Array | Segments,
     prefix: dict | None = None,
     *,
     decoding: bool = False,
@@ -79,6 +78,8 @@ def attend(
     B, T, N, H = q_BTNH.shape
     K = k_BKSH.shape[1]
     scale = 1 / math.sqrt(H) if scale is None else scale
+    if isinstance(bias_BTS, Segments):
+        return attend_segments(attend, q_BTNH, k_BKSH, v_BKSH, bias_BTS, prefix, scale=scale)
     q_BKMH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4).reshape(B, K, (N // K) * T, H)
     if prefix is None:
         out = _attend(q_BKMH, k_BKSH, v_BKSH, bias_BTS, scale)
@@ -184,8 +185,7 @@ class Attention(nnx.Module):
     def init_cache(self, rows: int, columns: int) -> dict[str, jax.Array]:
         """An empty cache of `rows` sequences of `columns` positions."""
         shape = (rows, self.kv_heads, columns, self.head_dim)
-        axes = ("batch", "kv_heads", None, None)
-        return {name: constrain(jnp.zeros(shape, self.dtype), axes, name="cache") for name in ("k", "v")}
+        return {name: jnp.zeros(shape, self.dtype) for name in ("k", "v")}
 
     def __call__(
         self, x_BTD: jax.Array, context: Context, cache: dict | None, prefix: dict | None

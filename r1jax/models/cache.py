@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from r1jax.core.sharding import constrain
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
@@ -32,6 +34,12 @@ class Cache:
     def length(self) -> int:
         """S, the number of columns."""
         return self.visible.shape[1]
+
+
+def constrain_layers(layers: Any) -> Any:
+    """Pins the arrays of all layers, [L,] [B, K, S, H], to their place: rows over the batch axes, heads over theirs."""
+    axes = ("batch", "kv_heads", None, None)
+    return jax.tree.map(lambda x: constrain(x, (*(None,) * (x.ndim - 4), *axes), name="cache"), layers)
 
 
 def append(buffer: jax.Array, new: jax.Array, column: jax.Array, *, axis: int) -> jax.Array:

@@ -81,7 +81,7 @@ class LatentAttention(nnx.Module):
     def init_cache(self, rows: int, columns: int) -> dict[str, jax.Array]:
         """An empty cache of `rows` sequences of `columns` positions."""
         shape = (rows, 1, columns, self.sizes.latent + self.sizes.rotary_dim)
-        return {"latent": constrain(jnp.zeros(shape, self.dtype), ("batch", None, None, None), name="cache")}
+        return {"latent": jnp.zeros(shape, self.dtype)}
 
     def __call__(
         self, x_BTD: jax.Array, context: Context, cache: dict | None, prefix: dict | None

@@ -19,8 +19,9 @@ from flax import nnx
 
 from r1jax.core.sharding import constrain
 from r1jax.models.attention import Context, mask_bias, segment_mask
-from r1jax.models.cache import Cache, cache_mask
+from r1jax.models.cache import Cache, cache_mask, constrain_layers
 from r1jax.models.layers import FLOAT32, Dtypes, Embedding, Head, RMSNorm
+from r1jax.models.packed import LONG_ROW, Segments
 from r1jax.models.rope import attention_factor, rope_frequencies, rope_tables
 
 Params = dict[str, Any]
@@ -154,7 +155,7 @@ class Transformer(nnx.Module):
         if self.scan_layers:
             repeat = lambda tree, count: jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), tree)
             layers = [repeat(layer, count) for layer, count in zip(layers, self.counts, strict=True)]
-        return Cache(layers, jnp.zeros((rows, columns), bool), jnp.zeros((), jnp.int32))
+        return Cache(constrain_layers(layers), jnp.zeros((rows, columns), bool), jnp.zeros((), jnp.int32))
 
     def runner(self, block: nnx.Module) -> tuple[Callable, Params]:
         """(`run(params, *args)`: calls the module, rematerialized as this model's blocks are; its parameters)."""
@@ -177,16 +178,18 @@ class Transformer(nnx.Module):
         """What the blocks share, and the columns visible afterwards (None without a cache)."""
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-        if segments is None:
-            segments = jnp.ones(tokens_BT.shape, jnp.int32)
-        if cache is None:
-            (mask, visible), column = (segment_mask(segments, prefixes), None), None
-        else:
-            (mask, visible), column = cache_mask(cache, tokens_BT.shape[1]), cache.column
-        config = self.config
+        config, length = self.config, tokens_BT.shape[1]
         frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
         rope = rope_tables(positions, frequencies, attention_factor(config.rope_scaling))
-        return Context(rope, mask_bias(mask), segments != 0, column), visible
+        valid = jnp.ones(tokens_BT.shape, bool) if segments is None else segments != 0
+        if cache is not None:
+            mask, visible = cache_mask(cache, length)
+            whole = length >= LONG_ROW and cache.length == length  # these tokens are all that the cache will hold
+            return Context(rope, Segments() if whole else mask_bias(mask), valid, cache.column), visible
+        if length >= LONG_ROW:
+            return Context(rope, Segments(segments, prefixes), valid), None
+        segments = jnp.ones(tokens_BT.shape, jnp.int32) if segments is None else segments
+        return Context(rope, mask_bias(segment_mask(segments, prefixes)), valid), None
 
     def _unroll(self, x: jax.Array, context: Context, caches: Any, prefixes: Any) -> tuple[jax.Array, Any, dict]:
         new, routers = [], []

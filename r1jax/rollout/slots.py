@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from r1jax.core.sharding import constrain
-from r1jax.models.cache import Cache
+from r1jax.models.cache import Cache, constrain_layers
 from r1jax.rollout.sampling import Knobs
 
 
@@ -102,11 +102,12 @@ def init_slots(config: EngineConfig, cache: Cache) -> Slots:
 
 
 def constrain_slots(slots: Slots) -> Slots:
-    """Rows over the batch axes."""
+    """Rows over the batch axes, and the cache as the model has it."""
     rows = lambda x: constrain(x, ("batch",) + (None,) * (x.ndim - 1), name="slots")
     fields = {f.name: getattr(slots, f.name) for f in dataclasses.fields(Slots) if f.name != "cache"}
-    visible = rows(slots.cache.visible)
-    return Slots(cache=dataclasses.replace(slots.cache, visible=visible), **jax.tree.map(rows, fields))
+    layers, visible = constrain_layers(slots.cache.layers), rows(slots.cache.visible)
+    cache = dataclasses.replace(slots.cache, layers=layers, visible=visible)
+    return Slots(cache=cache, **jax.tree.map(rows, fields))
 
 
 def restart(slots: Slots) -> Slots:

@@ -16,11 +16,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from r1jax.core.config import unpack
 from r1jax.core.errors import UserError
-from r1jax.core.sharding import batch_parts, replicated, sharding
+from r1jax.core.sharding import MeshConfig, batch_parts, replicated, sharding
 from r1jax.core.structs import Request
 from r1jax.data.packing import RowShape
 from r1jax.learner.optimizer import make_optimizer
@@ -98,7 +100,8 @@ def find_sizes(config: ModelConfig) -> tuple[Any, Any]:
     name says.
     """
     if config.preset:
-        return find_preset(config.preset)
+        family, sizes = find_preset(config.preset)
+        return family, dataclasses.replace(sizes, **config.sizes)
     file = pathlib.Path(config.path) / "config.json"
     if config.path and file.is_file():
         hf = json.loads(file.read_text(encoding="utf-8"))
@@ -154,7 +157,7 @@ def policy_programs(
     fed = dict.fromkeys(("tokens", "positions", "segments", "prefixes"), (shape.length, jnp.int32))
     aimed = dict.fromkeys(("index", "targets"), (shape.targets, jnp.int32))
     values = ["weights", "advantages", "sampler_logprobs"]
-    values += ["old_logprobs"] * (train.updates_per_step > 1)
+    values += ["old_logprobs"] * (train.updates_per_step > 1 and train.old_logprobs == "trainer")
     values += ["reference_logprobs"] * (settings.loss.kl_coefficient > 0)
     aimed |= dict.fromkeys(values, (shape.targets, jnp.float32))
     batch = {name: _rows((rows, length), dtype) for name, (length, dtype) in {**fed, **aimed}.items()}
@@ -188,20 +191,22 @@ def engine_programs(shapes: Shapes, config: EngineConfig, sampling: Any) -> list
     prefix = jax.eval_shape(engine._prefix, params) if config.prefix else None
     request = Request((*config.prefix, *range(config.prompt_columns)), sampling)
     tokens, fill = next(Scheduler([request], config).refill())
-    everywhere = lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.asarray(x).dtype, sharding=replicated())
-    tokens, fill = jax.tree.map(everywhere, (tokens, fill))
+    everywhere = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated())
+    tokens, fill, idle_limit = jax.tree.map(everywhere, (tokens, fill, np.zeros((), np.int32)))
     prompts = with_rows(jax.eval_shape(engine._prefill, params, prefix, tokens), config.prefill_batch)
     S, Tp, R = len(config.prefix), config.prompt_columns, config.max_new_tokens
     prefilled = config.prefill_batch * Tp
     work = shapes.work
     filtered = bool(sampling.top_k or sampling.top_p < 1 or sampling.min_p)
     return [
-        Program("prefill", engine._prefill, (params, prefix, tokens), work.forward(prefilled, 0, prefilled * (S + Tp / 2))),
+        Program(
+            "prefill", engine._prefill, (params, prefix, tokens), work.forward(prefilled, 0, prefilled * (S + Tp / 2))
+        ),
         Program("insert", engine._insert, (slots, prompts, fill), 0.0),
         Program(
             "decode",
             engine._decode,
-            (params, prefix, slots, everywhere(1)),
+            (params, prefix, slots, idle_limit),
             work.forward(config.slots, config.slots, config.slots * (S + Tp + R / 2)),
             {"filtered": filtered},
             once="one token in every slot",
@@ -224,3 +229,8 @@ def with_rows(tree: Any, rows: int) -> Any:
 
 def _rows(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding(("batch", None), shape, name="micro-batch"))
+
+
+def read_mesh(config: ConfigDict) -> MeshConfig:
+    """The mesh of a config, whatever its stage. Raises UserError for unknown keys."""
+    return unpack(MeshConfig, config.get("mesh") or {}, "mesh")

@@ -19,6 +19,9 @@ class ModelConfig:
     path: str
     hub: str = ""
     fetch: str = ""
+    preset: str = ""
+    sizes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    seed: int = 0
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     param_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     scan_layers: bool = False

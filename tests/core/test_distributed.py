@@ -1,9 +1,11 @@
 """My rows, placement of host arrays, and start-up, which is proven by two real processes."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -34,6 +36,29 @@ with use_mesh(make_mesh(MeshConfig(data=4))):
 assert (whole["batch"] == batch).all() and (whole["total"] == batch.sum(0)).all()
 print("process", jax.process_index(), "rows", mine.start, mine.stop)
 """
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def start_two(program: str, *args: str) -> list[subprocess.Popen]:
+    """Two processes of one or two devices each that run `program` together."""
+    shared = {**os.environ, "R1JAX_COORDINATOR": f"localhost:{free_port()}", "R1JAX_PROCESS_COUNT": "2"}
+    devices = 1 if args else 2
+    shared |= {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "PYTHONPATH": str(ROOT)}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", program, *args],
+            env={**shared, "R1JAX_PROCESS_ID": str(index)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
 
 
 def test_rows_of_all_processes_are_the_batch() -> None:
@@ -75,22 +100,83 @@ def test_half_a_start_up_is_refused(monkeypatch: pytest.MonkeyPatch, count: str 
         distributed.start()
 
 
-def test_two_processes_are_one_program() -> None:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    shared = {**os.environ, "R1JAX_COORDINATOR": f"localhost:{port}", "R1JAX_PROCESS_COUNT": "2"}
-    shared |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": str(ROOT)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", TWO_PROCESSES],
-            env={**shared, "R1JAX_PROCESS_ID": str(index)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
+def test_clusters_are_found_in_the_environment() -> None:
+    explicit = {"R1JAX_COORDINATOR": "a:1", "R1JAX_PROCESS_COUNT": "4", "R1JAX_PROCESS_ID": "3"}
+    joined = {"coordinator_address": "a:1", "num_processes": 4, "process_id": 3}
+    assert distributed.find_cluster({**explicit, "R1JAX_CLUSTER": "tpu"}) == joined
+    assert distributed.find_cluster({"R1JAX_CLUSTER": "tpu"}) == {}
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "2"}
+    assert distributed.find_cluster(slurm) == {"cluster_detection_method": "slurm"}
+    assert distributed.find_cluster({**slurm, "R1JAX_CLUSTER": "none"}) is None
+    assert distributed.find_cluster({**slurm, "SLURM_STEP_NUM_TASKS": "1"}) is None
+    assert distributed.find_cluster({}) is None
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"R1JAX_CLUSTER": "ray"}, "R1JAX_CLUSTER must be tpu, slurm or none, got 'ray'"),
+        (
+            {"R1JAX_COORDINATOR": "a", "R1JAX_PROCESS_COUNT": "2", "R1JAX_PROCESS_ID": "0"},
+            "R1JAX_COORDINATOR must be host:port",
+        ),
+        (
+            {"R1JAX_COORDINATOR": "a:1", "R1JAX_PROCESS_COUNT": "2", "R1JAX_PROCESS_ID": "2"},
+            "less than R1JAX_PROCESS_COUNT, got a:1, 2 and 2",
+        ),
+        ({"SLURM_STEP_NUM_TASKS": "many"}, "SLURM_STEP_NUM_TASKS must be a whole number, got 'many'"),
+    ],
+)
+def test_odd_environments_are_refused(environment: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        distributed.find_cluster(environment)
+
+
+@pytest.mark.parametrize("host", ["localhost", "no-such-host.invalid"])
+def test_a_wrong_coordinator_is_told_in_bounded_time(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    keys = {"COORDINATOR": f"{host}:{free_port()}", "PROCESS_COUNT": "2", "PROCESS_ID": "1", "CONNECT_SECONDS": "1"}
+    for key, value in keys.items():
+        monkeypatch.setenv(f"R1JAX_{key}", value)
+    begin = time.monotonic()
+    with pytest.raises(UserError, match=f"no coordinator answers at R1JAX_COORDINATOR={host}:.* in 1 s"):
+        distributed.start()
+    assert time.monotonic() - begin < 30
+
+
+LOSES_ONE = """
+import os, sys, time
+import jax, jax.numpy as jnp
+from r1jax.core import distributed
+from r1jax.core.sharding import MeshConfig, make_mesh, replicated, use_mesh
+distributed.start()
+with use_mesh(make_mesh(MeshConfig(data=2))):
+    for step in range(10_000):
+        distributed.fetch(jax.jit(lambda x: x.sum(), out_shardings=replicated())(jnp.ones(8) * step))
+        if step == 3 and jax.process_index() == 1:
+            os.kill(os.getpid(), 9)
+        if step == 3 and sys.argv[1] == "alone":
+            time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("doing", ["together", "alone"])
+def test_a_process_that_dies_ends_the_others_within_a_minute(doing: str) -> None:
+    """Whether they wait for it in a collective or are at work by themselves."""
+    survivor, victim = start_two(LOSES_ONE, doing)
+    try:
+        victim.communicate(timeout=120)
+        _, errors = survivor.communicate(timeout=60)
+    finally:
+        survivor.kill()
+    assert survivor.returncode != 0
+    assert re.search("heartbeat|unhealthy|Connection|closed by peer|task 1|DEADLINE|UNAVAILABLE", errors), errors[
+        -2000:
     ]
+
+
+def test_two_processes_are_one_program() -> None:
+    processes = start_two(TWO_PROCESSES)
     try:
         outcomes = [process.communicate(timeout=120) for process in processes]
     finally:

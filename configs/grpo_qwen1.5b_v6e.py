@@ -1,0 +1,76 @@
+"""GRPO of Qwen2.5-1.5B on sixteen chips of a TPU v6e: R1-Zero's recipe at the smallest size of the distilled models.
+
+    python -m r1jax.train --config=configs/grpo_qwen1.5b_v6e.py --config.data.path=MATH.jsonl
+    python -m r1jax.compile_check --config=configs/grpo_qwen1.5b_v6e.py --topology=v6e:4x4
+
+`MATH.jsonl` has the columns `problem` and `answer`. On a pod: `bash launch/tpu_pod.sh --type=v6e-16 ...`. It has not
+run on a TPU; its programs compile for one and fit, which the second command shows.
+
+Rows are 8,192 tokens: a prompt of up to 1,024 and a completion of up to 7,168. A step samples 64 prompts 16 times; the
+sequences in flight are 16 a chip. All state is split over all sixteen chips (fsdp).
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The run."""
+    config = ConfigDict()
+    config.stage = "grpo"
+    config.seed = 0
+    config.steps = 500
+
+    config.model = ConfigDict(
+        dict(
+            path="Qwen/Qwen2.5-1.5B",
+            dtype="bfloat16",
+            param_dtype="float32",
+            scan_layers=True,  # one layer is compiled, not 28
+            remat="full",  # rows of 8,192 tokens: layers keep their inputs only
+        )
+    )
+    config.mesh = ConfigDict(dict(data=1, fsdp=-1, tensor=1))
+    config.data = ConfigDict(
+        dict(
+            source="jsonl",
+            path=placeholder(str),
+            columns=dict(prompt="problem", solution="answer"),
+            template="r1",
+            eval_problems=128,
+            on_error="skip",
+            seed=0,
+        )
+    )
+    config.rollout = ConfigDict(
+        dict(
+            prompts_per_step=64,
+            group_size=16,
+            max_new_tokens=7168,
+            max_prompt_tokens=1024,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            min_p=0.0,
+            slots=256,
+            prefill_batch=16,
+        )
+    )
+    config.rewards = ConfigDict(dict(answer_reward=1.0, r1_format_reward=0.2))
+    config.train = ConfigDict(
+        dict(
+            updates_per_step=4,
+            micro_batch_size=2,
+            completions_per_row=1,
+            logits_chunk=512,  # of 151,936 logits each
+            old_logprobs="trainer",
+        )
+    )
+    config.loss = ConfigDict(dict(clip_low=0.2, clip_high=0.28, kl_coefficient=0.0, aggregation="token"))
+    config.optimizer = ConfigDict(
+        dict(learning_rate=1e-6, schedule="constant", warmup_updates=10, beta1=0.9, beta2=0.99, clip_norm=1.0)
+    )
+    config.eval = ConfigDict(dict(name="math", every_steps=25, strict=("answer_reward",), format="r1_format_reward"))
+    config.checkpoint = ConfigDict(dict(every_steps=10, keep=2))
+    config.log = ConfigDict(dict(samples_per_step=64, show_every_steps=0, tensorboard=True, wandb_project=""))
+    return config

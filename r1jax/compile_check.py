@@ -1,0 +1,134 @@
+"""Compiles every program of a run for a TPU that is not there, and says whether it fits and what it costs.
+
+  pip install 'r1jax[tpu]'
+  python -m r1jax.compile_check --config=configs/grpo_qwen1.5b_v6e.py --topology=v6e:4x4
+
+The TPU's own compiler (libtpu) runs on any machine; no weights and no data are needed, only the config. For each
+program (a training step's gradient and update, log-probs, prefill, decode) it tells, per device: the HBM that it needs
+with everything else that the run keeps there, against what the chip has; FLOPs and collectives as compiled, with loops
+counted in full (an open-ended loop, such as decoding, once: one token); useful FLOPs by formula; and the shortest time
+that the chip's peaks allow. The exit code is 1 if a program does not fit.
+
+That time is a bound, not a promise: max(FLOPs / peak, HBM bytes / bandwidth, bytes sent / links).
+"""
+
+import importlib.util
+import json
+import os
+import pathlib
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from r1jax.core.chips import CHIPS, Topology, read_topology
+from r1jax.core.commands import run_command
+from r1jax.core.errors import UserError
+
+# What libtpu asks a cloud machine for at its start; a compiler needs none of it. It also takes a lock that keeps other
+# processes off the chips, of which this one uses none.
+ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "JAX_PLATFORMS": "cpu",
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command line `argv` (program name first): 0 if all fits, 1 if not, 2 for a user's mistake."""
+    from r1jax.train import resolve, split_overrides
+
+    values, fits = define_flags(), True
+
+    def check(_: list[str]) -> None:
+        nonlocal fits
+        config = resolve(values.config, None, overrides)[0]
+        if not values.topology:
+            raise UserError(
+                f"--topology is missing, as in --topology=v5p:4x4x4; chips: {', '.join(CHIPS)} (see --help)"
+            )
+        topology = read_topology(values.topology, values.num_slices)
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        fits = check_run(config, topology, output=values.output, dump=values.dump_hlo)
+
+    rest, overrides = split_overrides(argv[1:])
+    code = run_command(__doc__, values, rest, check)
+    return code or int(not fits)
+
+
+def define_flags() -> flags.FlagValues:
+    """The flags of this command, apart from absl's global ones: importing this module defines none."""
+    values = flags.FlagValues()
+    texts = {
+        "config": "The config file, with its arguments if any: configs/X.py or configs/X.py:name=value,...",
+        "topology": f"The slice: a chip ({', '.join(CHIPS)}) and chips along each axis, as in v5p:8x8x8 or v6e:4x4.",
+        "output": "A JSON file to write the figures to.",
+        "dump_hlo": "A folder to write each compiled program to, as text (NAME.txt).",
+    }
+    for name, text in texts.items():
+        flags.DEFINE_string(name, None, text, flag_values=values)
+    slices = "How many such slices; the mesh axis `data` goes across them. Default: 1."
+    flags.DEFINE_integer("num_slices", 1, slices, flag_values=values)
+    return values
+
+
+def check_run(config: Any, topology: Topology, *, output: str | None, dump: str | None) -> bool:
+    """Compiles and prints program by program; whether all fit."""
+    from r1jax.core.sharding import make_mesh, use_mesh
+    from r1jax.stages.compiled import Report, compile_program
+    from r1jax.stages.programs import list_programs, read_mesh
+
+    mesh_config = read_mesh(config)
+    report = Report(topology)
+    with use_mesh(make_mesh(mesh_config, find_devices(topology)), dict(mesh_config.rules)):
+        programs = list_programs(config)
+        print(report.head(), flush=True)
+        for program in programs:
+            compiled = compile_program(program, topology)
+            report.add(program.name, compiled)
+            print(report.line(program.name), flush=True)
+            if dump and compiled.text:
+                folder = pathlib.Path(dump)
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / f"{program.name}.txt").write_text(compiled.text)
+    if output:
+        pathlib.Path(output).parent.mkdir(parents=True, exist_ok=True)
+        pathlib.Path(output).write_text(json.dumps(report.as_dict(), indent=1) + "\n")
+    print(*report.advice(), sep="\n")
+    return report.fits
+
+
+def find_devices(topology: Topology) -> list[Any]:
+    """The devices of a topology, as its compiler has them. Raises UserError without libtpu or for a shape that does not
+    exist.
+    """
+    from jax.experimental import topologies
+
+    options: dict[str, Any] = {} if topology.slices == 1 else {"num_slices": topology.slices}
+    if any(size % 2 for size in topology.shape[:2]):
+        options["chips_per_host_bounds"] = [1, 1, 1]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = topologies.get_topology_desc(topology.name, platform="tpu", **options).devices
+    except Exception as error:  # jax and libtpu raise several types here
+        text = " ".join(str(error).split())
+        if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
+            raise UserError(
+                f"the TPU compiler (libtpu) does not load; install it with: pip install 'r1jax[tpu]' ({text[:200]})"
+            ) from None
+        raise UserError(f"--topology={topology.name}: the TPU compiler knows no such slice ({text[:200]})") from None
+    if len(found) != topology.devices:
+        raise UserError(
+            f"--topology={topology.name}: {topology.devices} devices expected, the compiler has {len(found)}"
+        )
+    return list(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

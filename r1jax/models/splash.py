@@ -1,0 +1,89 @@
+"""Splash attention (jax's Pallas kernel for TPUs): flash attention that skips what the causal mask rules out, with
+segment ids, forward and backward, scores never in HBM.
+
+Each device runs the kernel on its own rows and heads. Off TPUs the same kernel runs interpreted, for tests.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+from r1jax.core.sharding import Axes, current_mesh, partition
+
+LANES, BLOCK_Q, BLOCK_KV = 128, 512, 1024
+
+
+def attend_causal(
+    q_BTNH: jax.Array,
+    k_BKTH: jax.Array,
+    v_BKTH: jax.Array,
+    segments_BT: jax.Array | None,
+    *,
+    scale: float,
+    interpret: bool = False,
+) -> jax.Array:
+    """Causal attention inside of segments (None: one a row) -> [B, T, N, H], H the width of the values.
+
+    Rows are filled up to whole blocks; what is behind their end sees itself only.
+    """
+    T = q_BTNH.shape[1]
+    step = BLOCK_KV if T > BLOCK_KV else LANES
+    length = -(-T // step) * step
+    q_BNTH = (q_BTNH.astype(jnp.float32) * scale).astype(q_BTNH.dtype).transpose(0, 2, 1, 3)
+    fill = lambda x, axis: jnp.pad(x, [(0, length - T if a == axis else 0) for a in range(x.ndim)])
+    arrays = tuple(fill(x, 2) for x in (q_BNTH, k_BKTH, v_BKTH))
+    if segments_BT is None:
+        out = _on_each_device(_run(length, interpret), arrays)
+    else:
+        out = _on_each_device(_run(length, interpret), (*arrays, fill(segments_BT, 1)))
+    return out[:, :, :T].transpose(0, 2, 1, 3)
+
+
+def _run(length: int, interpret: bool) -> Any:
+    def run(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None = None) -> jax.Array:
+        kernel = _make_kernel(q.shape[1], length, interpret)
+        if segments is None:
+            return jax.vmap(kernel)(q, k, v)
+        return jax.vmap(lambda q, k, v, ids: kernel(q, k, v, kernels.SegmentIds(ids, ids)))(q, k, v, segments)
+
+    return run
+
+
+def _make_kernel(heads: int, length: int, interpret: bool) -> Any:
+    """`length` is a whole number of blocks, or one block."""
+    block_q, block_kv = (BLOCK_Q, BLOCK_KV) if length % BLOCK_KV == 0 else (length, length)
+    sizes = kernels.BlockSizes(
+        block_q=block_q,
+        block_kv=block_kv,
+        block_kv_compute=block_q,
+        block_q_dkv=block_q,
+        block_kv_dkv=block_kv,
+        block_kv_dkv_compute=block_q,
+        block_q_dq=block_q,
+        block_kv_dq=block_kv,
+    )
+    mask = masks.MultiHeadMask([masks.CausalMask((length, length))] * heads)
+    return kernels.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)
+
+
+def _on_each_device(run: Any, arrays: tuple[jax.Array, ...]) -> jax.Array:
+    """Under the mesh in use each device gets its rows and heads, whole in length and width."""
+    mesh = current_mesh()
+    if mesh is None or mesh.size == 1:
+        return run(*arrays)
+    keys = ("batch", "kv_heads", None, None)
+    axes: tuple[Axes, ...] = (("batch", "heads", None, None), keys, keys, ("batch", None))[: len(arrays)]
+    specs = tuple(partition(a, x.shape, mesh, name="attention") for a, x in zip(axes, arrays, strict=True))
+    return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)(*arrays)
+
+
+def runs_here() -> bool:
+    """Whether the program is made for TPUs: those of the mesh in use, else the default device."""
+    mesh = current_mesh()
+    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    return device.platform == "tpu"
