@@ -60,10 +60,11 @@ def attend_blocks(
     prefix: Any,
     *,
     scale: float,
-    block: int = BLOCK,
+    block: int = 0,
 ) -> jax.Array:
-    """`attend` over blocks of queries; rows are filled up to whole quarters of whole blocks."""
-    T = q_BTNH.shape[1]
+    """`attend` over blocks of queries (`BLOCK` of them by default); rows are filled up to whole quarters of whole
+    blocks."""
+    T, block = q_BTNH.shape[1], block or BLOCK
     step = block * QUARTERS
     length = -(-T // step) * step
     fill = lambda x, axis: jnp.pad(x, [(0, length - T if a == axis else 0) for a in range(x.ndim)])
@@ -71,11 +72,10 @@ def attend_blocks(
     q, k, v, ids = fill(q_BTNH, 1), fill(k_BKTH, 2), fill(v_BKTH, 2), fill(ids, 1)
     continued = None if segments.continued is None else fill(segments.continued, 1)
 
-    @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.nothing_saveable, static_argnums=1)
-    def one(start: jax.Array, end: int) -> jax.Array:
+    def attend_block(end: int, start: jax.Array) -> jax.Array:
         take = lambda x: jax.lax.dynamic_slice_in_dim(x, start, block, axis=1)
-        keys, own = ids[:, None, :end], take(ids)[:, :, None]
-        seen = keys == own
+        keys = ids[:, None, :end]
+        seen = keys == take(ids)[:, :, None]
         if continued is not None:
             seen |= keys == take(continued)[:, :, None]
         seen &= (keys != 0) & (jnp.arange(end) <= (start + jnp.arange(block))[:, None])
@@ -85,9 +85,8 @@ def attend_blocks(
     parts = []
     for quarter in range(QUARTERS):
         first, last = quarter * length // QUARTERS, (quarter + 1) * length // QUARTERS
-        blocks = jax.lax.map(
-            functools.partial(one, end=last), jnp.arange(first, last, block)
-        )  # [blocks, B, block, ...]
+        run = jax.checkpoint(functools.partial(attend_block, last), policy=jax.checkpoint_policies.nothing_saveable)
+        blocks = jax.lax.map(run, jnp.arange(first, last, block))  # [blocks, B, block, ...]
         parts.append(jnp.moveaxis(blocks, 0, 1).reshape(q.shape[0], last - first, *blocks.shape[3:]))
     return jnp.concatenate(parts, axis=1)[:, :T]
 

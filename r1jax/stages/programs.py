@@ -97,11 +97,15 @@ def abstract_model(config: ModelConfig) -> Shapes:
 
 def find_sizes(config: ModelConfig) -> tuple[Any, Any]:
     """(family, sizes) of a config's model: the named preset, a local folder's config.json, or the preset that the hub
-    name says.
+    name says; with the sizes that the config replaces.
     """
+    family, sizes = _find_sizes(config)
+    return family, dataclasses.replace(sizes, **config.sizes)
+
+
+def _find_sizes(config: ModelConfig) -> tuple[Any, Any]:
     if config.preset:
-        family, sizes = find_preset(config.preset)
-        return family, dataclasses.replace(sizes, **config.sizes)
+        return find_preset(config.preset)
     file = pathlib.Path(config.path) / "config.json"
     if config.path and file.is_file():
         hf = json.loads(file.read_text(encoding="utf-8"))
