@@ -1,4 +1,4 @@
-"""Text to token ids and back, for the two places a vocabulary comes from: a Hugging Face folder and a GGUF file.
+"""Text to token ids and back, wherever a vocabulary comes from: a Hugging Face folder or a GGUF file.
 
 The idea: the `tokenizers` package does the work; this file builds its object and settles, once, the questions that
 break training runs when each caller answers them anew:
@@ -8,12 +8,13 @@ break training runs when each caller answers them anew:
 - **Padding** never has a stop id's number (`_choose_padding`), so a mask made of `ids != pad_id` cannot hide the EOS
   that a model must learn. Masks should still be made of lengths: pad may be a token that a text could hold.
 
-Leaves out: training of vocabularies, sentencepiece models without a tokenizer.json, and clean-up of spaces after
-decoding (transformers' `clean_up_tokenization_spaces` changes text that a reward is about to judge).
+Leaves out: training of vocabularies (`vocabulary.py`), and clean-up of spaces after decoding (transformers'
+`clean_up_tokenization_spaces` changes text that a reward is about to judge).
 """
 
 import functools
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from r1jax.core.errors import UserError
 from r1jax.core.tensorfiles import open_tensors
 from r1jax.text.chat import render
+from r1jax.text.pieces import CONTROL, USER_DEFINED, Pieces, build_pieces, read_pieces
 
 # The splits before byte-pair merging that GGUF names in `tokenizer.ggml.pre`, as the models' own tokenizer.json have
 # them. A wrong one gives other ids for the same text without any error, so an unknown name is refused.
@@ -41,7 +43,6 @@ SPLITS: dict[str, str] = {
     "qwen2": QWEN2_SPLIT,
     "deepseek-r1-qwen": QWEN2_SPLIT,
 }
-CONTROL, USER_DEFINED = 3, 4  # values of `tokenizer.ggml.token_type`
 GGUF_STOP_KEYS = ("eos_token_id", "eos_token_ids", "eot_token_id", "eom_token_id")
 TEMPLATE_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
@@ -75,20 +76,26 @@ class Tokenizer:
 
     def encode_more(self, text: str) -> list[int]:
         """Ids of a text that follows other tokens: without the space that sentencepiece puts before a text."""
-        return self._follower.encode(text, add_special_tokens=False).ids
+        if self._follower is None:
+            return self.encode(text)
+        head = next(iter(self._added.split(text, 1)))  # what comes after an added token is a text of its own again
+        return [*self._follower.encode(head, add_special_tokens=False).ids, *self.encode(text[len(head) :])]
 
     @functools.cached_property
-    def _follower(self) -> tokenizers.Tokenizer:
-        if not _adds_space(self.backend):
-            return self.backend
+    def _added(self) -> re.Pattern[str]:
+        contents = sorted((token.content for token in self.backend.get_added_tokens_decoder().values()), key=len)
+        return re.compile("|".join(map(re.escape, reversed(contents))) or r"\Z")
+
+    @functools.cached_property
+    def _follower(self) -> tokenizers.Tokenizer | None:
+        """The backend without the space before a text; None if it puts none."""
+        if self.backend.encode("a", add_special_tokens=False).tokens == ["a"]:
+            return None
         backend = json.loads(self.backend.to_str())
         for part in _list_parts(backend["normalizer"]) + _list_parts(backend["pre_tokenizer"]):
-            if part["type"] == "Prepend":
-                part["prepend"] = ""
-            elif part["type"] == "Metaspace":
-                part["prepend_scheme"] = "never"
-            elif part["type"] == "ByteLevel":
-                part["add_prefix_space"] = False
+            for switch, value in {"prepend": "", "prepend_scheme": "never", "add_prefix_space": False}.items():
+                if switch in part:
+                    part[switch] = value
         return tokenizers.Tokenizer.from_str(json.dumps(backend))
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
@@ -118,17 +125,18 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, path: str | Path) -> "Tokenizer":
-        """Reads tokenizer.json and, where they are, the configs beside it and chat_template.jinja."""
+        """Reads tokenizer.json, else tokenizer.model (sentencepiece), and the configs and template beside it."""
         path = Path(path)
-        if not (path / "tokenizer.json").exists():
-            raise UserError(f"{path}: holds no tokenizer.json (save one with transformers' save_pretrained)")
-        try:
-            backend = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
-        except Exception as error:  # the package raises bare Exception for whatever is wrong in the file
-            raise UserError(f"{path / 'tokenizer.json'}: cannot be read: {error}") from None
-        backend.no_truncation()
-        backend.no_padding()
         config = {**_read_json(path / "special_tokens_map.json"), **_read_json(path / "tokenizer_config.json")}
+        if (path / "tokenizer.json").exists():
+            backend = _read_backend(path / "tokenizer.json")
+        elif (path / "tokenizer.model").exists():
+            pieces, own = read_pieces(path / "tokenizer.model")
+            backend = build_pieces(pieces)
+            _add_tokens(backend, path, config)
+            config = {**own, "add_bos_token": True, **config}
+        else:
+            raise UserError(f"{path}: holds neither tokenizer.json nor tokenizer.model")
         texts = {name: _token_text(config[name]) for name in TEMPLATE_TOKENS if config.get(name)}
         named = {name: text for name, text in texts.items() if backend.token_to_id(text) is not None}
         if "add_bos_token" in config or "add_eos_token" in config:
@@ -140,23 +148,28 @@ class Tokenizer:
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> "Tokenizer":
-        """Builds the vocabulary that a GGUF file's key-values describe (byte-level BPE models)."""
+        """Builds the vocabulary that a GGUF file's key-values describe: byte-level BPE, or sentencepiece's."""
         ggml = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items()}
-        if ggml.get("model") != "gpt2":
-            raise UserError(
-                f"a GGUF vocabulary must be byte-level BPE (tokenizer.ggml.model = gpt2), not {ggml.get('model')!r}; "
-                "use the model's Hugging Face folder"
-            )
         split = ggml.get("pre", "default")
-        if split not in SPLITS:
+        if ggml.get("model") == "llama":
+            space_before = bool(ggml.get("add_space_prefix", True))
+            pieces = Pieces(ggml["tokens"], ggml["scores"], ggml["token_type"], space_before=space_before)
+            backend = build_pieces(pieces)
+        elif ggml.get("model") != "gpt2":
+            raise UserError(
+                "a GGUF vocabulary must be byte-level BPE or sentencepiece's (tokenizer.ggml.model = gpt2 or llama), "
+                f"not {ggml.get('model')!r}; use the model's Hugging Face folder"
+            )
+        elif split not in SPLITS:
             raise UserError(
                 f"GGUF pre-tokenizer {split!r} is not one of {', '.join(SPLITS)}; use the model's Hugging Face folder"
             )
-        backend = _build_byte_bpe(ggml["tokens"], ggml["merges"], ggml.get("token_type"), split)
+        else:
+            backend = _build_byte_bpe(ggml["tokens"], ggml["merges"], ggml.get("token_type"), split)
         keys = {"bos_token": "bos_token_id", "eos_token": "eos_token_id", "unk_token": "unknown_token_id"}
         keys["pad_token"] = "padding_token_id"
         named = {name: ggml["tokens"][ggml[key]] for name, key in keys.items() if ggml.get(key) is not None}
-        adds_bos = bool(ggml.get("add_bos_token", split == "llama-bpe"))
+        adds_bos = bool(ggml.get("add_bos_token", split == "llama-bpe" or ggml["model"] == "llama"))
         _add_ends(backend, named, adds_bos, bool(ggml.get("add_eos_token")))
         stops = [stop for key in GGUF_STOP_KEYS for stop in _as_list(ggml.get(key))]
         return _assemble(backend, named, stops, metadata.get("tokenizer.chat_template"))
@@ -254,17 +267,34 @@ def _add_ends(backend: tokenizers.Tokenizer, named: Mapping[str, str], add_bos: 
     )
 
 
-def _adds_space(backend: tokenizers.Tokenizer) -> bool:
-    """Whether something stands before the first piece of a text that the text does not have."""
-    return backend.encode("a", add_special_tokens=False).tokens != ["a"]
-
-
 def _list_parts(part: Any) -> list[dict[str, Any]]:
     """A normalizer or pre-tokenizer of tokenizer.json, taken apart where it is a sequence."""
     if part is None:
         return []
     inner = part.get("normalizers") or part.get("pretokenizers") or []
     return [part, *(found for child in inner for found in _list_parts(child))]
+
+
+def _read_backend(file: Path) -> tokenizers.Tokenizer:
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the package raises bare Exception for whatever is wrong in the file
+        raise UserError(f"{file}: cannot be read: {error}") from None
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def _add_tokens(backend: tokenizers.Tokenizer, path: Path, config: Mapping[str, Any]) -> None:
+    """The tokens that a folder adds to its tokenizer.model, at the ids it gives them."""
+    added = {id_: {"content": text} for text, id_ in _read_json(path / "added_tokens.json").items()}
+    added |= {int(id_): token for id_, token in config.get("added_tokens_decoder", {}).items()}
+    for id_, token in sorted(added.items()):
+        text, special = token["content"], bool(token.get("special", True))
+        add = backend.add_special_tokens if special else backend.add_tokens
+        add([AddedToken(text, normalized=False, special=special)])
+        if backend.token_to_id(text) != id_:
+            raise UserError(f"{path}: the added token {text!r} would have id {backend.token_to_id(text)}, not {id_}")
 
 
 def _read_template(path: Path, config: Mapping[str, Any]) -> str | None:

@@ -142,7 +142,7 @@ def test_a_folder_without_tokenizer_has_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "metadata, message",
     [
-        ({"tokenizer.ggml.model": "llama"}, "tokenizer.ggml.model = gpt2"),
+        ({"tokenizer.ggml.model": "bert"}, "tokenizer.ggml.model = gpt2"),
         ({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "tekken"}, "'tekken' is not one of default"),
     ],
 )
