@@ -55,7 +55,11 @@ class PromptLoader:
         return self
 
     def __next__(self) -> Prompts:
-        stop = self._position + self._batch_size
+        return self.take(self._batch_size)
+
+    def take(self, count: int) -> Prompts:
+        """The next `count` rows; fewer, or StopIteration, only where `epochs` end."""
+        stop = self._position + count
         if self._end is not None:
             stop = min(stop, self._end)
         if stop == self._position:
@@ -63,6 +67,11 @@ class PromptLoader:
         batch = [dict(self._rows[position]) for position in range(self._position, stop)]
         self._position = stop
         return batch
+
+    @property
+    def position(self) -> int:
+        """Rows handed out so far."""
+        return self._position
 
     @property
     def epoch(self) -> float:

@@ -43,8 +43,9 @@ class RowShape:
 
 @dataclasses.dataclass(frozen=True)
 class PackedRows:
-    """All rows of an update. Fed: tokens, positions, segments, prefixes [B, T]. Targets: index of the predecessor,
-    the target id, and where it stands in the concatenation of all completions (PADDING: no target), [B, R]."""
+    """All rows of an update. Fed: tokens, positions, segments, prefixes [B, T]. Targets [B, R]: index of the
+    predecessor, the target id, where it stands in the concatenation of all completions (PADDING: no target), and the
+    number in its row of the completion it belongs to."""
 
     tokens: np.ndarray
     positions: np.ndarray
@@ -53,6 +54,7 @@ class PackedRows:
     index: np.ndarray
     targets: np.ndarray
     source: np.ndarray
+    sequences: np.ndarray
 
     def lay_out(self, flat: np.ndarray) -> np.ndarray:
         """A value per completion token (concatenated) -> [B, R], 0 at padding."""
@@ -61,13 +63,14 @@ class PackedRows:
 
 @dataclasses.dataclass
 class _Row:
-    """A row being filled: pieces (segment, prefix, first position, ids), targets (index, id, source)."""
+    """A row being filled: pieces (segment, prefix, first position, ids), targets (index, id, source, completion)."""
 
     tokens: list[int] = dataclasses.field(default_factory=list)
     positions: list[int] = dataclasses.field(default_factory=list)
     segments: list[int] = dataclasses.field(default_factory=list)
     prefixes: list[int] = dataclasses.field(default_factory=list)
-    targets: list[tuple[int, int, int]] = dataclasses.field(default_factory=list)
+    targets: list[tuple[int, int, int, int]] = dataclasses.field(default_factory=list)
+    completions: int = 0
     segment: int = 0
     prompt: int = PADDING
     prompt_segment: int = 0
@@ -114,7 +117,8 @@ def pack_completions(
             row.prompt, row.prompt_end = owners[i], len(row.tokens) - 1
         before = [row.prompt_end, *range(len(row.tokens), len(row.tokens) + len(completion) - 1)]
         row.add(list(completion[:-1]), shape.prefix + len(prompt), row.prompt_segment)
-        row.targets += zip(before, completion, range(start, offset), strict=True)
+        row.targets += zip(before, completion, range(start, offset), [row.completions] * len(completion), strict=True)
+        row.completions += 1
     count = -(-len(rows) // multiple) * multiple
     return _to_arrays(rows + [_Row() for _ in range(count - len(rows))], shape)
 
@@ -127,11 +131,11 @@ def _to_arrays(rows: list[_Row], shape: RowShape) -> PackedRows:
         return out
 
     fed = {name: fill([getattr(r, name) for r in rows], shape.length) for name in _FED}
-    columns = [[list(column) for column in zip(*r.targets, strict=True)] or [[], [], []] for r in rows]
-    index, targets, source = (
-        fill([c[i] for c in columns], shape.targets, padding) for i, padding in enumerate((0, 0, PADDING))
+    columns = [[list(column) for column in zip(*r.targets, strict=True)] or [[], [], [], []] for r in rows]
+    index, targets, source, sequences = (
+        fill([c[i] for c in columns], shape.targets, padding) for i, padding in enumerate((0, 0, PADDING, 0))
     )
-    return PackedRows(**fed, index=index, targets=targets, source=source)
+    return PackedRows(**fed, index=index, targets=targets, source=source, sequences=sequences)
 
 
 _FED = ("tokens", "positions", "segments", "prefixes")

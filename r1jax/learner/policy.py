@@ -1,7 +1,8 @@
 """The policy's programs: the GRPO loss over packed rows, and log-probs of the same rows for old and reference policies.
 
-A batch is a dict of arrays: tokens, positions, segments, prefixes [B, T]; index, targets, weights, advantages,
-sampler_logprobs, and where they are needed old_logprobs, reference_logprobs [B, R] (see data/packing.py).
+A batch is a dict of arrays: tokens, positions, segments, prefixes [B, T]; index, targets, sequences, weights,
+advantages, sampler_logprobs, and where they are needed old_logprobs, reference_logprobs [B, R] (see data/packing.py);
+temperature [] where it is not that of the scoring.
 """
 
 from __future__ import annotations
@@ -45,7 +46,11 @@ def score_rows(graph: nnx.GraphDef, params: Params, batch: Batch, scoring: Scori
     )
     hidden_BRD = gather_positions(states.hidden, batch["index"])
     return token_logprobs(
-        hidden_BRD, batch["targets"], model.unembed, temperature=scoring.temperature, chunk=scoring.chunk
+        hidden_BRD,
+        batch["targets"],
+        model.unembed,
+        temperature=batch.get("temperature", scoring.temperature),
+        chunk=scoring.chunk,
     )
 
 
@@ -67,6 +72,9 @@ def make_loss(graph: nnx.GraphDef, config: PolicyLossConfig, scoring: Scoring, *
             batch["weights"],
             config,
             reference_logprobs=batch.get("reference_logprobs"),
+            sampler_logprobs=batch["sampler_logprobs"],
+            entropy=entropy,
+            sequences=batch.get("sequences"),
         )
         return loss, {**sums, **_compare(*jax.lax.stop_gradient((logprobs, entropy)), batch)}
 
@@ -106,7 +114,7 @@ def summarize(updates: list[list[dict[str, Any]]]) -> dict[str, float]:
         "sampling/importance_sampling_ratio/mean": first["ratio/sum"].sum() / compared,
         "sampling/importance_sampling_ratio/max": first["ratio/max"].max(),
     }
-    means = [key for key in table if key == "kl" or key.startswith("clip_ratio/")]
+    means = [key for key in table if key == "kl" or key.startswith(("clip_ratio/", "correction/"))]
     return metrics | {key: table[key].sum() / tokens for key in means}
 
 

@@ -25,7 +25,7 @@ def token_logprobs(
     targets_BR: jax.Array,
     unembed: Callable[[jax.Array], jax.Array],
     *,
-    temperature: float = 1.0,
+    temperature: float | jax.Array = 1.0,
     chunk: int = 0,
 ) -> tuple[jax.Array, jax.Array]:
     """(log-prob of each target, entropy in nats of its distribution), both float32 [B, R].

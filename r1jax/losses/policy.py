@@ -1,47 +1,88 @@
-"""The clipped policy-gradient surrogate of PPO as GRPO uses it, with an optional KL term to a reference.
+"""The policy-gradient losses of GRPO and its kin: one formula, every variant a row of values for its knobs (`PRESETS`).
 
-Per token: -min(r A, clip(r, 1 - low, 1 + high) A) + beta * k3, with r = exp(logp - old_logp) and k3 = exp(ref - logp)
-- (ref - logp) - 1 (Schulman's estimator; DeepSeekMath, 2402.03300, eq. 4). Purely on-policy the old log-probs are the
-stopped new ones and r is exactly 1.
+Per token, with the ratio r = exp(log-prob - old log-prob), the advantage A and the weight w of losses/aggregation.py:
 
-Aggregation: "token" is the mean over all completion tokens of the update (DAPO, 2503.14476); "sequence" is the mean
-over completions of each one's token mean (DeepSeekMath). Both denominators belong to the whole update, so a micro-
-batch gives its share of one global mean and the gradient does not depend on how the update was cut. Here that share
-is a weight per token, made where the whole update is known (`token_weights`).
+    loss = sum w (c S(r, A) + kl_coefficient K - entropy_coefficient H)
+
+Surrogate S: "clip" is -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) (PPO); with clip_delta also r <= clip_delta,
+which bounds it for A < 0 (INTELLECT-2, 2505.07291). "cispo" is -stopped(clip(r)) A log-prob: no token loses its
+gradient (MiniMax-M1, 2506.13585). Ratio: the token's, or the sequence's geometric mean of them (GSPO, 2507.18071).
+
+K of the gap g = reference log-prob - log-prob (Schulman's estimators): k1 = -g, k2 = g^2 / 2, k3 = exp(g) - g - 1.
+kl_unbiased multiplies it by the token's ratio, so that its gradient is that of the divergence off-policy too
+(DeepSeek-V3.2, 2512.02556). kl_in="reward" takes the sum over the sequence off the reward instead (RLHF's place).
+
+Correction c, for samplers that do not compute the trainer's distribution exactly: the importance weight exp(old -
+sampler's log-prob), of the token or the product over the sequence, truncated to [correction_low, correction_high] (TIS)
+or zero outside of it (MIS, IcePop). On-policy the old log-probs are the stopped new ones and r is exactly 1.
+
+What the presets leave open in their papers: `grpo` and `r1` are the paper's sequence means with k3 in the loss; `cispo`
+has only the upper bound, at r <= 5 (ScaleRL, 2510.13786); `rloo` and `reinforce++` come without KL (0.05 and 0.01 are
+common) and with PPO's clip on the token's ratio, for steps of several updates; `rloo` sums over tokens, here divided by
+the constant length, which is a scale. What a preset asks of a whole run (updates a step) is in stages/grpo_config.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-Aggregation = Literal["token", "sequence"]
+from r1jax.losses.advantage import Baseline, Scale
+from r1jax.losses.aggregation import Aggregation
+
 LOG_RATIO_LIMIT = 20.0
+
+Preset = Literal["", "grpo", "r1", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce++"]
+Correction = Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 
 
 @dataclasses.dataclass(frozen=True)
 class PolicyLossConfig:
-    """Constants of the surrogate; `kl_coefficient` 0 needs no reference model."""
+    """The knobs; `preset` says whose values those have that a config leaves out (losses/advantage.py has baseline and
+    scale). kl_coefficient 0 needs no reference model; clip_delta 0 is off; correction_low may be 0."""
 
+    preset: Preset = ""
+    baseline: Baseline = "group"
+    scale: Scale = "group"
+    aggregation: Aggregation = "token"
+    surrogate: Literal["clip", "cispo"] = "clip"
+    ratio: Literal["token", "sequence"] = "token"
     clip_low: float = 0.2
     clip_high: float = 0.2
+    clip_delta: float = 0.0
     kl_coefficient: float = 0.0
-    aggregation: Aggregation = "token"
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    kl_unbiased: bool = False
+    kl_in: Literal["loss", "reward"] = "loss"
+    entropy_coefficient: float = 0.0
+    correction: Correction = "none"
+    correction_low: float = 0.0
+    correction_high: float = 2.0
+
+    @property
+    def needs_sequences(self) -> bool:
+        """Whether tokens must know which completion they belong to."""
+        return self.ratio == "sequence" or self.correction.startswith("sequence")
+
+    @property
+    def needs_all_tokens(self) -> bool:
+        """Whether tokens of advantage 0 have a gradient too."""
+        return self.entropy_coefficient != 0 or (self.kl_coefficient != 0 and self.kl_in == "loss")
 
 
-def token_weights(lengths: np.ndarray, aggregation: Aggregation) -> np.ndarray:
-    """The weight of each token of each completion in the loss of the update; they sum to 1 over all its tokens.
-
-    lengths: tokens of every completion of the update, also of those whose advantage is zero.
-    """
-    lengths = np.asarray(lengths, np.float64)
-    if aggregation == "token":
-        return np.full(lengths.shape, 1.0 / max(lengths.sum(), 1.0))
-    return 1.0 / (np.maximum(lengths, 1.0) * max(len(lengths), 1))
+PRESETS: dict[str, dict[str, Any]] = {
+    "grpo": dict(aggregation="sequence", kl_coefficient=0.04),  # DeepSeekMath, 2402.03300
+    "r1": dict(aggregation="sequence", clip_low=10.0, clip_high=10.0, kl_coefficient=0.001),  # 2501.12948
+    "dr_grpo": dict(scale="none", aggregation="constant"),  # 2503.20783
+    "dapo": dict(clip_high=0.28),  # 2503.14476
+    "gspo": dict(aggregation="sequence", ratio="sequence", clip_low=3e-4, clip_high=4e-4),  # 2507.18071
+    "cispo": dict(surrogate="cispo", clip_low=1.0, clip_high=4.0),  # 2506.13585
+    "rloo": dict(baseline="leave_one_out", scale="none", aggregation="constant"),  # 2402.14740
+    "reinforce++": dict(baseline="batch", scale="batch"),  # 2501.03262
+}
 
 
 def policy_loss(
@@ -52,26 +93,80 @@ def policy_loss(
     config: PolicyLossConfig,
     *,
     reference_logprobs: jax.Array | None = None,
+    sampler_logprobs: jax.Array | None = None,
+    entropy: jax.Array | None = None,
+    sequences: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """(loss, weighted sums of metrics) of one micro-batch; all arrays [B, R], float32.
+    """(loss, sums of metrics over tokens) of one micro-batch; all arrays [B, R] of one floating dtype.
 
-    weights: share of each token in the update's loss, 0 at padding. Masked positions cannot make NaN.
+    weights: share of each token in the update's loss, 0 at padding: masked positions cannot make NaN. sequences: int32,
+    the completion each token belongs to, numbered from 0 in every row (a completion lies in one row). The last four are
+    needed where the config asks for them.
     """
     inside = weights > 0
-    logprobs = jnp.where(inside, logprobs, 0.0)
-    old_logprobs = jnp.where(inside, old_logprobs, 0.0)
-    advantages = jnp.where(inside, advantages, 0.0)
-    log_ratio = jnp.clip(logprobs - old_logprobs, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    ratio = jnp.exp(log_ratio)
+    mask = lambda x: jnp.where(inside, x, 0.0)
+    logprobs, old_logprobs, advantages = mask(logprobs), mask(old_logprobs), mask(advantages)
+    log_ratio = logprobs - old_logprobs
+    ratio = token_ratio = _exp(log_ratio)
+    if config.ratio == "sequence":
+        ratio = _exp(_over_sequences(log_ratio, sequences) / jnp.maximum(_over_sequences(1.0 * inside, sequences), 1.0))
+    if config.clip_delta:
+        ratio = jnp.minimum(ratio, config.clip_delta)
     clipped = jnp.clip(ratio, 1.0 - config.clip_low, 1.0 + config.clip_high)
-    per_token = -jnp.minimum(ratio * advantages, clipped * advantages)
+    if config.surrogate == "cispo":
+        per_token = -jax.lax.stop_gradient(clipped) * advantages * logprobs
+    else:
+        per_token = -jnp.minimum(ratio * advantages, clipped * advantages)
     low = inside & (ratio < 1.0 - config.clip_low) & (advantages < 0)
     high = inside & (ratio > 1.0 + config.clip_high) & (advantages > 0)
     metrics = {"clip_ratio/low_mean": low, "clip_ratio/high_mean": high, "clip_ratio/region_mean": low | high}
+    if config.correction != "none":
+        gap = jax.lax.stop_gradient(old_logprobs - mask(_require(sampler_logprobs, "sampler_logprobs")))
+        correction, outside = _correct(gap, config, sequences)
+        per_token = per_token * correction
+        metrics |= {"correction/weight_mean": correction, "correction/outside_mean": outside}
     if reference_logprobs is not None:
-        gap = jnp.clip(jnp.where(inside, reference_logprobs, 0.0) - logprobs, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-        k3 = jnp.exp(gap) - gap - 1.0
-        per_token = per_token + config.kl_coefficient * k3
-        metrics["kl"] = k3
+        kl = estimate_kl(logprobs, mask(reference_logprobs), config)
+        metrics["kl"] = kl
+        if config.kl_in == "loss":
+            per_token += config.kl_coefficient * (kl * token_ratio if config.kl_unbiased else kl)
+    if config.entropy_coefficient:
+        per_token -= config.entropy_coefficient * mask(_require(entropy, "entropy"))
     sums = {name: jax.lax.stop_gradient((value * inside).sum()) for name, value in metrics.items()}
     return (per_token * weights).sum(), sums
+
+
+def estimate_kl(logprobs: jax.Array, reference_logprobs: jax.Array, config: PolicyLossConfig) -> jax.Array:
+    """The divergence from the reference by each token's log-probs, by config.kl_estimator."""
+    gap = jnp.clip(reference_logprobs - logprobs, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    return {"k1": -gap, "k2": 0.5 * gap**2, "k3": jnp.exp(gap) - gap - 1.0}[config.kl_estimator]
+
+
+def _correct(gap: jax.Array, config: PolicyLossConfig, sequences: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """(the factor of each token's surrogate, whether its importance weight lay outside of the bounds)."""
+    level, _, way = config.correction.partition("_")
+    weight = _exp(gap if level == "token" else _over_sequences(gap, sequences))
+    outside = (weight < config.correction_low) | (weight > config.correction_high)
+    if way == "mask":
+        return jnp.where(outside, 0.0, weight), outside
+    return jnp.clip(weight, config.correction_low, config.correction_high), outside
+
+
+def _exp(log_ratio: jax.Array) -> jax.Array:
+    return jnp.exp(jnp.clip(log_ratio, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
+
+
+def _over_sequences(values: jax.Array, sequences: jax.Array | None) -> jax.Array:
+    """The sum of its completion's values at every token [B, R]."""
+    count = values.shape[1]
+
+    def add(values: jax.Array, sequences: jax.Array) -> jax.Array:
+        return jax.ops.segment_sum(values, sequences, count)[sequences]
+
+    return jax.vmap(add)(values, _require(sequences, "sequences"))
+
+
+def _require(array: jax.Array | None, name: str) -> jax.Array:
+    if array is None:
+        raise ValueError(f"this loss needs {name}")
+    return array

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,35 @@ class Groups:
     completions: list[Completion]
     texts: list[str]
 
+    def pick(self, numbers: np.ndarray, group_size: int) -> Groups:
+        """The groups of some prompts."""
+        members = [p * group_size + g for p in numbers for g in range(group_size)]
+        return Groups(
+            [self.rows[p] for p in numbers],
+            [self.prompts[p] for p in numbers],
+            [self.completions[i] for i in members],
+            [self.texts[i] for i in members],
+        )
+
+
+def join_groups(parts: Sequence[Groups]) -> Groups:
+    """One after the other."""
+    lists = ([item for part in parts for item in getattr(part, f.name)] for f in dataclasses.fields(Groups))
+    return Groups(*lists)
+
+
+def join_scores(parts: Sequence[Scores]) -> Scores:
+    """One after the other; what rewards tell beside their values is the mean over the parts that could tell it."""
+    names = dict.fromkeys(name for part in parts for name in part.metrics)
+    told = {name: [v for part in parts if not np.isnan(v := part.metrics.get(name, np.nan))] for name in names}
+    return Scores(
+        np.concatenate([part.total for part in parts]),
+        {name: np.concatenate([part.by_name[name] for part in parts]) for name in parts[0].by_name},
+        np.concatenate([part.out_of_loss for part in parts]),
+        [call for part in parts for call in part.calls],
+        {name: float(np.mean(values)) if values else float("nan") for name, values in told.items()},
+    )
+
 
 def describe_rewards(scores: Scores, group_size: int) -> dict[str, float]:
     """Mean and spread of the total and of each reward; `reward_std` is the mean deviation within groups, as in TRL."""
@@ -34,10 +64,18 @@ def describe_rewards(scores: Scores, group_size: int) -> dict[str, float]:
     return metrics
 
 
+def describe_lengths(groups: Groups) -> dict[str, float]:
+    """How long completions were, and how many ran into the limit."""
+    return {
+        "completions/mean_length": float(np.mean([len(c.tokens) for c in groups.completions])),
+        "completions/clipped_ratio": float(np.mean([c.finish_reason == "length" for c in groups.completions])),
+    }
+
+
 def describe_samples(groups: Groups, scores: Scores, advantages_PG: np.ndarray) -> list[dict[str, Any]]:
-    """The rows of samples.jsonl."""
+    """The rows of samples.jsonl: the answers, then the calls that rewards made of a model (`call_of`)."""
     G = advantages_PG.shape[1]
-    return [
+    answers = [
         {
             "prompt": groups.rows[i // G]["prompt"],
             "completion": text,
@@ -48,4 +86,7 @@ def describe_samples(groups: Groups, scores: Scores, advantages_PG: np.ndarray) 
             "finish_reason": completion.finish_reason,
         }
         for i, (text, completion) in enumerate(zip(groups.texts, groups.completions, strict=True))
+    ]
+    return answers + [
+        {"call_of": call["reward"]} | {k: v for k, v in call.items() if k != "reward"} for call in scores.calls
     ]

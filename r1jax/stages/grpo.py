@@ -15,51 +15,40 @@ from __future__ import annotations
 import logging
 import pathlib
 import time
-import zlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from r1jax.core import console, distributed
 from r1jax.core.errors import UserError
 from r1jax.core.hardware import peak_flops
-from r1jax.core.sharding import batch_parts, make_mesh, sharding, use_mesh
-from r1jax.core.structs import Request
-from r1jax.core.tree import count_parameters
+from r1jax.core.sharding import make_mesh, use_mesh
 from r1jax.data.loader import PromptLoader
-from r1jax.data.packing import PackedRows, RowShape, pack_completions
+from r1jax.data.packing import RowShape
 from r1jax.data.tasks import load_task
 from r1jax.eval.held_out import evaluate, make_problems
-from r1jax.learner.optimizer import make_optimizer, make_schedule
-from r1jax.learner.policy import Scoring, make_loss, score_rows, summarize
-from r1jax.learner.state import TrainState, abstract_state, init_state
-from r1jax.learner.step import Learner
+from r1jax.learner.state import TrainState
 from r1jax.losses.advantage import group_advantages
-from r1jax.losses.policy import token_weights
 from r1jax.models.pretrained import require_tokenizer
-from r1jax.models.transformer import Params, logical_axes, split
-from r1jax.rewards.base import Scores, load_rewards, score
+from r1jax.models.transformer import logical_axes, split
+from r1jax.rewards.base import load_rewards
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.slots import EngineConfig
-from r1jax.stages.groups import Groups, describe_rewards, describe_samples
+from r1jax.stages.groups import describe_lengths, describe_rewards, describe_samples
 from r1jax.stages.grpo_config import GRPOConfig, read_config
+from r1jax.stages.judge import Judge
 from r1jax.stages.loop import Loop
+from r1jax.stages.pools import Pools
+from r1jax.stages.rollouts import Rollouts
 from r1jax.stages.settings import load_model
+from r1jax.stages.updates import Updates
 from r1jax.stages.workdir import describe_change
 from r1jax.text.encoding import PromptEncoder, find_prefix
 
 log = logging.getLogger(__name__)
-
-
-class Work(NamedTuple):
-    """What the updates of a step computed: completion tokens trained on, and useful FLOPs (6 a parameter and token)."""
-
-    tokens: int
-    flops: float
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -76,7 +65,10 @@ class Run:
 
     def __init__(self, settings: GRPOConfig, config: ConfigDict, workdir: pathlib.Path):
         self.settings, self.config, self.workdir = settings, config, workdir
-        self.rewards = load_rewards(settings.rewards)
+        self.judge = Judge(settings.judge, seed=settings.seed, slots=settings.rollout.slots)
+        rewards = load_rewards(settings.rewards, generate=self.judge)
+        if settings.pools.reward and settings.pools.reward not in (names := [reward.name for reward in rewards]):
+            raise UserError(f"config.pools.reward must be one of {', '.join(names)}, got {settings.pools.reward!r}")
         task = load_task(settings.data)
         for note in task.notes:
             log.warning(note)
@@ -84,17 +76,19 @@ class Run:
         model, tokenizer = load_model(model_config)
         self.tokenizer = require_tokenizer(tokenizer, model_config.path)
         self.graph, params = split(model)
-        self.axes, self.sizes = logical_axes(model), count_parameters(params)
+        self.judge.attach(self.graph, self.tokenizer, model.config.vocab_size)
         self.encode = PromptEncoder(self.tokenizer)
         self.loader = PromptLoader(task.train, settings.rollout.prompts_per_step, seed=settings.seed)
         self._build_engine([*task.train, *task.held_out])
-        self._build_learner(params)
+        self.updates = Updates(settings, self.graph, params, logical_axes(model), self.shape, self.prefix)
+        pools = Pools(settings.pools, self.loader, settings.seed)
+        self.rollouts = Rollouts(settings, self.engine, pools, self.encode, self.tokenizer, rewards)
         self.problems = make_problems(task.held_out, self.encode, settings.eval)
         self.num_tokens = 0
         log.info(
             "%s: %.1f M parameters; %d problems to train on, %d held out; prompts up to %d tokens, %d of them shared",
             model_config.path,
-            self.sizes.total / 1e6,
+            self.updates.sizes.total / 1e6,
             len(task.train),
             len(task.held_out),
             self.shape.prefix + self.shape.prompt_tokens,
@@ -130,18 +124,6 @@ class Run:
             ),
         )
 
-    def _build_learner(self, params: Params) -> None:
-        settings, updates = self.settings, self.settings.train.updates_per_step
-        total = settings.steps * updates
-        self.schedule = make_schedule(settings.optimizer, total)
-        self.optimizer = make_optimizer(settings.optimizer, total)
-        scoring = Scoring(settings.rollout.temperature, settings.train.logits_chunk, self.prefix)
-        loss = make_loss(self.graph, settings.loss, scoring, on_policy=updates == 1)
-        self.learner = Learner(loss, self.optimizer)
-        self.logprobs = jax.jit(lambda params, batch: score_rows(self.graph, params, batch, scoring)[0])
-        self.reference = jax.tree.map(jnp.copy, params) if settings.loss.kl_coefficient else None
-        self.state: TrainState = init_state(params, self.axes, self.optimizer)
-
     # --- The loop's parts of this stage ---
 
     def train(self) -> None:
@@ -152,161 +134,77 @@ class Run:
         if distributed.is_writer():
             console.show_table("before and after", describe_change(self.workdir, settings.eval.name))
 
+    @property
+    def state(self) -> TrainState:
+        """All that training changes."""
+        return self.updates.state
+
+    @state.setter
+    def state(self, state: TrainState) -> None:
+        self.updates.state = state
+
     def abstract_state(self) -> TrainState:
         """Shapes with shardings of what a checkpoint holds."""
-        return abstract_state(self.state.params, self.axes, self.optimizer)
+        return self.updates.abstract_state()
 
     def facts(self) -> dict[str, Any]:
-        """The position in the data, and the tokens so far."""
-        return {"loader": self.loader.get_state(), "num_tokens": self.num_tokens}
+        """The position in the data, the solve rates of its prompts, and the tokens so far."""
+        return {
+            "loader": self.loader.get_state(),
+            "pools": self.rollouts.pools.get_state(),
+            "num_tokens": self.num_tokens,
+        }
 
     def resume(self, facts: dict[str, Any]) -> None:
         """Goes on from a checkpoint's facts."""
         self.loader.set_state(facts["loader"])
+        self.rollouts.pools.set_state(facts["pools"])
         self.num_tokens = facts["num_tokens"]
-
-    # --- One step ---
 
     def step(self, step: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Rolls out, rewards, updates -> (metrics row, sample rows)."""
-        begin = time.perf_counter()
-        groups = self._roll_out(next(self.loader), step)
-        rolled = time.perf_counter()
-        scores = self._reward(groups)
-        G = self.settings.rollout.group_size
-        advantages_PG, flat_P = group_advantages(
-            scores.total.reshape(-1, G), zero_spread=self.settings.train.zero_spread
+        begin, settings, G = time.perf_counter(), self.settings, self.settings.rollout.group_size
+        temperature, loss = settings.rollout.temperature_at(step), settings.loss
+        with self.judge.weights(self.updates.policy.params, step):
+            drawn = self.rollouts.draw(self.updates.policy.params, step)
+        trained, left_out_PG = drawn.groups.pick(drawn.kept, G), drawn.left_out[drawn.kept]
+        rewards_PG = np.where(drawn.scores.out_of_loss, np.nan, drawn.scores.total).reshape(-1, G)[drawn.kept]
+        ready = time.perf_counter()
+        metrics = {**drawn.metrics, "time/reward": ready - begin - drawn.metrics["time/rollout"]}
+        if loss.kl_coefficient and loss.kl_in == "reward":
+            kl_N = self.updates.measure_kl(trained, temperature)
+            rewards_PG = rewards_PG - loss.kl_coefficient * kl_N.reshape(-1, G)
+            metrics["kl"] = float(kl_N.sum() / sum(len(c.tokens) for c in trained.completions))
+        advantages_PG, _ = group_advantages(
+            rewards_PG, baseline=loss.baseline, scale=loss.scale, zero_spread=settings.train.zero_spread
         )
-        rewarded = time.perf_counter()
-        learned, work = self._learn(groups, advantages_PG, flat_P)
+        learned, work = self.updates.take(trained, advantages_PG, left_out_PG, temperature)
         end = time.perf_counter()
-        lengths = np.array([len(c.tokens) for c in groups.completions])
-        self.num_tokens += int(sum(map(len, groups.prompts)) * G + lengths.sum())
-        metrics = {
+        lengths = np.array([len(c.tokens) for c in drawn.groups.completions])
+        self.num_tokens += int(sum(map(len, drawn.groups.prompts)) * G + lengths.sum())
+        metrics |= {
             **learned,
-            **describe_rewards(scores, G),
-            "frac_reward_zero_std": float(flat_P.mean()),
-            "completions/mean_length": float(lengths.mean()),
-            "completions/clipped_ratio": float(np.mean([c.finish_reason == "length" for c in groups.completions])),
-            "learning_rate": float(self.schedule(int(self.state.updates) - 1)),
+            **describe_rewards(drawn.scores, G),
+            **describe_lengths(drawn.groups),
+            "frac_reward_zero_std": float(drawn.flat.mean()),
             "num_tokens": self.num_tokens,
             "step_time": end - begin,
-            "time/rollout": rolled - begin,
-            "time/reward": rewarded - rolled,
-            "time/train": end - rewarded,
-            "rollout/tokens_per_second": float(lengths.sum() / (rolled - begin)),
-            "train/tokens_per_second": work.tokens / (end - rewarded),
-            "mfu": work.flops / (end - rewarded) / (peak_flops() * jax.device_count()),
+            "time/train": end - ready,
+            "rollout/tokens_per_second": float(lengths.sum() / metrics["time/rollout"]),
+            "train/tokens_per_second": work.tokens / (end - ready),
+            "mfu": work.flops / (end - ready) / (peak_flops() * jax.device_count()),
         }
         self._check_difference(metrics)
-        return metrics, describe_samples(groups, scores, advantages_PG)
-
-    def _roll_out(self, rows: list[dict[str, Any]], step: int) -> Groups:
-        rollout = self.settings.rollout
-        sampling = rollout.sampling(self.tokenizer.eos_ids)
-        prompts = [self.encode(row["prompt"]) for row in rows]
-        requests = [
-            Request(prompt, sampling, zlib.crc32(f"{self.settings.seed} {step} {p} {g}".encode()))
-            for p, prompt in enumerate(prompts)
-            for g in range(rollout.group_size)
-        ]
-        completions = self.engine.generate(self.state.params, requests)
-        return Groups(rows, prompts, completions, [self.tokenizer.decode(c.tokens) for c in completions])
-
-    def _reward(self, groups: Groups) -> Scores:
-        repeated = [row for row in groups.rows for _ in range(self.settings.rollout.group_size)]
-        names = dict.fromkeys(key for row in groups.rows for key in row if key != "prompt")
-        return score(
-            self.rewards,
-            prompts=[row["prompt"] for row in repeated],
-            completions=groups.texts,
-            completion_ids=[list(c.tokens) for c in groups.completions],
-            columns={name: [row.get(name) for row in repeated] for name in names},
-        )
-
-    def _learn(self, groups: Groups, advantages_PG: np.ndarray, flat_P: np.ndarray) -> tuple[dict[str, float], Work]:
-        """All updates of the step. Groups without spread have no gradient (without KL) and are not computed."""
-        settings, G = self.settings, self.settings.rollout.group_size
-        skip_P = np.zeros_like(flat_P) if settings.loss.kl_coefficient else flat_P.copy()
-        P = len(groups.prompts) // settings.train.updates_per_step
-        plans = []
-        for first in range(0, len(groups.prompts), P):
-            part = slice(first, first + P)
-            if skip_P[part].all():
-                skip_P[first] = False  # one group stays, so that every step measures entropy and log-prob difference
-            plans.append(self._plan(groups, part, advantages_PG[part].ravel(), np.repeat(skip_P[part], G)))
-        if settings.train.updates_per_step > 1 and settings.train.old_logprobs == "trainer":
-            plans = [self._add_logprobs("old_logprobs", self.state.params, *plan) for plan in plans]
-        if self.reference is not None:
-            plans = [self._add_logprobs("reference_logprobs", self.reference, *plan) for plan in plans]
-        outcomes, sums = [], []
-        for packed, arrays in plans:
-            self.state, outcome, parts = self.learner.update(self.state, self._batches(packed, arrays))
-            outcomes.append(outcome)
-            sums.append(parts)
-        outcomes, sums = distributed.fetch((outcomes, sums))
-        fed = sum(int((packed.segments > 0).sum()) for packed, _ in plans)
-        targets = sum(int((packed.source >= 0).sum()) for packed, _ in plans)
-        means = {key: float(np.mean([outcome[key] for outcome in outcomes])) for key in ("loss", "grad_norm")}
-        return means | summarize(sums), Work(targets, 6.0 * (self.sizes.body * fed + self.sizes.head * targets))
-
-    def _plan(
-        self, groups: Groups, part: slice, advantages: np.ndarray, skip: np.ndarray
-    ) -> tuple[PackedRows, dict[str, np.ndarray]]:
-        """The packed rows of one update and its values per completion token."""
-        G = self.settings.rollout.group_size
-        prompts = groups.prompts[part]
-        completions = groups.completions[part.start * G : part.stop * G]
-        lengths = np.array([len(c.tokens) for c in completions])
-        packed = pack_completions(
-            prompts,
-            [c.tokens for c in completions],
-            np.repeat(np.arange(len(prompts)), G).tolist(),
-            self.shape,
-            multiple=self._rows_per_batch(),
-            skip=skip.tolist(),
-        )
-        sampler = np.concatenate([c.logprobs for c in completions]).astype(np.float32)
-        weights = token_weights(lengths, self.settings.loss.aggregation)
-        arrays = {
-            "sampler_logprobs": sampler,
-            "advantages": np.repeat(advantages, lengths).astype(np.float32),
-            "weights": np.repeat(weights, lengths).astype(np.float32),
-        }
-        return packed, arrays
-
-    def _rows_per_batch(self) -> int:
-        train = self.settings.train
-        return train.micro_batch_size // train.completions_per_row * batch_parts()
-
-    def _batches(self, packed: PackedRows, arrays: dict[str, np.ndarray]) -> list[dict[str, jax.Array]]:
-        """Micro-batches on their devices."""
-        whole = {name: getattr(packed, name) for name in _FED} | {k: packed.lay_out(v) for k, v in arrays.items()}
-        size = self._rows_per_batch()
-        pieces = [
-            {name: value[start : start + size] for name, value in whole.items()}
-            for start in range(0, len(packed.tokens), size)
-        ]
-        place = lambda x: sharding(("batch", None), x.shape, name="micro-batch")
-        return [distributed.put_global(piece, jax.tree.map(place, piece)) for piece in pieces]
-
-    def _add_logprobs(
-        self, name: str, params: Params, packed: PackedRows, arrays: dict[str, np.ndarray]
-    ) -> tuple[PackedRows, dict[str, np.ndarray]]:
-        """Log-probs of the rows under `params`, back as one value per completion token."""
-        parts = [self.logprobs(params, batch) for batch in self._batches(packed, arrays)]
-        laid_out = np.concatenate(distributed.fetch(parts))
-        flat = np.zeros_like(arrays["sampler_logprobs"])
-        inside = packed.source >= 0
-        flat[packed.source[inside]] = laid_out[inside]
-        return packed, {**arrays, name: flat}
+        everyones_PG = np.zeros((len(drawn.flat), G))
+        everyones_PG[drawn.kept] = np.where(left_out_PG, 0.0, advantages_PG)
+        return metrics, describe_samples(drawn.groups, drawn.scores, everyones_PG)
 
     def evaluate(self) -> dict[str, float]:
         """Held-out metrics of the present weights."""
         if not self.problems.rows:
             return {}
         log.info("answering %d held-out problems, sampled and greedy", len(self.problems.rows))
-        generate = lambda requests: self.engine.generate(self.state.params, requests)
+        generate = lambda requests: self.engine.generate(self.updates.policy.params, requests)
         sampling = self.settings.rollout.sampling(self.tokenizer.eos_ids)
         begin = time.perf_counter()
         metrics = evaluate(
@@ -323,6 +221,3 @@ class Run:
                 difference,
                 self.settings.train.difference_alarm,
             )
-
-
-_FED = ("tokens", "positions", "segments", "prefixes", "index", "targets")

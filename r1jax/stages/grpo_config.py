@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import Any, Literal
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from r1jax.core.config import unpack
@@ -14,7 +16,9 @@ from r1jax.core.structs import Sampling
 from r1jax.data.tasks import TaskConfig
 from r1jax.eval.held_out import EvalConfig
 from r1jax.learner.optimizer import OptimizerConfig
-from r1jax.losses.policy import PolicyLossConfig
+from r1jax.losses.policy import PRESETS, PolicyLossConfig
+from r1jax.stages.judge import JudgeConfig
+from r1jax.stages.pools import PoolsConfig
 from r1jax.stages.settings import CheckpointConfig, LogConfig, ModelConfig, check, check_divides
 
 
@@ -23,7 +27,9 @@ class RolloutConfig:
     """What is sampled a step, and the engine's shapes.
 
     max_prompt_tokens: 0 takes the longest prompt of the data. ignore_stop: sample to the limit whatever comes, for
-    benchmarks of equal work.
+    benchmarks of equal work. limits: ((step, new tokens), ...), from each step on so many at most, as R1-Zero's grew;
+    max_new_tokens stays the engine's shape, and what evaluation samples. temperatures: ((step, temperature), ...),
+    linear in between; sampler and trainer follow it together.
     """
 
     prompts_per_step: int = 8
@@ -37,6 +43,8 @@ class RolloutConfig:
     slots: int = 64
     prefill_batch: int = 8
     ignore_stop: bool = False
+    limits: tuple[tuple[int, int], ...] = ()
+    temperatures: tuple[tuple[int, float], ...] = ()
 
     @property
     def completions(self) -> int:
@@ -47,6 +55,45 @@ class RolloutConfig:
         """The same for one request."""
         stop_ids = () if self.ignore_stop else stop_ids
         return Sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.max_new_tokens, stop_ids)
+
+    def sampling_at(self, step: int, stop_ids: tuple[int, ...]) -> Sampling:
+        """The same at a step of training."""
+        same = self.sampling(stop_ids)
+        if self.limits:
+            same = dataclasses.replace(same, max_new_tokens=self.limit_at(step))
+        if self.temperatures:
+            same = dataclasses.replace(same, temperature=self.temperature_at(step))
+        return same
+
+    def limit_at(self, step: int) -> int:
+        """New tokens at most; before the first entry that one's."""
+        limits = [limit for start, limit in self.limits if start <= step] or [limit for _, limit in self.limits[:1]]
+        return limits[-1] if limits else self.max_new_tokens
+
+    def temperature_at(self, step: int) -> float:
+        """What logits are divided by."""
+        if not self.temperatures:
+            return self.temperature
+        steps, values = zip(*self.temperatures, strict=True)
+        return float(np.interp(step, steps, values))
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """rounds: so many times at most new prompts are asked for those whose groups had no spread (1: never; dynamic
+    sampling). filter_truncated: completions that ran into the limit take no part in the loss (overlong filtering).
+    """
+
+    rounds: int = 1
+    filter_truncated: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class ReferenceConfig:
+    """Every so many updates (0: never) the reference moves to the policy, by the share `mixing` of the way."""
+
+    every_updates: int = 0
+    mixing: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,15 +129,37 @@ class GRPOConfig:
     rollout: RolloutConfig = RolloutConfig()
     train: TrainConfig = TrainConfig()
     loss: PolicyLossConfig = PolicyLossConfig()
+    reference: ReferenceConfig = ReferenceConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    pools: PoolsConfig = PoolsConfig()
+    judge: JudgeConfig = JudgeConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
 
 
+# What a preset of the loss (losses/policy.py) asks of a whole run, beside its row of that table.
+RUN_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "r1": {"train": {"updates_per_step": 16}, "reference": {"every_updates": 400}},
+    "dapo": {"sampling": {"rounds": 4, "filter_truncated": True}},
+}
+
+
+def expand_preset(config: ConfigDict) -> dict[str, Any]:
+    """The config with what config.loss.preset says wherever it says nothing itself (absent or None)."""
+    values = config.to_dict()
+    preset = (values.get("loss") or {}).get("preset") or ""
+    table = {"loss": PRESETS.get(preset, {}), **RUN_PRESETS.get(preset, {})}
+    for section in ("loss", "train", "reference", "sampling"):
+        own = {key: value for key, value in (values.get(section) or {}).items() if value is not None}
+        values[section] = {**table.get(section, {}), **own}
+    return values
+
+
 def read_config(config: ConfigDict) -> GRPOConfig:
     """The config as dataclasses. Raises UserError for unknown keys, wrong types and impossible combinations."""
-    settings = unpack(GRPOConfig, config)
+    settings = unpack(GRPOConfig, expand_preset(config))
     rollout, train = settings.rollout, settings.train
     for name in ("prompts_per_step", "max_new_tokens", "slots", "prefill_batch"):
         check(f"rollout.{name}", value := getattr(rollout, name), value >= 1, "must be at least 1")
@@ -125,5 +194,39 @@ def read_config(config: ConfigDict) -> GRPOConfig:
         check_divides(
             "train.completions_per_row x rollout.max_new_tokens", targets, "train.logits_chunk", train.logits_chunk
         )
+    _check_controls(settings)
     check("rewards", settings.rewards, bool(settings.rewards), "must name a reward")
     return settings
+
+
+def _check_controls(settings: GRPOConfig) -> None:
+    """What steers sampling, the loss and the reference."""
+    rollout, train, loss, reference = settings.rollout, settings.train, settings.loss, settings.reference
+    for name in ("clip_low", "clip_high", "clip_delta", "kl_coefficient", "correction_low"):
+        check(f"loss.{name}", value := getattr(loss, name), value >= 0, "must be 0 or more")
+    check(
+        "loss.correction_high", loss.correction_high, loss.correction_high > loss.correction_low, "must be the larger"
+    )
+    own = train.updates_per_step > 1 and train.old_logprobs == "sampler"
+    check(
+        "loss.correction",
+        loss.correction,
+        loss.correction == "none" or not own,
+        "compares trainer and sampler, which config.train.old_logprobs = 'sampler' takes for the same",
+    )
+    check("sampling.rounds", settings.sampling.rounds, settings.sampling.rounds >= 1, "must be at least 1")
+    for name in ("limits", "temperatures"):
+        points = getattr(rollout, name)
+        rising = all(a[0] < b[0] for a, b in itertools.pairwise(points))
+        check(f"rollout.{name}", points, rising, "must be (step, value) pairs by rising steps")
+    inside = all(1 <= limit <= rollout.max_new_tokens for _, limit in rollout.limits)
+    check("rollout.limits", rollout.limits, inside, f"must be from 1 to max_new_tokens = {rollout.max_new_tokens}")
+    positive = all(0 < value < math.inf for _, value in rollout.temperatures)
+    check("rollout.temperatures", rollout.temperatures, positive, "must be positive")
+    check("reference.every_updates", reference.every_updates, reference.every_updates >= 0, "must be 0 or more")
+    check("reference.mixing", reference.mixing, 0 < reference.mixing <= 1, "must be above 0 and at most 1")
+    if reference.every_updates:
+        check_divides(
+            "reference.every_updates", reference.every_updates, "train.updates_per_step", train.updates_per_step
+        )
+    check("pools.skip", settings.pools.skip, 0 <= settings.pools.skip <= 1, "must be from 0 to 1")

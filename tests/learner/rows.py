@@ -11,7 +11,7 @@ from r1jax.core.distributed import put_global
 from r1jax.core.sharding import sharding
 from r1jax.data.packing import PackedRows, RowShape, pack_completions
 from r1jax.learner.policy import Batch
-from r1jax.losses.policy import token_weights
+from r1jax.losses.aggregation import token_weights
 from r1jax.models.transformer import Params
 from tests.models import naive, toy
 
@@ -70,6 +70,7 @@ def batches(size: int, *names: str) -> list[Batch]:
     packed, arrays, *_ = update()
     fields = ("tokens", "positions", "segments", "prefixes", "index", "targets")
     whole: dict[str, Any] = {name: getattr(packed, name) for name in fields}
+    whole["sequences"] = packed.sequences
     names = ("advantages", "weights", "sampler_logprobs", *names)
     whole |= {name: packed.lay_out(arrays[name]) for name in names}
     pieces = [{k: v[at : at + size] for k, v in whole.items()} for at in range(0, 8, size)]

@@ -30,10 +30,29 @@ def test_threshold_of_spread() -> None:
     assert group_advantages(rewards, zero_spread=0.1)[1].tolist() == [True, True]
 
 
-def test_group_with_an_answer_that_no_reward_applies_to_has_no_gradient() -> None:
-    advantages, flat = group_advantages(np.array([[np.nan, 1.0, 0.0], [0.0, 1.0, 0.0]]))
-    assert flat.tolist() == [True, False]
-    assert (advantages[0] == 0).all() and np.isfinite(advantages).all()
+def test_an_answer_that_no_reward_applies_to_takes_no_part() -> None:
+    """The others are compared with each other; where fewer than two are left there is nothing to compare."""
+    rewards = np.array([[np.nan, 1.0, 0.0, 0.5], [0.0, 1.0, 0.0, 0.3], [np.nan, np.nan, np.nan, 1.0]])
+    for baseline in ("group", "leave_one_out"):
+        advantages, flat = group_advantages(rewards, baseline=baseline)
+        alone, _ = group_advantages(rewards[:1, 1:], baseline=baseline)
+        assert flat.tolist() == [False, False, True]
+        np.testing.assert_allclose(advantages[0], [0, *alone[0]])
+        assert (advantages[2] == 0).all() and np.isfinite(advantages).all()
+
+
+def test_other_baselines_and_scales() -> None:
+    rewards = np.random.default_rng(1).normal(size=(5, 4)) * [[1], [10], [0.1], [3], [0.01]]
+    found, _ = group_advantages(rewards, scale="none")
+    np.testing.assert_allclose(found, rewards - rewards.mean(1, keepdims=True))
+    found, _ = group_advantages(rewards, baseline="leave_one_out", scale="none")
+    others = [[np.delete(group, g).mean() for g in range(4)] for group in rewards]
+    np.testing.assert_allclose(found, rewards - others)
+    found, _ = group_advantages(rewards, baseline="batch", scale="batch")
+    np.testing.assert_allclose(found, (rewards - rewards.mean()) / (rewards.std(ddof=1) + 1e-4))
+    found, _ = group_advantages(rewards, scale="batch")
+    centred = rewards - rewards.mean(1, keepdims=True)
+    np.testing.assert_allclose(found, centred / (centred.std(ddof=1) + 1e-4))
 
 
 def test_one_completion_has_nothing_to_be_compared_with() -> None:

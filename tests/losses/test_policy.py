@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax.losses.policy import LOG_RATIO_LIMIT, PolicyLossConfig, policy_loss, token_weights
+from r1jax.losses.aggregation import token_weights
+from r1jax.losses.policy import LOG_RATIO_LIMIT, PolicyLossConfig, policy_loss
 
 CONFIGS = [
     PolicyLossConfig(),
@@ -137,21 +138,6 @@ def test_ratios_beyond_all_measure_stay_finite(gap: float) -> None:
     loss, gradient, sums = run(batch, CONFIGS[1])
     assert np.isfinite(loss) and np.isfinite(gradient).all() and all(np.isfinite(value) for value in sums.values())
     assert abs(float(loss)) < 2 * math.exp(LOG_RATIO_LIMIT)
-
-
-@pytest.mark.parametrize("aggregation", ["token", "sequence"])
-def test_weights_of_an_update_sum_to_one_over_its_tokens(aggregation: Any) -> None:
-    lengths = np.array([5, 1, 12, 3])
-    weights = token_weights(lengths, aggregation)
-    assert weights.shape == (4,) and np.isclose((weights * lengths).sum(), 1)
-    expected = {"token": [1 / 21] * 4, "sequence": [1 / 20, 1 / 4, 1 / 48, 1 / 12]}
-    np.testing.assert_allclose(weights, expected[aggregation])
-
-
-def test_weights_of_nothing_are_finite() -> None:
-    assert np.isfinite(token_weights(np.array([0, 0]), "token")).all()
-    assert np.isfinite(token_weights(np.array([0, 3]), "sequence")).all()
-    assert token_weights(np.array([], int), "sequence").shape == (0,)
 
 
 @pytest.mark.parametrize("aggregation", ["token", "sequence"])

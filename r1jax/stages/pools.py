@@ -1,0 +1,90 @@
+"""Difficulty pools: how often each prompt was solved when it was last asked, and which prompts are asked less for it.
+
+Prompts that all answers solve, or none, teach a group-relative learner nothing. Those known as such are passed over
+with a probability, so that they are still asked now and then: the policy changes. Which ones is a function of (seed,
+position in the data) and of the rates, and the rates are in the checkpoint: a resumed run asks the same prompts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from r1jax.data.loader import PromptLoader, compute_fingerprint
+
+# So many rows of the data are looked at for each prompt that is wanted; then it is taken whatever its rate.
+LOOKS_A_PROMPT = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolsConfig:
+    """skip: the probability that a prompt whose last solve rate is at most `low` or at least `high` is passed over (0:
+    no pools). reward: whose mean over the group is the solve rate ("": the first of config.rewards).
+    """
+
+    skip: float = 0.0
+    low: float = 0.0
+    high: float = 1.0
+    reward: str = ""
+
+
+class Pools:
+    """Takes prompts from a loader, and remembers the rates."""
+
+    def __init__(self, config: PoolsConfig, loader: PromptLoader, seed: int):
+        self.config, self.loader, self.seed = config, loader, seed
+        self._rates: dict[str, float] = {}
+        self._passed_over = 0
+
+    def take(self, count: int) -> list[dict[str, Any]]:
+        """The next `count` prompts of the data that are not passed over."""
+        if not self.config.skip:
+            return self.loader.take(count)
+        taken: list[dict[str, Any]] = []
+        looks = LOOKS_A_PROMPT * count
+        while len(taken) < count:
+            place = self.loader.position
+            (row,) = self.loader.take(1)
+            looks -= 1
+            draw = zlib.crc32(f"pools {self.seed} {place}".encode()) / 2**32
+            if looks >= 0 and self._is_extreme(self._rates.get(_key(row))) and draw < self.config.skip:
+                self._passed_over += 1
+            else:
+                taken.append(row)
+        return taken
+
+    def remember(self, rows: Sequence[dict[str, Any]], rates_PG: np.ndarray) -> dict[str, float]:
+        """Takes in what each prompt's answers earned (NaN: nothing is known), and tells how the pools stand."""
+        if not self.config.skip:
+            return {}
+        for row, rates in zip(rows, rates_PG, strict=True):
+            known = rates[~np.isnan(rates)]
+            if len(known):
+                self._rates[_key(row)] = float(known.mean())
+        rates = np.array([*self._rates.values()])
+        passed, self._passed_over = self._passed_over, 0
+        return {
+            "pools/known": float(len(rates)),
+            "pools/hard": float((rates <= self.config.low).mean()) if len(rates) else 0.0,
+            "pools/easy": float((rates >= self.config.high).mean()) if len(rates) else 0.0,
+            "pools/passed_over": float(passed),
+        }
+
+    def get_state(self) -> dict[str, float]:
+        """Plain numbers, ready for JSON."""
+        return dict(self._rates)
+
+    def set_state(self, state: dict[str, float]) -> None:
+        """Goes on where `get_state` was taken."""
+        self._rates = dict(state)
+
+    def _is_extreme(self, rate: float | None) -> bool:
+        return rate is not None and (rate <= self.config.low or rate >= self.config.high)
+
+
+def _key(row: dict[str, Any]) -> str:
+    return str(compute_fingerprint([row]))
