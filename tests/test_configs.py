@@ -27,7 +27,8 @@ VARIANTS = {
         "task=gsm8k,template=chat",
         "task=chain_sum",
         "task=chain_sum,template=chat",
-    ]
+    ],
+    "grpo_digits": ["", "loss=r1", "loss=gspo,seed=1", "reward=self_rank"],
 }
 SPECS = [f"{file}{':' * bool(arg)}{arg}" for file in FILES for arg in VARIANTS.get(file.stem, [""])]
 PREFIX = tuple(range(100, 150))  # stands in for what the data's prompts have in common

@@ -28,6 +28,7 @@ class Update(NamedTuple):
     arrays: dict[str, np.ndarray]
     logprobs: np.ndarray
     entropy: np.ndarray
+    lengths: np.ndarray
 
 
 @functools.cache
@@ -55,7 +56,9 @@ def update() -> Update:
         "old_logprobs": logprobs + noise(0.3),
         "reference_logprobs": logprobs + noise(0.3),
     }
-    return Update(packed, {name: value.astype(np.float32) for name, value in arrays.items()}, logprobs, entropy)
+    return Update(
+        packed, {name: value.astype(np.float32) for name, value in arrays.items()}, logprobs, entropy, lengths
+    )
 
 
 def score(prompt: tuple[int, ...], completion: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -65,9 +68,11 @@ def score(prompt: tuple[int, ...], completion: tuple[int, ...]) -> tuple[np.ndar
     return logprobs[np.arange(len(completion)), completion], -(np.exp(logprobs) * logprobs).sum(-1)
 
 
-def batches(size: int, *names: str) -> list[Batch]:
-    """Micro-batches of `size` rows with the given values beside the fixed ones, placed on the current mesh."""
+def batches(size: int, *names: str, **other: np.ndarray) -> list[Batch]:
+    """Micro-batches of `size` rows with the given values beside the fixed ones, placed on the current mesh; `other`
+    values per completion token stand for those of the update."""
     packed, arrays, *_ = update()
+    arrays = {**arrays, **other}
     fields = ("tokens", "positions", "segments", "prefixes", "index", "targets")
     whole: dict[str, Any] = {name: getattr(packed, name) for name in fields}
     whole["sequences"] = packed.sequences

@@ -1,5 +1,6 @@
 """The GRPO loss of packed rows: against a naive Llama and the formula, under any cut and on any mesh."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -14,10 +15,13 @@ from r1jax.core.sharding import MeshConfig, make_mesh, sharding, use_mesh
 from r1jax.learner.optimizer import OptimizerConfig, make_optimizer
 from r1jax.learner.policy import Scoring, make_loss, score_rows, summarize
 from r1jax.learner.step import Learner
-from r1jax.losses.policy import PolicyLossConfig
+from r1jax.losses.advantage import group_advantages
+from r1jax.losses.aggregation import token_weights
+from r1jax.losses.policy import PRESETS, PolicyLossConfig
 from r1jax.models import llama
 from r1jax.models.transformer import Params, logical_axes, split, stack
 from tests.learner import rows
+from tests.losses.formulas import CONSTANT, CORRECTION, Completions, loss_and_gradient
 from tests.models import toy
 
 SCORING = Scoring(temperature=rows.TEMPERATURE, prefix=rows.PREFIX)
@@ -26,14 +30,19 @@ OLD = ("old_logprobs", "reference_logprobs")
 
 
 def run(
-    size: int, *names: str, config: PolicyLossConfig = OFF_POLICY, scoring: Scoring = SCORING, model: Any = None
+    size: int,
+    *names: str,
+    config: PolicyLossConfig = OFF_POLICY,
+    scoring: Scoring = SCORING,
+    model: Any = None,
+    **other: np.ndarray,
 ) -> tuple[float, Params, dict[str, float]]:
     """(loss, gradient, metrics) of the whole update from micro-batches of `size` rows."""
     graph, params = model or rows.model()
     loss_fn = make_loss(graph, config, scoring, on_policy="old_logprobs" not in names)
     learner = Learner(loss_fn, make_optimizer(OptimizerConfig(), 1))
     gradient, losses, sums = jax.tree.map(jnp.zeros_like, params), [], []
-    for batch in rows.batches(size, *names):
+    for batch in rows.batches(size, *names, **other):
         gradient, loss, part = learner.accumulate(params, gradient, batch)
         losses.append(float(loss))
         sums.append(part)
@@ -135,6 +144,64 @@ def test_padding_has_no_entropy() -> None:
     assert int(whole["tokens"]) == inside.sum() == len(rows.update().entropy)
     assert float(whole["entropy"]) == pytest.approx(rows.update().entropy.sum(), rel=1e-5)
     assert float(parts["entropy"]) == pytest.approx(float(whole["entropy"]), rel=1e-6)
+
+
+# --- Presets, on sequences and with corrections, through the model ---
+
+
+def preset_config(preset: str) -> PolicyLossConfig:
+    bounds = {"correction": "sequence_truncate", "correction_low": CORRECTION[0], "correction_high": CORRECTION[1]}
+    return PolicyLossConfig(**{**PRESETS[preset], **bounds})
+
+
+@functools.cache
+def preset_arrays(preset: str) -> tuple[float, dict[str, np.ndarray], np.ndarray]:
+    """(the loss by the formulas, the values per token that make it, its slope by each log-prob)."""
+    config, (packed, arrays, _, _, lengths) = preset_config(preset), rows.update()
+    graph, params = rows.model()
+    (batch,) = rows.batches(8)
+    mine = unfold(score_rows(graph, params, batch, SCORING)[0])
+    cut = lambda flat: np.split(np.asarray(flat, np.float64), np.cumsum(lengths)[:-1])
+    rewards = np.random.default_rng(3).normal(size=(4, rows.GROUP))
+    completions = Completions(
+        cut(mine),
+        *(cut(arrays[f"{name}_logprobs"]) for name in ("old", "reference", "sampler")),
+        rewards,
+        np.zeros(len(lengths), bool),
+    )
+    loss, gradients = loss_and_gradient(preset, completions, config.correction)
+    advantages, _ = group_advantages(rewards, baseline=config.baseline, scale=config.scale)
+    weights = token_weights(lengths, config.aggregation, constant=CONSTANT)
+    values = {"advantages": np.repeat(advantages.ravel(), lengths), "weights": np.repeat(weights, lengths)}
+    return loss, {k: v.astype(np.float32) for k, v in values.items()}, packed.lay_out(np.concatenate(gradients))
+
+
+@pytest.mark.parametrize("preset", ["gspo", "cispo", "rloo"])
+def test_gradients_of_the_weights_are_those_of_the_formulas(preset: str) -> None:
+    loss, values, slope = preset_arrays(preset)
+    found, gradient, metrics = run(8, *OLD, config=preset_config(preset), **values)
+    graph, params = rows.model()
+    (batch,) = rows.batches(8)
+    _, pull = jax.vjp(lambda params: score_rows(graph, params, batch, SCORING)[0], params)
+    assert found == pytest.approx(loss, rel=1e-5)
+    toy.assert_close(gradient, jax.device_get(pull(jnp.float32(slope))[0]))
+    assert 0 < metrics["correction/outside_mean"] < 1
+
+
+@pytest.mark.parametrize("mesh", [None, "all"])
+def test_ratios_of_sequences_survive_cuts_and_meshes(mesh: str | None) -> None:
+    _, values, _ = preset_arrays("gspo")
+    config = dataclasses.replace(preset_config("gspo"), entropy_coefficient=0.01)
+    expected_loss, expected, expected_metrics = run(8, *OLD, config=config, **values)
+    if mesh is None:
+        loss, gradient, metrics = run(2, *OLD, config=config, **values)
+    else:
+        graph, params = rows.model()
+        with use_mesh(make_mesh(MESHES[mesh])):
+            loss, gradient, metrics = run(8, *OLD, config=config, model=(graph, place(params)), **values)
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    toy.assert_close(gradient, expected)
+    assert metrics == pytest.approx(expected_metrics, rel=1e-4, abs=2e-6)
 
 
 # --- Under any cut and on any mesh ---

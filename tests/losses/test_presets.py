@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from r1jax.losses.advantage import group_advantages
 from r1jax.losses.aggregation import token_weights
@@ -15,7 +16,7 @@ from r1jax.losses.policy import PRESETS, PolicyLossConfig, policy_loss
 from tests.losses import formulas
 from tests.losses.formulas import CONSTANT, CORRECTION, Completions
 
-ROWS, WIDTH = 12, 12  # a row holds one completion or several; the last ones hold none
+ROWS, WIDTH = 16, 12  # a row holds one completion or several; the last ones hold none
 CORRECTIONS = ("none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
 ARRAYS = ("logprobs", "old_logprobs", "reference_logprobs", "sampler_logprobs")
 
@@ -94,13 +95,31 @@ def test_the_cut_into_micro_batches_changes_nothing(preset: str) -> None:
     config = make_config(preset, "sequence_truncate")
     rows, _ = lay_out(formulas.draw(4), config)
     loss, gradient, sums = run(rows, config, np.float32)
-    for size in (2, 6):
+    for size in (2, 8):
         cut = range(0, len(rows["weights"]), size)
         parts = [run({name: v[at : at + size] for name, v in rows.items()}, config, np.float32) for at in cut]
         assert sum(part[0] for part in parts) == pytest.approx(loss, rel=1e-5, abs=1e-7)
         np.testing.assert_allclose(np.concatenate([part[1] for part in parts]), gradient, rtol=1e-5, atol=1e-9)
         for name, total in sums.items():
             assert sum(float(part[2][name]) for part in parts) == pytest.approx(float(total), rel=1e-5)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_eight_devices_are_one(preset: str) -> None:
+    """Rows spread over devices; a completion lies in one row, so its ratio is a matter of one device."""
+    config = make_config(preset, "sequence_mask")
+    rows, _ = lay_out(formulas.draw(4), config)
+    expected_loss, expected, _ = run(rows, config, np.float32)
+    if not config.kl_coefficient:
+        rows.pop("reference_logprobs")
+    spread = NamedSharding(jax.make_mesh((8,), ("data",)), PartitionSpec("data"))
+    arrays = {k: jax.device_put(v if k == "sequences" else np.float32(v), spread) for k, v in rows.items()}
+    logprobs = arrays.pop("logprobs")
+    loss = lambda logprobs, arrays: policy_loss(logprobs, config=config, **arrays)[0]
+    value, gradient = jax.jit(jax.value_and_grad(loss))(logprobs, arrays)
+    assert len(gradient.sharding.device_set) == 8
+    assert float(value) == pytest.approx(expected_loss, rel=1e-5, abs=1e-7)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

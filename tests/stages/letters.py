@@ -24,3 +24,11 @@ def letters_reward(completions: Sequence[str], completion_ids: Sequence[Sequence
 def constant_reward(completions: Sequence[str], **columns: Any) -> list[float]:
     """1 for everything: nothing to learn from."""
     return [1.0] * len(completions)
+
+
+def odd_reward(
+    completions: Sequence[str], completion_ids: Sequence[Sequence[int]], solution: Sequence[str], **columns: Any
+) -> list[float]:
+    """`letters_reward` where the sum is odd, 1 for everything where it is even: half of the groups teach nothing."""
+    letters = letters_reward(completions, completion_ids)
+    return [value if int(right) % 2 else 1.0 for value, right in zip(letters, solution, strict=True)]
