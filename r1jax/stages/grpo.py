@@ -76,7 +76,7 @@ class Run:
         model, tokenizer = load_model(model_config)
         self.tokenizer = require_tokenizer(tokenizer, model_config.path)
         self.graph, params = split(model)
-        self.judge.attach(self.graph, self.tokenizer, model.config.vocab_size)
+        self.judge.attach(self.graph, self.tokenizer)
         self.encode = PromptEncoder(self.tokenizer)
         self.loader = PromptLoader(task.train, settings.rollout.prompts_per_step, seed=settings.seed)
         self._build_engine([*task.train, *task.held_out])

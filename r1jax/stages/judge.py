@@ -37,9 +37,9 @@ class Judge:
         self._sampler: Sampler | None = None
         self._step = self._asked = 0
 
-    def attach(self, graph: nnx.GraphDef, tokenizer: Tokenizer, vocab_size: int) -> None:
+    def attach(self, graph: nnx.GraphDef, tokenizer: Tokenizer) -> None:
         """The model that judges, once it is there."""
-        self._sampler = Sampler(graph, {}, tokenizer, tokenizer.eos_ids, vocab_size=vocab_size, slots=self.slots)
+        self._sampler = Sampler(graph, {}, tokenizer, tokenizer.eos_ids, slots=self.slots)
 
     @contextlib.contextmanager
     def weights(self, params: Params, step: int) -> Iterator[None]:
