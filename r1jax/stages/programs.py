@@ -160,6 +160,8 @@ def policy_programs(
     rows = train.micro_batch_size // train.completions_per_row * batch_parts()
     fed = dict.fromkeys(("tokens", "positions", "segments", "prefixes"), (shape.length, jnp.int32))
     aimed = dict.fromkeys(("index", "targets"), (shape.targets, jnp.int32))
+    if settings.loss.needs_sequences:
+        aimed["sequences"] = (shape.targets, jnp.int32)
     values = ["weights", "advantages", "sampler_logprobs"]
     values += ["old_logprobs"] * (train.updates_per_step > 1 and train.old_logprobs == "trainer")
     values += ["reference_logprobs"] * (settings.loss.kl_coefficient > 0)
