@@ -23,41 +23,48 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from r1jax.core.errors import UserError
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")  # neighbours last: they talk most
 
 Axes = tuple[str | None, ...]
 Rules = Mapping[str, str | tuple[str, ...] | None]
 
 RULES: Rules = {
     # parameters
-    "embed": "fsdp",
+    "embed": ("fsdp", "expert"),
     "vocab": "tensor",
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
     "head_dim": None,
-    "experts": None,
+    "experts": "expert",
+    "expert_embed": "fsdp",
     "latent": None,
-    "from_latent": "fsdp",
+    "from_latent": ("fsdp", "expert"),
     "norm": None,
     "layers": None,
     # activations
-    "batch": ("data", "fsdp"),
-    "sequence": None,
+    "batch": ("data", "fsdp", "expert"),
+    "sequence": "context",
     "act_embed": None,
 }
+
+WHOLE_IF_UNEVEN = ("sequence",)  # the few tokens that prompts share, or of a step of decoding, need not divide
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """Sizes of the mesh axes; one of them may be -1 and takes the devices that are left.
 
+    data: rows of the batch. fsdp: rows too, and parameters. expert: rows, parameters, and experts, whose tokens travel
+    (models/dispatch.py). context: positions of a row. tensor: heads, hidden widths and vocabulary.
     rules: entries over `RULES`, logical axis -> mesh axis, several of them ("data,fsdp" or a tuple), or None for whole
     on every device.
     """
 
     data: int = -1
     fsdp: int = 1
+    expert: int = 1
+    context: int = 1
     tensor: int = 1
     rules: Mapping[str, str | tuple[str, ...] | None] = dataclasses.field(default_factory=dict, hash=False)
 
@@ -124,7 +131,8 @@ def current_mesh() -> Mesh | None:
 
 
 def partition(axes: Axes, shape: Sequence[int], mesh: Mesh, *, name: str = "array") -> PartitionSpec:
-    """The PartitionSpec of an array of `shape` whose dimensions carry logical `axes`. A dimension of 1 stays whole.
+    """The PartitionSpec of an array of `shape` whose dimensions carry logical `axes`. A dimension of 1 stays whole, and
+    so does a sequence that does not divide.
 
     Raises UserError where a logical axis has no rule, where a rule names no mesh axis, where two dimensions ask for the
     same mesh axis, or where a dimension does not divide.
@@ -144,6 +152,8 @@ def partition(axes: Axes, shape: Sequence[int], mesh: Mesh, *, name: str = "arra
             )
         mesh_axes = tuple(a for a in wanted if mesh.shape[a] > 1 and size > 1)
         parts = math.prod(mesh.shape[a] for a in mesh_axes)
+        if size % parts and axis in WHOLE_IF_UNEVEN:
+            mesh_axes, parts = (), 1
         if clash := used & set(mesh_axes):
             raise UserError(
                 f"{name}: {axes} asks for the mesh axis {sorted(clash)} twice; change config.mesh.rules for {axis!r}"

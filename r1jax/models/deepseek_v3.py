@@ -261,6 +261,7 @@ def build(
     rngs: nnx.Rngs,
     dtypes: Dtypes = FLOAT32,
     dispatch: str = "grouped",
+    buffer_factor: float = 0.0,
     attention_form: Form = "auto",
     **options: Any,
 ) -> Transformer:
@@ -292,6 +293,7 @@ def build(
                 shared_hidden=config.shared_experts * config.expert_size,
                 gate=config.gate,
                 dispatch=dispatch,
+                buffer_factor=buffer_factor,
                 **shared,
             )
         )

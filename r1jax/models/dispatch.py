@@ -1,46 +1,113 @@
 """How tokens get to their experts and back: one signature, several ways, the same numbers.
 
-    dispatch(x [B, T, D], choice [B, T, A], weights [B, T, A], kernels) -> [B, T, D]
+    Dispatch(way)(x [B, T, D], choice [B, T, A], weights [B, T, A], kernels) -> (y [B, T, D], overflow)
 
-the sum over a token's A chosen experts of weight * down(silu(gate(x)) * up(x)). A choice of E or more is no expert:
-padding tokens have only such, cost nothing and get zeros. No token is dropped.
+y is the sum over a token's A chosen experts of weight * down(silu(gate(x)) * up(x)). A choice of E or more is no
+expert: padding tokens have only such, cost nothing and get zeros.
 
-dense      every expert on every token, then the chosen ones; the reference, and no cheaper than it sounds.
-grouped    rows sorted by expert, one matrix product by groups (models/grouped.py).
+dense           every expert on every token, then the chosen ones; the reference, and no cheaper than it sounds.
+grouped         rows sorted by expert, one matrix product by groups (models/grouped.py). Where the mesh spreads experts
+                over devices, it is one of the following that the platform has: ragged on TPU and GPU, else all_to_all.
+all_to_all      rows travel to their experts' devices and back in buffers of one size for every pair of devices.
+ragged          the same with one buffer for all that a device receives (`jax.lax.ragged_all_to_all`; where a platform
+                has none, the CPU, it is imitated by gathering everything, which is for tests).
+all_gather      rows of all devices come together, each device adds what its experts give, the sums are scattered.
+
+Under a mesh all but `dense` run as programs of one device (models/exchange.py): what `config.mesh.rules` says of
+"experts" names the devices that exchange rows; hidden widths may be split over others, which add up their shares.
+
+No token is dropped unless `buffer_factor` is set: then buffers hold that multiple of what would come if experts were
+equally loaded, and `overflow` counts the (token, expert) pairs that found no place.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 
 from r1jax.core.errors import UserError
-from r1jax.models.grouped import grouped_matmul
+from r1jax.core.sharding import current_mesh, partition
+from r1jax.models import exchange
+from r1jax.models.exchange import Kernels, Peers
 from r1jax.models.layers import gate_silu
 
-
-class Kernels(NamedTuple):
-    """What the experts are: gate and up [E, D, F], down [E, F, D]."""
-
-    gate: jax.Array
-    up: jax.Array
-    down: jax.Array
-
-
-Dispatch = Callable[[jax.Array, jax.Array, jax.Array, Kernels], jax.Array]
+EXCHANGES: dict[str, Callable] = {
+    "all_to_all": exchange.by_all_to_all,
+    "ragged": exchange.by_ragged,
+    "all_gather": exchange.by_all_gather,
+}
+WAYS = ("dense", "grouped", *EXCHANGES)
 
 
-def find_dispatch(name: str) -> Dispatch:
-    """The way of that name. Raises UserError if there is none."""
-    if name not in DISPATCHES:
-        raise UserError(f"dispatch {name!r} is not known; known: {', '.join(DISPATCHES)}")
-    return DISPATCHES[name]
+@dataclasses.dataclass(frozen=True)
+class Dispatch:
+    """A way, and the size of its buffers over the mean (0: whatever comes fits).
+
+    Raises UserError for a way that is not known.
+    """
+
+    way: str = "grouped"
+    buffer_factor: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.way not in WAYS:
+            raise UserError(f"dispatch {self.way!r} is not known; known: {', '.join(WAYS)}")
+        if self.buffer_factor < 0 or (self.buffer_factor and self.way == "dense"):
+            raise UserError(f"dispatch {self.way!r} cannot have a buffer_factor of {self.buffer_factor}")
+
+    def __call__(
+        self, x_BTD: jax.Array, choice_BTA: jax.Array, weights_BTA: jax.Array, kernels: Kernels
+    ) -> tuple[jax.Array, jax.Array]:
+        """(y [B, T, D], how many pairs were dropped: float32, over all devices)."""
+        if self.way == "dense":
+            return run_dense(x_BTD, choice_BTA, weights_BTA, kernels), jnp.zeros(())
+        mesh = current_mesh()
+        if mesh is None or mesh.size == 1:
+            run = self._program(Peers((), 1, False))
+            return run(x_BTD, choice_BTA, weights_BTA, *kernels)
+        return self._run_on(mesh, x_BTD, choice_BTA, weights_BTA, kernels)
+
+    def _run_on(
+        self, mesh: Mesh, x_BTD: jax.Array, choice_BTA: jax.Array, weights_BTA: jax.Array, kernels: Kernels
+    ) -> tuple[jax.Array, jax.Array]:
+        tokens = partition(("batch", "sequence", None), x_BTD.shape, mesh, name="experts' input")
+        inward = partition(("experts", None, "mlp"), kernels.gate.shape, mesh, name="experts")
+        outward = PartitionSpec(inward[0], inward[2], None)
+        over, hidden = _names(inward[0]), _names(inward[2])
+        native = mesh.devices.flat[0].platform != "cpu"
+        run = self._program(Peers(over, exchange.size(mesh, over), native))
+
+        def run_shard(*args: jax.Array) -> tuple[jax.Array, jax.Array]:
+            y, overflow = run(*args)
+            spread = tuple(dict.fromkeys((*_names(tokens[0]), *_names(tokens[1]), *over)))
+            y = jax.lax.psum(y, hidden) if hidden else y
+            return y, jax.lax.psum(overflow, spread) if spread else overflow
+
+        specs = (tokens, tokens, tokens, inward, inward, outward)
+        placed = jax.shard_map(
+            run_shard, mesh=mesh, in_specs=specs, out_specs=(tokens, PartitionSpec()), check_vma=False
+        )
+        return placed(x_BTD, choice_BTA, weights_BTA, *kernels)
+
+    def _program(self, peers: Peers) -> Callable:
+        """What one device does with its rows."""
+        way = self.way
+        if way == "grouped":
+            way = "all_gather" if peers.devices == 1 else "ragged" if peers.native else "all_to_all"
+
+        def run(x_BTD: jax.Array, choice: jax.Array, weights: jax.Array, *kernels: jax.Array) -> tuple:
+            flat = (array.reshape(-1, array.shape[-1]) for array in (x_BTD, choice, weights))
+            y_MD, overflow = EXCHANGES[way](*flat, Kernels(*kernels), peers, self.buffer_factor)
+            return y_MD.reshape(x_BTD.shape), overflow
+
+        return run
 
 
-def dense(x_BTD: jax.Array, choice_BTA: jax.Array, weights_BTA: jax.Array, kernels: Kernels) -> jax.Array:
+def run_dense(x_BTD: jax.Array, choice_BTA: jax.Array, weights_BTA: jax.Array, kernels: Kernels) -> jax.Array:
     """All experts on all tokens."""
     chosen_BTAE = choice_BTA[..., None] == jnp.arange(len(kernels.gate))
     weights_BTE = jnp.where(chosen_BTAE, weights_BTA[..., None], 0).sum(-2)
@@ -49,65 +116,6 @@ def dense(x_BTD: jax.Array, choice_BTA: jax.Array, weights_BTA: jax.Array, kerne
     return jnp.einsum("BTED,BTE->BTD", out_BTED.astype(jnp.float32), weights_BTE).astype(x_BTD.dtype)
 
 
-def grouped(x_BTD: jax.Array, choice_BTA: jax.Array, weights_BTA: jax.Array, kernels: Kernels) -> jax.Array:
-    """Rows sorted by expert; N = B * T * A of them, those of no expert last."""
-    *rows, width = x_BTD.shape
-    expert_N = choice_BTA.reshape(-1)
-    order_N = jnp.argsort(expert_N, stable=True)
-    places_MA = jnp.zeros_like(order_N).at[order_N].set(jnp.arange(len(order_N))).reshape(-1, choice_BTA.shape[-1])
-    sizes_E = count_rows(expert_N, len(kernels.gate))
-    out_ND = run_experts(spread(x_BTD.reshape(-1, width), order_N, places_MA), sizes_E, kernels)
-    out_MAD = collect(out_ND, order_N, places_MA).astype(jnp.float32)
-    y_MD = (out_MAD * weights_BTA.reshape(*places_MA.shape, 1)).sum(1)
-    return y_MD.astype(x_BTD.dtype).reshape(*rows, width)
-
-
-DISPATCHES: dict[str, Dispatch] = {"dense": dense, "grouped": grouped}
-
-
-def run_experts(rows_ND: jax.Array, sizes_E: jax.Array, kernels: Kernels) -> jax.Array:
-    """Rows in groups by expert through their experts."""
-    gate, up = (grouped_matmul(rows_ND, kernel, sizes_E) for kernel in kernels[:2])
-    return grouped_matmul(gate_silu(gate, up), kernels.down, sizes_E)
-
-
-def count_rows(expert_N: jax.Array, experts: int) -> jax.Array:
-    """[E]: how many rows each expert has; numbers of E and more are nobody's."""
-    return (expert_N[:, None] == jnp.arange(experts)).sum(0, dtype=jnp.int32)
-
-
-# A permutation's gradient is the opposite permutation; autodiff would add up rows one by one instead.
-
-
-@jax.custom_vjp
-def spread(x_MD: jax.Array, order_N: jax.Array, places_MA: jax.Array) -> jax.Array:
-    """Row n is the token of pair order[n] of (token, choice); places holds where each pair went."""
-    return x_MD[order_N // places_MA.shape[1]]
-
-
-def _spread_forward(x: jax.Array, order: jax.Array, places: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return spread(x, order, places), places
-
-
-def _spread_backward(places: jax.Array, grad: jax.Array) -> tuple[jax.Array, None, None]:
-    return grad[places].astype(jnp.float32).sum(1).astype(grad.dtype), None, None
-
-
-spread.defvjp(_spread_forward, _spread_backward)
-
-
-@jax.custom_vjp
-def collect(rows_ND: jax.Array, order_N: jax.Array, places_MA: jax.Array) -> jax.Array:
-    """[M, A, D]: the rows of each token, in the order of its choices."""
-    return rows_ND[places_MA]
-
-
-def _collect_forward(rows: jax.Array, order: jax.Array, places: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return collect(rows, order, places), order
-
-
-def _collect_backward(order: jax.Array, grad: jax.Array) -> tuple[jax.Array, None, None]:
-    return grad.reshape(-1, grad.shape[-1])[order], None, None
-
-
-collect.defvjp(_collect_forward, _collect_backward)
+def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The mesh axes of one dimension of a PartitionSpec."""
+    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)

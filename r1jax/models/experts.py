@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from r1jax.core.errors import UserError
-from r1jax.models.dispatch import Kernels, find_dispatch
+from r1jax.models.dispatch import Dispatch
+from r1jax.models.exchange import Kernels
 from r1jax.models.layers import FLOAT32, Dtypes, GatedMLP, weight
 
 GateKind = Literal["sigmoid", "softmax"]
@@ -108,7 +109,7 @@ class Experts(nnx.Module):
 
     def __init__(self, width: int, hidden: int, experts: int, *, dtypes: Dtypes, rngs: nnx.Rngs, std: float):
         self.compute = dtypes.compute
-        inward, outward = ("experts", "embed", "mlp"), ("experts", "mlp", "embed")
+        inward, outward = ("experts", "expert_embed", "mlp"), ("experts", "mlp", "expert_embed")
         self.gate = weight(rngs, (experts, width, hidden), inward, dtypes, std=std)
         self.up = weight(rngs, (experts, width, hidden), inward, dtypes, std=std)
         self.down = weight(rngs, (experts, hidden, width), outward, dtypes, std=std)
@@ -124,6 +125,7 @@ class MoE(nnx.Module):
 
     Called with the tokens that are valid (not padding); beside the output it gives
     "load" [E]: how many tokens chose each expert.
+    "overflow": how many choices found no place in a buffer (0 unless `buffer_factor` bounds it).
     "balance": the loss of equations 17-20 of DeepSeek-V3 without alpha, a row being a sequence, each times its valid
     tokens: over the number of tokens it is their mean, 1 at perfect balance. As there, what counts is the choice by
     scores alone, without bias and groups.
@@ -139,12 +141,13 @@ class MoE(nnx.Module):
         shared_hidden: int = 0,
         gate: Gate,
         dispatch: str = "grouped",
+        buffer_factor: float = 0.0,
         dtypes: Dtypes,
         rngs: nnx.Rngs,
         std: float,
     ):
         shared: dict[str, Any] = dict(dtypes=dtypes, rngs=rngs, std=std)
-        self.compute, self.dispatch = dtypes.compute, find_dispatch(dispatch)
+        self.compute, self.dispatch = dtypes.compute, Dispatch(dispatch, buffer_factor)
         self.router = Router(width, num_experts, active_experts, gate=gate, **shared)
         self.experts = Experts(width, expert_size, num_experts, **shared)
         self.shared = GatedMLP(width, shared_hidden, **shared) if shared_hidden else None
@@ -153,10 +156,10 @@ class MoE(nnx.Module):
         valid_BT = jnp.ones(x_BTD.shape[:2], bool) if valid_BT is None else valid_BT
         routing, kernels = self.router(x_BTD), self.experts.kernels()
         choice_BTA = jnp.where(valid_BT[..., None], routing.choice, len(kernels.gate))
-        y_BTD = self.dispatch(x_BTD.astype(self.compute), choice_BTA, routing.weights, kernels)
+        y_BTD, overflow = self.dispatch(x_BTD.astype(self.compute), choice_BTA, routing.weights, kernels)
         if self.shared is not None:
             y_BTD = y_BTD + self.shared(x_BTD)[0]
-        return y_BTD, self.router.count(routing, valid_BT)
+        return y_BTD, {**self.router.count(routing, valid_BT), "overflow": overflow}
 
 
 def group_layers(routes: Iterable[bool], make_block: Callable[[nnx.Rngs, bool], Any]) -> list[tuple[int, Callable]]:

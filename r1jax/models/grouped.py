@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-SMALLEST_BLOCK, LARGEST_BLOCK = 8, 256
+SMALLEST_BLOCK, LARGEST_BLOCK = 8, 128
 TPU_TILES = (512, 1024, 1024)  # rows, contracted, out; at most
 
 

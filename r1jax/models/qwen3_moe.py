@@ -99,7 +99,13 @@ def to_hf(config: Config) -> dict[str, Any]:
 
 
 def build(
-    config: Config, *, rngs: nnx.Rngs, dtypes: Dtypes = FLOAT32, dispatch: str = "grouped", **options: Any
+    config: Config,
+    *,
+    rngs: nnx.Rngs,
+    dtypes: Dtypes = FLOAT32,
+    dispatch: str = "grouped",
+    buffer_factor: float = 0.0,
+    **options: Any,
 ) -> Transformer:
     """The model with fresh weights. `options`: scan_layers, remat."""
     gate = Gate("softmax", normalize=config.normalize)
@@ -107,7 +113,7 @@ def build(
     def make_block(rngs: nnx.Rngs, routes: bool) -> Block:
         shared: dict[str, Any] = dict(dtypes=dtypes, rngs=rngs, std=config.initializer_std)
         sizes = (config.hidden_size, config.expert_size, config.num_experts, config.active_experts)
-        experts = lambda: MoE(*sizes, gate=gate, dispatch=dispatch, **shared)
+        experts = lambda: MoE(*sizes, gate=gate, dispatch=dispatch, buffer_factor=buffer_factor, **shared)
         mlp = lambda: GatedMLP(config.hidden_size, config.intermediate_size, **shared)
         return dense.make_block(config, experts if routes else mlp, dtypes=dtypes, rngs=rngs)
 

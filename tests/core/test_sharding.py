@@ -27,10 +27,11 @@ from r1jax.core.sharding import (
 @pytest.mark.parametrize(
     ("config", "shape"),
     [
-        (MeshConfig(), (8, 1, 1)),
-        (MeshConfig(data=2, fsdp=2, tensor=2), (2, 2, 2)),
-        (MeshConfig(data=1, fsdp=-1, tensor=2), (1, 4, 2)),
-        (MeshConfig(data=2, fsdp=1, tensor=-1), (2, 1, 4)),
+        (MeshConfig(), (8, 1, 1, 1, 1)),
+        (MeshConfig(data=2, fsdp=2, tensor=2), (2, 2, 1, 1, 2)),
+        (MeshConfig(data=1, fsdp=-1, tensor=2), (1, 4, 1, 1, 2)),
+        (MeshConfig(data=2, fsdp=1, tensor=-1), (2, 1, 1, 1, 4)),
+        (MeshConfig(data=1, expert=4, context=-1), (1, 1, 4, 2, 1)),
     ],
 )
 def test_mesh_takes_all_devices(config: MeshConfig, shape: tuple[int, ...]) -> None:
@@ -42,13 +43,16 @@ def test_mesh_takes_all_devices(config: MeshConfig, shape: tuple[int, ...]) -> N
 def test_mesh_of_some_devices_keeps_neighbours_on_the_last_axis() -> None:
     devices = jax.devices()[2:6]
     mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=2), devices)
-    assert mesh.devices[:, 0].tolist() == [devices[:2], devices[2:]]
+    assert mesh.devices[:, 0, 0, 0].tolist() == [devices[:2], devices[2:]]
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (MeshConfig(data=3), "{'data': 3, 'fsdp': 1, 'tensor': 1} make 3 devices but there are 8"),
+        (
+            MeshConfig(data=3),
+            "{'data': 3, 'fsdp': 1, 'expert': 1, 'context': 1, 'tensor': 1} make 3 devices but there are 8",
+        ),
         (MeshConfig(data=-1, fsdp=3), "make 6 devices but there are 8"),
         (MeshConfig(data=-1, fsdp=16), "make 16 devices but there are 8"),
         (MeshConfig(data=-1, fsdp=-1), "at most one may be -1"),
@@ -68,6 +72,16 @@ def test_partition_follows_the_table() -> None:
     assert spec(("vocab", "embed"), (8, 4)) == PartitionSpec("tensor", "fsdp")
     assert spec(("batch", "sequence", None), (4, 5, 7)) == PartitionSpec(("data", "fsdp"), None, None)
     assert spec(("layers", "norm"), (3, 5)) == PartitionSpec(None, None)
+
+
+def test_experts_and_sequences_have_axes_of_their_own() -> None:
+    """Rows and plain parameters are spread over the devices of the experts too; an uneven sequence stays whole."""
+    mesh = make_mesh(MeshConfig(data=1, fsdp=2, expert=2, context=2))
+    spec = lambda axes, shape: partition(axes, shape, mesh)
+    assert spec(("experts", "expert_embed", "mlp"), (4, 6, 5)) == PartitionSpec("expert", "fsdp", None)
+    assert spec(("embed", "mlp"), (8, 5)) == PartitionSpec(("fsdp", "expert"), None)
+    assert spec(("batch", "sequence", None), (4, 6, 7)) == PartitionSpec(("fsdp", "expert"), "context", None)
+    assert spec(("batch", "sequence", None), (4, 5, 7)) == PartitionSpec(("fsdp", "expert"), None, None)
 
 
 def test_axes_of_size_one_are_left_out() -> None:
@@ -108,7 +122,7 @@ def test_rules_of_a_run_replace_entries_of_the_table() -> None:
     assert partition(("embed", "mlp"), (4, 8), mesh) == PartitionSpec("fsdp", "tensor")
     with (
         use_mesh(mesh, {"embed": "fdsp"}),
-        pytest.raises(UserError, match="config.mesh.rules sends 'embed' to 'fdsp'; mesh axes are data, fsdp, tensor"),
+        pytest.raises(UserError, match="config.mesh.rules sends 'embed' to 'fdsp'; mesh axes are data, fsdp, expert, "),
     ):
         partition(("embed",), (4,), mesh, name="table")
     assert set(MESH_AXES) >= {a for rule in RULES.values() if rule for a in ([rule] if isinstance(rule, str) else rule)}
