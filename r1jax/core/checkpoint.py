@@ -33,6 +33,10 @@ class Checkpoints:
         """The newest complete step, or None."""
         return self._manager.latest_step()
 
+    def folder(self, step: int) -> pathlib.Path:
+        """Where a step lies."""
+        return pathlib.Path(self._manager.directory) / str(step)
+
     def save(self, step: int, state: Any, facts: dict[str, Any]) -> None:
         """Starts to save; arrays may be donated as soon as this returns."""
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), facts=ocp.args.JsonSave(facts))

@@ -175,7 +175,7 @@ def _assemble(
                 at = tuple(i - start for i, (start, _) in zip(place, bounds, strict=False))
                 shard[at] = tensor[tuple(slice(*pair) for pair in bounds[lead:])]
     if placed is None:
-        return jax.numpy.asarray(shards.popitem()[1])
+        return jax.device_put(shards.popitem()[1], may_alias=True)
     return jax.make_array_from_callback(leaf.shape, placed, lambda index: shards[_bounds(index, leaf.shape)])
 
 

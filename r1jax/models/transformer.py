@@ -3,12 +3,13 @@
 The layers come in groups of equal blocks (three dense, then 58 with experts). They are a list of blocks (`layers`,
 unrolled: fastest on CPU) or one block a group whose weights carry a leading layer axis (`stacks`, scanned: 61 layers
 compile in seconds): the switch `scan_layers`. Initial values do not depend on the switch; `unstack` and `stack` lead
-from one layout to the other, and a checkpoint holds that of its run. `split` and `merge` are the border of the module
-system: below it parameters are a plain nested dict.
+from one layout to the other, and a checkpoint, which holds that of its run, is read into either. `split` and `merge`
+are the border of the module system: below it parameters are a plain nested dict.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -262,21 +263,23 @@ def logical_axes(module: nnx.Module) -> Params:
     return axes if isinstance(axes, dict) else nnx.to_pure_dict(axes)
 
 
-def unstack(params: Params) -> Params:
+def unstack(params: Params, counts: Sequence[int] = (), take: Callable[[Any, int], Any] = operator.getitem) -> Params:
     """Scanned -> canonical layout: the rows of all `stacks` become `layers` {0: ..., 1: ...}. Canonical parameters pass
-    through.
+    through. counts: the layers of each group (none given: as many as the arrays have rows); `take(array, row)` is what
+    a row is.
     """
     if "stacks" not in params:
         return params
     stacks = [params["stacks"][group] for group in range(len(params["stacks"]))]
-    rows = [(tree, i) for tree in stacks for i in range(jax.tree.leaves(tree)[0].shape[0])]
-    layers = {layer: jax.tree.map(lambda x, i=i: x[i], tree) for layer, (tree, i) in enumerate(rows)}
+    counts = counts or [jax.tree.leaves(tree)[0].shape[0] for tree in stacks]
+    rows = [(tree, i) for tree, count in zip(stacks, counts, strict=True) for i in range(count)]
+    layers = {layer: jax.tree.map(lambda x, i=i: take(x, i), tree) for layer, (tree, i) in enumerate(rows)}
     return {"layers": layers, **{key: value for key, value in params.items() if key != "stacks"}}
 
 
-def stack(params: Params, counts: Sequence[int] = ()) -> Params:
+def stack(params: Params, counts: Sequence[int] = (), join: Callable[[Sequence], Any] = jnp.stack) -> Params:
     """Canonical -> scanned layout with groups of `counts` layers (none given: all are one group). Scanned parameters
-    pass through.
+    pass through. `join(arrays)` is what their stack is.
     """
     if "stacks" in params:
         return params
@@ -284,7 +287,6 @@ def stack(params: Params, counts: Sequence[int] = ()) -> Params:
     ends = np.cumsum(counts or [len(layers)])
     groups = [range(start, end) for start, end in zip([0, *ends], ends, strict=False)]
     stacks = {
-        group: jax.tree.map(lambda *xs: jnp.stack(xs), *(layers[i] for i in members))
-        for group, members in enumerate(groups)
+        group: jax.tree.map(lambda *xs: join(xs), *(layers[i] for i in members)) for group, members in enumerate(groups)
     }
     return {"stacks": stacks, **{key: value for key, value in params.items() if key != "layers"}}

@@ -17,6 +17,7 @@ from r1jax.core import console, distributed
 from r1jax.core.checkpoint import Checkpoints
 from r1jax.core.metrics import MetricsWriter
 from r1jax.eval.report import write_report
+from r1jax.models.layout import restore_state
 from r1jax.stages.settings import CheckpointConfig, LogConfig, is_due
 from r1jax.stages.workdir import check_config, write_config
 
@@ -63,7 +64,7 @@ class Loop:
         start = checkpoints.latest
         if start is not None:
             check_config(self.config, self.workdir)
-            stage.state, facts = checkpoints.restore(start, stage.abstract_state())
+            stage.state, facts = restore_state(checkpoints, start, stage.abstract_state())
             stage.resume(facts)
             if start >= self.steps:
                 _log.info("%s is finished: it holds step %d of %d, nothing is left", self.workdir, start, self.steps)

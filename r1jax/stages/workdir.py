@@ -19,8 +19,8 @@ from r1jax.models.pretrained import DESCRIPTION, open_model
 
 log = logging.getLogger(__name__)
 
-# A resumed run may change these: they do not change what the steps before it were.
-FREE_KEYS = ("steps", "eval", "checkpoint", "log")
+# A resumed run may change these and what is in them: they do not change what the steps before it were.
+FREE_KEYS = ("steps", "eval", "checkpoint", "log", "model.scan_layers", "model.remat")
 
 
 def write_config(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -48,7 +48,8 @@ def check_config(config: ConfigDict, workdir: pathlib.Path) -> None:
         return
     now = flatten(json.loads(to_json(config)))
     for key in sorted({*before, *now}):
-        if key.split(".")[0] not in FREE_KEYS and before.get(key) != now.get(key):
+        free = any(f"{key}.".startswith(f"{name}.") for name in FREE_KEYS)
+        if not free and before.get(key) != now.get(key):
             raise UserError(
                 f"{workdir} holds a run with config.{key} = {before.get(key)!r}, this one has {now.get(key)!r}; "
                 "resume with the same config or name another --workdir"

@@ -28,11 +28,31 @@ DENSE = {
     "qwen3_14b": 14_768_307_200,
     "qwen3_32b": 32_762_123_264,
 }
+# Parameters of the safetensors without prediction depths, and what the model card calls active. DeepSeek's cards leave
+# the table of embeddings out of it, Qwen's count it.
+EXPERTS = {
+    "deepseek_v3_671b": (671_026_419_200, 37e9),
+    "deepseek_v2_lite_16b": (15_706_484_224, 2.4e9),
+    "qwen3_30b_a3b": (30_532_122_624, 3.3e9),
+    "qwen3_235b_a22b": (235_093_634_560, 22e9),
+}
 
 
 @pytest.mark.parametrize("name", DENSE)
 def test_dense_shapes_have_the_published_size(name: str) -> None:
     assert count_parameters(*find_preset(name)) == (DENSE[name], DENSE[name], 0)
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_shapes_with_experts_have_the_published_sizes(name: str) -> None:
+    (total, active), (family, config) = EXPERTS[name], find_preset(name)
+    found = count_parameters(family, config)
+    table = config.vocab_size * config.hidden_size if name.startswith("deepseek") else 0
+    assert found.total == total and found.active - table == pytest.approx(active, rel=0.025)
+    if config == find_preset("deepseek_v3_671b")[1]:  # the hub's 684.5 B are these, the depth, and its two copies
+        assert found.total + found.ahead + 2 * table == 684_489_845_504
+    else:
+        assert found.ahead == 0
 
 
 def test_every_family_has_a_toy_and_writes_what_it_reads() -> None:
