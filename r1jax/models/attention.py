@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from typing import Any
 
@@ -22,6 +23,8 @@ from r1jax.models.cache import append
 from r1jax.models.layers import Dtypes, Linear, RMSNorm
 from r1jax.models.packed import NEGATIVE, Segments, attend_segments
 from r1jax.models.rope import rotate
+
+_MOST_PIECES, _SHORTEST_PIECE = 4, 64
 
 
 @jax.tree_util.register_dataclass
@@ -66,20 +69,36 @@ def attend(
     prefix: dict | None = None,
     *,
     decoding: bool = False,
+    causal: bool = False,
     scale: float | None = None,
 ) -> jax.Array:
     """softmax(q k scale + bias) v with N / K query heads a kv head -> [B, T, N, H], H the width of the values, which
     may differ from that of queries and keys.
 
     prefix: {"k", "v"} [1, K, P, H] that all rows see before their own. `decoding` (many short rows, no gradient)
-    holds it once for all of them; else it is put before the keys of each row. scale: 1 / sqrt(H) of the keys by
-    default.
+    holds it once for all of them; else it is put before the keys of each row. causal: query t sees no key behind t,
+    so that pieces of the queries need not meet all keys. scale: 1 / sqrt(H) of the keys by default.
     """
     B, T, N, H = q_BTNH.shape
     K = k_BKSH.shape[1]
     scale = 1 / math.sqrt(H) if scale is None else scale
     if isinstance(bias_BTS, Segments):
         return attend_segments(attend, q_BTNH, k_BKSH, v_BKSH, bias_BTS, prefix, scale=scale)
+    if causal and (pieces := min(_MOST_PIECES, T // _SHORTEST_PIECE)) > 1:
+        ends = [T * i // pieces for i in range(pieces + 1)]
+        outs = [
+            attend(
+                q_BTNH[:, start:end],
+                k_BKSH[:, :, :end],
+                v_BKSH[:, :, :end],
+                bias_BTS[:, start:end, :end],
+                prefix,
+                decoding=decoding,
+                scale=scale,
+            )
+            for start, end in itertools.pairwise(ends)
+        ]
+        return jnp.concatenate(outs, axis=1)
     q_BKMH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4).reshape(B, K, (N // K) * T, H)
     if prefix is None:
         out = _attend(q_BKMH, k_BKSH, v_BKSH, bias_BTS, scale)
@@ -101,22 +120,27 @@ def _attend(q_BKMH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, bias_BTS: j
 def _attend_forward(
     q: jax.Array, k: jax.Array, v: jax.Array, bias_BTS: jax.Array, scale: float
 ) -> tuple[jax.Array, tuple]:
+    """The sums divide the result and not the weights, which are many more."""
     B, K, M, _ = q.shape
     T, S = bias_BTS.shape[1:]
     scores = jnp.einsum("BKMH,BKSH->BKMS", q, k, preferred_element_type=jnp.float32) * scale
     scores = scores.reshape(B, K, M // T, T, S) + bias_BTS[:, None, None]
     powers = jnp.exp(scores - scores.max(-1, keepdims=True))
-    weights = (powers / row_sums(powers)[..., None]).reshape(B, K, M, S).astype(v.dtype)
-    out = jnp.einsum("BKMS,BKSH->BKMH", weights, v)
-    return out, (q, k, v, weights, out)
+    total = row_sums(powers).reshape(B, K, M, 1)
+    powers = powers.reshape(B, K, M, S).astype(v.dtype)
+    out = jnp.einsum("BKMS,BKSH->BKMH", powers, v, preferred_element_type=jnp.float32) / total
+    out = out.astype(v.dtype)
+    return out, (q, k, v, powers, total, out)
 
 
 def _attend_backward(scale: float, saved: tuple, grad: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
-    q, k, v, weights, out = saved
-    grad_v = jnp.einsum("BKMS,BKMH->BKSH", weights, grad)
+    q, k, v, powers, total, out = saved
+    grad = grad / total
+    mean = row_sums(grad * out)[..., None]
+    grad = grad.astype(v.dtype)
+    grad_v = jnp.einsum("BKMS,BKMH->BKSH", powers, grad)
     grad_weights = jnp.einsum("BKMH,BKSH->BKMS", grad, v, preferred_element_type=jnp.float32)
-    mean = row_sums(grad.astype(jnp.float32) * out)[..., None]
-    grad_scores = (weights * (grad_weights - mean) * scale).astype(q.dtype)
+    grad_scores = (powers * (grad_weights - mean) * scale).astype(q.dtype)
     grad_q = jnp.einsum("BKMS,BKSH->BKMH", grad_scores, k)
     return grad_q, jnp.einsum("BKMS,BKMH->BKSH", grad_scores, q), grad_v, None
 
@@ -201,5 +225,6 @@ class Attention(nnx.Module):
             k_BKSH = append(cache["k"], k_BKSH, context.column, axis=2)
             v_BKSH = append(cache["v"], v_BKSH, context.column, axis=2)
             cache = {"k": k_BKSH, "v": v_BKSH}
-        out_BTNH = attend(q_BTNH, k_BKSH, v_BKSH, context.bias, prefix, decoding=cache is not None)
+        decoding, causal = cache is not None, context.column is None
+        out_BTNH = attend(q_BTNH, k_BKSH, v_BKSH, context.bias, prefix, decoding=decoding, causal=causal)
         return self.out(constrain(out_BTNH, axes, name="attention")), cache

@@ -121,7 +121,8 @@ class LatentAttention(nnx.Module):
     ) -> jax.Array:
         k_BNSH, v_BNSH = self._expand(kv_B1SC)
         before = None if prefix is None else dict(zip("kv", self._expand(prefix), strict=True))
-        return attend(q_BTNH, k_BNSH, v_BNSH, context.bias, before, decoding=decoding, scale=self.scale)
+        causal = context.column is None
+        return attend(q_BTNH, k_BNSH, v_BNSH, context.bias, before, decoding=decoding, causal=causal, scale=self.scale)
 
     def _expand(self, kv_B1SC: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Latents -> keys [B, N, S, H] and values [B, N, S, H'] of all heads."""

@@ -34,29 +34,36 @@ def sample(logits_BV: jax.Array, uniform_B: jax.Array, knobs: Knobs, *, filtered
     greedy = knobs.temperature <= 0
     scaled_BV = logits_BV / jnp.where(greedy, 1.0, knobs.temperature)[:, None]
     peak_B = scaled_BV.max(-1)
-    log_total_B = peak_B + jnp.log(jnp.exp(scaled_BV - peak_B[:, None]).sum(-1))
-    candidates_BV = scaled_BV
+    blocks, mass = _block_masses(scaled_BV, peak_B)
+    # Behind barriers the sum is compiled alone: a row without a filter gets the same bits where others have one.
+    log_mass_B = jnp.log(jax.lax.optimization_barrier(jax.lax.optimization_barrier(mass).sum(-1)))
     if filtered:
-        cutoff_B = _cutoff(scaled_BV, log_total_B, peak_B, knobs)
-        candidates_BV = jnp.where(scaled_BV >= cutoff_B[:, None], scaled_BV, -jnp.inf)
-    drawn_B = _invert(candidates_BV, peak_B, uniform_B)
-    token_B = jnp.where(greedy, jnp.argmax(logits_BV, -1).astype(jnp.int32), drawn_B)
+        cutoff_B = _cutoff(scaled_BV, peak_B + log_mass_B, peak_B, knobs)
+        blocks, mass = _block_masses(jnp.where(scaled_BV >= cutoff_B[:, None], scaled_BV, -jnp.inf), peak_B)
+    drawn_B = _invert(blocks, mass, peak_B, uniform_B)
+    # The largest of a vocabulary takes as long to find as all of the rest here, so it is sought only where a row asks.
+    best_B = jax.lax.cond(greedy.any(), lambda: jnp.argmax(logits_BV, -1).astype(jnp.int32), lambda: drawn_B)
+    token_B = jnp.where(greedy, best_B, drawn_B)
     chosen_B = jnp.take_along_axis(scaled_BV, token_B[:, None], axis=-1)[:, 0]
-    return token_B, chosen_B - log_total_B
+    return token_B, (chosen_B - peak_B) - log_mass_B
 
 
-def _invert(scaled_BV: jax.Array, peak_B: jax.Array, uniform_B: jax.Array) -> jax.Array:
+def _block_masses(scaled_BV: jax.Array, peak_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(scaled logits in blocks of tokens [B, X, 256], the mass exp(scaled - peak) of each block [B, X])."""
+    B, V = scaled_BV.shape
+    count = -(-V // _BLOCK)
+    padded = jnp.pad(scaled_BV, ((0, 0), (0, count * _BLOCK - V)), constant_values=-jnp.inf)
+    blocks = padded.reshape(B, count, _BLOCK)
+    return blocks, jnp.exp(blocks - peak_B[:, None, None]).sum(-1)
+
+
+def _invert(blocks: jax.Array, mass: jax.Array, peak_B: jax.Array, uniform_B: jax.Array) -> jax.Array:
     """The first token whose cumulative mass exceeds uniform * total; in two levels, so that no [B, V] array is
     stored.
     """
-    B, V = scaled_BV.shape
-    blocks = -(-V // _BLOCK)
-    padded = jnp.pad(scaled_BV, ((0, 0), (0, blocks * _BLOCK - V)), constant_values=-jnp.inf)
-    scaled = padded.reshape(B, blocks, _BLOCK)
-    mass = jnp.exp(scaled - peak_B[:, None, None]).sum(-1)
     target = uniform_B * mass.sum(-1)
     block, before = _search(mass, target)
-    inside = jnp.take_along_axis(scaled, block[:, None, None], axis=1)[:, 0]
+    inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
     rest = jnp.maximum(target - before, 0.0)  # rounding below 0 would lead to a first token without mass
     offset, _ = _search(jnp.exp(inside - peak_B[:, None]), rest)
     return (block * _BLOCK + offset).astype(jnp.int32)
