@@ -8,6 +8,7 @@ does.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,16 +37,36 @@ def token_logprobs(
     def score(hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
         return score_logits(unembed(hidden).astype(jnp.float32) / temperature, targets)
 
-    if not chunk or chunk >= targets_BR.shape[1]:
-        return score(hidden_BRD, targets_BR)
-    B, R = targets_BR.shape
+    return map_positions(score, (hidden_BRD, targets_BR), chunk)
+
+
+def score_targets(
+    hidden_BRD: jax.Array, targets_BR: jax.Array, unembed: Callable[[jax.Array], jax.Array], *, chunk: int = 0
+) -> tuple[jax.Array, jax.Array]:
+    """(log-prob of each target, whether none is likelier: float32 1 or 0, no gradient), both [B, R]."""
+
+    def score(hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = unembed(hidden).astype(jnp.float32)
+        fixed = jax.lax.stop_gradient(logits)
+        chosen = jnp.take_along_axis(fixed, targets[..., None], axis=-1)[..., 0]
+        return score_logits(logits, targets)[0], (chosen >= fixed.max(-1)).astype(jnp.float32)
+
+    return map_positions(score, (hidden_BRD, targets_BR), chunk)
+
+
+def map_positions(function: Callable[..., Any], arrays: tuple[jax.Array, ...], chunk: int) -> Any:
+    """`function(*arrays)` for arrays [B, R, ...] and results [B, R], over `chunk` positions of a row at a time, which
+    the backward pass computes again; 0: all at once. Must divide R.
+    """
+    B, R = arrays[0].shape[:2]
+    if not chunk or chunk >= R:
+        return function(*arrays)
     if R % chunk:
         raise ValueError(f"chunk {chunk} does not divide the {R} targets of a row")
-    pieces = lambda x: x.reshape(B, R // chunk, chunk, *x.shape[2:]).swapaxes(0, 1)
-    body = jax.checkpoint(lambda piece: score(*piece), policy=jax.checkpoint_policies.nothing_saveable)
-    logprobs, entropy = jax.lax.map(body, (pieces(hidden_BRD), pieces(targets_BR)))
+    pieces = tuple(x.reshape(B, R // chunk, chunk, *x.shape[2:]).swapaxes(0, 1) for x in arrays)
+    body = jax.checkpoint(lambda piece: function(*piece), policy=jax.checkpoint_policies.nothing_saveable)
     joined = lambda x: x.swapaxes(0, 1).reshape(B, R)
-    return joined(logprobs), joined(entropy)
+    return jax.tree.map(joined, jax.lax.map(body, pieces))
 
 
 @jax.custom_vjp

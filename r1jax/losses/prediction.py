@@ -58,13 +58,17 @@ def mtp_loss(
     *,
     weights: jax.Array | None = None,
     segment_ids: jax.Array | None = None,
+    first: int = 2,
     chunk: int = 0,
 ) -> jax.Array:
     """Mean over the depths (states [B, T, D] each; depth d predicts d + 1 ahead) of their sums of -log p (equation 25
     without lambda); 0 without depths. Its weight in V3's training was 0.3, then 0.1.
+
+    first: places between a position and what the first depth predicts there: 2 in tokens, 1 in an array of targets,
+    which are the next tokens already.
     """
     sums = [
         next_token_loss(hidden, tokens_BT, unembed, weights=weights, segment_ids=segment_ids, ahead=ahead, chunk=chunk)
-        for ahead, hidden in enumerate(depths, start=2)
+        for ahead, hidden in enumerate(depths, start=first)
     ]
     return jnp.stack([total for total, _ in sums]).mean() if sums else jnp.zeros(())

@@ -5,16 +5,24 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+from flax import nnx
+
 from r1jax.core.errors import UserError
+from r1jax.models.fresh import init_weights
 from r1jax.models.layers import Dtypes
-from r1jax.models.pretrained import load_pretrained
+from r1jax.models.presets import find_preset
+from r1jax.models.pretrained import find_model, load_pretrained
 from r1jax.models.transformer import Transformer
 from r1jax.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Where the weights come from: `path`, else the hub name `hub`; `fetch` is the command that gets `path`."""
+    """Where the weights come from: `path`, else the hub name `hub`; `fetch` is the command that gets `path`.
+
+    Or fresh weights: `preset` names a shape (models/presets.py), `sizes` replaces some of its sizes, `seed` draws the
+    weights, and the tokenizer is that of the folder `path`, or bytes where `path` is empty.
+    """
 
     path: str
     hub: str = ""
@@ -48,15 +56,24 @@ class LogConfig:
 
 def load_model(config: ModelConfig, **options: Any) -> tuple[Transformer, Tokenizer | None]:
     """(model, tokenizer) that a config's `model` section names; the tokenizer is None where it has none."""
-    return load_pretrained(
-        config.path,
-        hub=config.hub,
-        fetch=config.fetch,
-        dtypes=Dtypes(config.param_dtype, config.dtype),
-        scan_layers=config.scan_layers,
-        remat=config.remat,
-        **options,
-    )
+    dtypes = Dtypes(config.param_dtype, config.dtype)
+    shared: dict[str, Any] = dict(dtypes=dtypes, scan_layers=config.scan_layers, remat=config.remat, **options)
+    if not config.preset:
+        return load_pretrained(config.path, hub=config.hub, fetch=config.fetch, **shared)
+    folder = find_model(config.path, config.hub, config.fetch) if config.path else None
+    tokenizer = Tokenizer.from_path(folder) if folder else Tokenizer.of_bytes()
+    family, sizes = find_preset(config.preset)
+    try:
+        sizes = dataclasses.replace(sizes, **config.sizes)
+    except TypeError:
+        known = ", ".join(field.name for field in dataclasses.fields(sizes))
+        raise UserError(f"config.model.sizes must be among {known}; got {', '.join(config.sizes)}") from None
+    if tokenizer is not None and sizes.vocab_size < tokenizer.vocab_size:
+        raise UserError(
+            f"config.model.sizes.vocab_size: {config.preset} has {sizes.vocab_size} rows for the "
+            f"{tokenizer.vocab_size} tokens of the tokenizer"
+        )
+    return init_weights(lambda: family.build(sizes, rngs=nnx.Rngs(config.seed), **shared)), tokenizer
 
 
 def is_due(step: int, every: int, last: int) -> bool:

@@ -1,0 +1,94 @@
+"""The supervised loss over packed rows: cross entropy of the next token; for models that have them also the tokens
+further ahead (multi-token prediction) and the balance of experts within a sequence.
+
+A batch is a dict of arrays: tokens, targets, positions, segments [B, T] int32; weights [B, T] float32, a target's share
+of the loss of the whole update, over which they sum to 1; and token_share, 1 / tokens fed in the whole update
+(`share_weights`). So neither the cut into micro-batches nor the mesh changes the gradient. Places of weight 0 give
+none, whatever they hold.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from r1jax.learner.step import LossFn
+from r1jax.losses.logprobs import score_targets
+from r1jax.losses.prediction import mtp_loss
+from r1jax.models.mtp import predict_ahead
+from r1jax.models.transformer import Params, merge
+
+Batch = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class SupervisedConfig:
+    """Weights of what is added to the cross entropy where a model has it; the defaults are DeepSeek-V3's (2412.19437).
+
+    mtp_weight: lambda of equation 25. balance_weight: alpha of equation 17, on the experts' balance in a sequence.
+    """
+
+    mtp_weight: float = 0.3
+    balance_weight: float = 1e-4
+
+
+def share_weights(batches: Sequence[Batch]) -> list[Batch]:
+    """The batches of one update (or one evaluation) with weights that sum to 1 over all of them, and `token_share`."""
+    total = sum(float(batch["weights"].sum(dtype=np.float64)) for batch in batches)
+    fed = sum(int(np.count_nonzero(batch["segments"])) for batch in batches)
+    share = np.float32(1 / max(fed, 1))
+    scale = lambda weights: (weights / max(total, 1e-9)).astype(np.float32)
+    return [{**batch, "weights": scale(batch["weights"]), "token_share": share} for batch in batches]
+
+
+def split_batch(batch: Batch, rows: int) -> list[Batch]:
+    """Micro-batches of `rows` rows."""
+    starts = range(0, len(batch["tokens"]), rows)
+    return [{name: array[start : start + rows] for name, array in batch.items()} for start in starts]
+
+
+def make_loss(graph: nnx.GraphDef, config: SupervisedConfig, *, chunk: int = 0) -> LossFn:
+    """The loss of a micro-batch. chunk: positions of a row whose logits exist at once (0: all).
+
+    Sums: "cross_entropy" (its share of the update's), "right" and "tokens" (targets predicted, targets); where the
+    model has them "mtp", "balance" (shares too) and "load" [L, E], tokens sent to each expert.
+    """
+
+    def loss_fn(params: Params, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        model = merge(graph, params)
+        weights, places = batch["weights"], {"positions": batch["positions"], "segment_ids": batch["segments"]}
+        states = model.hidden(batch["tokens"], **places)
+        logprobs, right = score_targets(states.hidden, batch["targets"], model.unembed, chunk=chunk)
+        inside = weights > 0
+        loss = -jnp.where(inside, weights * logprobs, 0.0).sum()
+        sums = {"cross_entropy": loss, "right": (right * inside).sum(), "tokens": inside.sum()}
+        routers = [states.router]
+        if model.mtp is not None:
+            depths, router = predict_ahead(model, states.hidden, batch["tokens"], **places)
+            aimed = {"weights": weights, "segment_ids": batch["segments"], "first": 1, "chunk": chunk}
+            sums["mtp"] = mtp_loss(depths, batch["targets"], model.unembed, **aimed)
+            loss += config.mtp_weight * sums["mtp"]
+            routers.append(router)
+        routing = [router for router in routers if router]
+        if routing:
+            balance = jnp.stack([router["balance"].sum() for router in routing]).sum()
+            sums["balance"] = balance * batch["token_share"]
+            sums["load"] = states.router["load"]
+            loss += config.balance_weight * sums["balance"]
+        return loss, jax.lax.stop_gradient(sums)
+
+    return loss_fn
+
+
+def summarize(sums: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Metrics of an update from the sums of its micro-batches: `loss` is the cross entropy of the next token (nats)."""
+    total = {key: float(sum(np.sum(row[key]) for row in sums)) for key in sums[0]}
+    names = {"cross_entropy": "loss", "mtp": "mtp_loss", "balance": "balance_loss"}
+    metrics = {name: total[key] for key, name in names.items() if key in total}
+    return metrics | {"token_accuracy": total["right"] / max(total["tokens"], 1.0)}

@@ -1,0 +1,44 @@
+"""What of a model is trained: all its parameters, or adapters beside a frozen base (models/lora.py).
+
+Learner, optimizer and checkpoints see only `params`, whichever they are; who needs the model's own parameters (the
+engine, an export) asks for `whole`. A frozen base has no moments and is in no checkpoint.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from r1jax.core.sharding import sharding
+from r1jax.learner.step import LossFn
+from r1jax.models.lora import LoRAConfig, init_adapters, merge_adapters
+from r1jax.models.transformer import Params, Transformer, logical_axes, split
+
+
+class Trainable:
+    """params: what is trained, with its logical `axes`; base: what is not (None: nothing)."""
+
+    def __init__(self, model: Transformer, config: LoRAConfig, *, seed: int = 0):
+        self.graph, self.params = split(model)
+        self.axes, self.base, self.scale = logical_axes(model), None, config.scale
+        if config.rank:
+            self.base = self.params
+            adapters, self.axes = init_adapters(model, config, seed=seed)
+            place = lambda leaf, axes: jax.device_put(leaf, sharding(axes, leaf.shape, name="config.lora"))
+            self.params = jax.tree.map(place, adapters, self.axes)
+        self._merge = jax.jit(lambda base, adapters: merge_adapters(base, adapters, self.scale))
+
+    def whole(self, params: Params) -> Params:
+        """The model's parameters of trained `params`: themselves, or merged with the base."""
+        return params if self.base is None else self._merge(self.base, params)
+
+    def wrap(self, loss_fn: LossFn) -> LossFn:
+        """A loss of the model's parameters as a loss of what is trained, over batches from `feed`."""
+        if self.base is None:
+            return loss_fn
+        return lambda params, fed: loss_fn(merge_adapters(fed[0], params, self.scale), fed[1])
+
+    def feed(self, batch: Any) -> Any:
+        """A batch for `wrap`'s loss. The base goes in as an argument: closed over, it would be a constant."""
+        return batch if self.base is None else (self.base, batch)

@@ -1,0 +1,104 @@
+"""Low-rank adapters (LoRA, Hu et al. 2021, 2106.09685): beside a frozen kernel W a product s A B of rank r is learnt.
+
+Adapters are a small tree of parameters of their own, in the paths of the kernels that they change: {"a": [in..., r],
+"b": [r, out...]}; B begins at zero, so a fresh adapter changes nothing. `merge_adapters` gives the parameters W + s A B,
+with s = alpha / r, that everything else already understands: the loss (which differentiates through it), the engine,
+and the export. Left out: adapters of expert banks and of the table, dropout, several adapters at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from r1jax.core.errors import UserError
+from r1jax.core.sharding import Axes
+from r1jax.models.layers import Linear
+from r1jax.models.transformer import Params, Transformer
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRAConfig:
+    """rank: 0 is no LoRA, all parameters are trained. targets: patterns (`*` for anything) of the dotted names of linear
+    maps without the layer's number: "attention.*", "*.query", "mlp.down".
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ("attention.*", "mlp.*")
+
+    @property
+    def scale(self) -> float:
+        """s, what A B is multiplied by."""
+        return self.alpha / max(self.rank, 1)
+
+
+def init_adapters(model: Transformer, config: LoRAConfig, *, seed: int = 0) -> tuple[Params, Params]:
+    """(fresh adapters, their logical axes) for the linear maps of `model` that the targets name; float32.
+
+    A is drawn as `nn.Linear` draws its weights (uniform within 1 / sqrt(in)), B is zero. Raises UserError where a
+    target names none.
+    """
+    found = {path: linear for path, linear in nnx.iter_graph(model) if isinstance(linear, Linear)}
+    names = {path: ".".join(_name(path)) for path in found}
+    for target in config.targets:
+        if not any(fnmatch.fnmatchcase(name, target) for name in names.values()):
+            known = ", ".join(sorted(set(names.values())))
+            raise UserError(f'config.lora.targets: no linear map is called "{target}"; there are {known}')
+    adapters: Params = {}
+    axes: Params = {}
+    for number, (path, linear) in enumerate(sorted(found.items(), key=lambda item: str(item[0]))):
+        if any(fnmatch.fnmatchcase(names[path], target) for target in config.targets):
+            key = jax.random.fold_in(jax.random.key(seed), number)
+            _put(adapters, path, _init(linear, config.rank, key))
+            _put(axes, path, _axes(linear))
+    return adapters, axes
+
+
+def merge_adapters(params: Params, adapters: Params, scale: float) -> Params:
+    """The parameters with W + scale A B for every adapted kernel W; computed in float32, stored in W's dtype."""
+    if set(adapters) == {"a", "b"}:
+        return {**params, "kernel": _add(params["kernel"], adapters["a"], adapters["b"], scale)}
+    return {
+        key: merge_adapters(value, adapters[key], scale) if key in adapters else value for key, value in params.items()
+    }
+
+
+def _add(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
+    """A stack of kernels (a leading axis of layers) has a stack of adapters."""
+    lead = a.shape[: a.ndim + b.ndim - 2 - kernel.ndim]
+    rank = a.shape[-1]
+    product = a.reshape(*lead, -1, rank) @ b.reshape(*lead, rank, -1)
+    return (kernel.astype(jnp.float32) + scale * product.reshape(kernel.shape)).astype(kernel.dtype)
+
+
+def _init(linear: Linear, rank: int, key: jax.Array) -> Params:
+    lead = linear.kernel.shape[: linear.kernel.ndim - len(linear.inputs) - len(linear.outputs)]
+    bound = 1 / math.sqrt(math.prod(linear.inputs))
+    a = jax.random.uniform(key, (*lead, *linear.inputs, rank), jnp.float32, -bound, bound)
+    return {"a": a, "b": jnp.zeros((*lead, rank, *linear.outputs), jnp.float32)}
+
+
+def _axes(linear: Linear) -> dict[str, Axes]:
+    axes: Axes = linear.kernel.get_metadata("axes")
+    lead = len(axes) - len(linear.inputs) - len(linear.outputs)
+    border = lead + len(linear.inputs)
+    return {"a": (*axes[:border], None), "b": (*axes[:lead], None, *axes[border:])}
+
+
+def _name(path: tuple) -> list[str]:
+    """The words of a path, without the list it stands in ("layers", "stacks", "mtp") and its number."""
+    words = [str(part) for part in path]
+    return words[2:] if len(words) > 2 and words[1].isdigit() else words
+
+
+def _put(tree: Params, path: tuple, value: Any) -> None:
+    for part in path[:-1]:
+        tree = tree.setdefault(part, {})
+    tree[path[-1]] = value

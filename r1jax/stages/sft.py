@@ -1,0 +1,196 @@
+"""Supervised fine-tuning, and base training: learn to say what the rows of a corpus say.
+
+A step is one update on one batch of packed rows:
+
+    rows -> packed batch -> micro-batches -> gradient -> update -> metrics
+
+Rows are chat turns, prompts with completions, or plain text (base training); the model is a pretrained one, or a named
+shape with fresh weights; trained are all its parameters or adapters beside them (LoRA). The order of rows is a function
+of (seed, position), and a checkpoint holds weights, moments and data position: a resumed run equals an uninterrupted
+one. The loss of held-out rows is measured before, every N steps, and after.
+"""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from r1jax.core import console, distributed
+from r1jax.core.errors import UserError
+from r1jax.core.hardware import peak_flops
+from r1jax.core.sharding import batch_parts, make_mesh, sharding, use_mesh
+from r1jax.core.tree import count_parameters
+from r1jax.data.corpus import load_corpus
+from r1jax.data.examples import Example
+from r1jax.data.sequences import PackingConfig, SequenceLoader, utilisation
+from r1jax.eval.headline import find_headlines, tabulate_headlines
+from r1jax.eval.record import read_run
+from r1jax.learner.optimizer import make_optimizer, make_schedule
+from r1jax.learner.state import TrainState, abstract_state, init_state
+from r1jax.learner.step import Learner
+from r1jax.learner.supervised import Batch, make_loss, share_weights, split_batch, summarize
+from r1jax.learner.trainable import Trainable
+from r1jax.models.pretrained import require_tokenizer
+from r1jax.stages.loop import Loop
+from r1jax.stages.settings import check_divides, load_model
+from r1jax.stages.sft_config import SFTConfig, read_config
+
+log = logging.getLogger(__name__)
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Trains as `config` says, resuming from `workdir` if it holds a checkpoint."""
+    settings = read_config(config)
+    console.set_up_logging()
+    distributed.start()
+    with use_mesh(make_mesh(settings.mesh), dict(settings.mesh.rules)):
+        Run(settings, config, workdir).train()
+
+
+class Run:
+    """One run: the parts, built once, and what a step is."""
+
+    def __init__(self, settings: SFTConfig, config: ConfigDict, workdir: pathlib.Path):
+        self.settings, self.config, self.workdir = settings, config, workdir
+        rows = settings.train.rows_per_step
+        check_divides("train.rows_per_step", rows, "train.micro_batch_size x devices", self._rows_per_batch())
+        model, tokenizer = load_model(settings.model)
+        name = settings.model.preset or settings.model.path
+        corpus = load_corpus(settings.data, require_tokenizer(tokenizer, name))
+        for note in corpus.notes:
+            log.info(note)
+        self.trainable = Trainable(model, settings.lora, seed=settings.seed)
+        self.sizes = count_parameters(self.trainable.base or self.trainable.params)
+        self.loader = self._load(corpus.train, corpus.mixing)
+        self.steps = settings.steps or self._count_steps(corpus.train, corpus.mixing)
+        self.held_out = share_weights(self._pack_held_out(corpus.held_out))
+        self.optimizer = make_optimizer(settings.optimizer, self.steps)
+        self.schedule = make_schedule(settings.optimizer, self.steps)
+        loss = make_loss(self.trainable.graph, settings.loss, chunk=settings.train.logits_chunk)
+        self.learner = Learner(self.trainable.wrap(loss), self.optimizer)
+        self.measure = jax.jit(lambda params, batch: self.learner.loss_fn(params, batch)[1])
+        self.state: TrainState = init_state(self.trainable.params, self.trainable.axes, self.optimizer)
+        self.num_tokens = 0
+        log.info(
+            "%s: %.1f M parameters, %.1f M of them trained, for %d steps; %d examples to train on, %d held out",
+            name,
+            self.sizes.total / 1e6,
+            sum(leaf.size for leaf in jax.tree.leaves(self.state.params)) / 1e6,
+            self.steps,
+            sum(map(len, corpus.train)),
+            len(corpus.held_out),
+        )
+
+    # --- Data ---
+
+    def _load(self, sources: Sequence[Sequence[Example]], mixing: Sequence[float] | None) -> SequenceLoader:
+        data = self.settings.data
+        packing = PackingConfig(data.length, data.bins, data.packed, data.read_ahead)
+        rows = self.settings.train.rows_per_step
+        return SequenceLoader(sources, rows, packing, mixing=mixing, seed=self.settings.seed, epochs=data.epochs)
+
+    def _count_steps(self, sources: Sequence[Sequence[Example]], mixing: Sequence[float] | None) -> int:
+        """How many batches all epochs make: packing decides, so they are packed once to be counted."""
+        loader = self._load(sources, mixing)
+        return sum(1 for _ in loader)
+
+    def _pack_held_out(self, examples: Sequence[Example]) -> list[Batch]:
+        """All held-out examples as batches of one shape."""
+        if not examples:
+            return []
+        data, rows = self.settings.data, self._rows_per_batch()
+        packing = PackingConfig(data.length, data.bins, data.packed, read_ahead=1)
+        return [_fill(batch, rows) for batch in SequenceLoader([examples], rows, packing, seed=0, epochs=1)]
+
+    def _rows_per_batch(self) -> int:
+        return self.settings.train.micro_batch_size * batch_parts()
+
+    def _place(self, batch: Batch) -> Any:
+        """A micro-batch on its devices, with what the loss is to be fed beside it."""
+        place = lambda x: sharding(("batch", None)[: np.ndim(x)], np.shape(x), name="micro-batch")
+        return self.trainable.feed(distributed.put_global(batch, jax.tree.map(place, batch)))
+
+    # --- The loop's parts of this stage ---
+
+    def train(self) -> None:
+        """All steps from where the workdir stands."""
+        settings, every = self.settings, self.settings.eval.every_steps
+        Loop(self.config, self.workdir, self.steps, every, settings.checkpoint, settings.log).run(self)
+        self.loader.close()
+        if distributed.is_writer():
+            table = tabulate_headlines(find_headlines(read_run(self.workdir).rows))
+            console.show_table("before and after", table)
+
+    def abstract_state(self) -> TrainState:
+        """Shapes with shardings of what a checkpoint holds."""
+        return abstract_state(self.state.params, self.trainable.axes, self.optimizer)
+
+    def facts(self) -> dict[str, Any]:
+        """The position in the data, and the tokens so far."""
+        return {"loader": self.loader.get_state(), "num_tokens": self.num_tokens}
+
+    def resume(self, facts: dict[str, Any]) -> None:
+        """Goes on from a checkpoint's facts."""
+        self.loader.set_state(facts["loader"])
+        self.num_tokens = facts["num_tokens"]
+
+    def step(self, step: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """One update -> (metrics row, no sample rows)."""
+        begin = time.perf_counter()
+        batch = self._next(step)
+        read = time.perf_counter()
+        parts = share_weights(split_batch(batch, self._rows_per_batch()))
+        self.state, outcome, sums = self.learner.update(self.state, map(self._place, parts))
+        outcome, sums = distributed.fetch((outcome, sums))
+        end = time.perf_counter()
+        fed, targets = int((batch["segments"] > 0).sum()), int((batch["weights"] > 0).sum())
+        self.num_tokens += fed
+        # Useful FLOPs: 2 a parameter and token forward, 2 for the gradient of activations, 2 for that of weights.
+        factor = 6.0 if self.trainable.base is None else 4.0
+        flops = factor * (self.sizes.body * fed + self.sizes.head * targets)
+        metrics = {
+            **summarize(sums),
+            "grad_norm": float(outcome["grad_norm"]),
+            "learning_rate": float(self.schedule(int(self.state.updates) - 1)),
+            "num_tokens": self.num_tokens,
+            "utilisation": utilisation(batch),
+            "step_time": end - begin,
+            "time/input": read - begin,
+            "time/train": end - read,
+            "train/tokens_per_second": fed / (end - read),
+            "mfu": flops / (end - read) / (peak_flops() * jax.device_count()),
+        }
+        return metrics, []
+
+    def _next(self, step: int) -> Batch:
+        """The next batch at its full number of rows (the last of an epoch may have fewer)."""
+        try:
+            batch = next(self.loader)
+        except StopIteration:
+            raise UserError(
+                f"the data ended before step {step} of {self.steps}: config.data.epochs = {self.settings.data.epochs} "
+                "passes hold no more; set config.data.epochs to none to go on for ever, or lower config.steps"
+            ) from None
+        return _fill(batch, self.settings.train.rows_per_step)
+
+    def evaluate(self) -> dict[str, float]:
+        """The loss and accuracy of the held-out rows under the present weights."""
+        if not self.held_out:
+            return {}
+        begin = time.perf_counter()
+        sums = [self.measure(self.state.params, self._place(batch)) for batch in self.held_out]
+        metrics = summarize(distributed.fetch(sums))
+        kept = {f"eval/{name}": metrics[name] for name in ("loss", "token_accuracy")}
+        return {**kept, "time/eval": time.perf_counter() - begin}
+
+
+def _fill(batch: Batch, rows: int) -> Batch:
+    """With empty rows up to `rows`."""
+    return {name: np.pad(array, ((0, rows - len(array)), (0, 0))) for name, array in batch.items()}

@@ -1,0 +1,75 @@
+"""The sections of an SFT config as frozen dataclasses, and the checks that need no device."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from r1jax.core.config import unpack
+from r1jax.core.errors import UserError
+from r1jax.core.sharding import MeshConfig
+from r1jax.data.corpus import CorpusConfig
+from r1jax.learner.optimizer import OptimizerConfig
+from r1jax.learner.supervised import SupervisedConfig
+from r1jax.models.lora import LoRAConfig
+from r1jax.stages.settings import CheckpointConfig, LogConfig, ModelConfig, check_divides
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchConfig:
+    """The batch of a step and how it is computed.
+
+    rows_per_step: packed rows of config.data.length tokens, the batch of one update. micro_batch_size: rows per device
+    per accumulation. logits_chunk: positions of a row whose logits exist at once (0: all).
+    """
+
+    rows_per_step: int = 8
+    micro_batch_size: int = 1
+    logits_chunk: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOutConfig:
+    """The loss of held-out rows before, every so many steps (0: never between), and after."""
+
+    every_steps: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class SFTConfig:
+    """A whole SFT run: `steps` updates, or 0 for as many as the passes of `data.epochs` make."""
+
+    model: ModelConfig
+    data: CorpusConfig
+    steps: int = 0
+    stage: str = "sft"
+    seed: int = 0
+    mesh: MeshConfig = MeshConfig()
+    train: BatchConfig = BatchConfig()
+    loss: SupervisedConfig = SupervisedConfig()
+    lora: LoRAConfig = LoRAConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    eval: HeldOutConfig = HeldOutConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+
+def read_config(config: ConfigDict) -> SFTConfig:
+    """The config as dataclasses. Raises UserError for unknown keys, wrong types and impossible combinations."""
+    settings = unpack(SFTConfig, config)
+    train = settings.train
+    if settings.steps < 0 or (settings.steps > 0) == (settings.data.epochs is not None):
+        raise UserError(
+            "set config.steps, or set it to 0 and config.data.epochs to the passes over the data; "
+            f"got steps = {settings.steps} and epochs = {settings.data.epochs}"
+        )
+    for key in ("rows_per_step", "micro_batch_size"):
+        if getattr(train, key) < 1:
+            raise UserError(f"config.train.{key} must be at least 1, got {getattr(train, key)}")
+    check_divides("train.rows_per_step", train.rows_per_step, "train.micro_batch_size", train.micro_batch_size)
+    if 0 < train.logits_chunk < settings.data.length:
+        check_divides("data.length", settings.data.length, "train.logits_chunk", train.logits_chunk)
+    if settings.lora.rank < 0:
+        raise UserError(f"config.lora.rank must not be negative, got {settings.lora.rank}")
+    return settings
