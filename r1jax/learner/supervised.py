@@ -25,6 +25,7 @@ from r1jax.models.mtp import predict_ahead
 from r1jax.models.transformer import Params, merge
 
 Batch = dict[str, Any]
+LOAD = "router/load"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,7 @@ def make_loss(graph: nnx.GraphDef, config: SupervisedConfig, *, chunk: int = 0) 
     """The loss of a micro-batch. chunk: positions of a row whose logits exist at once (0: all).
 
     Sums: "cross_entropy" (its share of the update's), "right" and "tokens" (targets predicted, targets); where the
-    model has them "mtp", "balance" (shares too) and "load" [L, E], tokens sent to each expert.
+    model has them "mtp" and "balance" (shares too), and the load of experts (learner/balance.py).
     """
 
     def loss_fn(params: Params, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -75,11 +76,10 @@ def make_loss(graph: nnx.GraphDef, config: SupervisedConfig, *, chunk: int = 0) 
             sums["mtp"] = mtp_loss(depths, batch["targets"], model.unembed, **aimed)
             loss += config.mtp_weight * sums["mtp"]
             routers.append(router)
-        routing = [router for router in routers if router]
-        if routing:
-            balance = jnp.stack([router["balance"].sum() for router in routing]).sum()
-            sums["balance"] = balance * batch["token_share"]
-            sums["load"] = states.router["load"]
+        routers = [router for router in routers if router]
+        if routers:
+            sums["balance"] = batch["token_share"] * sum(router["balance"].sum() for router in routers)
+            sums[LOAD] = jnp.concatenate([router["load"] for router in routers])
             loss += config.balance_weight * sums["balance"]
         return loss, jax.lax.stop_gradient(sums)
 
@@ -88,7 +88,7 @@ def make_loss(graph: nnx.GraphDef, config: SupervisedConfig, *, chunk: int = 0) 
 
 def summarize(sums: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Metrics of an update from the sums of its micro-batches: `loss` is the cross entropy of the next token (nats)."""
-    total = {key: float(sum(np.sum(row[key]) for row in sums)) for key in sums[0]}
+    total = {key: sum(float(row[key]) for row in sums) for key in sums[0] if key != LOAD}
     names = {"cross_entropy": "loss", "mtp": "mtp_loss", "balance": "balance_loss"}
     metrics = {name: total[key] for key, name in names.items() if key in total}
     return metrics | {"token_accuracy": total["right"] / max(total["tokens"], 1.0)}

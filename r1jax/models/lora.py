@@ -1,9 +1,9 @@
 """Low-rank adapters (LoRA, Hu et al. 2021, 2106.09685): beside a frozen kernel W a product s A B of rank r is learnt.
 
 Adapters are a small tree of parameters of their own, in the paths of the kernels that they change: {"a": [in..., r],
-"b": [r, out...]}; B begins at zero, so a fresh adapter changes nothing. `merge_adapters` gives the parameters W + s A B,
-with s = alpha / r, that everything else already understands: the loss (which differentiates through it), the engine,
-and the export. Left out: adapters of expert banks and of the table, dropout, several adapters at once.
+"b": [r, out...]}; B begins at zero, so a fresh adapter changes nothing. `merge_adapters` gives the parameters
+W + s A B, with s = alpha / r, that everything else already understands: the loss (which differentiates through it),
+the engine, and the export. Left out: adapters of expert banks and of the table, dropout, several adapters at once.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from r1jax.models.transformer import Params, Transformer
 
 @dataclasses.dataclass(frozen=True)
 class LoRAConfig:
-    """rank: 0 is no LoRA, all parameters are trained. targets: patterns (`*` for anything) of the dotted names of linear
-    maps without the layer's number: "attention.*", "*.query", "mlp.down".
+    """rank: 0 is no LoRA, all parameters are trained. targets: patterns (`*` for anything) of the dotted names of
+    linear maps without the layer's number: "attention.*", "*.query", "mlp.down".
     """
 
     rank: int = 0

@@ -1,0 +1,81 @@
+"""Supervised fine-tuning in miniature: a small real model learns to work out GSM8K's word problems from its solutions.
+
+    python -m r1jax.train --config=configs/sft_gsm8k.py --config.data.sources.gsm8k.path=train.jsonl
+
+SmolLM2-135M-Instruct reads about 1,500 of the 7,473 worked solutions once: the reasoning without the calculator's
+notes, then the answer in a box. `train.jsonl` has GSM8K's columns `question` and `answer`.
+Expected: about 15 minutes on two cores; the loss of held-out solutions falls from about 1.5 to about 1.0. A model of
+this size solves hardly any of GSM8K before or after; single-step problems (SVAMP) show the gain.
+
+Arguments after a colon, e.g. `configs/sft_gsm8k.py:lora=8`:
+
+    lora  0 (default): all parameters are trained; else the rank of adapters beside the frozen model
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from r1jax.core.config import parse_args
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The run, with or without adapters."""
+    args = parse_args(arg, lora=0)
+    config = ConfigDict()
+    config.stage = "sft"
+    config.seed = 0
+    config.steps = 48
+
+    config.model = ConfigDict(
+        dict(
+            path="models/SmolLM2-135M-Instruct.Q4_1.gguf",
+            hub="HuggingFaceTB/SmolLM2-135M-Instruct",  # taken where the file is absent
+            fetch="python launch/fetch_demo.py",
+            dtype="float32",  # bfloat16 halves memory on accelerators; on CPU it is slower
+            param_dtype="float32",
+            scan_layers=False,  # unrolled layers are faster on CPU
+            remat="none",
+        )
+    )
+    config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
+    gsm8k = dict(
+        path="train.jsonl",
+        columns=dict(prompt="question", completion="answer"),
+        template="chat",
+        extractor="gsm8k",
+        reply="{reasoning}\nThe answer is \\boxed{{answer}}.",
+    )
+    config.data = ConfigDict(
+        dict(
+            sources=dict(gsm8k=gsm8k),
+            length=512,
+            packed=True,
+            bins=64,
+            truncation="drop",
+            read_ahead=2,
+            eval_rows=100,
+            epochs=placeholder(int),  # a fifth of one pass; `steps` ends it
+            on_error="raise",
+            seed=0,
+        )
+    )
+    config.train = ConfigDict(dict(rows_per_step=12, micro_batch_size=4, logits_chunk=0))
+    config.loss = ConfigDict(dict(mtp_weight=0.3, balance_weight=1e-4))  # for models that have depths and experts
+    config.lora = ConfigDict(dict(rank=args.lora, alpha=16.0, targets=("attention.*", "mlp.*")))
+    config.optimizer = ConfigDict(
+        dict(
+            learning_rate=5e-4 if args.lora else 1e-4,  # adapters begin at zero and bear more
+            schedule="cosine",
+            warmup_updates=4,
+            final_share=0.1,
+            beta1=0.9,
+            beta2=0.95,
+            epsilon=1e-8,
+            weight_decay=0.0,
+            clip_norm=1.0,
+        )
+    )
+    config.eval = ConfigDict(dict(every_steps=12))
+    config.checkpoint = ConfigDict(dict(every_steps=24, keep=1))
+    config.log = ConfigDict(dict(samples_per_step=-1, show_every_steps=0, tensorboard=True, wandb_project=""))
+    return config
