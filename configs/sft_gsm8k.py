@@ -2,9 +2,9 @@
 
     python -m r1jax.train --config=configs/sft_gsm8k.py --config.data.sources.gsm8k.path=train.jsonl
 
-SmolLM2-135M-Instruct reads about 1,500 of the 7,473 worked solutions once: the reasoning without the calculator's
+SmolLM2-135M-Instruct reads about 500 of the 7,473 worked solutions once: the reasoning without the calculator's
 notes, then the answer in a box. `train.jsonl` has GSM8K's columns `question` and `answer`.
-Expected: about 15 minutes on two cores; the loss of held-out solutions falls from about 1.5 to about 1.0. A model of
+Expected: about 10 minutes on two cores; the loss of held-out solutions falls from about 1.4 to about 1.0. A model of
 this size solves hardly any of GSM8K before or after; single-step problems (SVAMP) show the gain.
 
 Arguments after a colon, e.g. `configs/sft_gsm8k.py:lora=8`:
@@ -24,7 +24,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config = ConfigDict()
     config.stage = "sft"
     config.seed = 0
-    config.steps = 48
+    config.steps = 24
 
     config.model = ConfigDict(
         dict(
@@ -48,25 +48,25 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data = ConfigDict(
         dict(
             sources=dict(gsm8k=gsm8k),
-            length=512,
+            length=1024,  # five solutions a row, 96% of its places hold a token (512: 93%)
             packed=True,
             bins=64,
             truncation="drop",
             read_ahead=2,
-            eval_rows=100,
-            epochs=placeholder(int),  # a fifth of one pass; `steps` ends it
+            eval_rows=50,
+            epochs=placeholder(int),  # a fifteenth of one pass: `steps` ends it
             on_error="raise",
             seed=0,
         )
     )
-    config.train = ConfigDict(dict(rows_per_step=12, micro_batch_size=4, logits_chunk=0))
-    config.loss = ConfigDict(dict(mtp_weight=0.3, balance_weight=1e-4))  # for models that have depths and experts
+    config.train = ConfigDict(dict(rows_per_step=4, micro_batch_size=1, logits_chunk=0))
+    config.loss = ConfigDict(dict(mtp_weight=0.3, balance_weight=1e-4, bias_rate=1e-3))  # of depths and experts, if any
     config.lora = ConfigDict(dict(rank=args.lora, alpha=16.0, targets=("attention.*", "mlp.*")))
     config.optimizer = ConfigDict(
         dict(
             learning_rate=5e-4 if args.lora else 1e-4,  # adapters begin at zero and bear more
             schedule="cosine",
-            warmup_updates=4,
+            warmup_updates=3,
             final_share=0.1,
             beta1=0.9,
             beta2=0.95,
@@ -75,7 +75,7 @@ def get_config(arg: str = "") -> ConfigDict:
             clip_norm=1.0,
         )
     )
-    config.eval = ConfigDict(dict(every_steps=12))
-    config.checkpoint = ConfigDict(dict(every_steps=24, keep=1))
+    config.eval = ConfigDict(dict(every_steps=8))
+    config.checkpoint = ConfigDict(dict(every_steps=8, keep=1))
     config.log = ConfigDict(dict(samples_per_step=-1, show_every_steps=0, tensorboard=True, wandb_project=""))
     return config

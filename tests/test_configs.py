@@ -29,6 +29,7 @@ VARIANTS = {
         "task=chain_sum,template=chat",
     ],
     "grpo_digits": ["", "loss=r1", "loss=gspo,seed=1", "reward=self_rank"],
+    "sft_gsm8k": ["", "lora=8"],
 }
 SPECS = [f"{file}{':' * bool(arg)}{arg}" for file in FILES for arg in VARIANTS.get(file.stem, [""])]
 PREFIX = tuple(range(100, 150))  # stands in for what the data's prompts have in common

@@ -61,7 +61,19 @@ _DIFFERENCE = "sampling/sampling_logp_difference"
 TEMPLATES = (
     Section(
         "Learning",
-        (_chart("Reward", "reward"), _chart("Reward by name", "rewards/*/mean"), _chart("Loss", "loss")),
+        (
+            _chart("Reward", "reward"),
+            _chart("Reward by name", "rewards/*/mean"),
+            _chart("Loss", "loss"),
+            _chart("Held-out loss", ("eval/loss", "held out")),
+            _chart(
+                "Token accuracy",
+                ("token_accuracy", "training"),
+                ("eval/token_accuracy", "held out"),
+                unit="percent",
+                domain=(0, 1),
+            ),
+        ),
         leads=True,
     ),
     Section(
@@ -89,6 +101,13 @@ TEMPLATES = (
         (
             _chart("Gradient norm", "grad_norm", zero=True),
             _chart("Learning rate", "learning_rate", zero=True),
+            _chart("Loss of tokens further ahead", ("mtp_loss", "")),
+            _chart("Balance of experts within a sequence", ("balance_loss", "")),
+            _chart(
+                "Most loaded expert over the mean",
+                ("router/max_violation", "of any layer"),
+                ("router/mean_violation", "mean of layers"),
+            ),
             _chart("Sampler against trainer: |Δ log-prob|", f"{_DIFFERENCE}/mean", f"{_DIFFERENCE}/max", log=True),
             _chart("Sampler against trainer: ratio", f"{_RATIO}/min", f"{_RATIO}/mean", f"{_RATIO}/max"),
         ),
@@ -100,6 +119,7 @@ TEMPLATES = (
                 "Seconds a step",
                 ("time/rollout", "rollout"),
                 ("time/reward", "reward"),
+                ("time/input", "input"),
                 ("time/train", "train"),
                 unit="seconds",
                 stack=True,
@@ -112,6 +132,7 @@ TEMPLATES = (
                 zero=True,
             ),
             _chart("Tokens so far", "num_tokens", zero=True),
+            _chart("Places of a packed row that hold a token", ("utilisation", ""), unit="percent", domain=(0, 1)),
             _chart("Share of peak FLOPs", "mfu", unit="percent", zero=True),
         ),
     ),

@@ -5,7 +5,7 @@ Measures stand apart, so that a gain in format alone is visible as such. "Before
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 # Keys of `eval/{benchmark}/…` and what to call them.
@@ -42,11 +42,11 @@ def find_benchmarks(names: Sequence[str]) -> list[str]:
 
 
 def find_headlines(rows: Sequence[Mapping[str, Any]]) -> list[Headline]:
-    """The headlines of a run's metrics rows (ascending step): held-out measures if any, else reward, else loss."""
+    """The headlines of a run's metrics rows (ascending step): what was held out if anything, else reward, else loss."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     keys = [(benchmark, measure) for benchmark in find_benchmarks(names) for measure in MEASURES]
     held_out = [_from_evaluations(rows, *key) for key in keys]
-    found = [headline for headline in held_out if headline is not None]
+    found = [headline for headline in held_out if headline is not None] or _from_held_out_rows(rows)
     return found or [headline for name in ("reward", "loss") if (headline := _from_training(rows, name))][:1]
 
 
@@ -82,15 +82,27 @@ def format_change(headline: Headline) -> str:
     return text.replace("-", "−")
 
 
+def _from_held_out_rows(rows: Sequence[Mapping[str, Any]]) -> list[Headline]:
+    """The loss and accuracy of held-out rows of a supervised run."""
+    found = []
+    for key, measure in (("eval/loss", "loss"), ("eval/token_accuracy", "token accuracy")):
+        if headline := _from_key(rows, key, "held-out rows", measure):
+            found.append(replace(headline, is_rate=key != "eval/loss"))
+    return found
+
+
 def _from_evaluations(rows: Sequence[Mapping[str, Any]], benchmark: str, measure: str) -> Headline | None:
-    key = f"eval/{benchmark}/{measure}"
+    return _from_key(rows, f"eval/{benchmark}/{measure}", benchmark, MEASURES[measure])
+
+
+def _from_key(rows: Sequence[Mapping[str, Any]], key: str, subject: str, measure: str) -> Headline | None:
     found = [row for row in rows if row.get(key) is not None]
     if not found:
         return None
     first, last = (found[0] if len(found) > 1 else {}), found[-1]
     return Headline(
-        subject=benchmark,
-        measure=MEASURES[measure],
+        subject=subject,
+        measure=measure,
         before=first.get(key),
         after=last[key],
         before_stderr=first.get(f"{key}_stderr"),

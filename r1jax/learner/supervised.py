@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from r1jax.learner.balance import LOAD
 from r1jax.learner.step import LossFn
 from r1jax.losses.logprobs import score_targets
 from r1jax.losses.prediction import mtp_loss
@@ -25,18 +26,19 @@ from r1jax.models.mtp import predict_ahead
 from r1jax.models.transformer import Params, merge
 
 Batch = dict[str, Any]
-LOAD = "router/load"
 
 
 @dataclasses.dataclass(frozen=True)
 class SupervisedConfig:
-    """Weights of what is added to the cross entropy where a model has it; the defaults are DeepSeek-V3's (2412.19437).
+    """What is added to the cross entropy where a model has it; the defaults are DeepSeek-V3's (2412.19437).
 
     mtp_weight: lambda of equation 25. balance_weight: alpha of equation 17, on the experts' balance in a sequence.
+    bias_rate: by how much an update moves the experts' correction biases (learner/balance.py).
     """
 
     mtp_weight: float = 0.3
     balance_weight: float = 1e-4
+    bias_rate: float = 1e-3
 
 
 def share_weights(batches: Sequence[Batch]) -> list[Batch]:

@@ -10,23 +10,27 @@ from typing import Any
 
 import jax
 
-from r1jax.core.sharding import sharding
+from r1jax.core.sharding import current_mesh, sharding
 from r1jax.learner.step import LossFn
-from r1jax.models.lora import LoRAConfig, init_adapters, merge_adapters
+from r1jax.models.lora import LoRAConfig, adapter_axes, init_adapters, merge_adapters
 from r1jax.models.transformer import Params, Transformer, logical_axes, split
 
 
 class Trainable:
-    """params: what is trained, with its logical `axes`; base: what is not (None: nothing)."""
+    """params: what is trained, with its logical `axes`; base: what is not (None: nothing). All are shapes where the
+    model is one without arrays."""
 
     def __init__(self, model: Transformer, config: LoRAConfig, *, seed: int = 0):
         self.graph, self.params = split(model)
         self.axes, self.base, self.scale = logical_axes(model), None, config.scale
         if config.rank:
-            self.base = self.params
-            adapters, self.axes = init_adapters(model, config, seed=seed)
-            place = lambda leaf, axes: jax.device_put(leaf, sharding(axes, leaf.shape, name="config.lora"))
-            self.params = jax.tree.map(place, adapters, self.axes)
+            self.base, self.axes = self.params, adapter_axes(model, config)
+            make = lambda: init_adapters(model, config, seed=seed)
+            shapes = jax.eval_shape(make)
+            place = lambda leaf, axes: sharding(axes, leaf.shape, name="config.lora")
+            places = None if current_mesh() is None else jax.tree.map(place, shapes, self.axes)
+            is_abstract = isinstance(jax.tree.leaves(self.base)[0], jax.ShapeDtypeStruct)
+            self.params = shapes if is_abstract else jax.jit(make, out_shardings=places)()
         self._merge = jax.jit(lambda base, adapters: merge_adapters(base, adapters, self.scale))
 
     def whole(self, params: Params) -> Params:

@@ -39,26 +39,24 @@ class LoRAConfig:
         return self.alpha / max(self.rank, 1)
 
 
-def init_adapters(model: Transformer, config: LoRAConfig, *, seed: int = 0) -> tuple[Params, Params]:
-    """(fresh adapters, their logical axes) for the linear maps of `model` that the targets name; float32.
+def init_adapters(model: Transformer, config: LoRAConfig, *, seed: int = 0) -> Params:
+    """Fresh float32 adapters for the linear maps of `model` that the targets name.
 
     A is drawn as `nn.Linear` draws its weights (uniform within 1 / sqrt(in)), B is zero. Raises UserError where a
     target names none.
     """
-    found = {path: linear for path, linear in nnx.iter_graph(model) if isinstance(linear, Linear)}
-    names = {path: ".".join(_name(path)) for path in found}
-    for target in config.targets:
-        if not any(fnmatch.fnmatchcase(name, target) for name in names.values()):
-            known = ", ".join(sorted(set(names.values())))
-            raise UserError(f'config.lora.targets: no linear map is called "{target}"; there are {known}')
     adapters: Params = {}
+    for number, (path, linear) in enumerate(_find_targets(model, config)):
+        _put(adapters, path, _init(linear, config.rank, jax.random.fold_in(jax.random.key(seed), number)))
+    return adapters
+
+
+def adapter_axes(model: Transformer, config: LoRAConfig) -> Params:
+    """The logical axes of `init_adapters`' arrays."""
     axes: Params = {}
-    for number, (path, linear) in enumerate(sorted(found.items(), key=lambda item: str(item[0]))):
-        if any(fnmatch.fnmatchcase(names[path], target) for target in config.targets):
-            key = jax.random.fold_in(jax.random.key(seed), number)
-            _put(adapters, path, _init(linear, config.rank, key))
-            _put(axes, path, _axes(linear))
-    return adapters, axes
+    for path, linear in _find_targets(model, config):
+        _put(axes, path, _axes(linear))
+    return axes
 
 
 def merge_adapters(params: Params, adapters: Params, scale: float) -> Params:
@@ -68,6 +66,18 @@ def merge_adapters(params: Params, adapters: Params, scale: float) -> Params:
     return {
         key: merge_adapters(value, adapters[key], scale) if key in adapters else value for key, value in params.items()
     }
+
+
+def _find_targets(model: Transformer, config: LoRAConfig) -> list[tuple[tuple, Linear]]:
+    """The linear maps that the targets name, with their paths, sorted."""
+    found = [(path, linear) for path, linear in nnx.iter_graph(model) if isinstance(linear, Linear)]
+    matches = lambda path, target: fnmatch.fnmatchcase(".".join(_name(path)), target)
+    for target in config.targets:
+        if not any(matches(path, target) for path, _ in found):
+            known = ", ".join(sorted({".".join(_name(path)) for path, _ in found}))
+            raise UserError(f'config.lora.targets: no linear map is called "{target}"; there are {known}')
+    chosen = [pair for pair in found if any(matches(pair[0], target) for target in config.targets)]
+    return sorted(chosen, key=lambda pair: str(pair[0]))
 
 
 def _add(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:

@@ -29,17 +29,20 @@ from r1jax.learner.optimizer import make_optimizer
 from r1jax.learner.policy import Scoring, make_loss, score_rows
 from r1jax.learner.state import TrainState, abstract_state
 from r1jax.learner.step import Learner
+from r1jax.learner.supervised import make_loss as make_supervised_loss
+from r1jax.learner.trainable import Trainable
 from r1jax.models.flops import Work, count_work
 from r1jax.models.layers import Dtypes
 from r1jax.models.presets import find_preset, load_families
 from r1jax.models.pretrained import find_family
-from r1jax.models.transformer import Params, logical_axes, split
+from r1jax.models.transformer import Params, logical_axes, merge, split
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.scheduler import Scheduler
 from r1jax.rollout.slots import EngineConfig
 from r1jax.stages.grpo_config import GRPOConfig
 from r1jax.stages.grpo_config import read_config as read_grpo
 from r1jax.stages.settings import ModelConfig
+from r1jax.stages.sft_config import read_config as read_sft
 
 PROMPT_TOKENS = 128  # where only the data would tell
 
@@ -76,7 +79,7 @@ def list_programs(config: ConfigDict, *, prefix: tuple[int, ...] = ()) -> list[P
 
     Raises UserError for a stage or a model whose programs are not known, and for whatever the stage itself refuses.
     """
-    stages: dict[str, Callable[..., list[Program]]] = {"grpo": list_grpo}
+    stages: dict[str, Callable[..., list[Program]]] = {"grpo": list_grpo, "sft": list_sft}
     if config.stage not in stages:
         raise UserError(f"the programs of config.stage={config.stage} are not known; known: {', '.join(stages)}")
     return stages[config.stage](config, prefix=prefix)
@@ -178,6 +181,44 @@ def policy_programs(
         *update_programs(learner, state, batch, shapes.work.train(*counts)),
         Program("logprobs", logprobs, (state.params, batch), shapes.work.forward(*counts)),
     ]
+
+
+# --- SFT ---
+
+
+def list_sft(config: ConfigDict, *, prefix: tuple[int, ...] = ()) -> list[Program]:
+    """accumulate, apply, measure (the held-out loss)."""
+    settings = read_sft(config)
+    shapes, train, length = abstract_model(settings.model), settings.train, settings.data.length
+    trainable = Trainable(merge(shapes.graph, shapes.params), settings.lora)
+    optimizer = make_optimizer(settings.optimizer, settings.steps or 1)
+    state = abstract_state(trainable.params, trainable.axes, optimizer)
+    if trainable.base is None:
+        base: Any = ()
+    else:
+        base = trainable.base = place_params(shapes.params, shapes.axes)
+    rows = train.micro_batch_size * batch_parts()
+    batch: dict[str, Any] = {
+        name: _rows((rows, length), jnp.int32) for name in ("tokens", "targets", "segments", "positions")
+    }
+    batch["weights"] = _rows((rows, length), jnp.float32)
+    batch["token_share"] = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated())
+    loss = make_supervised_loss(shapes.graph, settings.loss, chunk=train.logits_chunk)
+    learner = Learner(trainable.wrap(loss), optimizer, bias_rate=settings.loss.bias_rate)
+    fed, counts = trainable.feed(batch), (rows * length, rows * length, rows * length**2 / 2)
+    measure = jax.jit(lambda params, batch: learner.loss_fn(params, batch)[1])
+    programs = [
+        *update_programs(learner, state, fed, shapes.work.train(*counts)),
+        Program("measure", measure, (state.params, fed), shapes.work.forward(*counts)),
+    ]
+    held = {"accumulate": state.opt_state, "apply": base, "measure": state.opt_state}
+    return [dataclasses.replace(program, resident=held[program.name]) for program in programs]
+
+
+def place_params(params: Params, axes: Params) -> Params:
+    """Shapes of parameters with their shardings."""
+    place = lambda x, axes: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding(axes, x.shape))
+    return jax.tree.map(place, params, axes)
 
 
 def update_programs(learner: Learner, state: TrainState, batch: Any, useful_flops: float) -> list[Program]:

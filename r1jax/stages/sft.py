@@ -26,17 +26,18 @@ from r1jax.core import console, distributed
 from r1jax.core.errors import UserError
 from r1jax.core.hardware import peak_flops
 from r1jax.core.sharding import batch_parts, make_mesh, sharding, use_mesh
-from r1jax.core.tree import count_parameters
 from r1jax.data.corpus import load_corpus
 from r1jax.data.examples import Example
 from r1jax.data.sequences import PackingConfig, SequenceLoader, utilisation
 from r1jax.eval.headline import find_headlines, tabulate_headlines
 from r1jax.eval.record import read_run
+from r1jax.learner.balance import LOAD, measure_load
 from r1jax.learner.optimizer import make_optimizer, make_schedule
 from r1jax.learner.state import TrainState, abstract_state, init_state
 from r1jax.learner.step import Learner
 from r1jax.learner.supervised import Batch, make_loss, share_weights, split_batch, summarize
 from r1jax.learner.trainable import Trainable
+from r1jax.models.flops import count_work
 from r1jax.models.pretrained import require_tokenizer
 from r1jax.stages.loop import Loop
 from r1jax.stages.settings import check_divides, load_model
@@ -50,7 +51,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     settings = read_config(config)
     console.set_up_logging()
     distributed.start()
-    with use_mesh(make_mesh(settings.mesh), dict(settings.mesh.rules)):
+    with use_mesh(make_mesh(settings.mesh), settings.mesh.rules):
         Run(settings, config, workdir).train()
 
 
@@ -67,22 +68,24 @@ class Run:
         for note in corpus.notes:
             log.info(note)
         self.trainable = Trainable(model, settings.lora, seed=settings.seed)
-        self.sizes = count_parameters(self.trainable.base or self.trainable.params)
+        whole = self.trainable.base or self.trainable.params
+        self.work = count_work(whole, model.config)
         self.loader = self._load(corpus.train, corpus.mixing)
-        self.steps = settings.steps or self._count_steps(corpus.train, corpus.mixing)
+        self.steps = settings.steps or self.loader.count_batches()
         self.held_out = share_weights(self._pack_held_out(corpus.held_out))
         self.optimizer = make_optimizer(settings.optimizer, self.steps)
         self.schedule = make_schedule(settings.optimizer, self.steps)
         loss = make_loss(self.trainable.graph, settings.loss, chunk=settings.train.logits_chunk)
-        self.learner = Learner(self.trainable.wrap(loss), self.optimizer)
+        self.learner = Learner(self.trainable.wrap(loss), self.optimizer, bias_rate=settings.loss.bias_rate)
         self.measure = jax.jit(lambda params, batch: self.learner.loss_fn(params, batch)[1])
         self.state: TrainState = init_state(self.trainable.params, self.trainable.axes, self.optimizer)
         self.num_tokens = 0
+        count = lambda params: sum(leaf.size for leaf in jax.tree.leaves(params))
         log.info(
             "%s: %.1f M parameters, %.1f M of them trained, for %d steps; %d examples to train on, %d held out",
             name,
-            self.sizes.total / 1e6,
-            sum(leaf.size for leaf in jax.tree.leaves(self.state.params)) / 1e6,
+            count(whole) / 1e6,
+            count(self.state.params) / 1e6,
             self.steps,
             sum(map(len, corpus.train)),
             len(corpus.held_out),
@@ -96,18 +99,13 @@ class Run:
         rows = self.settings.train.rows_per_step
         return SequenceLoader(sources, rows, packing, mixing=mixing, seed=self.settings.seed, epochs=data.epochs)
 
-    def _count_steps(self, sources: Sequence[Sequence[Example]], mixing: Sequence[float] | None) -> int:
-        """How many batches all epochs make: packing decides, so they are packed once to be counted."""
-        loader = self._load(sources, mixing)
-        return sum(1 for _ in loader)
-
     def _pack_held_out(self, examples: Sequence[Example]) -> list[Batch]:
         """All held-out examples as batches of one shape."""
         if not examples:
             return []
         data, rows = self.settings.data, self._rows_per_batch()
         packing = PackingConfig(data.length, data.bins, data.packed, read_ahead=1)
-        return [_fill(batch, rows) for batch in SequenceLoader([examples], rows, packing, seed=0, epochs=1)]
+        return list(SequenceLoader([examples], rows, packing, epochs=1))
 
     def _rows_per_batch(self) -> int:
         return self.settings.train.micro_batch_size * batch_parts()
@@ -152,11 +150,13 @@ class Run:
         end = time.perf_counter()
         fed, targets = int((batch["segments"] > 0).sum()), int((batch["weights"] > 0).sum())
         self.num_tokens += fed
-        # Useful FLOPs: 2 a parameter and token forward, 2 for the gradient of activations, 2 for that of weights.
-        factor = 6.0 if self.trainable.base is None else 4.0
-        flops = factor * (self.sizes.body * fed + self.sizes.head * targets)
+        pairs = int((batch["positions"] + 1)[batch["segments"] > 0].sum())
+        flops = self.work.train(fed, targets, pairs)
+        if self.trainable.base is not None:
+            flops *= 2 / 3  # no gradient of the weights
         metrics = {
             **summarize(sums),
+            **(measure_load(outcome[LOAD]) if LOAD in outcome else {}),
             "grad_norm": float(outcome["grad_norm"]),
             "learning_rate": float(self.schedule(int(self.state.updates) - 1)),
             "num_tokens": self.num_tokens,
@@ -170,15 +170,13 @@ class Run:
         return metrics, []
 
     def _next(self, step: int) -> Batch:
-        """The next batch at its full number of rows (the last of an epoch may have fewer)."""
         try:
-            batch = next(self.loader)
+            return next(self.loader)
         except StopIteration:
             raise UserError(
                 f"the data ended before step {step} of {self.steps}: config.data.epochs = {self.settings.data.epochs} "
                 "passes hold no more; set config.data.epochs to none to go on for ever, or lower config.steps"
             ) from None
-        return _fill(batch, self.settings.train.rows_per_step)
 
     def evaluate(self) -> dict[str, float]:
         """The loss and accuracy of the held-out rows under the present weights."""
@@ -189,8 +187,3 @@ class Run:
         metrics = summarize(distributed.fetch(sums))
         kept = {f"eval/{name}": metrics[name] for name in ("loss", "token_accuracy")}
         return {**kept, "time/eval": time.perf_counter() - begin}
-
-
-def _fill(batch: Batch, rows: int) -> Batch:
-    """With empty rows up to `rows`."""
-    return {name: np.pad(array, ((0, rows - len(array)), (0, 0))) for name, array in batch.items()}

@@ -11,7 +11,7 @@ from flax import nnx
 
 from r1jax.core.errors import UserError
 from r1jax.models import deepseek_v3, llama
-from r1jax.models.lora import LoRAConfig, init_adapters, merge_adapters
+from r1jax.models.lora import LoRAConfig, adapter_axes, init_adapters, merge_adapters
 from r1jax.models.transformer import Params, merge, split, stack, unstack
 from tests.models import toy
 
@@ -30,7 +30,7 @@ def draw(adapters: Params) -> Params:
 
 def test_fresh_adapters_change_nothing() -> None:
     _, params = split(build())
-    adapters, _ = init_adapters(build(), CONFIG)
+    adapters = init_adapters(build(), CONFIG)
     merged = merge_adapters(params, adapters, CONFIG.scale)
     assert jax.tree.structure(merged) == jax.tree.structure(params)
     for before, after in zip(jax.tree.leaves(params), jax.tree.leaves(merged), strict=True):
@@ -40,7 +40,7 @@ def test_fresh_adapters_change_nothing() -> None:
 def test_targets_are_adapted_and_nothing_else() -> None:
     """Five kernels a layer, each as x A B beside x W; the others are the base's own arrays."""
     _, params = split(build())
-    adapters = draw(init_adapters(build(), CONFIG)[0])
+    adapters = draw(init_adapters(build(), CONFIG))
     merged = merge_adapters(params, adapters, CONFIG.scale)
     flat = jax.tree_util.tree_leaves_with_path(merged)
     before = dict(jax.tree_util.tree_leaves_with_path(params))
@@ -60,14 +60,15 @@ def test_targets_are_adapted_and_nothing_else() -> None:
 def test_scanned_layers_have_the_same_product() -> None:
     _, params = split(build())
     scanned = build(scan_layers=True)
-    adapters = draw(init_adapters(scanned, CONFIG)[0])
+    adapters = draw(init_adapters(scanned, CONFIG))
     merged = unstack(merge_adapters(stack(params), adapters, CONFIG.scale))
     expected = merge_adapters(params, unstack(adapters), CONFIG.scale)
     toy.assert_close(merged, expected, 1e-6)
 
 
 def test_axes_are_those_of_the_kernel() -> None:
-    adapters, axes = init_adapters(build(scan_layers=True), CONFIG)
+    model = build(scan_layers=True)
+    adapters, axes = init_adapters(model, CONFIG), adapter_axes(model, CONFIG)
     out = axes["stacks"][0]["attention"]["out"]
     assert out == {"a": ("layers", "heads", "head_dim", None), "b": ("layers", None, "embed")}
     for leaf, named in zip(
@@ -80,7 +81,7 @@ def test_latent_attention_and_depths_can_be_adapted() -> None:
     config = dataclasses.replace(deepseek_v3.VARIANTS["tiny_deepseek_v3"], vocab_size=64)
     model = deepseek_v3.build(config, rngs=nnx.Rngs(0))
     graph, params = split(model)
-    adapters = draw(init_adapters(model, LoRAConfig(2, targets=("*attention.*", "projection")))[0])
+    adapters = draw(init_adapters(model, LoRAConfig(2, targets=("*attention.*", "projection"))))
     assert set(adapters) == {"layers", "mtp"} and set(adapters["mtp"][0]) == {"block", "projection"}
     merged = merge(graph, merge_adapters(params, adapters, 1.0))
     assert not np.allclose(merged(toy.tokens(1, 6)), merge(graph, params)(toy.tokens(1, 6)))

@@ -1,5 +1,6 @@
-"""Runs of tests/stages/tiny_grpo.py, in this process or as the command, and what they leave behind."""
+"""Runs of the tiny configs beside this file, in this process or as the command, and what they leave behind."""
 
+import importlib
 import os
 import pathlib
 import subprocess
@@ -13,8 +14,6 @@ import orbax.checkpoint as ocp
 from r1jax.core.config import apply_overrides, load_config
 from r1jax.core.metrics import read_rows
 from r1jax.core.sharding import make_mesh, use_mesh
-from r1jax.stages.grpo import Run
-from r1jax.stages.grpo_config import read_config
 
 CONFIG = pathlib.Path(__file__).with_name("tiny_grpo.py")
 ROOT = CONFIG.parents[2]
@@ -23,13 +22,16 @@ TIMED = ("time/", "step_time", "tokens_per_second", "mfu")  # what may differ be
 Rows = list[dict[str, Any]]
 
 
-def train(workdir: pathlib.Path, model: pathlib.Path, devices: int = 1, **changes: Any) -> Rows:
+def train(
+    workdir: pathlib.Path, model: pathlib.Path, devices: int = 1, *, config: pathlib.Path = CONFIG, **changes: Any
+) -> Rows:
     """Runs the config in this process with `a__b=value` as `config.a.b`; the rows of metrics.jsonl."""
     overrides = {key.replace("__", "."): str(value) for key, value in changes.items()}
-    config = apply_overrides(load_config(str(CONFIG)), {"model.path": str(model), **overrides})
-    settings = read_config(config)
+    values = apply_overrides(load_config(str(config)), {"model.path": str(model), **overrides})
+    stage = importlib.import_module(f"r1jax.stages.{values.stage}")
+    settings = stage.read_config(values)
     with use_mesh(make_mesh(settings.mesh, jax.devices()[:devices])):
-        Run(settings, config, workdir).train()
+        stage.Run(settings, values, workdir).train()
     return read_rows(workdir / "metrics.jsonl")
 
 

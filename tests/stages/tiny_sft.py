@@ -24,7 +24,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "seed": 0,
             },
             "train": {"rows_per_step": 8, "micro_batch_size": 8, "logits_chunk": 0},
-            "loss": {"mtp_weight": 0.3, "balance_weight": 1e-4},
+            "loss": {"mtp_weight": 0.3, "balance_weight": 1e-4, "bias_rate": 1e-3},
             "lora": {"rank": 0, "alpha": 16.0, "targets": ("attention.*", "mlp.*")},
             "optimizer": {
                 "learning_rate": 3e-3,
