@@ -8,6 +8,7 @@ _HOMES = {
     "code": ("binary_code_reward", "code_reward"),
     "contests": ("cf_code_reward", "ioi_code_reward"),
     "base": ("load_rewards", "score"),
+    "judge": ("get_judge_reward",),
     "lengths": ("get_cosine_scaled_reward", "get_soft_overlong_punishment", "len_reward"),
     "prose": ("get_repetition_penalty_reward", "reasoning_steps_reward"),
     "registry": ("get_reward_funcs",),

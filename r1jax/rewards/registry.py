@@ -12,6 +12,7 @@ from r1jax.core.errors import UserError
 from r1jax.rewards.answers import accuracy_reward, answer_reward, number_reward
 from r1jax.rewards.code import binary_code_reward, code_reward
 from r1jax.rewards.contests import cf_code_reward, ioi_code_reward
+from r1jax.rewards.judge import get_judge_reward
 from r1jax.rewards.lengths import get_cosine_scaled_reward, get_soft_overlong_punishment, len_reward
 from r1jax.rewards.prose import get_repetition_penalty_reward, reasoning_steps_reward
 from r1jax.rewards.self_rank import get_self_rank_reward
@@ -40,7 +41,13 @@ OPEN_R1: dict[str, RewardFunction] = {
     "soft_overlong_punishment": get_soft_overlong_punishment,
     "tag_count": tag_count_reward,
 }
-_OURS: tuple[RewardFunction, ...] = (answer_reward, number_reward, r1_format_reward, get_self_rank_reward)
+_OURS: tuple[RewardFunction, ...] = (
+    answer_reward,
+    get_judge_reward,
+    get_self_rank_reward,
+    number_reward,
+    r1_format_reward,
+)
 REGISTRY: dict[str, RewardFunction] = OPEN_R1 | {
     function.__name__.removeprefix("get_"): function for function in (*OPEN_R1.values(), *_OURS)
 }

@@ -1,0 +1,138 @@
+"""`generate(prompts) -> texts` by an OpenAI-compatible server: POST {url}/chat/completions, on the standard library.
+
+Made for rewards: a request that fails costs a reward, never the run. Each has a deadline over all of it (a server that
+sends a byte a second cannot stretch it), a bound on the size of the reply, and some retries with growing pauses where
+that can help (no connection, 408, 409, 429, 5xx; `Retry-After` is honoured up to a bound). What still fails, or answers
+something else than a chat completion, gives None. Only what the config must mend raises: a bad address, a key that is
+refused, a model that is not there.
+
+Left out: streaming, proxies, batching on the server's side.
+"""
+
+import http.client
+import json
+import logging
+import os
+import ssl
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from r1jax.core.errors import UserError
+from r1jax.rewards.completions import Completion
+
+_RETRIED = frozenset((408, 409, 425, 429))
+_MAX_REPLY_BYTES = 4 << 20
+_MAX_PAUSE_SECONDS = 30.0
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A server and how it is asked; call it with prompts. The key is read from the environment, never from a config."""
+
+    url: str
+    model: str
+    key_variable: str = "OPENAI_API_KEY"
+    timeout_seconds: float = 60.0
+    retries: int = 2
+    pause_seconds: float = 1.0
+    parallel: int = 8
+    max_tokens: int = 1024
+    temperature: float = 0.0
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UserError(f"endpoint must be an address such as http://localhost:8000/v1, got {self.url!r}")
+        if not self.model:
+            raise UserError("an endpoint needs model, the name that its server knows it by")
+
+    def __call__(self, prompts: Sequence[Completion]) -> list[str | None]:
+        """One reply a prompt, in order; None where none could be had. Raises UserError on what the config must mend."""
+        with ThreadPoolExecutor(max(1, self.parallel)) as pool:
+            return list(pool.map(self._ask, prompts))
+
+    def _ask(self, prompt: Completion) -> str | None:
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
+        asked = {"model": self.model, "messages": messages, "max_tokens": self.max_tokens}
+        body = json.dumps(asked | {"temperature": self.temperature}).encode()
+        for attempt in range(self.retries + 1):
+            pause = self.pause_seconds * 2**attempt
+            try:
+                status, wait, reply = self._post(body)
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                problem = f"{type(error).__name__}: {error}"
+            else:
+                if status == 200:
+                    text = _read_reply(reply)
+                    if text is None:
+                        _logger.warning("%s answered something else than a chat completion: %.80r", self.url, reply)
+                    return text
+                problem = f"status {status}: {reply[:200].decode(errors='replace')!r}"
+                if status < 500 and status not in _RETRIED:
+                    if status in (401, 403, 404):
+                        raise UserError(f"endpoint {self.url} refuses model {self.model!r}, {problem}")
+                    break
+                pause = max(pause, wait)
+            if attempt < self.retries:
+                time.sleep(min(pause, _MAX_PAUSE_SECONDS))
+        _logger.warning("%s gave no reply: %s", self.url, problem)
+        return None
+
+    def _post(self, body: bytes) -> tuple[int, float, bytes]:
+        """(status, seconds that the server asks to wait, reply) of one request, all within the deadline."""
+        parts = urlsplit(self.url)
+        host, port = parts.hostname or "", parts.port
+        connection: http.client.HTTPConnection
+        if parts.scheme == "https":
+            context = ssl.create_default_context()
+            connection = http.client.HTTPSConnection(host, port, timeout=self.timeout_seconds, context=context)
+        else:
+            connection = http.client.HTTPConnection(host, port, timeout=self.timeout_seconds)
+        headers = {"Content-Type": "application/json"}
+        if key := os.environ.get(self.key_variable):
+            headers["Authorization"] = f"Bearer {key}"
+        # A socket's own timeout starts again with each byte; this one does not.
+        guard = threading.Timer(self.timeout_seconds, _hang_up, (connection,))
+        guard.daemon = True
+        guard.start()
+        try:
+            connection.request("POST", f"{parts.path.rstrip('/')}/chat/completions", body, headers)
+            response = connection.getresponse()
+            reply = response.read(_MAX_REPLY_BYTES + 1)
+            if len(reply) > _MAX_REPLY_BYTES:
+                raise ValueError(f"a reply of more than {_MAX_REPLY_BYTES} bytes")
+            return response.status, _seconds(response.getheader("Retry-After")), reply
+        finally:
+            guard.cancel()
+            connection.close()
+
+
+def _hang_up(connection: http.client.HTTPConnection) -> None:
+    if connection.sock is not None:
+        try:
+            connection.sock.shutdown(2)
+        except OSError:
+            pass
+
+
+def _seconds(header: str | None) -> float:
+    try:
+        return max(0.0, float(header or 0))
+    except ValueError:
+        return 0.0
+
+
+def _read_reply(reply: bytes) -> str | None:
+    """The text of a chat completion, or None if this is none."""
+    try:
+        content: Any = json.loads(reply)["choices"][0]["message"]["content"]
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+        return None
+    return content if isinstance(content, str) else None

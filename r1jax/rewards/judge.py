@@ -1,0 +1,126 @@
+"""The judge reward: a model reads an answer and writes a score.
+
+For open-ended prompts, which no rule can check (R1's last stage). The judge is whatever `generate` is: the policy
+itself, another model, or a server named by `endpoint` (`endpoint.py`).
+
+    rewards.judge_reward = {"weight": 1.0, "endpoint": "http://localhost:8000/v1", "model": "judge"}
+
+A score is read from the last line `Score: 7` of the reply (also `7/10`, `**7**`, `[[7]]`, or a JSON field `score`), or
+from a reply that is nothing but a number. Anything else, a number out of range, and a reply that never came, are
+unreadable: None ("does not apply") unless `unreadable` says a value.
+
+Left out: guarding the judge against answers that talk to it, beyond telling it so; a policy will find what pleases it.
+"""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from r1jax.core.errors import UserError
+from r1jax.rewards.completions import Completion, read_text, read_texts
+from r1jax.rewards.endpoint import Endpoint
+from r1jax.rewards.values import CallRecord, Generate
+from r1jax.text import prompts as templates
+
+_NUMBER = r"(-?[0-9]{1,4}(?:\.[0-9]{1,6})?)"
+_WRAP = r"[ \t*_`\"'\[(]{0,8}"
+_OUT_OF = r"(?:[ \t]?(?:/|out of)[ \t]?([0-9]{1,4}))?"
+_SCORE = re.compile(
+    rf"\b(?:score|rating|grade)\b[\"'*_]{{0,4}}[ \t]{{0,4}}[:=]{_WRAP}{_NUMBER}(?![0-9.]*[0-9]){_OUT_OF}", re.IGNORECASE
+)
+_BARE = re.compile(rf"{_WRAP}{_NUMBER}[*_`\"'\])]{{0,8}}{_OUT_OF}\.?")
+_MAX_LENGTH = 20_000
+_NAMES = {"judge": templates.JUDGE, "judge_with_solution": templates.JUDGE_WITH_SOLUTION}
+
+
+def get_judge_reward(
+    generate: Generate | None = None,
+    template: str = "judge",
+    highest: float = 10.0,
+    unreadable: float | None = None,
+    judgements: int = 1,
+    max_characters: int = 8000,
+    endpoint: str = "",
+    model: str = "",
+    timeout_seconds: float = 60.0,
+    retries: int = 2,
+    parallel: int = 8,
+    max_tokens: int = 1024,
+    temperature: float = 0.0,
+) -> Callable[..., list[float | None]]:
+    """A reward in 0..1: the judge's score over `highest`, the mean of the readable ones if `judgements` are several.
+
+    `template` holds `{question}` and `{response}`, perhaps `{solution}`, or is the name "judge" or
+    "judge_with_solution"; of a long response the last `max_characters` are shown. An `endpoint` goes before `generate`;
+    the arguments behind it are its own. Raises UserError.
+    """
+    template = _NAMES.get(template, template)
+    if "{question}" not in template or "{response}" not in template:
+        raise UserError(
+            "judge_reward: template must hold {question} and {response}, or be judge or judge_with_solution"
+        )
+    if judgements < 1 or not highest > 0:
+        raise UserError("judge_reward: judgements and highest must be positive")
+    if endpoint:
+        generate = Endpoint(
+            endpoint,
+            model,
+            timeout_seconds=timeout_seconds,
+            retries=retries,
+            parallel=parallel,
+            max_tokens=max_tokens,
+            temperature=temperature,
+        )
+    if generate is None:
+        raise UserError(
+            "judge_reward needs a judge: name an endpoint and its model, or run where a model is handed over"
+        )
+    ask: Generate = generate
+    record = CallRecord()
+
+    def judge_reward(
+        completions: Sequence[Completion], prompts: Sequence[Completion], **columns: Any
+    ) -> list[float | None]:
+        """See `get_judge_reward`."""
+        if "{solution}" in template and "solution" not in columns:
+            raise UserError("judge_reward: its template wants a data column 'solution'; map one in config.data")
+        calls: list[dict[str, Any]] = []
+        for row, text in enumerate(read_texts(completions)):
+            values = {"question": prompts[row], "response": text[-max_characters:]}
+            if "{solution}" in template:
+                values["solution"] = str(columns["solution"][row])
+            calls += [{"kind": "judgement", "row": row, "prompt": _pose(template, values)}] * judgements
+        calls = [dict(call) for call in calls]
+        found: dict[int, list[float]] = {}
+        for call, reply in zip(calls, ask([call["prompt"] for call in calls]) if calls else (), strict=True):
+            score = read_score(reply or "", highest)
+            call |= {"completion": reply or "", "score": score}
+            if score is not None:
+                found.setdefault(call["row"], []).append(score / highest)
+        record.add(calls, sum(call["score"] is not None for call in calls))
+        return [sum(found[row]) / len(found[row]) if row in found else unreadable for row in range(len(completions))]
+
+    record.attach(judge_reward)
+    return judge_reward
+
+
+def read_score(text: str, highest: float = 10.0) -> float | None:
+    """The score that a judge's reply gives, from 0 to `highest`; None if it gives none."""
+    text = text[-_MAX_LENGTH:].strip()
+    scores = list(_SCORE.finditer(text))
+    match = scores[-1] if scores else _BARE.fullmatch(text)
+    if match is None:
+        return None
+    score = float(match[1])
+    if match[2] and float(match[2]) != highest:
+        return None
+    return score if math.isfinite(score) and 0 <= score <= highest else None
+
+
+def _pose(template: str, values: dict[str, Any]) -> Completion:
+    """The judge's prompt: a text, or one message where the question came as messages."""
+    question = values["question"]
+    asked = question if isinstance(question, str) else read_text(question[-1:])
+    text = templates.fill_all(template, **values | {"question": asked.strip()})
+    return text if isinstance(question, str) else [{"role": "user", "content": text}]

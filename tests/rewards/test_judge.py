@@ -1,0 +1,101 @@
+"""The judge reward with scripted judges: scores as models write them, what is unreadable, columns, recorded calls."""
+
+import pytest
+
+from r1jax.core.errors import UserError
+from r1jax.rewards.judge import get_judge_reward, read_score
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ("Good work.\nScore: 7", 7.0),
+        ("Score: 2\nOn second thought,\n**Score:** 9", 9.0),
+        ("**Score: 8/10**", 8.0),
+        ("final score = [[6.5]]", 6.5),
+        ('{"reason": "fine", "score": 3}', 3.0),
+        ("rating: 10 out of 10.", 10.0),
+        (" 7 ", 7.0),
+        ("**7**", 7.0),
+        ("7/10", 7.0),
+        ("Score: 0", 0.0),
+        ("Score: 11", None),
+        ("Score: -1", None),
+        ("Score: 80/100", None),
+        ("Score: 99999999", None),
+        ("Score: high", None),
+        ("I count 7 mistakes", None),
+        ("nan", None),
+        ("", None),
+        ("Score: " * 100_000, None),
+        ("9" * 10**6, None),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_read_score(text, score):
+    assert read_score(text) == score
+
+
+def test_scores_become_rewards_and_calls_are_recorded():
+    prompts = []
+
+    def generate(asked):
+        prompts.extend(asked)
+        return [f"Fine.\nScore: {len(prompt.split('[Answer]')[1].split()[0])}" for prompt in asked]
+
+    reward = get_judge_reward(generate)
+    assert reward.__name__ == "judge_reward"
+    assert reward(["aaaa", "bb"], prompts=["Why {response}?", "What?"], level=[1, 2]) == [0.4, 0.2]
+    assert "Why {response}?" in prompts[0] and "aaaa" in prompts[0]
+    calls = reward.take_calls()
+    assert [(call["kind"], call["row"], call["score"]) for call in calls] == [
+        ("judgement", 0, 4.0),
+        ("judgement", 1, 2.0),
+    ]
+    assert calls[0]["prompt"] == prompts[0] and calls[0]["completion"] == "Fine.\nScore: 4"
+    assert reward.take_metrics() == {"judgements": 2.0, "readable": 1.0}
+    assert reward([], prompts=[]) == []
+
+
+def test_unreadable_replies_have_the_value_that_was_asked_for():
+    replies = ["Score: 5", "well", None]
+    assert get_judge_reward(lambda _: replies)(["a", "b", "c"], prompts=["q"] * 3) == [0.5, None, None]
+    assert get_judge_reward(lambda _: replies, unreadable=0.0)(["a", "b", "c"], prompts=["q"] * 3) == [0.5, 0.0, 0.0]
+
+
+def test_several_judgements_are_averaged_over_the_readable_ones():
+    replies = iter(["Score: 4", "Score: 8", "what?", "Score: 1"])
+    reward = get_judge_reward(lambda prompts: [next(replies) for _ in prompts], judgements=2)
+    assert reward(["a", "b"], prompts=["q"] * 2) == pytest.approx([0.6, 0.1])
+
+
+def test_own_templates_scales_chat_and_the_solution():
+    seen = []
+
+    def generate(prompts):
+        seen.extend(prompts)
+        return ["Score: 4"] * len(prompts)
+
+    reward = get_judge_reward(generate, "{question}|{solution}|{response}", highest=5)
+    chat = [{"role": "user", "content": "2 + 2?"}]
+    assert reward(["x" * 9000 + "end"], prompts=[chat], solution=[4]) == [0.8]
+    ((message,),) = seen
+    assert message["content"].startswith("2 + 2?|4|xxx") and len(message["content"]) == 8009
+    with pytest.raises(UserError, match="wants a data column 'solution'"):
+        reward(["x"], prompts=["q"])
+    assert get_judge_reward(generate, "judge_with_solution")(["x"], prompts=["q"], solution=["s"]) == [0.4]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "needs a judge: name an endpoint"),
+        ({"template": "{question}"}, "template must hold {question} and {response}"),
+        ({"endpoint": "localhost:8000", "model": "m"}, "must be an address such as http://.*got 'localhost:8000'"),
+        ({"endpoint": "http://localhost:8000/v1"}, "needs model"),
+        ({"generate": list, "judgements": 0}, "must be positive"),
+    ],
+)
+def test_mistakes(arguments, message):
+    with pytest.raises(UserError, match=message):
+        get_judge_reward(**arguments)
