@@ -9,10 +9,12 @@ refused, a model that is not there.
 Left out: streaming, proxies, batching on the server's side.
 """
 
+import contextlib
 import http.client
 import json
 import logging
 import os
+import socket
 import ssl
 import threading
 import time
@@ -99,7 +101,8 @@ class Endpoint:
         if key := os.environ.get(self.key_variable):
             headers["Authorization"] = f"Bearer {key}"
         # A socket's own timeout starts again with each byte; this one does not.
-        guard = threading.Timer(self.timeout_seconds, _hang_up, (connection,))
+        connection.connect()
+        guard = threading.Timer(self.timeout_seconds, _hang_up, (connection.sock,))
         guard.daemon = True
         guard.start()
         try:
@@ -114,12 +117,9 @@ class Endpoint:
             connection.close()
 
 
-def _hang_up(connection: http.client.HTTPConnection) -> None:
-    if connection.sock is not None:
-        try:
-            connection.sock.shutdown(2)
-        except OSError:
-            pass
+def _hang_up(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 def _seconds(header: str | None) -> float:
