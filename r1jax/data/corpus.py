@@ -77,7 +77,7 @@ class CorpusConfig:
     packed: bool = True
     bins: int = 256
     truncation: Truncation = "right"
-    read_ahead: int = 2
+    read_ahead: int = 4
     eval_rows: int = 0
     epochs: int | None = None
     on_error: Literal["raise", "skip"] = "raise"

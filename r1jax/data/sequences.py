@@ -40,7 +40,7 @@ class PackingConfig:
     length: int = 1024
     bins: int = 256
     packed: bool = True
-    read_ahead: int = 2
+    read_ahead: int = 4
 
 
 class SequenceLoader:
