@@ -56,13 +56,12 @@ def export_model(
 
     dtype: of floating tensors, but for the router's correction bias; None: as they are. Every process must call it.
     """
-    family = family_of(config)
-    tensors = of_arrays(family, params)
+    tensors = of_arrays(family_of(config), params)
     specs = choose_specs(tensors, tensors.dtype, dtype)
     with new_folder(folder) as target:
         write_tensors(target, specs, tensors.read, shard_bytes=shard_bytes)
         if target is not None:
-            _write_description(target, family.to_hf(config), tokenizer, specs)
+            describe_shape(config, tokenizer, target, specs)
 
 
 def convert(
@@ -91,8 +90,18 @@ def convert(
             describe(opened, target, specs)
 
 
+def describe_shape(
+    config: Any, tokenizer: Tokenizer | None, folder: pathlib.Path, specs: Mapping[str, Spec] | None = None
+) -> None:
+    """`describe` of a shape that no files came with."""
+    _write_description(folder, family_of(config).to_hf(config), tokenizer, specs)
+
+
 def describe(opened: Opened, folder: pathlib.Path, specs: Mapping[str, Spec] | None = None) -> None:
-    """Writes all but the weights of a model into the folder: config.json, tokenizer files, generation_config.json."""
+    """Writes all but the weights of a model into the folder: config.json, tokenizer files, generation_config.json.
+
+    specs: of the weights, whose dtype the config names.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     hf = dict(opened.hf) if opened.folder is not None else opened.family.to_hf(opened.config)
     hf.pop("quantization_config", None)
@@ -111,6 +120,7 @@ def describe(opened: Opened, folder: pathlib.Path, specs: Mapping[str, Spec] | N
 def _write_description(
     folder: pathlib.Path, hf: dict[str, Any], tokenizer: Tokenizer | None, specs: Mapping[str, Spec] | None
 ) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     ids = {key: hf[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if hf.get(key) is not None}
     if tokenizer is not None:
         tokenizer.save(folder)

@@ -111,6 +111,12 @@ def open_model(path: str | pathlib.Path, *, hub: str = "", fetch: str = "") -> O
     return Opened(path, source, family, drop_absent_depths(config, family.HF_NAMES, source), hf, folder)
 
 
+def find_description(path: pathlib.Path) -> pathlib.Path:
+    """The folder that holds config.json and tokenizer files of a local MODEL: itself, or that of its run."""
+    step = find_step(path)
+    return path if step is None else step.parents[1] / DESCRIPTION
+
+
 def find_step(path: pathlib.Path) -> pathlib.Path | None:
     """The checkpoint that a workdir (its newest) or a folder in its checkpoints/ means; None for what is neither.
 

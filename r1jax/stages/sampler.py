@@ -20,7 +20,7 @@ from r1jax.core import console, distributed
 from r1jax.core.errors import UserError
 from r1jax.core.sharding import MESH_AXES, MeshConfig, batch_parts, make_mesh, use_mesh
 from r1jax.core.structs import Completion, Request
-from r1jax.models.pretrained import find_model, load_pretrained
+from r1jax.models.pretrained import find_description, find_model, load_pretrained
 from r1jax.models.transformer import Params, split
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.slots import EngineConfig
@@ -142,7 +142,7 @@ def load_sampler(path: str | pathlib.Path, *, dtype: str = "float32", slots: int
     if slots < 1:
         raise UserError(f"batch_size must be at least 1, got {slots}")
     model, tokenizer = load_pretrained(path, dtype=dtype)
-    stop_ids = read_stop_ids(find_model(path)) if tokenizer is None else tokenizer.eos_ids
+    stop_ids = read_stop_ids(find_description(find_model(path))) if tokenizer is None else tokenizer.eos_ids
     return Sampler(*split(model), tokenizer, stop_ids, slots=slots)
 
 

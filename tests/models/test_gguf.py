@@ -181,3 +181,15 @@ def test_llama_31s_rope_scaling_is_read_from_its_factors(tmp_path: Path) -> None
 def test_a_header_that_says_too_little_or_too_much(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=f"model.gguf: {message}"):
         load_pretrained(write_gguf(write_tiny_model(tmp_path), **change))
+
+
+def test_an_unknown_architecture_and_a_file_cut_off_are_named(tmp_path: Path) -> None:
+    folder = write_tiny_model(tmp_path)
+    path = write_gguf(folder)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(UserError, match=r"model\.gguf: cut off: tensor '\S+' ends at byte \d+, the file at \d+"):
+        load_pretrained(path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "gemma2"}))
+    with pytest.raises(UserError, match=r"model\.gguf: model_type 'gemma2' is not known here; known: .*qwen2, qwen3"):
+        load_pretrained(write_gguf(folder))

@@ -14,7 +14,6 @@ from r1jax.models import llama
 from r1jax.models.parameters import of_shape
 
 CONFIG = llama.Config(32_000, 2048, 8192, 24, 16, 8, 128, tie_embeddings=False)
-SLACK = 64_000_000  # bytes: what the programs that place the arrays take
 
 LOAD = """
 import re, sys, threading, time
@@ -67,4 +66,4 @@ def test_import_takes_the_parameters_and_at_most_two_tensors_more(folder: Path, 
     sizes = [2 * int(np.prod(needed.shape(name))) for name in needed.names]
     rise = int(done.stdout)
     print(f"anonymous memory rose by {rise / 1e9:.3f} GB for {sum(sizes) / 1e9:.3f} GB of parameters")
-    assert 0.9 * sum(sizes) < rise <= sum(sizes) + 2 * max(sizes) + SLACK
+    assert 0.9 * sum(sizes) < rise <= sum(sizes) + 2 * max(sizes)

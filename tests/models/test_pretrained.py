@@ -191,6 +191,11 @@ def drop_shard(folder: Path) -> None:
     (folder / shard(folder)["model.norm.weight"]).unlink()
 
 
+def cut_shard(folder: Path) -> None:
+    file = folder / shard(folder)["model.norm.weight"]
+    file.write_bytes(file.read_bytes()[:-100])
+
+
 def cut_file(folder: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
@@ -203,6 +208,7 @@ def cut_file(folder: Path) -> None:
         (drop_head, r"DIR: no tensor 'lm_head\.weight', which the model needs"),
         (turn_tensor, r"DIR: tensor '\S+k_proj\.weight' has shape \(32, 64\), the model needs \(64, 64\)"),
         (drop_shard, r"DIR/model-\d+-of-00003\.safetensors: missing, though model\.safetensors\.index\.json names it"),
+        (cut_shard, r"DIR/model-\d+-of-00003\.safetensors: cut off: tensor '\S+' ends at byte"),
         (cut_file, r"DIR/model\.safetensors: cut off: tensor '\S+' ends at byte"),
         (lambda folder: (folder / "model.safetensors").unlink(), "DIR: holds neither model.safetensors nor"),
         (lambda folder: (folder / "config.json").unlink(), "DIR: not a model folder, config.json is missing"),
