@@ -25,6 +25,7 @@ from r1jax.core.checkpoint import SavedArrays, newest_checkpoint
 from r1jax.core.errors import UserError
 from r1jax.core.sharding import current_mesh, use_mesh
 from r1jax.core.tensorfiles import open_tensors
+from r1jax.models.adapted import Adapted, holds_adapters
 from r1jax.models.fp8 import dequantize
 from r1jax.models.gguf import GGUFModel
 from r1jax.models.hf import Names, Source, load_weights
@@ -91,15 +92,15 @@ def open_model(path: str | pathlib.Path, *, hub: str = "", fetch: str = "") -> O
     Raises UserError, naming file and tensor, for anything missing, cut off or unknown.
     """
     path = find_model(path, hub, fetch)
-    find_source: Callable[[ModuleType], Any]
+    find_source: Callable[[ModuleType, Any], Any]
     if path.suffix == ".gguf":
         gguf = GGUFModel(open_tensors(path))
-        hf, folder, find_source = gguf.config(), None, lambda _: gguf
+        hf, folder, find_source = gguf.config(), None, lambda *_: gguf
     elif (step := find_step(path)) is not None:
         folder = step.parents[1] / DESCRIPTION
-        hf, find_source = _read_json(folder / "config.json"), lambda family: of_checkpoint(family, SavedArrays(step))
+        hf, find_source = _read_json(folder / "config.json"), lambda *shape: _open_run(step, *shape)
     else:
-        hf, folder, find_source = _read_json(path / "config.json"), path, lambda _: dequantize(open_tensors(path), hf)
+        hf, folder, find_source = _read_json(path / "config.json"), path, lambda *_: dequantize(open_tensors(path), hf)
     family = find_family(hf, path)
     try:
         config = family.from_hf(hf)
@@ -107,8 +108,19 @@ def open_model(path: str | pathlib.Path, *, hub: str = "", fetch: str = "") -> O
         raise UserError(f"{path}: config.json lacks the key {error}") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    source = find_source(family)
+    source = find_source(family, config)
     return Opened(path, source, family, drop_absent_depths(config, family.HF_NAMES, source), hf, folder)
+
+
+def _open_run(step: pathlib.Path, family: ModuleType, config: Any) -> Any:
+    """The tensors of a checkpoint; where it holds adapters, added to those of the model that its run began from."""
+    saved = SavedArrays(step)
+    if not holds_adapters(saved):
+        return of_checkpoint(family, saved)
+    run = _read_json(step.parents[1] / "config.json")
+    model, lora = run["model"], run["lora"]
+    base = open_model(model["path"], hub=model.get("hub", ""), fetch=model.get("fetch", ""))
+    return Adapted(base.source, saved, family, config, lora["alpha"] / lora["rank"])
 
 
 def find_description(path: pathlib.Path) -> pathlib.Path:
