@@ -74,10 +74,8 @@ def tabulate(variants: Sequence[Variant], vary: str) -> str:
         "held-out before, sampled": lambda v: describe([run[0][1] for run in v.curves("/pass@1")]),
         "held-out after, sampled": lambda v: describe([run[-1][1] for run in v.curves("/pass@1")]),
         "held-out after, greedy": lambda v: describe([run[-1][1] for run in v.curves("/greedy")]),
-        "reward, last quarter": lambda v: describe([last_quarter(run) for run in v.curves("reward")], percent=False),
-        "length, last quarter": lambda v: describe(
-            [last_quarter(run) for run in v.curves("completions/mean_length")], percent=False
-        ),
+        "reward, last quarter": lambda v: describe(last_quarters(v, "reward"), percent=False),
+        "length, last quarter": lambda v: describe(last_quarters(v, "completions/mean_length"), percent=False),
         "minutes": lambda v: f"{np.mean([sum(value for _, value in run) for run in v.curves('step_time')]) / 60:.1f}",
     }
     names = {key for variant in variants for run in variant.runs for row in run for key in row}
@@ -92,9 +90,10 @@ def tabulate(variants: Sequence[Variant], vary: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def last_quarter(curve: Curve) -> float:
-    """The mean over the last quarter of the steps."""
-    return float(np.mean([value for _, value in curve[-max(1, len(curve) // 4) :]]))
+def last_quarters(variant: Variant, key: str) -> list[float]:
+    """The mean of a metric over the last quarter of the steps, for every seed that has it."""
+    curves = [curve for curve in variant.curves(key) if curve]
+    return [float(np.mean([value for _, value in curve[-max(1, len(curve) // 4) :]])) for curve in curves]
 
 
 def describe(values: Sequence[float], *, percent: bool = True) -> str:

@@ -149,11 +149,13 @@ RUN_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 def expand_preset(config: ConfigDict) -> dict[str, Any]:
     """The config with what config.loss.preset says wherever it says nothing itself (absent or None)."""
     values = config.to_dict()
-    preset = (values.get("loss") or {}).get("preset") or ""
+    sections = {name: values.get(name) or {} for name in ("loss", "train", "reference", "sampling")}
+    preset = sections["loss"].get("preset", "") if isinstance(sections["loss"], dict) else ""
     table = {"loss": PRESETS.get(preset, {}), **RUN_PRESETS.get(preset, {})}
-    for section in ("loss", "train", "reference", "sampling"):
-        own = {key: value for key, value in (values.get(section) or {}).items() if value is not None}
-        values[section] = {**table.get(section, {}), **own}
+    for name, section in sections.items():
+        if isinstance(section, dict):  # anything else is a mistake that `unpack` names
+            own = {key: value for key, value in section.items() if value is not None}
+            values[name] = {**table.get(name, {}), **own}
     return values
 
 
