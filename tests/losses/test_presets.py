@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from r1jax.core.sharding import MeshConfig, make_mesh
 from r1jax.losses.advantage import group_advantages
 from r1jax.losses.aggregation import token_weights
 from r1jax.losses.policy import PRESETS, PolicyLossConfig, policy_loss
@@ -112,7 +113,7 @@ def test_eight_devices_are_one(preset: str) -> None:
     expected_loss, expected, _ = run(rows, config, np.float32)
     if not config.kl_coefficient:
         rows.pop("reference_logprobs")
-    spread = NamedSharding(jax.make_mesh((8,), ("data",)), PartitionSpec("data"))
+    spread = NamedSharding(make_mesh(MeshConfig(data=8)), PartitionSpec("data"))
     arrays = {k: jax.device_put(v if k == "sequences" else np.float32(v), spread) for k, v in rows.items()}
     logprobs = arrays.pop("logprobs")
     loss = lambda logprobs, arrays: policy_loss(logprobs, config=config, **arrays)[0]
