@@ -28,6 +28,7 @@ VARIANTS = {
         "task=chain_sum",
         "task=chain_sum,template=chat",
     ],
+    "distill_traces": ["", "template=r1", "layers=6"],
     "grpo_digits": ["", "loss=r1", "loss=gspo,seed=1", "reward=self_rank"],
     "sft_gsm8k": ["", "lora=8"],
 }
@@ -92,7 +93,9 @@ def test_it_traces(spec: str):
     config = load_config(spec)
     if not spec.endswith(".py"):
         with config.unlocked():
-            config.model.sizes = {"num_layers": 2}
+            for section in ("model", "student"):
+                if section in config:
+                    config[section].sizes = {"num_layers": 2}
     with use_mesh(make_mesh(read_mesh(config))):
         for program in list_programs(config, prefix=PREFIX):
             assert jax.tree.leaves(jax.eval_shape(program.function, *program.arguments, **program.keywords))

@@ -152,7 +152,8 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     seconds = sum(value for _, value in run.series("step_time"))
     facts = {
         "stage": run.config.get("stage"),
-        "model": _look_up(run.config, "model", "model.path", "model.name", "model.family"),
+        "model": _look_up(run.config, "model", "model.path", "model.name", "model.family", "student.path"),
+        "teacher": _look_up(run.config, "teacher.path"),
         "task": _look_up(run.config, "task", "data.task", "data.name", "data.source", "data.path"),
         "seed": run.config.get("seed"),
         "steps": f"{max(steps):,}" if steps else "none yet",

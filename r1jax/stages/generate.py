@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 RESULTS = ("completions", "completion_tokens", "logprobs", "finish_reasons")
 WINDOW = 16  # requests in hand at once, in multiples of the slots: a window ends with some slots idle
-SHOW_SECONDS = 5.0
+SHOW_SECONDS = 10.0
 
 
 @dataclasses.dataclass(frozen=True)

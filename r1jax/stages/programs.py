@@ -39,9 +39,12 @@ from r1jax.models.transformer import Params, logical_axes, merge, split
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.scheduler import Scheduler
 from r1jax.rollout.slots import EngineConfig
+from r1jax.stages.distill_traces import read_config as read_traces
 from r1jax.stages.grpo_config import GRPOConfig
 from r1jax.stages.grpo_config import read_config as read_grpo
+from r1jax.stages.sampler import PREFILL_BATCH
 from r1jax.stages.settings import ModelConfig
+from r1jax.stages.sft_config import SFTConfig
 from r1jax.stages.sft_config import read_config as read_sft
 
 PROMPT_TOKENS = 128  # where only the data would tell
@@ -79,7 +82,7 @@ def list_programs(config: ConfigDict, *, prefix: tuple[int, ...] = ()) -> list[P
 
     Raises UserError for a stage or a model whose programs are not known, and for whatever the stage itself refuses.
     """
-    stages: dict[str, Callable[..., list[Program]]] = {"grpo": list_grpo, "sft": list_sft}
+    stages: dict[str, Callable[..., list[Program]]] = {"grpo": list_grpo, "sft": list_sft, "distill": list_distill}
     if config.stage not in stages:
         raise UserError(f"the programs of config.stage={config.stage} are not known; known: {', '.join(stages)}")
     return stages[config.stage](config, prefix=prefix)
@@ -103,7 +106,8 @@ def find_sizes(config: ModelConfig) -> tuple[Any, Any]:
     name says; with the sizes that the config replaces.
     """
     family, sizes = _find_sizes(config)
-    return family, dataclasses.replace(sizes, **config.sizes)
+    kept = {"num_layers": config.layers} if config.layers else {}
+    return family, dataclasses.replace(sizes, **{**kept, **config.sizes})
 
 
 def _find_sizes(config: ModelConfig) -> tuple[Any, Any]:
@@ -188,7 +192,28 @@ def policy_programs(
 
 def list_sft(config: ConfigDict, *, prefix: tuple[int, ...] = ()) -> list[Program]:
     """accumulate, apply, measure (the held-out loss)."""
-    settings = read_sft(config)
+    return supervised_programs(read_sft(config))
+
+
+def list_distill(config: ConfigDict, *, prefix: tuple[int, ...] = ()) -> list[Program]:
+    """The student's: accumulate, apply, measure; prefill, insert, decode. The teacher's are not listed, for its sizes
+    are known to its files only. Raises UserError for other methods than `traces`.
+    """
+    if config.get("method") != "traces":
+        raise UserError(f"the programs of config.method={config.get('method')} are not known; known: traces")
+    settings = read_traces(config)
+    shapes = abstract_model(settings.student)
+    shapes = dataclasses.replace(shapes, params=place_params(shapes.params, shapes.axes))
+    slots, limit = settings.generate.slots, settings.generate.max_new_tokens
+    engine = EngineConfig(slots, len(prefix) + PROMPT_TOKENS, limit, min(PREFILL_BATCH, slots), prefix=prefix)
+    return [
+        *supervised_programs(settings.supervised(pathlib.Path())),
+        *engine_programs(shapes, engine, settings.generate.sampling(())),
+    ]
+
+
+def supervised_programs(settings: SFTConfig) -> list[Program]:
+    """The programs of supervised training."""
     shapes, train, length = abstract_model(settings.model), settings.train, settings.data.length
     trainable = Trainable(merge(shapes.graph, shapes.params), settings.lora)
     optimizer = make_optimizer(settings.optimizer, settings.steps or 1)

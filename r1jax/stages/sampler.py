@@ -81,9 +81,10 @@ class Sampler:
                 found[numbers[place]] = completion
                 on_complete(numbers[place], completion)
 
+            for other in self._engines.values():
+                if other is not engine:
+                    other.release()  # one cache at a time
             engine.generate(self.params, [requests[number] for number in numbers], keep)
-            if len(sizes) > 1:
-                engine.release()  # one cache at a time
         return [completion for completion in found if completion is not None]
 
     def decode(self, tokens: Sequence[int]) -> str:

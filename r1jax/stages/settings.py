@@ -8,6 +8,7 @@ from typing import Any, Literal
 from flax import nnx
 
 from r1jax.core.errors import UserError
+from r1jax.models.depth import keep_layers
 from r1jax.models.fresh import init_weights
 from r1jax.models.layers import Dtypes
 from r1jax.models.presets import find_preset
@@ -20,6 +21,8 @@ from r1jax.text.tokenizer import Tokenizer
 class ModelConfig:
     """Where the weights come from: `path`, else the hub name `hub`; `fetch` is the command that gets `path`.
 
+    layers: how many of its layers are kept (0: all), `spread` evenly or the `first` ones: a student of a larger model.
+
     Or fresh weights: `preset` names a shape (models/presets.py), `sizes` replaces some of its sizes, `seed` draws the
     weights, and the tokenizer is that of the folder `path`, or bytes where `path` is empty.
     """
@@ -30,6 +33,8 @@ class ModelConfig:
     preset: str = ""
     sizes: dict[str, Any] = dataclasses.field(default_factory=dict)
     seed: int = 0
+    layers: int = 0
+    layer_choice: Literal["spread", "first"] = "spread"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     param_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     scan_layers: bool = False
@@ -59,7 +64,10 @@ def load_model(config: ModelConfig, **options: Any) -> tuple[Transformer, Tokeni
     dtypes = Dtypes(config.param_dtype, config.dtype)
     shared: dict[str, Any] = dict(dtypes=dtypes, scan_layers=config.scan_layers, remat=config.remat, **options)
     if not config.preset:
-        return load_pretrained(config.path, hub=config.hub, fetch=config.fetch, **shared)
+        model, tokenizer = load_pretrained(config.path, hub=config.hub, fetch=config.fetch, **shared)
+        return (keep_layers(model, config.layers, config.layer_choice) if config.layers else model), tokenizer
+    if config.layers:
+        raise UserError("config.model.layers cuts a model with weights; with config.model.preset set sizes.num_layers")
     folder = find_model(config.path, config.hub, config.fetch) if config.path else None
     tokenizer = Tokenizer.from_path(folder) if folder else Tokenizer.of_bytes()
     family, sizes = find_preset(config.preset)

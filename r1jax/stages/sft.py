@@ -64,7 +64,8 @@ class Run:
         check_divides("train.rows_per_step", rows, "train.micro_batch_size x devices", self._rows_per_batch())
         model, tokenizer = load_model(settings.model)
         name = settings.model.preset or settings.model.path
-        corpus = load_corpus(settings.data, require_tokenizer(tokenizer, name))
+        self.tokenizer = require_tokenizer(tokenizer, name)
+        corpus = load_corpus(settings.data, self.tokenizer)
         for note in corpus.notes:
             log.info(note)
         self.trainable = Trainable(model, settings.lora, seed=settings.seed)

@@ -58,6 +58,12 @@ class SFTConfig:
 def read_config(config: ConfigDict) -> SFTConfig:
     """The config as dataclasses. Raises UserError for unknown keys, wrong types and impossible combinations."""
     settings = unpack(SFTConfig, config)
+    check_settings(settings)
+    return settings
+
+
+def check_settings(settings: SFTConfig) -> None:
+    """Raises UserError for impossible combinations."""
     train = settings.train
     if settings.steps < 0 or (settings.steps > 0) == (settings.data.epochs is not None):
         raise UserError(
@@ -72,4 +78,3 @@ def read_config(config: ConfigDict) -> SFTConfig:
         check_divides("data.length", settings.data.length, "train.logits_chunk", train.logits_chunk)
     if settings.lora.rank < 0:
         raise UserError(f"config.lora.rank must not be negative, got {settings.lora.rank}")
-    return settings

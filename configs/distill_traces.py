@@ -1,0 +1,124 @@
+"""Distillation by traces in miniature, R1's way: a small student learns from what a teacher says where it is right.
+
+    python -m r1jax.train --config=configs/distill_traces.py
+
+The teacher is the model that `configs/grpo_zero.py` improved by reinforcement learning (run it first, with the same
+`template`); the student is the untrained SmolLM2-135M with ten of its thirty layers. The teacher answers sums of two
+numbers from 10 to 99; what is right, new and not cut off becomes the student's supervised set.
+Expected: before, the student solves none of the held-out sums, for leaving layers out breaks it; after, most of those
+that the teacher solves. A few minutes for the samples and ten for the student, on two cores.
+
+Arguments after a colon, e.g. `configs/distill_traces.py:template=r1`:
+
+    template  chat (default): the plain question, last number right; r1: think and answer tags, format and answer right
+    layers    10 (default): layers of the student, evenly spread over its thirty
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from r1jax.core.config import parse_args
+
+DEMO = dict(
+    path="models/SmolLM2-135M-Instruct.Q4_1.gguf",
+    hub="HuggingFaceTB/SmolLM2-135M-Instruct",  # taken where the file is absent
+    fetch="python launch/fetch_demo.py",
+    dtype="float32",  # bfloat16 halves memory on accelerators; on CPU it is slower
+    param_dtype="float32",
+    scan_layers=False,  # unrolled layers are faster on CPU
+    remat="none",
+)
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The run for `template`, with a student of `layers`."""
+    args = parse_args(arg, template="chat", layers=10)
+    is_chat = args.template == "chat"
+    config = ConfigDict()
+    config.stage = "distill"
+    config.method = "traces"
+    config.seed = 0
+    config.steps = 40
+
+    teacher = "runs/chat" if is_chat else "runs/grpo_zero"
+    config.teacher = ConfigDict({**DEMO, "path": teacher, "hub": ""})
+    train = f"python -m r1jax.train --config=configs/grpo_zero.py:template={args.template}"
+    config.teacher.fetch = f"{train} --workdir={teacher}"  # what to say where the teacher is not there
+    config.student = ConfigDict({**DEMO, "layers": args.layers})
+    config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
+    config.data = ConfigDict(
+        dict(source="addition", eval_problems=200, args=dict(low=10, high=99), template=args.template, seed=0)
+    )
+    config.generate = ConfigDict(
+        dict(
+            num_samples=1,  # four times as many problems teach more than four answers to each
+            temperature=0.7,  # colder than in training: fewer slips, and still not one and the same wording
+            top_p=1.0,
+            top_k=0,
+            max_new_tokens=20 if is_chat else 40,
+            seed=0,
+            prompts=1500,
+            slots=64,
+        )
+    )
+    config.rewards = ConfigDict(dict(number_reward=1.0) if is_chat else dict(answer_reward=1.0, r1_format_reward=1.0))
+    config.filters = ConfigDict(
+        dict(
+            min_reward=1.0 if is_chat else 2.0,
+            min_pass_rate=placeholder(float),  # with several samples a prompt: leaves out what is never right
+            max_pass_rate=placeholder(float),  # leaves out what is always right
+            language="en",
+            min_language_share=0.95,
+            max_repetition=0.3,
+            benchmarks=(),  # files of problems that must not be learnt; the held-out sums are other pairs anyway
+            ngram=10,
+            near_duplicates=0.0,  # sums are alike by nature
+            samples_per_prompt=0,
+        )
+    )
+    config.corpus = ConfigDict(
+        dict(
+            sources={},  # sets that are mixed in, as in configs/sft_gsm8k.py
+            length=512,
+            packed=True,
+            bins=64,
+            truncation="drop",
+            read_ahead=2,
+            eval_rows=32,
+            epochs=placeholder(int),  # `steps` ends it
+            on_error="raise",
+            seed=0,
+        )
+    )
+    config.train = ConfigDict(dict(rows_per_step=8, micro_batch_size=4, logits_chunk=0))
+    config.optimizer = ConfigDict(
+        dict(
+            learning_rate=5e-4,  # high: the layers have to grow together again
+            schedule="cosine",
+            warmup_updates=4,
+            final_share=0.1,
+            beta1=0.9,
+            beta2=0.95,
+            epsilon=1e-8,
+            weight_decay=0.0,
+            clip_norm=1.0,
+        )
+    )
+    strict = ("number_reward",) if is_chat else ("answer_reward", "r1_format_reward")
+    config.eval = ConfigDict(
+        dict(
+            name="addition",
+            every_steps=0,
+            temperature=1.0,
+            strict=strict,
+            lenient="number_reward",
+            format="" if is_chat else "r1_format_reward",
+        )
+    )
+    config.checkpoint = ConfigDict(dict(every_steps=10, keep=1))
+    config.log = ConfigDict(dict(samples_per_step=-1, show_every_steps=0, tensorboard=True, wandb_project=""))
+    if not is_chat:
+        config.data.example = ConfigDict(
+            dict(question="What is 34 + 25?", reasoning="34 + 25 = 59", answer="59", ending="<|im_end|>")
+        )
+    return config
