@@ -114,7 +114,8 @@ def load_corpus(config: CorpusConfig, tokenizer: Tokenizer) -> Corpus:
         key = f"config.data.sources.{name}"
         examples, counts = _encode(learnt, encoders[name], errors, config)
         if not examples:
-            raise UserError(f"{config.sources[name].path} holds no usable row to train on ({key}.path){_list(counts)}")
+            why = f"{_list(counts)}{f'; the first malformed row: {errors.first}' if errors.count else ''}"
+            raise UserError(f"{config.sources[name].path} holds no usable row to train on ({key}.path){why}")
         train.append(examples)
         tokens = sum(len(example.tokens) for example in examples)
         notes.append(f"{name}: {len(examples)} examples of {tokens} tokens from {len(learnt)} rows{_list(counts)}")
@@ -123,7 +124,7 @@ def load_corpus(config: CorpusConfig, tokenizer: Tokenizer) -> Corpus:
             held_out += examples
             notes.append(f"{name}, held out: {len(examples)} examples from {len(kept)} rows{_list(counts)}")
         if repeats:
-            notes.append(f"{name}: {repeats} training rows repeat a held-out row and are left out")
+            notes.append(f"{name}: {repeats} training rows repeat a held-out prompt and are left out")
         if errors.count:
             notes.append(f"{name}: {errors.count} malformed rows left out, the first: {errors.first}")
     notes += [f"{name}: left out, its weight is 0" for name in config.sources if name not in names]
@@ -158,7 +159,7 @@ def _list(counts: dict[str, int]) -> str:
 
 
 def _split(config: CorpusConfig, name: str, errors: RowErrors) -> tuple[list[Row], list[Row], int]:
-    """Rows to train on, rows held out, and how many training rows repeat a held-out one and were left out."""
+    """Rows to train on, rows held out, and how many training rows repeat a held-out prompt and were left out."""
     source, key = config.sources[name], f"config.data.sources.{name}"
     draw = draw_problems(source.path, config.eval_rows, config.seed, problems=source.problems, args=source.args)
     if draw is not None:
@@ -178,9 +179,15 @@ def _split(config: CorpusConfig, name: str, errors: RowErrors) -> tuple[list[Row
                 f"config.data.eval_rows={config.eval_rows} leaves none of the {len(held_out)} rows of {source.path} "
                 f"to train on: lower it, or name a held-out file with {key}.eval_path"
             )
-    keys = {repr(row.columns) for row in held_out}
-    learnt = [row for row in rows if repr(row.columns) not in keys]
+    keys = {_key(row, source) for row in held_out}
+    learnt = [row for row in rows if _key(row, source) not in keys]
     return learnt, held_out, len(rows) - len(learnt)
+
+
+def _key(row: Row, source: SourceConfig) -> str:
+    """By what a row counts as a repetition: its prompt, whatever the completion; else all of it."""
+    columns = [source.columns.get(name, name) for name in ("messages", "prompt", "text")]
+    return repr(next((row.columns[column] for column in columns if column in row.columns), row.columns))
 
 
 def _encode(

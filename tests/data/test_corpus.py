@@ -79,7 +79,21 @@ def test_held_out_rows_are_drawn_by_seed_and_never_trained_on(tmp_path: Path) ->
     texts = lambda examples: [read(example)[0] for example in examples]
     assert texts(first.held_out) == texts(again.held_out) != texts(other.held_out)
     assert len(first.held_out) == 10 and not {*texts(first.held_out)} & {*texts(first.train[0])}
-    assert any("repeat a held-out row" in note for note in first.notes)
+    assert any("repeat a held-out prompt" in note for note in first.notes)
+
+
+def test_another_completion_of_a_held_out_prompt_is_not_trained_on(tmp_path: Path) -> None:
+    rows = [{"question": f"q{i % 10}", "completion": f"c{i}"} for i in range(30)]
+    source = {"columns": {"prompt": "question"}, "template": "plain"}
+    corpus = load(write(tmp_path / "a.jsonl", rows), source, eval_rows=2)
+    prompts = lambda examples: {read(example)[0][:2] for example in examples}
+    assert not prompts(corpus.held_out) & prompts(corpus.train[0]) and len(corpus.train[0]) in (24, 27)
+
+
+def test_a_source_of_malformed_rows_alone_says_the_first(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"x": 1}, {"x": 2}])
+    with pytest.raises(UserError, match=r"no usable row .*; the first malformed row: .*a\.jsonl:1: an SFT row needs"):
+        load(path, on_error="skip")
 
 
 def test_a_held_out_file(tmp_path: Path) -> None:
