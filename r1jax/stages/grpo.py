@@ -31,9 +31,9 @@ from r1jax.data.packing import RowShape
 from r1jax.data.tasks import load_task
 from r1jax.eval.held_out import evaluate, make_problems
 from r1jax.learner.state import TrainState
+from r1jax.learner.trainable import Trainable
 from r1jax.losses.advantage import group_advantages
 from r1jax.models.pretrained import require_tokenizer
-from r1jax.models.transformer import logical_axes, split
 from r1jax.rewards.base import load_rewards
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.slots import EngineConfig
@@ -75,12 +75,13 @@ class Run:
         model_config = settings.model
         model, tokenizer = load_model(model_config)
         self.tokenizer = require_tokenizer(tokenizer, model_config.path)
-        self.graph, params = split(model)
+        trainable = Trainable(model, settings.lora, seed=settings.seed)
+        self.graph = trainable.graph
         self.judge.attach(self.graph, self.tokenizer)
         self.encode = PromptEncoder(self.tokenizer)
         self.loader = PromptLoader(task.train, settings.rollout.prompts_per_step, seed=settings.seed)
         self._build_engine([*task.train, *task.held_out])
-        self.updates = Updates(settings, self.graph, params, logical_axes(model), self.shape, self.prefix)
+        self.updates = Updates(settings, trainable, self.shape, self.prefix)
         pools = Pools(settings.pools, self.loader, settings.seed)
         self.rollouts = Rollouts(settings, self.engine, pools, self.encode, self.tokenizer, rewards)
         self.problems = make_problems(task.held_out, self.encode, settings.eval)
@@ -165,8 +166,10 @@ class Run:
         """Rolls out, rewards, updates -> (metrics row, sample rows)."""
         begin, settings, G = time.perf_counter(), self.settings, self.settings.rollout.group_size
         temperature, loss = settings.rollout.temperature_at(step), settings.loss
-        with self.judge.weights(self.updates.policy.params, step):
-            drawn = self.rollouts.draw(self.updates.policy.params, step)
+        weights = self.updates.weights()
+        with self.judge.weights(weights, step):
+            drawn = self.rollouts.draw(weights, step)
+        del weights
         trained, left_out_PG = drawn.groups.pick(drawn.kept, G), drawn.left_out[drawn.kept]
         rewards_PG = np.where(drawn.scores.out_of_loss, np.nan, drawn.scores.total).reshape(-1, G)[drawn.kept]
         ready = time.perf_counter()
@@ -204,7 +207,8 @@ class Run:
         if not self.problems.rows:
             return {}
         log.info("answering %d held-out problems, sampled and greedy", len(self.problems.rows))
-        generate = lambda requests: self.engine.generate(self.updates.policy.params, requests)
+        weights = self.updates.weights()
+        generate = lambda requests: self.engine.generate(weights, requests)
         sampling = self.settings.rollout.sampling(self.tokenizer.eos_ids)
         begin = time.perf_counter()
         metrics = evaluate(

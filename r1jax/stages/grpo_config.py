@@ -17,6 +17,7 @@ from r1jax.data.tasks import TaskConfig
 from r1jax.eval.held_out import EvalConfig
 from r1jax.learner.optimizer import OptimizerConfig
 from r1jax.losses.policy import PRESETS, PolicyLossConfig
+from r1jax.models.lora import LoRAConfig
 from r1jax.stages.judge import JudgeConfig
 from r1jax.stages.pools import PoolsConfig
 from r1jax.stages.settings import CheckpointConfig, LogConfig, ModelConfig, check, check_divides
@@ -133,6 +134,7 @@ class GRPOConfig:
     sampling: SamplingConfig = SamplingConfig()
     pools: PoolsConfig = PoolsConfig()
     judge: JudgeConfig = JudgeConfig()
+    lora: LoRAConfig = LoRAConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

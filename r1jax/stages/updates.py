@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from r1jax.core import distributed
 from r1jax.core.sharding import batch_parts, sharding
@@ -22,6 +21,7 @@ from r1jax.learner.optimizer import make_optimizer, make_schedule
 from r1jax.learner.policy import Scoring, make_loss, score_rows, summarize
 from r1jax.learner.state import TrainState, abstract_state, init_state
 from r1jax.learner.step import Learner
+from r1jax.learner.trainable import Trainable
 from r1jax.losses.aggregation import token_weights
 from r1jax.losses.policy import estimate_kl
 from r1jax.models.transformer import Params
@@ -49,30 +49,36 @@ class PolicyState(TrainState):
 
 
 class Updates:
-    """The policy in training: its state, its reference (None: no KL term), and the programs that change them."""
+    """The policy in training: its state, its reference (None: no KL term), and the programs that change them.
+
+    State and reference are what is trained, all parameters or adapters (learner/trainable.py).
+    """
 
     def __init__(
         self,
         settings: GRPOConfig,
-        graph: nnx.GraphDef,
-        params: Params,
-        axes: Params,
+        trainable: Trainable,
         shape: RowShape,
         prefix: tuple[int, ...],
     ):
-        self.settings, self.axes, self.shape = settings, axes, shape
-        self.sizes = count_parameters(params)
+        self.settings, self.trainable, self.shape = settings, trainable, shape
+        graph, params, axes = trainable.graph, trainable.params, trainable.axes
+        self.sizes = count_parameters(trainable.base or params)
         updates = settings.train.updates_per_step
         total = settings.steps * updates
         self.schedule = make_schedule(settings.optimizer, total)
         self.optimizer = make_optimizer(settings.optimizer, total)
         scoring = Scoring(settings.rollout.temperature, settings.train.logits_chunk, prefix)
         loss = make_loss(graph, settings.loss, scoring, on_policy=updates == 1)
-        self.learner = Learner(loss, self.optimizer)
+        self.learner = Learner(trainable.wrap(loss), self.optimizer)
         self.logprobs = jax.jit(lambda params, batch: score_rows(graph, params, batch, scoring)[0])
         self.reference = jax.tree.map(jnp.copy, params) if settings.loss.kl_coefficient else None
         self.policy: TrainState = init_state(params, axes, self.optimizer)
         self._mix = jax.jit(_mix)
+
+    def weights(self) -> Params:
+        """The present parameters of the model; with LoRA a merged copy."""
+        return self.trainable.whole(self.policy.params)
 
     # --- What a checkpoint holds ---
 
@@ -97,7 +103,7 @@ class Updates:
 
     def abstract_state(self) -> TrainState:
         """Shapes with shardings of `state`."""
-        shapes = abstract_state(self.policy.params, self.axes, self.optimizer)
+        shapes = abstract_state(self.policy.params, self.trainable.axes, self.optimizer)
         if not self.moves_reference:
             return shapes
         return PolicyState(shapes.params, shapes.opt_state, shapes.updates, shapes.params)
@@ -144,7 +150,7 @@ class Updates:
             plans = [self._add_logprobs("reference_logprobs", self.reference, *plan, temperature) for plan in plans]
         outcomes, sums = [], []
         for packed, arrays in plans:
-            batches = self._batches(packed, arrays, temperature)
+            batches = map(self.trainable.feed, self._batches(packed, arrays, temperature))
             self.policy, outcome, parts = self.learner.update(self.policy, batches)
             outcomes.append(outcome)
             sums.append(parts)
@@ -216,8 +222,9 @@ class Updates:
     def _add_logprobs(
         self, name: str, params: Params, packed: PackedRows, arrays: Arrays, temperature: float
     ) -> tuple[PackedRows, Arrays]:
-        """Log-probs of the rows under `params`, back as one value per completion token."""
-        parts = [self.logprobs(params, batch) for batch in self._batches(packed, arrays, temperature)]
+        """Log-probs of the rows under trained `params`, back as one value per completion token."""
+        weights = self.trainable.whole(params)
+        parts = [self.logprobs(weights, batch) for batch in self._batches(packed, arrays, temperature)]
         laid_out = np.concatenate(distributed.fetch(parts))
         flat = np.zeros_like(arrays["sampler_logprobs"])
         inside = packed.source >= 0

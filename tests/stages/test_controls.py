@@ -202,6 +202,25 @@ def test_soft_overlong_punishment(tiny_model: pathlib.Path, tmp_path: pathlib.Pa
     assert row[f"rewards/{name}/mean"] == pytest.approx(np.mean([s["rewards"][name] for s in samples]))
 
 
+# --- Adapters ---
+
+
+def test_adapters_learn_and_nothing_else_does(tiny_model: pathlib.Path, tmp_path: pathlib.Path):
+    """The engine samples from the merged weights; the reference is the model without what was learnt."""
+    changes = {"lora__rank": 4, "loss__kl_coefficient": 0.01, "optimizer__learning_rate": 2e-2, **SHORT}
+    changes |= {"checkpoint__every_steps": 1, "optimizer__schedule": "constant"}
+    rows = train(tmp_path / "whole", tiny_model, steps=3, **changes)
+    params = read_params(tmp_path / "whole")
+    assert len(params) == 2 * 7 * 2 and all(name.endswith(("['a']", "['b']")) for name in params)
+    assert any(value.any() for name, value in params.items() if name.endswith("['b']"))
+    assert rows[0]["kl"] < 1e-10 < 1e-6 < rows[2]["kl"]
+    for row in rows:
+        assert row["grad_norm"] > 0 and 0 < row["sampling/sampling_logp_difference/mean"] < 1e-5
+    for steps in (2, 3):
+        again = train(tmp_path / "parts", tiny_model, steps=steps, **changes)
+    assert untimed(again) == untimed(rows)
+
+
 # --- The policy as its own judge ---
 
 RANKED = (

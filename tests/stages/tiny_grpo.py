@@ -44,6 +44,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "sampling": {"rounds": 1, "filter_truncated": False},
             "pools": {"skip": 0.0, "low": 0.0, "high": 1.0, "reward": ""},
             "reference": {"every_updates": 0, "mixing": 1.0},
+            "lora": {"rank": 0, "alpha": 16.0, "targets": ("attention.*", "mlp.*")},
             "judge": {"max_new_tokens": 8, "temperature": 1.0},
             "rewards": {
                 "letters": {"weight": 2.0, "function": "tests.stages.letters:letters_reward"},
