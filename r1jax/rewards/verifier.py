@@ -6,7 +6,7 @@ limit that the kernel enforces; a fresh process then takes over what was left. T
 
 Workers start on first use (or at `warm_up`) by `subprocess`, never by fork of a process in which JAX runs, and stay.
 All talk happens in the caller's thread, by one loop over non-blocking pipes; requests go in chunks, replies are single
-bytes (the protocol is in `verifier_worker.py`).
+bytes (the protocol is in `verifier_worker.py`). Most answers need no worker: `verdicts.py` knows or decides them.
 
 Left out: sharing a pool between processes. Each training process has its own, for its own rows.
 """
@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from r1jax.rewards import verifier_worker
+from r1jax.rewards.verdicts import Verdict, Verdicts
 from r1jax.rewards.verifier_worker import GOLD_READ, READY, RIGHT, UNKNOWN
 
 # An honest answer takes 1 to 130 ms; the rest is for loaded machines.
@@ -45,13 +46,18 @@ _logger = logging.getLogger(__name__)
 
 
 def verify(pairs: Sequence[tuple[str | None, str]], *, latex_gold: bool = False) -> list[float | None]:
-    """Judges (gold, answer) pairs in this process's own pool; see `VerifierPool.verify`."""
-    return _own_pool().verify(pairs, latex_gold=latex_gold)
+    """What `VerifierPool.verify` says of (gold, answer) pairs, by this process's own pool and its memory."""
+    return _own_verdicts().verify(pairs, latex_gold=latex_gold)
 
 
 def warm_up() -> None:
     """Starts the workers of this process's own pool and returns at once; they load while the caller goes on."""
     _own_pool().warm_up()
+
+
+@functools.cache
+def _own_verdicts() -> Verdicts:
+    return Verdicts(_own_pool().judge)
 
 
 @functools.cache
@@ -71,6 +77,7 @@ class _Job:
     gold_read: bool = False
     attempts: int = 0
     value: float | None = None
+    replied: bool = False
 
     @property
     def key(self) -> tuple[str, bool]:
@@ -112,6 +119,10 @@ class VerifierPool:
         With `latex_gold` math-verify is called as open-r1's rewards for length do it. Raises RuntimeError if workers do
         not start, as when math-verify is not installed.
         """
+        return [verdict.value for verdict in self.judge(pairs, latex_gold=latex_gold)]
+
+    def judge(self, pairs: Sequence[tuple[str | None, str]], *, latex_gold: bool = False) -> list[Verdict]:
+        """`verify`, and with each value whether a worker replied it, or it was given up."""
         jobs = [_Job(gold or "", answer, latex_gold) for gold, answer in pairs]
         with self._lock:
             try:
@@ -119,7 +130,7 @@ class VerifierPool:
             except BaseException:
                 self._stop_workers()  # Replies still on their way must not be taken for those to the next call's jobs.
                 raise
-        return [job.value for job in jobs]
+        return [Verdict(job.value, job.replied) for job in jobs]
 
     def close(self) -> None:
         """Kills the workers. A later call starts new ones."""
@@ -189,7 +200,7 @@ class VerifierPool:
             return
         else:
             job = worker.jobs.popleft()
-            job.value = None if reply == UNKNOWN else float(reply == RIGHT)
+            job.value, job.replied = None if reply == UNKNOWN else float(reply == RIGHT), True
             self._note_gold(job)
         worker.began = time.monotonic()
 

@@ -83,28 +83,6 @@ def test_unreadable_golds_have_no_reward(make_pool, caplog):
     assert len([record for record in caplog.records if "unparseable" in record.message]) == 1
 
 
-HOSTILE = {
-    "nested power": ENDLESS,
-    "flat power": r"\boxed{10^{10^{9}}}",
-    "factorials": r"\boxed{((9!)!)!}",
-    "a million digits": r"\boxed{" + "7" * 10**6 + "}",
-    "unbalanced boxes": r"\boxed{" * 140_000,
-    "unbalanced parentheses": r"\boxed{" + "(" * 5000 + "}",
-    "deep fractions": r"\boxed{" + r"\frac{1}{" * 3000 + "}" * 3001,
-    "a megabyte of garbage": "".join(map(chr, range(32, 10_000))) * 100,
-    "a megabyte of zero bytes": "\0" * 10**6,
-    "half a surrogate pair": "\ud800",
-    "programs": r"\boxed{__import__('os').abort()} ```python import os; os.abort()```",
-}
-
-
-def test_hostile_answers_are_wrong_and_the_run_goes_on(make_pool):
-    pool = make_pool(2, deadline_seconds=2.0)
-    pairs = [pair for answer in HOSTILE.values() for pair in (RIGHT, ("7", answer), WRONG)]
-    assert pool.verify(pairs) == [1.0, 0.0, 0.0] * len(HOSTILE)
-    assert pool.verify([RIGHT, WRONG]) == [1.0, 0.0]
-
-
 def test_a_hostile_gold_has_no_reward_and_costs_one_deadline(make_pool):
     pool = make_pool(1, deadline_seconds=2.0)
     gold = "$" + "(" * 5000 + "$"

@@ -1,0 +1,101 @@
+r"""Verdicts that need no worker: those given before, and answers so plain that math-verify would only confirm them.
+
+Groups repeat answers, so a pair that was judged keeps its verdict (one that a deadline ended does not). And a pair is
+decided by exact arithmetic if its gold and the answer's only box hold an integer, a decimal or a fraction. The verdict
+is the same as math-verify's, which tests check by asking both. So the reading is narrow: the gold is `-12`, `0.5`,
+`\frac{3}{4}`, or such a number in dollars or a box, and nothing else; the answer holds one `\boxed{}` with the like and
+otherwise no backslash, dollar or brace, so that there is nothing else that could be read. All else is the pool's, and
+so are numbers with a point that differ by little, for it rounds.
+"""
+
+import hashlib
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+MAX_VERDICTS = 100_000
+
+# Longer numbers meet the limits of floating point somewhere in SymPy's comparisons; they are not for here.
+_FRACTION = r"\\frac\{([0-9]{1,6})\}\{([1-9][0-9]{0,5})\}"
+_VALUE = rf"(-?[0-9]{{1,9}}(?:\.[0-9]{{1,6}})?)|(-?){_FRACTION.replace('frac', '[dt]?frac', 1)}"
+# Outside of dollars and boxes math-verify knows neither `\dfrac` nor leading zeros.
+_BARE = rf"(-?(?:0|[1-9][0-9]{{0,8}})(?:\.[0-9]{{1,6}})?)|(-?){_FRACTION}"
+_GOLD = re.compile(rf"{_BARE}|\$(?:{_VALUE})\$|\\boxed\{{(?:{_VALUE})\}}")
+_BOX = re.compile(rf"\\boxed\{{(?:{_VALUE})\}}")
+# Two numbers this far apart differ however they are rounded.
+_APART = Fraction(1, 100)
+_MAX_LENGTH = 100_000
+
+
+class Verdict(NamedTuple):
+    """1.0, 0.0 or None, and whether that was found out (or given up on)."""
+
+    value: float | None
+    replied: bool
+
+
+class Verdicts:
+    """What is known of (gold, answer) pairs; `judge` (a pool's) is asked for the rest. Threads may share it."""
+
+    def __init__(self, judge: Callable[..., Sequence[Verdict]], max_verdicts: int = MAX_VERDICTS) -> None:
+        self._judge = judge
+        self._max_verdicts = max_verdicts
+        self._known: OrderedDict[bytes, float | None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def verify(self, pairs: Sequence[tuple[str | None, str]], *, latex_gold: bool = False) -> list[float | None]:
+        """The value of each pair, as `judge` has it; each distinct one is judged once."""
+        keys = [hashlib.sha256(repr((gold, answer, latex_gold)).encode()).digest() for gold, answer in pairs]
+        values: dict[bytes, float | None] = {}
+        asked: dict[bytes, tuple[str | None, str]] = {}
+        with self._lock:
+            for key, (gold, answer) in zip(keys, pairs, strict=True):
+                if key in values or key in asked:
+                    continue
+                plain = None if latex_gold else decide_plainly(gold or "", answer)
+                if plain is not None:
+                    values[key] = float(plain)
+                elif key in self._known:
+                    self._known.move_to_end(key)
+                    values[key] = self._known[key]
+                else:
+                    asked[key] = (gold, answer)
+        verdicts = self._judge(list(asked.values()), latex_gold=latex_gold) if asked else ()
+        with self._lock:
+            for key, verdict in zip(asked, verdicts, strict=True):
+                values[key] = verdict.value
+                if verdict.replied:
+                    self._known[key] = verdict.value
+            while len(self._known) > self._max_verdicts:
+                self._known.popitem(last=False)
+        return [values[key] for key in keys]
+
+
+def decide_plainly(gold: str, answer: str) -> bool | None:
+    """Whether a plain answer equals a plain gold; None if either is not plain."""
+    if len(answer) > _MAX_LENGTH or len(gold) > 40:
+        return None
+    wanted = _GOLD.fullmatch(gold)
+    if wanted is None:
+        return None
+    box = _BOX.search(answer)
+    if box is None:
+        return None
+    around = answer[: box.start()] + answer[box.end() :]
+    if any(sign in around for sign in "\\${}"):
+        return None
+    a, b = _value(wanted), _value(box)
+    if a != b and "." in wanted[0] + box[0] and abs(a - b) <= _APART * max(Fraction(1), abs(a), abs(b)):
+        return None
+    return a == b
+
+
+def _value(match: re.Match[str]) -> Fraction:
+    parts = [part for part in match.groups() if part is not None]
+    if len(parts) == 1:
+        return Fraction(parts[0])
+    sign, top, bottom = parts
+    return Fraction(int(sign + top), int(bottom))
