@@ -118,7 +118,9 @@ def _open_run(step: pathlib.Path, family: ModuleType, config: Any) -> Any:
     if not holds_adapters(saved):
         return of_checkpoint(family, saved)
     run = _read_json(step.parents[1] / "config.json")
-    model, lora = run["model"], run["lora"]
+    model, lora = run.get("model") or run["student"], run["lora"]
+    if model.get("preset") or model.get("layers"):
+        raise UserError(f"{step}: adapters of a model that no file holds (config.model.preset, config.model.layers)")
     base = open_model(model["path"], hub=model.get("hub", ""), fetch=model.get("fetch", ""))
     return Adapted(base.source, saved, family, config, lora["alpha"] / lora["rank"])
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
+from types import ModuleType
 from typing import Any, Literal
 
 from flax import nnx
 
 from r1jax.core.errors import UserError
 from r1jax.models.depth import keep_layers
+from r1jax.models.export import describe, describe_shape
 from r1jax.models.fresh import init_weights
 from r1jax.models.layers import Dtypes
 from r1jax.models.presets import find_preset
-from r1jax.models.pretrained import find_model, load_pretrained
+from r1jax.models.pretrained import find_model, load_pretrained, open_model
 from r1jax.models.transformer import Transformer
 from r1jax.text.tokenizer import Tokenizer
 
@@ -66,6 +69,31 @@ def load_model(config: ModelConfig, **options: Any) -> tuple[Transformer, Tokeni
     if not config.preset:
         model, tokenizer = load_pretrained(config.path, hub=config.hub, fetch=config.fetch, **shared)
         return (keep_layers(model, config.layers, config.layer_choice) if config.layers else model), tokenizer
+    family, sizes, tokenizer = _find_shape(config)
+    return init_weights(lambda: family.build(sizes, rngs=nnx.Rngs(config.seed), **shared)), tokenizer
+
+
+def describe_model(config: ModelConfig, folder: pathlib.Path) -> None:
+    """Writes what a reader of checkpoints must know of the model that a config's `model` section names: its config.json
+    and tokenizer files.
+    """
+    if config.preset:
+        _, sizes, tokenizer = _find_shape(config)
+        describe_shape(sizes, tokenizer, folder)
+        return
+    opened = open_model(config.path, hub=config.hub, fetch=config.fetch)
+    if config.layers:
+        hf = {key: value for key, value in opened.hf.items() if key != "layer_types"}
+        opened = dataclasses.replace(
+            opened,
+            config=dataclasses.replace(opened.config, num_layers=config.layers),
+            hf={**hf, "num_hidden_layers": config.layers},
+        )
+    describe(opened, folder)
+
+
+def _find_shape(config: ModelConfig) -> tuple[ModuleType, Any, Tokenizer | None]:
+    """(family, sizes, tokenizer) of a model with fresh weights."""
     if config.layers:
         raise UserError("config.model.layers cuts a model with weights; with config.model.preset set sizes.num_layers")
     folder = find_model(config.path, config.hub, config.fetch) if config.path else None
@@ -81,7 +109,7 @@ def load_model(config: ModelConfig, **options: Any) -> tuple[Transformer, Tokeni
             f"config.model.sizes.vocab_size: {config.preset} has {sizes.vocab_size} rows for the "
             f"{tokenizer.vocab_size} tokens of the tokenizer"
         )
-    return init_weights(lambda: family.build(sizes, rngs=nnx.Rngs(config.seed), **shared)), tokenizer
+    return family, sizes, tokenizer
 
 
 def is_due(step: int, every: int, last: int) -> bool:

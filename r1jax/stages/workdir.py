@@ -10,12 +10,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from r1jax.core.config import flatten, to_json
+from r1jax.core.config import flatten, to_json, unpack
 from r1jax.core.errors import UserError
 from r1jax.core.metrics import read_rows
 from r1jax.eval.headline import format_value
-from r1jax.models.export import describe
-from r1jax.models.pretrained import DESCRIPTION, open_model
+from r1jax.models.pretrained import DESCRIPTION
+from r1jax.stages.settings import ModelConfig, describe_model
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +31,9 @@ def write_config(config: ConfigDict, workdir: pathlib.Path) -> None:
     draft = workdir / "config.json.draft"
     draft.write_text(to_json(config), encoding="utf-8")
     os.replace(draft, workdir / "config.json")
-    path, description = config.get("model", {}).get("path"), workdir / DESCRIPTION
-    if path and not (description / "config.json").exists():
-        describe(open_model(path, hub=config.model.get("hub", ""), fetch=config.model.get("fetch", "")), description)
+    section, description = config.get("model") or config.get("student"), workdir / DESCRIPTION
+    if section and not (description / "config.json").exists():
+        describe_model(unpack(ModelConfig, section, "model"), description)
 
 
 def check_config(config: ConfigDict, workdir: pathlib.Path) -> None:

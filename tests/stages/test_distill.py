@@ -13,6 +13,7 @@ from r1jax.core.errors import UserError
 from r1jax.core.metrics import read_rows
 from r1jax.core.sharding import make_mesh, use_mesh
 from r1jax.data.filters import Trace
+from r1jax.models import load_pretrained
 from r1jax.rewards.base import load_rewards
 from r1jax.stages import distill, distill_traces
 from tests.stages.runs import read_params, untimed
@@ -66,6 +67,7 @@ def test_the_chain_leaves_traces_set_statistics_and_a_student(whole: tuple[pathl
     assert rows[-1]["eval/loss"] < rows[0]["eval/loss"], "the student says what the teacher says"
     assert (workdir / "report.html").exists()
     assert {path.split("'")[3] for path in read_params(workdir) if path.startswith("['layers']")} == {"0"}
+    assert load_pretrained(workdir)[0].config.num_layers == 1, "the workdir is a MODEL, the student's"
 
 
 def test_what_is_learnt_is_right_and_held_out_problems_are_not_in_it(whole: tuple[pathlib.Path, list[dict[str, Any]]]):

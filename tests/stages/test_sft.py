@@ -10,6 +10,7 @@ from r1jax.core.config import apply_overrides, load_config
 from r1jax.core.errors import UserError
 from r1jax.core.metrics import read_rows
 from r1jax.data.corpus import load_corpus
+from r1jax.models import load_pretrained
 from r1jax.stages import sft
 from r1jax.text.tokenizer import Tokenizer
 from tests.stages import runs
@@ -141,6 +142,10 @@ def test_fresh_weights_of_a_named_shape_learn_text(tmp_path: pathlib.Path) -> No
     assert "eval/loss" not in rows[-1]
     moved = {name: bias for name, bias in read_params(tmp_path / "run").items() if "correction_bias" in name}
     assert len(moved) == 2 and all(0 < np.abs(bias).max() <= 12e-3 + 1e-6 for bias in moved.values())
+    model, tokenizer = load_pretrained(tmp_path / "run")
+    assert (model.config.num_layers, model.config.vocab_size) == (2, 264) and len(model.mtp) == 1
+    np.testing.assert_array_equal(model.embed.embedding[...], read_params(tmp_path / "run")["['embed']['embedding']"])
+    assert tokenizer is not None and tokenizer.decode(tokenizer.encode("one")) == "one"
 
 
 def test_adapters_alone_are_trained_and_saved(tiny_model: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -150,6 +155,9 @@ def test_adapters_alone_are_trained_and_saved(tiny_model: pathlib.Path, tmp_path
     saved = read_params(tmp_path)
     assert {name.rpartition("[")[2] for name in saved} == {"'a']", "'b']"}
     assert sum(array.size for array in saved.values()) < 20_000
+    down, up = (saved[f"['layers']['1']['mlp']['down']['{part}']"] for part in "ab")
+    base, whole = (load_pretrained(folder)[0].layers[1].mlp.down.kernel[...] for folder in (tiny_model, tmp_path))
+    np.testing.assert_allclose(whole - base, 16 / 4 * down @ up, rtol=0, atol=1e-5)
     found = train(tmp_path, tiny_model, steps=STEPS, **changes)  # what is finished stays
     assert [row["step"] for row in found] == list(range(STEPS + 1))
 
