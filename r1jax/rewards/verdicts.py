@@ -25,8 +25,8 @@ _VALUE = rf"(-?[0-9]{{1,9}}(?:\.[0-9]{{1,6}})?)|(-?){_FRACTION.replace('frac', '
 _BARE = rf"(-?(?:0|[1-9][0-9]{{0,8}})(?:\.[0-9]{{1,6}})?)|(-?){_FRACTION}"
 _GOLD = re.compile(rf"{_BARE}|\$(?:{_VALUE})\$|\\boxed\{{(?:{_VALUE})\}}")
 _BOX = re.compile(rf"\\boxed\{{(?:{_VALUE})\}}")
-# Two numbers this far apart differ however they are rounded.
-_APART = Fraction(1, 100)
+# Two numbers this far apart, and by this share of the larger, differ however they are rounded.
+_APART, _APART_SHARE = Fraction(1, 1000), Fraction(1, 10**6)
 _MAX_LENGTH = 100_000
 
 
@@ -88,7 +88,7 @@ def decide_plainly(gold: str, answer: str) -> bool | None:
     if any(sign in around for sign in "\\${}"):
         return None
     a, b = _value(wanted), _value(box)
-    if a != b and "." in wanted[0] + box[0] and abs(a - b) <= _APART * max(Fraction(1), abs(a), abs(b)):
+    if a != b and "." in wanted[0] + box[0] and abs(a - b) <= max(_APART, _APART_SHARE * max(abs(a), abs(b))):
         return None
     return a == b
 
