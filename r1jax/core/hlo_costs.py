@@ -340,8 +340,8 @@ def splash_flops(computation: Computation, instruction: Instruction) -> float | 
     Matrix products a pair: forward qk, pv; for dq also do v, then ds k; for dk and dv qk, do v, p do, ds q, and in one
     kernel with dq one more.
     """
-    text = instruction.name.lower() + instruction.attributes[:4000].lower()
-    if "splash" not in text:
+    name = instruction.name.lower()
+    if "splash" not in name:
         return None
     operands = [computation.instructions.get(name) for name in instruction.operands]
     arrays = [o.results[0] for o in operands if o is not None and o.results]
@@ -351,9 +351,10 @@ def splash_flops(computation: Computation, instruction: Instruction) -> float | 
     query, keys, values = wide[:3]
     per_pair = 2.0 * math.prod(query[:-1]) * keys[-2] / 2
     head, value = query[-1], values[-1]
-    if "dkv" in text:
-        return per_pair * (2 * head + 2 * value + (head if "fused" in text else 0))
-    return per_pair * (2 * head + value) if "dq" in text else per_pair * (head + value)
+    if "dkv" in name:
+        with_dq = re.search(r"use_fused_bwd_kernel[^a-z]*true", instruction.attributes)
+        return per_pair * (2 * head + 2 * value + (head if with_dq else 0))
+    return per_pair * (2 * head + value) if "dq" in name else per_pair * (head + value)
 
 
 # --- Groups of devices ---

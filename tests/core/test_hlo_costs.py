@@ -105,10 +105,14 @@ def test_collectives_of_eight_devices(slices: int) -> None:
     assert costs.slow_wire == (mine if slices == 2 else 0)
 
 
+def read_program(name: str) -> str:
+    return gzip.decompress((PROGRAMS / f"{name}.txt.gz").read_bytes()).decode()
+
+
 @pytest.mark.parametrize("chip", ["v5e", "v5p"])
 def test_a_train_step_for_a_tpu(chip: str) -> None:
     """tests/core/programs/README.md says what it is. The scheduler writes one gather in several fusions: once."""
-    costs = measure(gzip.decompress((PROGRAMS / f"train_step_{chip}.txt.gz").read_bytes()).decode())
+    costs = measure(read_program(f"train_step_{chip}"))
     layers, product = 6, 2 * 512 * 1024 * 4096 // 4
     assert costs.flops == 7 * product * layers and not costs.unknown_loops  # 2 forward, 4 backward, 1 recomputed
     assert costs.collective_counts["all-gather"] == 2 * 2 * layers
@@ -117,6 +121,14 @@ def test_a_train_step_for_a_tpu(chip: str) -> None:
     moved = costs.collective_bytes["all-gather"] + costs.collective_bytes["all-to-all"]
     assert 3 * layers * weight < moved < 4.2 * layers * weight
     assert 2 * layers * weight <= costs.collective_bytes["reduce-scatter"] < 2.2 * layers * weight
+
+
+def test_the_kernels_of_splash_attention() -> None:
+    """Nine products a pair: two forward, four for dk and dv, three for dq; half of the pairs are masked."""
+    costs = measure(read_program("splash_v6e"))
+    pair = 2 * 2 * 16 * 8192**2 / 2  # the rows and heads of one device
+    assert costs.flops == costs.kernel_flops == pair * ((192 + 128) + (2 * 192 + 2 * 128) + (2 * 192 + 128))
+    assert sum(costs.kernels.values()) == 3 and not costs.unpriced
 
 
 def test_taps_equal_a_count_of_all_pairs() -> None:
