@@ -26,6 +26,7 @@ from absl import flags
 from r1jax.core.chips import CHIPS, Topology, read_topology
 from r1jax.core.commands import run_command
 from r1jax.core.errors import UserError
+from r1jax.train import resolve, split_overrides
 
 # What libtpu asks a cloud machine for at its start; a compiler needs none of it. It also takes a lock that keeps other
 # processes off the chips, of which this one uses none.
@@ -40,8 +41,6 @@ ENVIRONMENT = {
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line `argv` (program name first): 0 if all fits, 1 if not, 2 for a user's mistake."""
-    from r1jax.train import resolve, split_overrides
-
     values, fits = define_flags(), True
 
     def check(_: list[str]) -> None:

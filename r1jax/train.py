@@ -41,7 +41,9 @@ def main(argv: Sequence[str]) -> int:
     def train(_: list[str]) -> None:
         config, workdir = resolve(values.config, values.workdir, overrides)
         load_stage(config)(config, workdir)
-        importlib.import_module("r1jax.core.distributed").finish()
+        from r1jax.core import distributed  # imports jax, which mistakes in a config do not wait for
+
+        distributed.finish()
 
     stopped = "stopped; the same command resumes from the last checkpoint"
     return run_command(__doc__, values, arguments, train, stopped=stopped)

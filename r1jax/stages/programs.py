@@ -54,8 +54,8 @@ PROMPT_TOKENS = 128  # where only the data would tell
 class Program:
     """`function(*arguments, **keywords)`, jitted; arguments are ShapeDtypeStructs, keywords are static.
 
-    useful_flops: by formula, on all devices together. resident: what the run holds on its devices meanwhile and this
-    program is not given. once: how often its open-ended loop is meant to run for these FLOPs, in words.
+    useful_flops: by formula, on all devices together; of decoding, for one token in every slot. resident: what the run
+    holds on its devices meanwhile and this program is not given.
     """
 
     name: str
@@ -64,7 +64,6 @@ class Program:
     useful_flops: float
     keywords: dict[str, Any] = dataclasses.field(default_factory=dict)
     resident: Any = ()
-    once: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,7 +280,6 @@ def engine_programs(shapes: Shapes, config: EngineConfig, sampling: Any) -> list
             (params, prefix, slots, idle_limit),
             work.forward(config.slots, config.slots, config.slots * (S + Tp + R / 2)),
             {"filtered": filtered},
-            once="one token in every slot",
         ),
     ]
 

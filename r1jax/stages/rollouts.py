@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from r1jax.core import distributed
 from r1jax.core.structs import Request
 from r1jax.losses.advantage import group_advantages
 from r1jax.models.transformer import Params
@@ -119,7 +120,7 @@ class Rollouts:
         G = self.settings.rollout.group_size
         repeated = [row for row in groups.rows for _ in range(G)]
         names = dict.fromkeys(key for row in groups.rows for key in row if key != "prompt")
-        return score(
+        scores = score(
             self.rewards,
             prompts=[row["prompt"] for row in repeated],
             completions=groups.texts,
@@ -127,3 +128,5 @@ class Rollouts:
             columns={name: [row.get(name) for row in repeated] for name in names},
             group_size=G,
         )
+        total, by_name, out_of_loss = distributed.from_first((scores.total, scores.by_name, scores.out_of_loss))
+        return dataclasses.replace(scores, total=total, by_name=by_name, out_of_loss=out_of_loss)

@@ -34,6 +34,11 @@ with use_mesh(make_mesh(MeshConfig(data=4))):
     total = jax.jit(lambda x: x.sum(0), out_shardings=replicated())(placed)
     whole = distributed.fetch({"batch": placed, "total": total})
 assert (whole["batch"] == batch).all() and (whole["total"] == batch.sum(0)).all()
+mine_alone = {"a": np.arange(3.0) / 7 + jax.process_index(), "b": np.array([[jax.process_index() == 0, True]])}
+agreed = distributed.from_first(mine_alone)
+assert (agreed["a"] == np.arange(3.0) / 7).all() and (agreed["b"] == [[True, True]]).all()
+assert agreed["a"].dtype == np.float64 and agreed["b"].dtype == bool
+distributed.finish()
 print("process", jax.process_index(), "rows", mine.start, mine.stop)
 """
 
@@ -87,6 +92,9 @@ def test_one_host_starts_and_writes_by_itself(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv("R1JAX_COORDINATOR", raising=False)
     distributed.start()
     assert distributed.is_writer() and jax.process_count() == 1
+    numbers = {"a": np.arange(2.0)}
+    assert distributed.from_first(numbers) is numbers
+    distributed.finish()
 
 
 @pytest.mark.parametrize(("count", "index"), [(None, "0"), ("2", None), ("two", "0")])
