@@ -235,7 +235,7 @@ def _limited(box: Box) -> list[str]:
 @contextlib.contextmanager
 def _memory_file(content: bytes) -> Iterator[IO[bytes]]:
     """A file that has no name anywhere, read from its beginning."""
-    with os.fdopen(os.memfd_create("r1jax", 0), "w+b") as file:
+    with tempfile.TemporaryFile() as file:
         file.write(content)
         file.flush()
         file.seek(0)
