@@ -74,7 +74,7 @@ class Checkpoints:
 class SavedArrays:
     """The arrays of one checkpoint by their path in the saved state, for readers that do not know the run.
 
-    Any slice of an array is read by itself, so a host needs no room for a whole stack of layers.
+    Any part of an array can be read by itself; the chunks it lies in, shards of the run that wrote it, are read whole.
     """
 
     def __init__(self, folder: pathlib.Path):
@@ -82,9 +82,10 @@ class SavedArrays:
         try:
             tree = ocp.PyTreeCheckpointHandler().metadata(self.path / "state").tree
         except (ValueError, KeyError, FileNotFoundError) as error:
-            raise UserError(f"{folder}: not a checkpoint of a run ({type(error).__name__})") from None
+            raise UserError(f"{folder}: not a whole checkpoint of a run ({type(error).__name__})") from None
         leaves = jax.tree_util.tree_leaves_with_path(tree)
         self._entries = {tuple(_read_key(key) for key in path): leaf for path, leaf in leaves}
+        self._open: dict[tuple[str | int, ...], Any] = {}
 
     @property
     def paths(self) -> tuple[tuple[str | int, ...], ...]:
@@ -98,10 +99,16 @@ class SavedArrays:
         return np.dtype(self._entries[path].dtype)
 
     def read(self, path: tuple[str | int, ...], place: tuple[int, ...] = ()) -> np.ndarray:
-        """The array, or its part at `place` on the first axes."""
-        store = {"driver": "ocdbt", "base": f"file://{self.path / 'state'}/", "path": f"{self._entries[path].name}/"}
-        array = tensorstore.open({"driver": "zarr", "kvstore": store}, open=True).result()
-        return np.asarray(array[place].read().result())
+        """The array, or its part at `place` on the first axes. Raises UserError if its file is damaged."""
+        folder, name = self.path / "state", self._entries[path].name
+        try:
+            if path not in self._open:
+                store = {"driver": "ocdbt", "base": f"file://{folder}/", "path": f"{name}/"}
+                self._open[path] = tensorstore.open({"driver": "zarr", "kvstore": store}, open=True).result()
+            return np.asarray(self._open[path][place].read().result())
+        except ValueError as error:
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(f"{self.path}: array {name!r} cannot be read ({reason})") from None
 
 
 def newest_checkpoint(workdir: pathlib.Path) -> pathlib.Path | None:

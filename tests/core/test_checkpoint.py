@@ -206,6 +206,13 @@ def test_arrays_of_a_checkpoint_are_read_without_its_run(tmp_path: Path) -> None
         assert saved.shape(path) == expected.shape and saved.dtype(path) == expected.dtype
         np.testing.assert_array_equal(saved.read(path), expected)
         np.testing.assert_array_equal(saved.read(path, (3, 1)), expected[3, 1])
+    saved = SavedArrays(newest)
+    for file in filter(Path.is_file, (newest / "state").rglob("d/*")):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(UserError, match="checkpoints/10: array 'params.embed' cannot be read"):
+        saved.read(("params", "embed"))
+    with pytest.raises(UserError, match="checkpoints/10: not a whole checkpoint of a run"):
+        SavedArrays(newest)
     assert newest_checkpoint(tmp_path / "none") is None
-    with pytest.raises(UserError, match="none: not a checkpoint of a run"):
+    with pytest.raises(UserError, match="none: not a whole checkpoint of a run"):
         SavedArrays(tmp_path / "none")

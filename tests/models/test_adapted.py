@@ -56,6 +56,11 @@ def test_adapters_are_added_to_the_base(tmp_path: Path, scan_layers: bool) -> No
     convert(workdir, tmp_path / "out", dtype="float32")
     again, _ = load_pretrained(tmp_path / "out", scan_layers=scan_layers)
     jax.tree.map(np.testing.assert_array_equal, split(again)[1], split(found)[1])
+    fresh = {**run, "model": {**run["model"], "preset": "tiny_qwen2"}}
+    (workdir / "config.json").write_text(json.dumps(fresh))
+    with pytest.raises(UserError, match="checkpoints/2: adapters of a model that no file holds"):
+        load_pretrained(workdir)
+    (workdir / "config.json").write_text(json.dumps(run))
     shutil.rmtree(base)
     with pytest.raises(UserError, match=f"no such model file or folder: {base}"):
         load_pretrained(workdir)

@@ -155,7 +155,7 @@ def test_a_run_without_a_checkpoint_says_so(tmp_path: Path) -> None:
         load_pretrained(tmp_path)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text(json.dumps(CONFIG))
-    with pytest.raises(UserError, match="checkpoints/7: not a checkpoint of a run"):
+    with pytest.raises(UserError, match="checkpoints/7: not a whole checkpoint of a run"):
         load_pretrained(tmp_path)
 
 
