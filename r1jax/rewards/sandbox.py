@@ -1,8 +1,8 @@
 """A box for programs that a model wrote: no network, no files but a scratch folder, hard limits, killed as a tree.
 
-Bubblewrap (`apt-get install bubblewrap`) makes the box from kernel namespaces. Inside there is a read-only system
-(/usr and the Python that runs us, but not our virtual environment), the files of the run, a scratch folder in memory
-that is gone afterwards, and nothing else: no /proc, no /etc, no home, no network but an unconnected loopback, no
+Bubblewrap (0.8 or later, `apt-get install bubblewrap`) makes the box from kernel namespaces. Inside there is a
+read-only system (/usr and the Python that runs us, but not our virtual environment), the files of the run, a scratch
+folder in memory that is gone afterwards, and nothing else: no /proc, no /etc, no home, no network but an unconnected loopback, no
 capabilities, no further user namespaces, no process of ours to see, signal or trace.
 
 Limits: wall time, CPU time, address space and file size by the kernel, resident memory and number of processes over the
@@ -93,8 +93,8 @@ def require_isolation(isolation: str = "bubblewrap") -> None:
         raise UserError(f'isolation must be "bubblewrap" or, word for word, "{RISK_ACCEPTED}", got {isolation!r}')
     if (fault := find_fault()) is not None:
         raise UserError(
-            f"programs written by a model are run in bubblewrap only, but {fault}; install it (apt-get install "
-            f'bubblewrap), or take the risk by the reward\'s argument isolation = "{RISK_ACCEPTED}"'
+            f"programs written by a model are run in bubblewrap only, but {fault}; install version 0.8 or later "
+            f'(apt-get install bubblewrap), or take the risk by the reward\'s argument isolation = "{RISK_ACCEPTED}"'
         )
 
 
