@@ -2,8 +2,8 @@
 
 Bubblewrap (0.8 or later, `apt-get install bubblewrap`) makes the box from kernel namespaces. Inside there is a
 read-only system (/usr and the Python that runs us, but not our virtual environment), the files of the run, a scratch
-folder in memory that is gone afterwards, and nothing else: no /proc, no /etc, no home, no network but an unconnected loopback, no
-capabilities, no further user namespaces, no process of ours to see, signal or trace.
+folder in memory that is gone afterwards, and nothing else: no /proc, no /etc, no home, no network but an unconnected
+loopback, no capabilities, no further user namespaces, no process of ours to see, signal or trace.
 
 Limits: wall time, CPU time, address space and file size by the kernel, resident memory and number of processes over the
 whole tree by a watch every few milliseconds (the kernel's own count does not apply where we run as root), bytes of
