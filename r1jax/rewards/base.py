@@ -79,7 +79,8 @@ def load_rewards(spec: Mapping[str, Any], *, generate: Generate | None = None) -
 
     A name is in `REGISTRY` or is `module:function`; where a config cannot hold such a key (dots), `function` says it
     and the name is free. Arguments go to the function by keyword; a function named `get_...` is called once with them
-    and returns the reward, as in open-r1. A reward's `warm_up()`, if it has one, is called once. `generate` goes to the
+    and returns the reward, as in open-r1. A reward's `warm_up`, if it has one, is called once, with those of
+    the arguments that it takes. `generate` goes to the
     makers that take it. Raises UserError.
     """
     rewards = [_load_reward(name, value, generate) for name, value in spec.items()]
@@ -97,7 +98,7 @@ def load_rewards(spec: Mapping[str, Any], *, generate: Generate | None = None) -
                     f"got {reward.compare_to!r}"
                 )
             rewards[index] = dataclasses.replace(reward, compare_to=by_key[reward.compare_to])
-        getattr(reward.function, "warm_up", lambda: None)()
+        _warm_up(reward.function)
     return tuple(rewards)
 
 
@@ -214,6 +215,14 @@ def _bind(function: RewardFunction, arguments: dict[str, Any], where: str, gener
             )
         return function(**arguments)
     return functools.partial(function, **arguments)
+
+
+def _warm_up(function: RewardFunction) -> None:
+    inner, bound = (function.func, function.keywords) if isinstance(function, functools.partial) else (function, {})
+    warm_up = getattr(inner, "warm_up", None)
+    if warm_up is not None:
+        known = inspect.signature(warm_up).parameters
+        warm_up(**{name: value for name, value in bound.items() if name in known})
 
 
 def _name_of(function: Callable[..., Any]) -> str:

@@ -24,7 +24,7 @@ from typing import Any
 
 from r1jax.core.errors import UserError
 from r1jax.rewards.completions import Completion, read_text
-from r1jax.rewards.programs import Limits, Program, Provider, Test, make_provider, run_in_parallel
+from r1jax.rewards.programs import Limits, Program, Provider, Test, make_provider, run_in_parallel, warm_up
 
 SECONDS_PER_TEST = 5.0
 _BINARY_THRESHOLD = 0.99
@@ -156,3 +156,7 @@ def _passes(provider: Provider, limits: Limits, source: str, case: Mapping[str, 
             while len(_verdicts) > _MAX_VERDICTS:
                 _verdicts.popitem(last=False)
     return passes
+
+
+code_reward.warm_up = warm_up  # type: ignore[attr-defined]
+binary_code_reward.warm_up = warm_up  # type: ignore[attr-defined]

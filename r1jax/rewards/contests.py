@@ -20,7 +20,7 @@ from typing import Any, Literal
 from r1jax.core.errors import UserError
 from r1jax.rewards.code import extract_code, same_output
 from r1jax.rewards.completions import Completion
-from r1jax.rewards.programs import Limits, Program, Provider, Test, make_provider, run_in_parallel
+from r1jax.rewards.programs import Limits, Program, Provider, Test, make_provider, run_in_parallel, warm_up
 from r1jax.rewards.sandbox import FILES
 
 NO_SUBMISSION, NO_COMPILE = -1.0, -0.1
@@ -253,3 +253,7 @@ def _ask_checker(provider: Provider, checker: Program, stdin: str, expected: str
         return None
     first = re.match(rb"\s*([01](?:\.[0-9]{1,9})?|0?\.[0-9]{1,9})\b", outcome.stdout)
     return float(first[1]) if first and outcome.status == "ok" else 0.0
+
+
+ioi_code_reward.warm_up = warm_up  # type: ignore[attr-defined]
+cf_code_reward.warm_up = warm_up  # type: ignore[attr-defined]

@@ -131,6 +131,11 @@ def make_provider(name: str, isolation: str = "bubblewrap") -> Provider:
     return maker(isolation)
 
 
+def warm_up(provider_type: str = "local", isolation: str = "bubblewrap") -> None:
+    """For rewards that run programs: what the config must mend is said at once, not after the first rollout."""
+    make_provider(provider_type, isolation)
+
+
 @functools.cache
 def _local(isolation: str) -> LocalProvider:
     return LocalProvider(isolation)

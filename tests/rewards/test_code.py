@@ -7,7 +7,7 @@ import types
 import pytest
 
 from r1jax.core.errors import UserError
-from r1jax.rewards import code
+from r1jax.rewards import code, load_rewards
 from r1jax.rewards.code import binary_code_reward, code_reward, extract_code, same_output
 from r1jax.rewards.sandbox import RISK_ACCEPTED, Outcome
 from tests.rewards.boxes import needs_box
@@ -158,6 +158,15 @@ def test_mistakes(counting_provider):
         code_reward([in_fence("x")], [info({"type": "magic"})], provider_type="my_provider:make")
     with pytest.raises(UserError, match="isolation must be"):
         code_reward([""], [info()], isolation="none")
+
+
+def test_a_config_learns_at_once_what_it_must_mend():
+    for name in ("code", "binary_code", "ioi_code", "cf_code"):
+        with pytest.raises(UserError, match="isolation must be"):
+            load_rewards({name: {"weight": 1.0, "isolation": "none"}})
+        with pytest.raises(UserError, match="provider_type local, or a module:function"):
+            load_rewards({name: {"weight": 1.0, "provider_type": "piston"}})
+        load_rewards({name: {"weight": 1.0, "isolation": RISK_ACCEPTED}})
 
 
 def test_the_risk_can_be_accepted():
