@@ -33,8 +33,8 @@ class Scoring:
     prefix: tuple[int, ...] = ()
 
 
-def score_rows(graph: nnx.GraphDef, params: Params, batch: Batch, scoring: Scoring) -> tuple[jax.Array, jax.Array]:
-    """(log-probs, entropy) [B, R] of the targets of packed rows; padding targets give numbers without meaning."""
+def read_states(graph: nnx.GraphDef, params: Params, batch: Batch, scoring: Scoring) -> tuple[Any, jax.Array]:
+    """(the model, its states [B, R, D] from which the targets of packed rows are predicted)."""
     model = merge(graph, params)
     prefix = model.prefix(jnp.asarray(scoring.prefix, jnp.int32)) if scoring.prefix else None
     states = model.hidden(
@@ -44,7 +44,12 @@ def score_rows(graph: nnx.GraphDef, params: Params, batch: Batch, scoring: Scori
         prefix_ids=batch["prefixes"],
         prefix=prefix,
     )
-    hidden_BRD = gather_positions(states.hidden, batch["index"])
+    return model, gather_positions(states.hidden, batch["index"])
+
+
+def score_rows(graph: nnx.GraphDef, params: Params, batch: Batch, scoring: Scoring) -> tuple[jax.Array, jax.Array]:
+    """(log-probs, entropy) [B, R] of the targets of packed rows; padding targets give numbers without meaning."""
+    model, hidden_BRD = read_states(graph, params, batch, scoring)
     return token_logprobs(
         hidden_BRD,
         batch["targets"],
@@ -76,12 +81,12 @@ def make_loss(graph: nnx.GraphDef, config: PolicyLossConfig, scoring: Scoring, *
             entropy=entropy,
             sequences=batch.get("sequences"),
         )
-        return loss, {**sums, **_compare(*jax.lax.stop_gradient((logprobs, entropy)), batch)}
+        return loss, {**sums, **compare_sampler(*jax.lax.stop_gradient((logprobs, entropy)), batch)}
 
     return loss_fn
 
 
-def _compare(logprobs: jax.Array, entropy: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+def compare_sampler(logprobs: jax.Array, entropy: jax.Array, batch: Batch) -> dict[str, jax.Array]:
     """How far the trainer's log-probs are from the sampler's: for the same weights the first alarm of a mismatch."""
     inside = batch["weights"] > 0
     gap = jnp.where(inside, logprobs - batch["sampler_logprobs"], 0.0)

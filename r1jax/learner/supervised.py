@@ -91,6 +91,6 @@ def make_loss(graph: nnx.GraphDef, config: SupervisedConfig, *, chunk: int = 0) 
 def summarize(sums: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Metrics of an update from the sums of its micro-batches: `loss` is the cross entropy of the next token (nats)."""
     total = {key: sum(float(row[key]) for row in sums) for key in sums[0] if key != LOAD}
-    names = {"cross_entropy": "loss", "mtp": "mtp_loss", "balance": "balance_loss"}
+    names = {"cross_entropy": "loss", "mtp": "mtp_loss", "balance": "balance_loss", "kl": "kl"}
     metrics = {name: total[key] for key, name in names.items() if key in total}
     return metrics | {"token_accuracy": total["right"] / max(total["tokens"], 1.0)}

@@ -81,7 +81,7 @@ class Run:
         self.encode = PromptEncoder(self.tokenizer)
         self.loader = PromptLoader(task.train, settings.rollout.prompts_per_step, seed=settings.seed)
         self._build_engine([*task.train, *task.held_out])
-        self.updates = Updates(settings, trainable, self.shape, self.prefix)
+        self.updates = self._build_updates(trainable)
         pools = Pools(settings.pools, self.loader, settings.seed)
         self.rollouts = Rollouts(settings, self.engine, pools, self.encode, self.tokenizer, rewards)
         self.problems = make_problems(task.held_out, self.encode, settings.eval)
@@ -124,6 +124,9 @@ class Run:
                 prefix=self.prefix,
             ),
         )
+
+    def _build_updates(self, trainable: Trainable) -> Updates:
+        return Updates(self.settings, trainable, self.shape, self.prefix)
 
     # --- The loop's parts of this stage ---
 

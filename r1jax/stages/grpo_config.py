@@ -164,6 +164,12 @@ def expand_preset(config: ConfigDict) -> dict[str, Any]:
 def read_config(config: ConfigDict) -> GRPOConfig:
     """The config as dataclasses. Raises UserError for unknown keys, wrong types and impossible combinations."""
     settings = unpack(GRPOConfig, expand_preset(config))
+    check_settings(settings)
+    return settings
+
+
+def check_settings(settings: GRPOConfig) -> None:
+    """Raises UserError for impossible combinations."""
     rollout, train = settings.rollout, settings.train
     for name in ("prompts_per_step", "max_new_tokens", "slots", "prefill_batch"):
         check(f"rollout.{name}", value := getattr(rollout, name), value >= 1, "must be at least 1")
@@ -200,7 +206,6 @@ def read_config(config: ConfigDict) -> GRPOConfig:
         )
     _check_controls(settings)
     check("rewards", settings.rewards, bool(settings.rewards), "must name a reward")
-    return settings
 
 
 def _check_controls(settings: GRPOConfig) -> None:

@@ -34,7 +34,7 @@ from r1jax.eval.record import read_run
 from r1jax.learner.balance import LOAD, measure_load
 from r1jax.learner.optimizer import make_optimizer, make_schedule
 from r1jax.learner.state import TrainState, abstract_state, init_state
-from r1jax.learner.step import Learner
+from r1jax.learner.step import Learner, LossFn
 from r1jax.learner.supervised import Batch, make_loss, share_weights, split_batch, summarize
 from r1jax.learner.trainable import Trainable
 from r1jax.models.flops import count_work
@@ -76,8 +76,8 @@ class Run:
         self.held_out = share_weights(self._pack_held_out(corpus.held_out))
         self.optimizer = make_optimizer(settings.optimizer, self.steps)
         self.schedule = make_schedule(settings.optimizer, self.steps)
-        loss = make_loss(self.trainable.graph, settings.loss, chunk=settings.train.logits_chunk)
-        self.learner = Learner(self.trainable.wrap(loss), self.optimizer, bias_rate=settings.loss.bias_rate)
+        loss = self.trainable.wrap(self._make_loss())
+        self.learner = Learner(loss, self.optimizer, bias_rate=settings.loss.bias_rate)
         self.measure = jax.jit(lambda params, batch: self.learner.loss_fn(params, batch)[1])
         self.state: TrainState = init_state(self.trainable.params, self.trainable.axes, self.optimizer)
         self.num_tokens = 0
@@ -91,6 +91,9 @@ class Run:
             sum(map(len, corpus.train)),
             len(corpus.held_out),
         )
+
+    def _make_loss(self) -> LossFn:
+        return make_loss(self.trainable.graph, self.settings.loss, chunk=self.settings.train.logits_chunk)
 
     # --- Data ---
 
@@ -114,7 +117,10 @@ class Run:
     def _place(self, batch: Batch) -> Any:
         """A micro-batch on its devices, with what the loss is to be fed beside it."""
         place = lambda x: sharding(("batch", None)[: np.ndim(x)], np.shape(x), name="micro-batch")
-        return self.trainable.feed(distributed.put_global(batch, jax.tree.map(place, batch)))
+        return self.trainable.feed(self._feed(distributed.put_global(batch, jax.tree.map(place, batch))))
+
+    def _feed(self, batch: Batch) -> Any:
+        return batch
 
     # --- The loop's parts of this stage ---
 

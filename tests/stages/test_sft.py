@@ -3,6 +3,7 @@
 import pathlib
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -10,7 +11,8 @@ from r1jax.core.config import apply_overrides, load_config
 from r1jax.core.errors import UserError
 from r1jax.core.metrics import read_rows
 from r1jax.data.corpus import load_corpus
-from r1jax.models import load_pretrained
+from r1jax.models.pretrained import load_pretrained
+from r1jax.models.transformer import merge, split
 from r1jax.stages import sft
 from r1jax.text.tokenizer import Tokenizer
 from tests.stages import runs
@@ -149,17 +151,24 @@ def test_fresh_weights_of_a_named_shape_learn_text(tmp_path: pathlib.Path) -> No
 
 
 def test_adapters_alone_are_trained_and_saved(tiny_model: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    changes = {"lora__rank": 4, "optimizer__learning_rate": 1e-2}
-    found = train(tmp_path, tiny_model, steps=STEPS, **changes)
+    changes = {"lora.rank": "4", "optimizer.learning_rate": "1e-2", "steps": str(STEPS), "model.path": str(tiny_model)}
+    config = apply_overrides(load_config(str(CONFIG)), changes)
+    run = sft.Run(sft.read_config(config), config, tmp_path)
+    run.train()
+    found = read_rows(tmp_path / "metrics.jsonl")
     assert found[-1]["eval/loss"] < found[0]["eval/loss"] - 2
+    graph, base = split(load_pretrained(tiny_model)[0])
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), base, run.trainable.base)))
+    tokens = np.arange(4, 40).reshape(2, 18)
+    expected = merge(graph, run.trainable.whole(run.state.params))(tokens)
+    exported, tokenizer = load_pretrained(tmp_path)  # the workdir is a model itself
+    np.testing.assert_allclose(exported(tokens), expected, atol=1e-5)
+    assert tokenizer is not None and np.abs(expected - merge(graph, base)(tokens)).max() > 1
     saved = read_params(tmp_path)
     assert {name.rpartition("[")[2] for name in saved} == {"'a']", "'b']"}
     assert sum(array.size for array in saved.values()) < 20_000
-    down, up = (saved[f"['layers']['1']['mlp']['down']['{part}']"] for part in "ab")
-    base, whole = (load_pretrained(folder)[0].layers[1].mlp.down.kernel[...] for folder in (tiny_model, tmp_path))
-    np.testing.assert_allclose(whole - base, 16 / 4 * down @ up, rtol=0, atol=1e-5)
-    found = train(tmp_path, tiny_model, steps=STEPS, **changes)  # what is finished stays
-    assert [row["step"] for row in found] == list(range(STEPS + 1))
+    again = train(tmp_path, tiny_model, lora__rank=4, optimizer__learning_rate=1e-2, steps=STEPS)
+    assert again == found  # what is finished is restored, and stays
 
 
 @pytest.mark.parametrize(
