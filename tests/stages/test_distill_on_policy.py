@@ -87,7 +87,7 @@ def test_logits_of_a_teacher_teach_on_given_texts(
     ("changes", "message"),
     [
         ({"vocab_size": 320}, "has logits for 320 tokens, the student for 304"),
-        ({"train__updates_per_step": 2}, r"config\.train\.updates_per_step must be 1"),
+        ({"train__updates_per_step": 2, "train__micro_batch_size": 32}, r"config\.train\.updates_per_step must be 1"),
         ({"teacher__path": ""}, r"config\.teacher\.path must name the teacher"),
     ],
 )
