@@ -37,7 +37,7 @@ class GGUFModel:
     """Tensors of a GGUF file by Hugging Face name, in Hugging Face's layout."""
 
     def __init__(self, file: TensorFile):
-        self.path, self._file = file.path, file
+        self.path, self.metadata, self._file = file.path, file.metadata, file
         self._names = {_hf_name(name): name for name in file.names}
 
     def __contains__(self, name: str) -> bool:

@@ -83,7 +83,9 @@ class Opened:
 
     def read_tokenizer(self) -> Tokenizer | None:
         """The tokenizer, None where there is none."""
-        return Tokenizer.from_path(self.path if self.folder is None else self.folder)
+        if self.folder is None:  # its vocabulary is in the header, which is open already
+            return Tokenizer.from_gguf(self.source.metadata)
+        return Tokenizer.from_path(self.folder)
 
 
 def open_model(path: str | pathlib.Path, *, hub: str = "", fetch: str = "") -> Opened:
