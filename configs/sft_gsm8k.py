@@ -4,8 +4,9 @@
 
 SmolLM2-135M-Instruct reads about 500 of the 7,473 worked solutions once: the reasoning without the calculator's
 notes, then the answer in a box. `train.jsonl` has GSM8K's columns `question` and `answer`.
-Expected: about 10 minutes on two cores; the loss of held-out solutions falls from about 1.4 to about 1.0. A model of
-this size solves hardly any of GSM8K before or after; single-step problems (SVAMP) show the gain.
+Expected: the loss of held-out solutions falls from 1.44 to below 0.96 (measured after 8 of the 24 steps), by its size
+in about ten minutes on two idle cores. A model of this size solves hardly any of GSM8K before or after; single-step
+problems (SVAMP) tell more.
 
 Arguments after a colon, e.g. `configs/sft_gsm8k.py:lora=8`:
 
@@ -48,7 +49,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data = ConfigDict(
         dict(
             sources=dict(gsm8k=gsm8k),
-            length=1024,  # five solutions a row, 96% of its places hold a token (512: 93%)
+            length=1024,  # about five solutions a row
             packed=True,
             bins=64,
             truncation="drop",
