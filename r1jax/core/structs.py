@@ -16,6 +16,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+import numpy as np
+
 FinishReason = Literal["stop", "length"]
 
 
@@ -42,8 +44,13 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """What came back: sampled ids (the stop id included as last), their log-probs, and why it ended."""
+    """What came back: sampled ids (the stop id included as last), their log-probs, and why it ended.
+
+    experts [tokens, L, A]: of each id the experts that the routers chose for the token before it, whose state it was
+    sampled from (None: not recorded).
+    """
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: FinishReason
+    experts: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)

@@ -57,8 +57,10 @@ class PackedRows:
     sequences: np.ndarray
 
     def lay_out(self, flat: np.ndarray) -> np.ndarray:
-        """A value per completion token (concatenated) -> [B, R], 0 at padding."""
-        return np.where(self.source == PADDING, 0, flat[np.maximum(self.source, 0)]).astype(flat.dtype)
+        """A value or an array per completion token (concatenated) -> [B, R, ...]; at padding 0, -1 for integers."""
+        laid_out = flat[np.maximum(self.source, 0)]
+        laid_out[self.source == PADDING] = -1 if np.issubdtype(flat.dtype, np.integer) else 0
+        return laid_out
 
 
 @dataclasses.dataclass

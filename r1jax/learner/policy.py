@@ -2,7 +2,8 @@
 
 A batch is a dict of arrays: tokens, positions, segments, prefixes [B, T]; index, targets, sequences, weights,
 advantages, sampler_logprobs, and where they are needed old_logprobs, reference_logprobs [B, R] (see data/packing.py);
-temperature [] where it is not that of the scoring.
+temperature [] where it is not that of the scoring; experts [B, R, L, A] where routers are to choose what the sampler's
+chose, -1 where there is no target.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from r1jax.learner.balance import LOAD
 from r1jax.learner.step import LossFn
 from r1jax.losses.logprobs import gather_positions, token_logprobs
 from r1jax.losses.policy import LOG_RATIO_LIMIT, PolicyLossConfig, policy_loss
@@ -35,6 +37,20 @@ class Scoring:
 
 def read_states(graph: nnx.GraphDef, params: Params, batch: Batch, scoring: Scoring) -> tuple[Any, jax.Array]:
     """(the model, its states [B, R, D] from which the targets of packed rows are predicted)."""
+    model, hidden_BRD, _ = _read(graph, params, batch, scoring)
+    return model, hidden_BRD
+
+
+def score_rows(graph: nnx.GraphDef, params: Params, batch: Batch, scoring: Scoring) -> tuple[jax.Array, jax.Array]:
+    """(log-probs, entropy) [B, R] of the targets of packed rows; padding targets give numbers without meaning."""
+    logprobs, entropy, _ = _score(graph, params, batch, scoring)
+    return logprobs, entropy
+
+
+def _read(
+    graph: nnx.GraphDef, params: Params, batch: Batch, scoring: Scoring
+) -> tuple[Any, jax.Array, dict[str, jax.Array]]:
+    """As `read_states`, and the statistics of the routers."""
     model = merge(graph, params)
     prefix = model.prefix(jnp.asarray(scoring.prefix, jnp.int32)) if scoring.prefix else None
     states = model.hidden(
@@ -43,20 +59,33 @@ def read_states(graph: nnx.GraphDef, params: Params, batch: Batch, scoring: Scor
         segment_ids=batch["segments"],
         prefix_ids=batch["prefixes"],
         prefix=prefix,
+        experts=_lay_out_experts(batch) if "experts" in batch else None,
     )
-    return model, gather_positions(states.hidden, batch["index"])
+    return model, gather_positions(states.hidden, batch["index"]), states.router
 
 
-def score_rows(graph: nnx.GraphDef, params: Params, batch: Batch, scoring: Scoring) -> tuple[jax.Array, jax.Array]:
-    """(log-probs, entropy) [B, R] of the targets of packed rows; padding targets give numbers without meaning."""
-    model, hidden_BRD = read_states(graph, params, batch, scoring)
-    return token_logprobs(
+def _score(
+    graph: nnx.GraphDef, params: Params, batch: Batch, scoring: Scoring
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    """As `score_rows`, and the statistics of the routers."""
+    model, hidden_BRD, router = _read(graph, params, batch, scoring)
+    logprobs, entropy = token_logprobs(
         hidden_BRD,
         batch["targets"],
         model.unembed,
         temperature=batch.get("temperature", scoring.temperature),
         chunk=scoring.chunk,
     )
+    return logprobs, entropy, router
+
+
+def _lay_out_experts(batch: Batch) -> jax.Array:
+    """[L, B, T, A]: the sampler's choices at the tokens that its ids were sampled from, -1 at all others."""
+    experts_BRLA, (rows, length) = batch["experts"].astype(jnp.int32), batch["tokens"].shape
+    at_BR = jnp.where(experts_BRLA[:, :, 0, 0] < 0, length, batch["index"])
+    laid_out = jnp.full((rows, length, *experts_BRLA.shape[2:]), -1)
+    laid_out = laid_out.at[jnp.arange(rows)[:, None], at_BR].set(experts_BRLA, mode="drop")
+    return laid_out.transpose(2, 0, 1, 3)
 
 
 def make_loss(graph: nnx.GraphDef, config: PolicyLossConfig, scoring: Scoring, *, on_policy: bool) -> LossFn:
@@ -67,7 +96,7 @@ def make_loss(graph: nnx.GraphDef, config: PolicyLossConfig, scoring: Scoring, *
     """
 
     def loss_fn(params: Params, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        logprobs, entropy = score_rows(graph, params, batch, scoring)
+        logprobs, entropy, router = _score(graph, params, batch, scoring)
         old = batch.get("old_logprobs", batch["sampler_logprobs"])
         old = jax.lax.stop_gradient(logprobs) if on_policy else old
         loss, sums = policy_loss(
@@ -81,7 +110,11 @@ def make_loss(graph: nnx.GraphDef, config: PolicyLossConfig, scoring: Scoring, *
             entropy=entropy,
             sequences=batch.get("sequences"),
         )
-        return loss, {**sums, **compare_sampler(*jax.lax.stop_gradient((logprobs, entropy)), batch)}
+        sums = {**sums, **compare_sampler(*jax.lax.stop_gradient((logprobs, entropy)), batch)}
+        if router:
+            sums |= {f"router/{key}": router[key].sum() for key in ("overflow", "replayed", "agreed") if key in router}
+            sums[LOAD] = router["load"]
+        return loss, sums
 
     return loss_fn
 
@@ -119,6 +152,10 @@ def summarize(updates: list[list[dict[str, Any]]]) -> dict[str, float]:
         "sampling/importance_sampling_ratio/mean": first["ratio/sum"].sum() / compared,
         "sampling/importance_sampling_ratio/max": first["ratio/max"].max(),
     }
+    if "router/replayed" in first:
+        metrics["router/agreement"] = first["router/agreed"].sum() / max(first["router/replayed"].sum(), 1.0)
+    if "router/overflow" in table:
+        metrics["router/overflow"] = table["router/overflow"].sum()
     means = [key for key in table if key == "kl" or key.startswith(("clip_ratio/", "correction/"))]
     return metrics | {key: table[key].sum() / tokens for key in means}
 

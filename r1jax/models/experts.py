@@ -45,11 +45,13 @@ class Gate:
 
 
 class Routing(NamedTuple):
-    """Scores [B, T, E] of all experts, the chosen ones [B, T, A], and their weights [B, T, A]; float32."""
+    """Scores [B, T, E] of all experts, the chosen ones [B, T, A], and their weights [B, T, A]; float32. own: what was
+    chosen where another choice was told."""
 
     scores: jax.Array
     choice: jax.Array
     weights: jax.Array
+    own: jax.Array
 
 
 class Router(nnx.Module):
@@ -69,15 +71,17 @@ class Router(nnx.Module):
         if gate.bias:
             self.correction_bias = weight(rngs, (experts,), (None,), FLOAT32, std=0.0)
 
-    def __call__(self, x_BTD: jax.Array) -> Routing:
+    def __call__(self, x_BTD: jax.Array, experts_BTA: jax.Array | None = None) -> Routing:
+        """experts_BTA: choices to take in place of one's own (-1: one's own); the weights follow from the scores."""
         kernel_DE = self.kernel[...].astype(jnp.float32)
         logits_BTE = jnp.matmul(x_BTD.astype(jnp.float32), kernel_DE, precision="highest")
         scores = jax.nn.sigmoid(logits_BTE) if self.gate.kind == "sigmoid" else jax.nn.softmax(logits_BTE)
-        choice = self._choose(jax.lax.stop_gradient(scores))
+        own = self._choose(jax.lax.stop_gradient(scores))
+        choice = own if experts_BTA is None else jnp.where(experts_BTA < 0, own, experts_BTA.astype(own.dtype))
         weights = jnp.take_along_axis(scores, choice, axis=-1)
         if self.gate.normalize:
             weights = weights / (weights.sum(-1, keepdims=True) + 1e-20)
-        return Routing(scores, choice, weights * self.gate.scale)
+        return Routing(scores, choice, weights * self.gate.scale, own)
 
     def _choose(self, scores_BTE: jax.Array) -> jax.Array:
         gate, ranked = self.gate, scores_BTE
@@ -125,10 +129,13 @@ class MoE(nnx.Module):
 
     Called with the tokens that are valid (not padding); beside the output it gives
     "load" [E]: how many tokens chose each expert.
+    "choice" [B, T, A]: the chosen experts of each token.
     "overflow": how many choices found no place in a buffer (0 unless `buffer_factor` bounds it).
     "balance": the loss of equations 17-20 of DeepSeek-V3 without alpha, a row being a sequence, each times its valid
     tokens: over the number of tokens it is their mean, 1 at perfect balance. As there, what counts is the choice by
     scores alone, without bias and groups.
+    Told another's choices (router replay: a trainer uses the sampler's, 2510.11370), also "replayed", how many of them
+    valid tokens took over, and "agreed", how many of these they would have made themselves.
     """
 
     def __init__(
@@ -152,14 +159,21 @@ class MoE(nnx.Module):
         self.experts = Experts(width, expert_size, num_experts, **shared)
         self.shared = GatedMLP(width, shared_hidden, **shared) if shared_hidden else None
 
-    def __call__(self, x_BTD: jax.Array, valid_BT: jax.Array | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(
+        self, x_BTD: jax.Array, valid_BT: jax.Array | None = None, experts_BTA: jax.Array | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         valid_BT = jnp.ones(x_BTD.shape[:2], bool) if valid_BT is None else valid_BT
-        routing, kernels = self.router(x_BTD), self.experts.kernels()
+        routing, kernels = self.router(x_BTD, experts_BTA), self.experts.kernels()
         choice_BTA = jnp.where(valid_BT[..., None], routing.choice, len(kernels.gate))
         y_BTD, overflow = self.dispatch(x_BTD.astype(self.compute), choice_BTA, routing.weights, kernels)
         if self.shared is not None:
             y_BTD = y_BTD + self.shared(x_BTD)[0]
-        return y_BTD, {**self.router.count(routing, valid_BT), "overflow": overflow}
+        router = {**self.router.count(routing, valid_BT), "choice": routing.choice, "overflow": overflow}
+        if experts_BTA is not None:
+            told_BTA = (experts_BTA >= 0) & valid_BT[..., None]
+            agreed_BTA = told_BTA & (routing.choice[..., None] == routing.own[..., None, :]).any(-1)
+            router |= {"replayed": told_BTA.sum(dtype=jnp.float32), "agreed": agreed_BTA.sum(dtype=jnp.float32)}
+        return y_BTD, router
 
 
 def group_layers(routes: Iterable[bool], make_block: Callable[[nnx.Rngs, bool], Any]) -> list[tuple[int, Callable]]:

@@ -49,7 +49,7 @@ class Block(nnx.Module):
     """Pre-norm attention and MLP with residuals.
 
     `attention(x, context, cache, prefix) -> (y, cache)` with `init_cache(rows, columns)`; `mlp(x, valid) -> (y,
-    statistics of its router, {} if it has none)`.
+    statistics of its router, {} if it has none)`, which one with a router may also be told its choices.
     """
 
     def __init__(self, attention: Any, mlp: Any, attention_norm: RMSNorm, mlp_norm: RMSNorm):
@@ -57,11 +57,12 @@ class Block(nnx.Module):
         self.attention_norm, self.mlp_norm = attention_norm, mlp_norm
 
     def __call__(
-        self, x_BTD: jax.Array, context: Context, cache: Any, prefix: Any
+        self, x_BTD: jax.Array, context: Context, cache: Any, prefix: Any, experts: jax.Array | None = None
     ) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
         attended, cache = self.attention(self.attention_norm(x_BTD), context, cache, prefix)
         x_BTD = x_BTD + attended
-        mixed, router = self.mlp(self.mlp_norm(x_BTD), context.valid)
+        told = () if experts is None else (experts,)
+        mixed, router = self.mlp(self.mlp_norm(x_BTD), context.valid, *told)
         return constrain(x_BTD + mixed, ("batch", "sequence", "act_embed")), cache, router
 
 
@@ -123,20 +124,22 @@ class Transformer(nnx.Module):
         prefix_ids: jax.Array | None = None,
         cache: Cache | None = None,
         prefix: Any = None,
+        experts: jax.Array | None = None,
     ) -> States:
         """Final normed states, cache and router statistics.
 
         positions [B, T]: rotary positions, 0.. by default. segment_ids, prefix_ids [B, T]: packing, see `segment_mask`.
         cache: appended to at its common column; rows see their visible columns. prefix: what all rows begin with, as
-        `prefix` gives it; `positions` must go on from there.
+        `prefix` gives it; `positions` must go on from there. experts [L, B, T, A]: choices that the routers of the L
+        layers that have one are told instead of making their own, which they do where it is -1.
         """
         context, visible = self.make_context(tokens_BT, positions, segment_ids, prefix_ids, cache)
         x_BTD = constrain(self.embed(tokens_BT), ("batch", "sequence", "act_embed"))
         run = self._scan if self.scan_layers else self._unroll
         if cache is None:
-            x_BTD, _, router = run(x_BTD, context, None, prefix)
+            x_BTD, _, router = run(x_BTD, context, None, prefix, experts)
             return States(self.norm(x_BTD), None, router)
-        x_BTD, layers, router = run(x_BTD, context, cache.layers, prefix)
+        x_BTD, layers, router = run(x_BTD, context, cache.layers, prefix, experts)
         return States(self.norm(x_BTD), Cache(layers, visible, cache.column + tokens_BT.shape[1]), router)
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
@@ -192,40 +195,63 @@ class Transformer(nnx.Module):
         segments = jnp.ones(tokens_BT.shape, jnp.int32) if segments is None else segments
         return Context(rope, mask_bias(segment_mask(segments, prefixes)), valid), None
 
-    def _unroll(self, x: jax.Array, context: Context, caches: Any, prefixes: Any) -> tuple[jax.Array, Any, dict]:
+    @property
+    def routing(self) -> tuple[int, int]:
+        """(how many layers have a router, how many experts it chooses a token)."""
+        blocks = zip(self.stacks, self.counts, strict=True) if self.scan_layers else ((b, 1) for b in self.layers)
+        found = [(count, block.mlp.router.active) for block, count in blocks if hasattr(block.mlp, "router")]
+        return sum(count for count, _ in found), max((active for _, active in found), default=0)
+
+    def _unroll(
+        self, x: jax.Array, context: Context, caches: Any, prefixes: Any, experts: jax.Array | None
+    ) -> tuple[jax.Array, Any, dict]:
         new, routers = [], []
+        told = iter(() if experts is None else experts)
         for index, layer in enumerate(self.layers):
             run, params = self.runner(layer)
             cache, prefix = (None if tree is None else tree[index] for tree in (caches, prefixes))
-            x, cache, router = run(params, x, context, cache, prefix)
+            choices = next(told, None) if hasattr(layer.mlp, "router") else None
+            x, cache, router = run(params, x, context, cache, prefix, choices)
             new.append(cache)
             routers.append(router)
         return x, None if caches is None else new, join_routers(routers, jnp.stack)
 
-    def _scan(self, x: jax.Array, context: Context, caches: Any, prefixes: Any) -> tuple[jax.Array, Any, dict]:
-        new, routers = [], []
+    def _scan(
+        self, x: jax.Array, context: Context, caches: Any, prefixes: Any, experts: jax.Array | None
+    ) -> tuple[jax.Array, Any, dict]:
+        new, routers, told = [], [], 0
         for index, block in enumerate(self.stacks):
             group, prefix = (None if tree is None else tree[index] for tree in (caches, prefixes))
-            x, group, router = self._scan_group(block, self.counts[index], x, context, group, prefix)
+            count, choices = self.counts[index], None
+            if experts is not None and hasattr(block.mlp, "router"):
+                choices, told = experts[told : told + count], told + count
+            x, group, router = self._scan_group(block, count, x, context, group, prefix, choices)
             new.append(group)
             routers.append(router)
         return x, None if caches is None else new, join_routers(routers, jnp.concatenate)
 
     def _scan_group(
-        self, block: nnx.Module, count: int, x: jax.Array, context: Context, caches: Any, prefixes: Any
+        self,
+        block: nnx.Module,
+        count: int,
+        x: jax.Array,
+        context: Context,
+        caches: Any,
+        prefixes: Any,
+        experts: jax.Array | None,
     ) -> tuple[jax.Array, Any, dict]:
         """The caches are a carry, updated in place layer by layer: as scan outputs they would be copied every step."""
         run, params = self.runner(block)
 
         def body(carry: tuple, layer: tuple) -> tuple[tuple, dict]:
             x, caches = carry
-            index, params, prefix = layer
+            index, params, prefix, choices = layer
             cache = jax.tree.map(lambda c: jax.lax.dynamic_index_in_dim(c, index, keepdims=False), caches)
-            x, cache, router = run(params, x, context, cache, prefix)
+            x, cache, router = run(params, x, context, cache, prefix, choices)
             update = lambda old, new: jax.lax.dynamic_update_index_in_dim(old, new, index, 0)
             return (x, jax.tree.map(update, caches, cache)), router
 
-        (x, caches), router = jax.lax.scan(body, (x, caches), (jnp.arange(count), params, prefixes))
+        (x, caches), router = jax.lax.scan(body, (x, caches), (jnp.arange(count), params, prefixes, experts))
         return x, caches, router
 
 

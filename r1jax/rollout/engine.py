@@ -74,7 +74,7 @@ class Engine:
                 prompts = prompts if tokens is None else self._prefill(params, prefix, tokens)
                 slots = self._insert(slots, prompts, fill)
             slots = self._decode(params, prefix, slots, scheduler.idle_limit, filtered=filtered)
-            ended = scheduler.collect(*fetch((slots.active, slots.done, slots.tokens, slots.logprobs)))
+            ended = scheduler.collect(*fetch((slots.active, slots.done, slots.tokens, slots.logprobs, slots.experts)))
             for number, completion in ended:
                 on_complete(number, completion)
         self._slots = slots
@@ -122,7 +122,8 @@ def _prefill(graph: nnx.GraphDef, start: int, params: Params, prefix: Any, token
 def _init(graph: nnx.GraphDef, config: EngineConfig, params: Params) -> Slots:
     """All slots idle, the cache empty."""
     columns = config.prompt_columns + config.max_new_tokens
-    return init_slots(config, merge(graph, params).init_cache(config.slots, columns))
+    model = merge(graph, params)
+    return init_slots(config, model.init_cache(config.slots, columns), model.routing)
 
 
 def _decode(
@@ -134,7 +135,7 @@ def _decode(
     first = slots.cache.length - ring
 
     def step(slots: Slots) -> Slots:
-        hidden_B1D, cache, _ = model.hidden(
+        hidden_B1D, cache, router = model.hidden(
             slots.token[:, None], positions=slots.position[:, None], cache=slots.cache, prefix=prefix
         )
         logits_BV = constrain(model.unembed(hidden_B1D[:, 0]), ("batch", "vocab"), name="logits")
@@ -144,6 +145,10 @@ def _decode(
         at = jnp.where(slots.active, slots.done, ring)  # idle rows write nowhere
         done = slots.done + slots.active
         stopped = (token[:, None] == slots.stop).any(-1)
+        experts = slots.experts
+        if experts is not None:
+            chosen_BLA = router["choice"][:, :, 0].swapaxes(0, 1).astype(experts.dtype)
+            experts = experts.at[row, at].set(chosen_BLA, mode="drop")
         return constrain_slots(
             dataclasses.replace(
                 slots,
@@ -154,6 +159,7 @@ def _decode(
                 active=slots.active & ~stopped & (done < slots.limit),
                 tokens=slots.tokens.at[row, at].set(token, mode="drop"),
                 logprobs=slots.logprobs.at[row, at].set(logprob, mode="drop"),
+                experts=experts,
             )
         )
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from r1jax.core.structs import Completion, Request
+from r1jax.core.structs import Completion, FinishReason, Request
 from r1jax.rollout.sampling import Knobs
 from r1jax.rollout.slots import EngineConfig, Fill
 
@@ -53,7 +53,12 @@ class Scheduler:
             yield tokens, self._fill(taken)
 
     def collect(
-        self, active: np.ndarray, done: np.ndarray, tokens: np.ndarray, logprobs: np.ndarray
+        self,
+        active: np.ndarray,
+        done: np.ndarray,
+        tokens: np.ndarray,
+        logprobs: np.ndarray,
+        experts: np.ndarray | None = None,
     ) -> list[tuple[int, Completion]]:
         """Takes the rows that ended since the last call: (number of the request, completion)."""
         ended = []
@@ -61,7 +66,9 @@ class Scheduler:
             index, count = int(self._slot_request[slot]), done[slot]
             ids = tuple(tokens[slot, :count].tolist())
             stopped = ids[-1] in self._requests[index].sampling.stop_ids
-            completion = Completion(ids, tuple(logprobs[slot, :count].tolist()), "stop" if stopped else "length")
+            reason: FinishReason = "stop" if stopped else "length"
+            chosen = None if experts is None else experts[slot, :count].copy()
+            completion = Completion(ids, tuple(logprobs[slot, :count].tolist()), reason, chosen)
             self._results[index] = completion
             self._slot_request[slot] = -1
             ended.append((index, completion))

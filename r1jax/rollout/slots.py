@@ -21,6 +21,7 @@ class EngineConfig:
     slots: sequences decoded at once. max_prompt_tokens, max_new_tokens: longest prompt and completion. prefix: ids that
     every prompt begins with; they are computed once a call and held once. prefill_batch: prompts a prefill.
     refill_share: the share of slots that must be idle before the host refills them while requests wait.
+    record_experts: completions tell which experts were chosen, for a trainer that replays them.
     """
 
     slots: int = 64
@@ -30,6 +31,7 @@ class EngineConfig:
     refill_share: float = 0.125
     max_stop_ids: int = 8
     prefix: tuple[int, ...] = ()
+    record_experts: bool = False
 
     @property
     def prompt_columns(self) -> int:
@@ -43,7 +45,8 @@ class Slots:
     """The changing state of the engine, one row a slot.
 
     token: next id to feed; position: its rotary position; done: ids sampled so far; limit: ids at most; active: still
-    sampling; seed: of the request; stop [B, Z]: its stop ids, -1 unused; tokens, logprobs [B, R]: what was sampled.
+    sampling; seed: of the request; stop [B, Z]: its stop ids, -1 unused; tokens, logprobs [B, R]: what was sampled;
+    experts [B, R, L, A]: what the routers chose meanwhile (None: not recorded).
     """
 
     cache: Cache
@@ -57,6 +60,7 @@ class Slots:
     knobs: Knobs
     tokens: jax.Array
     logprobs: jax.Array
+    experts: jax.Array | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -79,8 +83,8 @@ class Fill:
     knobs: Knobs
 
 
-def init_slots(config: EngineConfig, cache: Cache) -> Slots:
-    """All slots idle; `cache` is an empty one of `slots` rows."""
+def init_slots(config: EngineConfig, cache: Cache, routing: tuple[int, int]) -> Slots:
+    """All slots idle; `cache` is an empty one of `slots` rows, `routing` the model's."""
     B, R = config.slots, config.max_new_tokens
     cache = dataclasses.replace(cache, column=jnp.int32(config.prompt_columns))
     zeros = lambda dtype=jnp.int32: jnp.zeros((B,), dtype)
@@ -97,6 +101,7 @@ def init_slots(config: EngineConfig, cache: Cache) -> Slots:
             knobs=Knobs(zeros(jnp.float32), zeros(), jnp.ones((B,), jnp.float32), zeros(jnp.float32)),
             tokens=jnp.zeros((B, R), jnp.int32),
             logprobs=jnp.zeros((B, R), jnp.float32),
+            experts=jnp.zeros((B, R, *routing), jnp.int16) if config.record_experts else None,
         )
     )
 

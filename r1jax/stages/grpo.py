@@ -43,7 +43,7 @@ from r1jax.stages.judge import Judge
 from r1jax.stages.loop import Loop
 from r1jax.stages.pools import Pools
 from r1jax.stages.rollouts import Rollouts
-from r1jax.stages.settings import load_model
+from r1jax.stages.settings import check, load_model
 from r1jax.stages.updates import Updates
 from r1jax.stages.workdir import describe_change
 from r1jax.text.encoding import PromptEncoder, find_prefix
@@ -76,7 +76,8 @@ class Run:
         model, tokenizer = load_model(model_config)
         self.tokenizer = require_tokenizer(tokenizer, model_config.path)
         trainable = Trainable(model, settings.lora, seed=settings.seed)
-        self.graph = trainable.graph
+        self.graph, routed = trainable.graph, model.routing[0] > 0
+        check("train.replay_experts", True, routed or not settings.train.replay_experts, "needs a model with experts")
         self.judge.attach(self.graph, self.tokenizer)
         self.encode = PromptEncoder(self.tokenizer)
         self.loader = PromptLoader(task.train, settings.rollout.prompts_per_step, seed=settings.seed)
@@ -122,6 +123,7 @@ class Run:
                 max_new_tokens=rollout.max_new_tokens,
                 prefill_batch=rollout.prefill_batch,
                 prefix=self.prefix,
+                record_experts=self.settings.train.replay_experts,
             ),
         )
 

@@ -104,7 +104,9 @@ class TrainConfig:
     updates_per_step: mini-batches of whole groups. micro_batch_size: completions per device per accumulation, at full
     length; shorter ones pack tighter. completions_per_row: how many of those share a row. logits_chunk: positions of a
     row whose logits exist at once (0: all). old_logprobs: "trainer" recomputes them before the first of several
-    updates, "sampler" takes the engine's. difference_alarm: bound on the mean log-prob difference that is warned about.
+    updates, "sampler" takes the engine's. replay_experts: routers choose for completions what the sampler's chose.
+    bias_rate: by how much an update moves the experts' correction biases (learner/balance.py). difference_alarm: bound
+    on the mean log-prob difference that is warned about.
     """
 
     updates_per_step: int = 1
@@ -112,6 +114,8 @@ class TrainConfig:
     completions_per_row: int = 4
     logits_chunk: int = 0
     old_logprobs: Literal["trainer", "sampler"] = "trainer"
+    replay_experts: bool = False
+    bias_rate: float = 0.0
     zero_spread: float = 1e-3
     difference_alarm: float = 1e-3
 

@@ -43,7 +43,7 @@ from r1jax.stages.distill_traces import read_config as read_traces
 from r1jax.stages.grpo_config import GRPOConfig
 from r1jax.stages.grpo_config import read_config as read_grpo
 from r1jax.stages.sampler import PREFILL_BATCH
-from r1jax.stages.settings import ModelConfig
+from r1jax.stages.settings import ModelConfig, expert_options
 from r1jax.stages.sft_config import SFTConfig
 from r1jax.stages.sft_config import read_config as read_sft
 
@@ -93,7 +93,7 @@ def list_programs(config: ConfigDict, *, prefix: tuple[int, ...] = ()) -> list[P
 def abstract_model(config: ModelConfig) -> Shapes:
     """The model of a config as shapes, without its weights."""
     family, sizes = find_sizes(config)
-    options = {"scan_layers": config.scan_layers, "remat": config.remat}
+    options = {"scan_layers": config.scan_layers, "remat": config.remat, **expert_options(config)}
     dtypes = Dtypes(config.param_dtype, config.dtype)
     model = nnx.eval_shape(lambda: family.build(sizes, rngs=nnx.Rngs(0), dtypes=dtypes, **options))
     graph, params = split(model)
@@ -140,7 +140,12 @@ def list_grpo(config: ConfigDict, *, prefix: tuple[int, ...] = ()) -> list[Progr
     shapes = dataclasses.replace(shapes, params=state.params)
     prompt = (rollout.max_prompt_tokens or len(prefix) + PROMPT_TOKENS) - len(prefix)
     engine = EngineConfig(
-        rollout.slots, prompt + len(prefix), rollout.max_new_tokens, rollout.prefill_batch, prefix=prefix
+        rollout.slots,
+        prompt + len(prefix),
+        rollout.max_new_tokens,
+        rollout.prefill_batch,
+        prefix=prefix,
+        record_experts=settings.train.replay_experts,
     )
     rows = RowShape(prompt, rollout.max_new_tokens, settings.train.completions_per_row, len(prefix))
     reference = state.params if settings.loss.kl_coefficient else ()
@@ -175,7 +180,10 @@ def policy_programs(
     batch = {name: _rows((rows, length), dtype) for name, (length, dtype) in {**fed, **aimed}.items()}
     scoring = Scoring(settings.rollout.temperature, train.logits_chunk, prefix)
     graph = shapes.graph
-    learner = Learner(make_loss(graph, settings.loss, scoring, on_policy=train.updates_per_step == 1), optimizer)
+    if train.replay_experts:
+        batch["experts"] = _rows((rows, shape.targets, *merge(graph, shapes.params).routing), jnp.int16)
+    loss = make_loss(graph, settings.loss, scoring, on_policy=train.updates_per_step == 1)
+    learner = Learner(loss, optimizer, bias_rate=train.bias_rate)
     logprobs = jax.jit(lambda params, batch: score_rows(graph, params, batch, scoring)[0])
     C, P = shape.completion_tokens, shape.prompt_tokens + shape.prefix
     per_row = shape.prompt_tokens**2 / 2 + shape.completions * (C * P + C**2 / 2)
@@ -298,7 +306,8 @@ def with_rows(tree: Any, rows: int) -> Any:
 
 
 def _rows(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding(("batch", None), shape, name="micro-batch"))
+    axes = ("batch", *[None] * (len(shape) - 1))
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding(axes, shape, name="micro-batch"))
 
 
 def read_mesh(config: ConfigDict) -> MeshConfig:

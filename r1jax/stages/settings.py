@@ -28,6 +28,8 @@ class ModelConfig:
 
     Or fresh weights: `preset` names a shape (models/presets.py), `sizes` replaces some of its sizes, `seed` draws the
     weights, and the tokenizer is that of the folder `path`, or bytes where `path` is empty.
+
+    dispatch, buffer_factor: how tokens get to their experts (models/dispatch.py).
     """
 
     path: str
@@ -42,6 +44,8 @@ class ModelConfig:
     param_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     scan_layers: bool = False
     remat: Literal["none", "full", "dots"] = "none"
+    dispatch: str = "grouped"
+    buffer_factor: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,10 +66,17 @@ class LogConfig:
     wandb_project: str = ""
 
 
+def expert_options(config: ModelConfig) -> dict[str, Any]:
+    """How tokens get to their experts (models/dispatch.py), where a config says more than nothing."""
+    asked = {"dispatch": config.dispatch, "buffer_factor": config.buffer_factor}
+    return {key: value for key, value in asked.items() if value != getattr(ModelConfig, key)}
+
+
 def load_model(config: ModelConfig, **options: Any) -> tuple[Transformer, Tokenizer | None]:
     """(model, tokenizer) that a config's `model` section names; the tokenizer is None where it has none."""
     dtypes = Dtypes(config.param_dtype, config.dtype)
     shared: dict[str, Any] = dict(dtypes=dtypes, scan_layers=config.scan_layers, remat=config.remat, **options)
+    shared |= expert_options(config)
     if not config.preset:
         model, tokenizer = load_pretrained(config.path, hub=config.hub, fetch=config.fetch, **shared)
         return (keep_layers(model, config.layers, config.layer_choice) if config.layers else model), tokenizer
@@ -104,6 +115,8 @@ def _find_shape(config: ModelConfig) -> tuple[ModuleType, Any, Tokenizer | None]
     except TypeError:
         known = ", ".join(field.name for field in dataclasses.fields(sizes))
         raise UserError(f"config.model.sizes must be among {known}; got {', '.join(config.sizes)}") from None
+    if expert_options(config) and not hasattr(sizes, "num_experts"):
+        raise UserError(f"config.model.dispatch: {config.preset} has no experts, got {config.dispatch!r}")
     if tokenizer is not None and sizes.vocab_size < tokenizer.vocab_size:
         raise UserError(
             f"config.model.sizes.vocab_size: {config.preset} has {sizes.vocab_size} rows for the "

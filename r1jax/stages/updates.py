@@ -17,6 +17,7 @@ from r1jax.core import distributed
 from r1jax.core.sharding import batch_parts, sharding
 from r1jax.core.tree import count_parameters
 from r1jax.data.packing import PackedRows, RowShape, pack_completions
+from r1jax.learner.balance import LOAD, measure_load
 from r1jax.learner.optimizer import make_optimizer, make_schedule
 from r1jax.learner.policy import Scoring, make_loss, score_rows, summarize
 from r1jax.learner.state import TrainState, abstract_state, init_state
@@ -70,7 +71,7 @@ class Updates:
         self.optimizer = make_optimizer(settings.optimizer, total)
         scoring = Scoring(settings.rollout.temperature, settings.train.logits_chunk, prefix)
         loss = make_loss(graph, settings.loss, scoring, on_policy=updates == 1)
-        self.learner = Learner(trainable.wrap(loss), self.optimizer)
+        self.learner = Learner(trainable.wrap(loss), self.optimizer, bias_rate=settings.train.bias_rate)
         self.logprobs = jax.jit(lambda params, batch: score_rows(graph, params, batch, scoring)[0])
         self.reference = jax.tree.map(jnp.copy, params) if settings.loss.kl_coefficient else None
         self.policy: TrainState = init_state(params, axes, self.optimizer)
@@ -160,6 +161,8 @@ class Updates:
         metrics = {key: float(np.mean([outcome[key] for outcome in outcomes])) for key in ("loss", "grad_norm")}
         metrics["learning_rate"] = float(self.schedule(int(self.policy.updates) - 1))
         metrics |= summarize(sums) | self._move_reference()
+        if loads := [outcome[LOAD] for outcome in outcomes if LOAD in outcome]:
+            metrics |= measure_load(np.sum(loads, axis=0))
         return metrics, Work(targets, 6.0 * (self.sizes.body * fed + self.sizes.head * targets))
 
     def _move_reference(self) -> dict[str, float]:
@@ -199,6 +202,8 @@ class Updates:
             "advantages": np.repeat(advantages, lengths).astype(np.float32),
             "weights": np.repeat(weights, lengths).astype(np.float32),
         }
+        if self.settings.train.replay_experts:
+            arrays["experts"] = np.concatenate([c.experts for c in completions if c.experts is not None])
         return packed, arrays
 
     def _rows_per_batch(self) -> int:
@@ -216,7 +221,7 @@ class Updates:
         ]
         if self.settings.rollout.temperatures:
             pieces = [{**piece, "temperature": np.float32(temperature)} for piece in pieces]
-        place = lambda x: sharding(("batch", None)[: x.ndim], x.shape, name="micro-batch")
+        place = lambda x: sharding(("batch", *[None] * (x.ndim - 1))[: x.ndim], x.shape, name="micro-batch")
         return [distributed.put_global(piece, jax.tree.map(place, piece)) for piece in pieces]
 
     def _add_logprobs(

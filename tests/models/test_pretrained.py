@@ -248,6 +248,11 @@ def test_known_families_are_models_only(tmp_path: Path) -> None:
     assert all(find_family({"model_type": kind}, tmp_path).VARIANTS for kind in kinds)
 
 
+def test_dispatch_is_for_models_with_experts(tiny_model: Path) -> None:
+    with pytest.raises(UserError, match="a model without experts has no dispatch, got 'dense'"):
+        load_pretrained(tiny_model, dispatch="dense")
+
+
 def test_a_single_safetensors_file_is_no_model_folder(tiny_model: Path) -> None:
     with pytest.raises(UserError, match="model.safetensors: not a model folder, config.json is missing"):
         load_pretrained(tiny_model / "model.safetensors")
