@@ -56,10 +56,10 @@ class PackedRows:
     source: np.ndarray
     sequences: np.ndarray
 
-    def lay_out(self, flat: np.ndarray) -> np.ndarray:
-        """A value or an array per completion token (concatenated) -> [B, R, ...]; at padding 0, -1 for integers."""
+    def lay_out(self, flat: np.ndarray, padding: int = 0) -> np.ndarray:
+        """A value or an array per completion token (concatenated) -> [B, R, ...], `padding` where there is none."""
         laid_out = flat[np.maximum(self.source, 0)]
-        laid_out[self.source == PADDING] = -1 if np.issubdtype(flat.dtype, np.integer) else 0
+        laid_out[self.source == PADDING] = padding
         return laid_out
 
 

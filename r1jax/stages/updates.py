@@ -213,7 +213,8 @@ class Updates:
     def _batches(self, packed: PackedRows, arrays: Arrays, temperature: float) -> list[dict[str, jax.Array]]:
         """Micro-batches on their devices."""
         names = (*_FED, "sequences") if self.settings.loss.needs_sequences else _FED
-        whole = {name: getattr(packed, name) for name in names} | {k: packed.lay_out(v) for k, v in arrays.items()}
+        whole = {name: getattr(packed, name) for name in names}
+        whole |= {k: packed.lay_out(v, -1 if k == "experts" else 0) for k, v in arrays.items()}
         size = self._rows_per_batch()
         pieces = [
             {name: value[start : start + size] for name, value in whole.items()}

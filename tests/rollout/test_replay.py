@@ -68,7 +68,7 @@ def train(dtypes: Dtypes, *, replays: bool, scan_layers: bool = False) -> dict[s
         for k, v in zip(("sampler_logprobs", "weights", "advantages"), (logprobs, ones, ones), strict=True)
     }
     if replays:
-        batch["experts"] = packed.lay_out(np.concatenate([c.experts for c in completions if c.experts is not None]))
+        batch["experts"] = packed.lay_out(np.concatenate([c.experts for c in completions if c.experts is not None]), -1)
     graph, params = model(FLOAT32, scan_layers)
     loss = make_loss(graph, PolicyLossConfig(), Scoring(), on_policy=True)
     (_, sums), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, batch)
