@@ -1,6 +1,6 @@
 """Learning curves of several ways to train, over several seeds: runs them, then writes one plot and one table.
 
-    python docs/curves.py                                              five losses, three seeds: about half an hour
+    python docs/curves.py                                              five losses, three seeds: fifteen runs
     python docs/curves.py --vary=reward=number,self_rank --output=docs/self_rank
 
 Each run is `python -m r1jax.train --config=CONFIG:NAME=VALUE,seed=SEED`, in a folder of its own; runs that are finished
