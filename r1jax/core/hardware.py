@@ -30,7 +30,7 @@ PEAK_FLOPS: dict[str, float] = {
 @functools.cache
 def peak_flops(device: jax.Device | None = None) -> float:
     """Peak FLOP/s of one device; on a CPU the float32 matmul rate of all its cores, measured once (about 0.3 s)."""
-    device = device or jax.devices()[0]
+    device = device or jax.local_devices()[0]  # of several processes, each measures its own
     for name, flops in PEAK_FLOPS.items():
         if device.device_kind.startswith(name):
             return flops
@@ -44,4 +44,4 @@ def peak_flops(device: jax.Device | None = None) -> float:
             start = time.perf_counter()
             multiply(x).block_until_ready()
             seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / min(seconds) / max(1, len([d for d in jax.devices() if d.platform == device.platform]))
+    return 2 * size**3 / min(seconds) / max(1, len([d for d in jax.local_devices() if d.platform == device.platform]))
