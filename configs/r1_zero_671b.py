@@ -1,0 +1,94 @@
+"""R1-Zero at the paper's scale: GRPO alone on DeepSeek-V3-Base, 671 billion parameters, on 512 chips of a TPU v5p.
+
+    python -m r1jax.train --config=configs/r1_zero_671b.py --config.data.path=PROBLEMS.jsonl
+    python -m r1jax.compile_check --config=configs/r1_zero_671b.py --topology=v5p:8x8x8
+
+`PROBLEMS.jsonl` has the columns `problem` and `answer`. Settings are the paper's where it tells them (2501.12948 and
+its supplement): 16 answers a prompt, clip 10, KL 0.001, a new reference every 400 updates, learning rate 3e-6. Its
+8,192 answers a rollout make 16 updates there and 4 here, so that each fills every chip. It has not run anywhere; the
+second command says what its programs need of the slice.
+
+Each expert lives on one of 64 groups of chips (expert=64), to which its tokens travel; within a group, and for all that
+is no expert, weights are split (fsdp). Receive buffers hold twice what comes when experts are equally loaded; what
+overflows is counted in the metrics.
+
+Arguments after a colon, e.g. `configs/r1_zero_671b.py:length=32768`:
+
+    length  8192 (default): tokens of prompt and answer together; the paper's limit is 32768, and 65536 in the end
+    slots   8 (default): sequences in flight a chip
+    chips   512 (default): of the slice; prompts, slots and rows grow with them
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from r1jax.core.config import parse_args
+
+PROMPT = 1024
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The run for a length."""
+    args = parse_args(arg, length=8192, slots=8, chips=512)
+    config = ConfigDict()
+    config.stage = "grpo"
+    config.seed = 0
+    config.steps = 650  # 10,400 updates
+
+    config.model = ConfigDict(
+        dict(
+            path="deepseek-ai/DeepSeek-V3-Base",
+            preset="deepseek_v3_671b",
+            dtype="bfloat16",
+            param_dtype="float32",
+            scan_layers=True,
+            remat="full",
+            dispatch="grouped",
+            buffer_factor=2.0,
+        )
+    )
+    config.mesh = ConfigDict(dict(data=1, fsdp=-1, expert=64, context=1, tensor=1))
+    config.data = ConfigDict(
+        dict(
+            source="jsonl",
+            path=placeholder(str),
+            columns=dict(prompt="problem", solution="answer"),
+            template="r1",
+            eval_problems=128,
+            on_error="skip",
+            seed=0,
+        )
+    )
+    config.rollout = ConfigDict(
+        dict(
+            prompts_per_step=args.chips,
+            group_size=16,
+            max_new_tokens=args.length - PROMPT,
+            max_prompt_tokens=PROMPT,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            min_p=0.0,
+            slots=args.slots * args.chips,
+            prefill_batch=args.chips,
+        )
+    )
+    config.rewards = ConfigDict(dict(answer_reward=1.0, r1_format_reward=1.0))
+    config.train = ConfigDict(
+        dict(
+            updates_per_step=4,
+            micro_batch_size=4 if args.length <= 8192 else 1,
+            completions_per_row=1,
+            logits_chunk=512,
+            old_logprobs="trainer",
+        )
+    )
+    config.loss = ConfigDict(dict(preset="r1"))
+    config.reference = ConfigDict(dict(every_updates=400))
+    config.optimizer = ConfigDict(
+        dict(learning_rate=3e-6, schedule="constant", warmup_updates=10, beta1=0.9, beta2=0.95, clip_norm=1.0)
+    )
+    config.eval = ConfigDict(dict(name="math", every_steps=25, strict=("answer_reward",), format="r1_format_reward"))
+    config.checkpoint = ConfigDict(dict(every_steps=25, keep=2))
+    config.log = ConfigDict(dict(samples_per_step=64, show_every_steps=0, tensorboard=True, wandb_project=""))
+    return config
