@@ -38,7 +38,6 @@ class Graded:
     the first completion that gives the same answer (None: no answer).
     """
 
-    kind: Kind
     answers: list[str | None]
     correct: list[bool]
     lenient: list[bool]
@@ -90,7 +89,7 @@ def grade(problems: Sequence[Answered]) -> list[Graded]:
     for p, (problem, kind) in enumerate(zip(problems, kinds, strict=True)):
         correct = [(p, s) in right for s in range(len(answers[p]))]
         lenient = [is_lenient(t, problem.gold, kind, c) for t, c in zip(problem.completions, correct, strict=True)]
-        graded.append(Graded(kind, answers[p], correct, lenient, votes[p]))
+        graded.append(Graded(answers[p], correct, lenient, votes[p]))
     return graded
 
 
