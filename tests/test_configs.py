@@ -29,7 +29,7 @@ VARIANTS = {
         "task=chain_sum,template=chat",
     ],
     "distill_qwen7b": ["model=meta-llama/Llama-3.1-8B", "rows=2"],
-    "distill_traces": ["", "template=r1", "layers=6"],
+    "distill_traces": ["", "template=r1", "layers=20"],
     "grpo_digits": ["", "loss=r1", "loss=gspo,seed=1", "reward=self_rank"],
     "r1_zero_671b": ["", "length=32768,slots=4", "chips=128"],
     "sft_gsm8k": ["", "lora=8"],
