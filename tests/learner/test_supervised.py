@@ -16,6 +16,7 @@ from r1jax.learner.optimizer import OptimizerConfig, make_optimizer
 from r1jax.learner.step import Learner
 from r1jax.learner.supervised import Batch, SupervisedConfig, make_loss, share_weights, split_batch, summarize
 from r1jax.models import deepseek_v3
+from r1jax.models.layers import Dtypes
 from r1jax.models.mtp import predict_ahead
 from r1jax.models.transformer import Params, logical_axes, merge, split
 from tests.models import naive, toy
@@ -147,7 +148,7 @@ def test_rows_of_padding_alone_make_no_nan() -> None:
 
 
 def test_bfloat16_computes_near_float32_and_keeps_float32_gradients() -> None:
-    low, params = toy.build(dtypes=toy.llama.Dtypes("float32", "bfloat16"))
+    low, params = toy.build(dtypes=Dtypes("float32", "bfloat16"))
     gradient, loss, _ = run(low, params, ROWS)
     expected, expected_loss, _ = whole("llama")
     assert loss == pytest.approx(expected_loss, rel=0.02) and loss != expected_loss
