@@ -152,7 +152,7 @@ def run_for_real(
         ),
         ([TINY, "--config.mesh.data=3"], ["config.mesh", "make 3 devices but there are 8"]),
         ([GSM8K, "--config.data.path=none.jsonl"], ["no such file: none.jsonl (config.data.path)"]),
-        ([GSM8K], ["config.data.path must name a JSONL file"]),
+        ([GSM8K], ["config.data.path must name a file when config.data.source is jsonl"]),
     ],
 )
 def test_a_mistake_in_a_real_config_gets_one_line(
