@@ -41,21 +41,10 @@ COLLECTIVES = (
     "collective-permute",
     "collective-broadcast",
 )
-_FREE = {
-    "parameter",
-    "constant",
-    "tuple",
-    "get-tuple-element",
-    "bitcast",
-    "after-all",
-    "partition-id",
-    "replica-id",
-    "opt-barrier",
-    "add-dependency",
-    "conditional",
-    "call",
-    "while",
-}
+_FREE = frozenset(
+    "parameter constant tuple get-tuple-element bitcast after-all partition-id replica-id opt-barrier add-dependency "
+    "conditional call while".split()
+)
 _SLICES = ("dynamic-slice", "slice", "gather")
 
 
