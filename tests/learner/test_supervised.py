@@ -93,7 +93,10 @@ def test_loss_and_accuracy_are_those_of_a_naive_llama_document_by_document() -> 
     assert metrics == {"loss": pytest.approx(loss), "token_accuracy": pytest.approx(right / counted)}
 
 
-@pytest.mark.parametrize(("family", "size", "chunk"), [("llama", 2, 0), ("llama", 1, 4), ("deepseek", 2, 0)])
+@pytest.mark.parametrize(
+    ("family", "size", "chunk"),
+    [("llama", 2, 0), ("llama", 1, 4), pytest.param("deepseek", 2, 0, marks=pytest.mark.slow)],
+)
 def test_the_cut_changes_nothing(family: str, size: int, chunk: int) -> None:
     gradient, loss, metrics = run(*{"llama": llama, "deepseek": deepseek}[family](), size, chunk)
     expected, expected_loss, expected_metrics = whole(family)

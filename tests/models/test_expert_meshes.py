@@ -91,7 +91,8 @@ def on_one_device() -> Any:
     return run("", dispatch="dense")
 
 
-@pytest.mark.parametrize("mesh", SLOW)
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", MESHES)
 def test_loss_and_gradient_are_those_of_one_device(mesh: str) -> None:
     """Within 1e-5 of each tensor's norm; one device uses the dense reference, meshes what they choose by themselves."""
     (value, load, gradient), (expected, expected_load, expected_gradient) = run(mesh), on_one_device()

@@ -91,7 +91,7 @@ def test_each_device_runs_the_kernel_on_its_rows_and_heads() -> None:
         np.testing.assert_allclose(jax.jit(kernel)(), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("preset", ["tiny_llama", "tiny_deepseek_v3"])
+@pytest.mark.parametrize("preset", ["tiny_llama", pytest.param("tiny_deepseek_v3", marks=pytest.mark.slow)])
 def test_a_model_gives_the_same_for_long_rows(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The switch by length changes how attention runs, and nothing else: forward, and prefill into a cache."""
     family, sizes = find_preset(preset)
