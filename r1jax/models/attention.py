@@ -120,27 +120,22 @@ def _attend(q_BKMH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, bias_BTS: j
 def _attend_forward(
     q: jax.Array, k: jax.Array, v: jax.Array, bias_BTS: jax.Array, scale: float
 ) -> tuple[jax.Array, tuple]:
-    """The sums divide the result and not the weights, which are many more."""
     B, K, M, _ = q.shape
     T, S = bias_BTS.shape[1:]
     scores = jnp.einsum("BKMH,BKSH->BKMS", q, k, preferred_element_type=jnp.float32) * scale
     scores = scores.reshape(B, K, M // T, T, S) + bias_BTS[:, None, None]
     powers = jnp.exp(scores - scores.max(-1, keepdims=True))
-    total = row_sums(powers).reshape(B, K, M, 1)
-    powers = powers.reshape(B, K, M, S).astype(v.dtype)
-    out = jnp.einsum("BKMS,BKSH->BKMH", powers, v, preferred_element_type=jnp.float32) / total
-    out = out.astype(v.dtype)
-    return out, (q, k, v, powers, total, out)
+    weights = (powers / row_sums(powers)[..., None]).reshape(B, K, M, S).astype(v.dtype)
+    out = jnp.einsum("BKMS,BKSH->BKMH", weights, v)
+    return out, (q, k, v, weights, out)
 
 
 def _attend_backward(scale: float, saved: tuple, grad: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
-    q, k, v, powers, total, out = saved
-    grad = grad / total
-    mean = row_sums(grad * out)[..., None]
-    grad = grad.astype(v.dtype)
-    grad_v = jnp.einsum("BKMS,BKMH->BKSH", powers, grad)
+    q, k, v, weights, out = saved
+    grad_v = jnp.einsum("BKMS,BKMH->BKSH", weights, grad)
     grad_weights = jnp.einsum("BKMH,BKSH->BKMS", grad, v, preferred_element_type=jnp.float32)
-    grad_scores = (powers * (grad_weights - mean) * scale).astype(q.dtype)
+    mean = row_sums(grad.astype(jnp.float32) * out)[..., None]
+    grad_scores = (weights * (grad_weights - mean) * scale).astype(q.dtype)
     grad_q = jnp.einsum("BKMS,BKSH->BKMH", grad_scores, k)
     return grad_q, jnp.einsum("BKMS,BKMH->BKSH", grad_scores, q), grad_v, None
 
