@@ -20,8 +20,8 @@ from r1jax.core.sharding import constrain
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Cache:
-    """`layers`: per layer the attention's own arrays (grouped: keys and values [B, K, S, H]), a list, or one stack
-    [L, ...].
+    """`layers`: per layer the attention's own arrays [B, K, ...] (grouped: keys [B, K, H, S], values [B, K, S, H]), a
+    list, or one stack [L, B, K, ...].
 
     visible [B, S]: columns that hold a token of this row. column: int32 scalar, where the next tokens are written.
     """
@@ -37,7 +37,7 @@ class Cache:
 
 
 def constrain_layers(layers: Any) -> Any:
-    """Pins the arrays of all layers, [L,] [B, K, S, H], to their place: rows over the batch axes, heads over theirs."""
+    """Pins the arrays of all layers, [L,] [B, K, ...], to their place: rows over the batch axes, heads over theirs."""
     axes = ("batch", "kv_heads", None, None)
     return jax.tree.map(lambda x: constrain(x, (*(None,) * (x.ndim - 4), *axes), name="cache"), layers)
 

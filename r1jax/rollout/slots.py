@@ -126,10 +126,11 @@ def insert(slots: Slots, prompts: Any, fill: Fill) -> Slots:
     at = fill.slot
 
     def copy(buffer: jax.Array, prompt: jax.Array) -> jax.Array:
-        stacked = (slice(None),) * (buffer.ndim - 4)  # scanned layers carry a leading layer axis
-        columns = prompt.shape[-2]
-        rows = jnp.take(prompt, fill.prompt, axis=buffer.ndim - 4)
-        return buffer.at[(*stacked, at, slice(None), slice(0, columns))].set(rows, mode="drop")
+        row_axis = buffer.ndim - 4  # scanned layers carry a leading layer axis
+        stacked = (slice(None),) * row_axis
+        within = (slice(0, size) for size in prompt.shape[row_axis + 1 :])  # the prompt has fewer columns, else equal
+        rows = jnp.take(prompt, fill.prompt, axis=row_axis)
+        return buffer.at[(*stacked, at, *within)].set(rows, mode="drop")
 
     cache = slots.cache
     visible = jnp.arange(cache.length) < (fill.columns - 1)[:, None]
