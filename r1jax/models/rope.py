@@ -121,7 +121,8 @@ def rotate_pairs(x_BTNH: jax.Array, tables: Tables) -> jax.Array:
 
 def _turn(first: jax.Array, second: jax.Array, tables: Tables) -> jax.Array:
     cos, sin = tables
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    turned = jnp.stack([first * cos - second * sin, second * cos + first * sin], axis=-2)  # XLA:CPU: 2x a concatenate
+    return turned.reshape(*first.shape[:-1], 2 * first.shape[-1])
 
 
 def write_scaling(scaling: RopeScaling | YaRN | None) -> dict[str, Any] | None:

@@ -3,8 +3,9 @@
 Slots are rows of one KV cache. What all prompts begin with (a template) is computed once a call and held once. The
 rest of a prompt is prefilled once (without the head) and copied into the slots of its group; a slot starts by feeding
 the prompt's last token, so every forward pass of a slot gives one sampled token. All slots write at one common column
-of a ring behind the prompt columns (models/cache.py): the append is one in-place update. The decode program runs
-until enough slots are idle; the scheduler then refills them. The engine knows tokens only.
+of a ring behind the prompt columns (models/cache.py): the append is one in-place update. The ring grows in a few steps
+until it is filled for the first time, then turns. The decode program runs until enough slots are idle, or the cache has
+to grow; the scheduler then refills the slots. The engine knows tokens only.
 
 Left out: paged caches, chunked prefill, speculation.
 """
@@ -27,7 +28,7 @@ from r1jax.core.structs import Completion, Request
 from r1jax.models.transformer import Params, merge
 from r1jax.rollout.sampling import sample
 from r1jax.rollout.scheduler import Scheduler
-from r1jax.rollout.slots import EngineConfig, Slots, constrain_slots, init_slots, insert, restart
+from r1jax.rollout.slots import EngineConfig, Slots, constrain_slots, grow, init_slots, insert
 
 
 class Engine:
@@ -42,13 +43,12 @@ class Engine:
                     "of the batch axes"
                 )
         self.graph, self.config = graph, config
-        self._init = jax.jit(functools.partial(_init, graph, config))
+        self._init = jax.jit(functools.partial(_init, graph, config), static_argnums=1)
         self._prefill = jax.jit(functools.partial(_prefill, graph, len(config.prefix)))
         self._prefix = jax.jit(functools.partial(_prefix, graph, config.prefix))
-        self._restart = jax.jit(restart, donate_argnums=0)
+        self._grow = jax.jit(functools.partial(_grow, graph, config), static_argnums=2)
         self._insert = jax.jit(insert, donate_argnums=0)
-        self._decode = jax.jit(functools.partial(_decode, graph), donate_argnums=2, static_argnames="filtered")
-        self._slots: Slots | None = None
+        self._decode = jax.jit(functools.partial(_decode, graph, config), donate_argnums=2, static_argnames="filtered")
 
     def generate(
         self,
@@ -64,25 +64,23 @@ class Engine:
         for request in requests:
             self._check(request)
         scheduler = Scheduler(requests, self.config)
-        slots = self._slots if self._slots is not None else self._init(params)
-        self._slots = None  # donated below; kept only when the call ends well
+        length, *longer = self.config.cache_lengths
         prefix = self._prefix(params) if self.config.prefix else None
-        slots, prompts = self._restart(slots), None
+        slots, prompts = self._init(params, length), None
         filtered = any(r.sampling.top_k or r.sampling.top_p < 1 or r.sampling.min_p for r in requests)
         while not scheduler.finished:
             for tokens, fill in scheduler.refill():
                 prompts = prompts if tokens is None else self._prefill(params, prefix, tokens)
                 slots = self._insert(slots, prompts, fill)
             slots = self._decode(params, prefix, slots, scheduler.idle_limit, filtered=filtered)
-            ended = scheduler.collect(*fetch((slots.active, slots.done, slots.tokens, slots.logprobs, slots.experts)))
-            for number, completion in ended:
+            column, *rows = fetch(
+                (slots.cache.column, slots.active, slots.done, slots.tokens, slots.logprobs, slots.experts)
+            )
+            for number, completion in scheduler.collect(*rows):
                 on_complete(number, completion)
-        self._slots = slots
+            if longer and column == slots.cache.length:
+                slots = self._grow(params, slots, longer.pop(0))
         return scheduler.completions()
-
-    def release(self) -> None:
-        """Frees the cache, which is otherwise kept for the next call."""
-        self._slots = None
 
     def _check(self, request: Request) -> None:
         config, sampling = self.config, request.sampling
@@ -119,20 +117,31 @@ def _prefill(graph: nnx.GraphDef, start: int, params: Params, prefix: Any, token
     ).cache.layers
 
 
-def _init(graph: nnx.GraphDef, config: EngineConfig, params: Params) -> Slots:
+def _init(graph: nnx.GraphDef, config: EngineConfig, params: Params, columns: int) -> Slots:
     """All slots idle, the cache empty."""
-    columns = config.prompt_columns + config.max_new_tokens
     model = merge(graph, params)
     return init_slots(config, model.init_cache(config.slots, columns), model.routing)
 
 
+def _grow(graph: nnx.GraphDef, config: EngineConfig, params: Params, slots: Slots, columns: int) -> Slots:
+    """The same slots with a cache of more columns."""
+    return grow(slots, merge(graph, params).init_cache(config.slots, columns))
+
+
 def _decode(
-    graph: nnx.GraphDef, params: Params, prefix: Any, slots: Slots, idle_limit: jax.Array, *, filtered: bool
+    graph: nnx.GraphDef,
+    config: EngineConfig,
+    params: Params,
+    prefix: Any,
+    slots: Slots,
+    idle_limit: jax.Array,
+    *,
+    filtered: bool,
 ) -> Slots:
-    """Samples token after token until `idle_limit` slots are idle."""
+    """Samples token after token until `idle_limit` slots are idle, or a cache that is yet to grow is full."""
     model = merge(graph, params)
-    ring = slots.tokens.shape[1]
-    first = slots.cache.length - ring
+    first, ring, length = config.prompt_columns, config.max_new_tokens, slots.cache.length
+    turns = length == first + ring
 
     def step(slots: Slots) -> Slots:
         hidden_B1D, cache, router = model.hidden(
@@ -152,7 +161,7 @@ def _decode(
         return constrain_slots(
             dataclasses.replace(
                 slots,
-                cache=dataclasses.replace(cache, column=first + (cache.column - first) % ring),
+                cache=dataclasses.replace(cache, column=first + (cache.column - first) % ring) if turns else cache,
                 token=jnp.where(slots.active, token, slots.token),
                 position=slots.position + slots.active,
                 done=done,
@@ -163,4 +172,8 @@ def _decode(
             )
         )
 
-    return jax.lax.while_loop(lambda slots: (~slots.active).sum() < idle_limit, step, slots)
+    def is_on(slots: Slots) -> jax.Array:
+        busy = (~slots.active).sum() < idle_limit
+        return busy if turns else busy & (slots.cache.column < length)
+
+    return jax.lax.while_loop(is_on, step, slots)

@@ -13,6 +13,8 @@ from r1jax.core.sharding import constrain
 from r1jax.models.cache import Cache, constrain_layers
 from r1jax.rollout.sampling import Knobs
 
+_SHORTEST_PIECE = 32  # columns; each length of the cache is a program to compile
+
 
 @dataclasses.dataclass(frozen=True)
 class EngineConfig:
@@ -20,7 +22,9 @@ class EngineConfig:
 
     slots: sequences decoded at once. max_prompt_tokens, max_new_tokens: longest prompt and completion. prefix: ids that
     every prompt begins with; they are computed once a call and held once. prefill_batch: prompts a prefill.
-    refill_share: the share of slots that must be idle before the host refills them while requests wait.
+    refill_share: the share of slots that must be idle before the host refills them while requests wait. cache_pieces:
+    in how many steps, at most, the cache grows to its length as the ring fills for the first time, so that early tokens
+    do not meet columns that nobody wrote yet; growing holds the old cache and the new one at once.
     record_experts: completions tell which experts were chosen, for a trainer that replays them.
     """
 
@@ -29,6 +33,7 @@ class EngineConfig:
     max_new_tokens: int = 128
     prefill_batch: int = 8
     refill_share: float = 0.125
+    cache_pieces: int = 4
     max_stop_ids: int = 8
     prefix: tuple[int, ...] = ()
     record_experts: bool = False
@@ -37,6 +42,12 @@ class EngineConfig:
     def prompt_columns(self) -> int:
         """Cache columns of a prompt: what follows the prefix."""
         return self.max_prompt_tokens - len(self.prefix)
+
+    @property
+    def cache_lengths(self) -> list[int]:
+        """Columns of the cache as it grows, the whole of it last."""
+        pieces = max(1, min(self.cache_pieces, self.max_new_tokens // _SHORTEST_PIECE))
+        return [self.prompt_columns + -(-self.max_new_tokens * piece // pieces) for piece in range(1, pieces + 1)]
 
 
 @jax.tree_util.register_dataclass
@@ -115,10 +126,12 @@ def constrain_slots(slots: Slots) -> Slots:
     return Slots(cache=cache, **jax.tree.map(rows, fields))
 
 
-def restart(slots: Slots) -> Slots:
-    """Slots for a new call: the ring starts at its beginning, so that results do not depend on earlier calls."""
-    first = slots.cache.length - slots.tokens.shape[1]
-    return dataclasses.replace(slots, cache=dataclasses.replace(slots.cache, column=jnp.int32(first)))
+def grow(slots: Slots, empty: Cache) -> Slots:
+    """The same slots with a cache of the shapes of `empty`, a longer one."""
+    fill = lambda x, shape: jnp.pad(x, [(0, new - old) for old, new in zip(x.shape, shape.shape, strict=True)])
+    old = slots.cache
+    cache = Cache(jax.tree.map(fill, old.layers, empty.layers), fill(old.visible, empty.visible), old.column)
+    return constrain_slots(dataclasses.replace(slots, cache=cache))
 
 
 def insert(slots: Slots, prompts: Any, fill: Fill) -> Slots:

@@ -123,6 +123,7 @@ class Run:
                 max_new_tokens=rollout.max_new_tokens,
                 prefill_batch=rollout.prefill_batch,
                 prefix=self.prefix,
+                cache_pieces=rollout.cache_pieces,
                 record_experts=self.settings.train.replay_experts,
             ),
         )

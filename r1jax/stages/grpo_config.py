@@ -30,7 +30,8 @@ class RolloutConfig:
     max_prompt_tokens: 0 takes the longest prompt of the data. ignore_stop: sample to the limit whatever comes, for
     benchmarks of equal work. limits: ((step, new tokens), ...), from each step on so many at most, as R1-Zero's grew;
     max_new_tokens stays the engine's shape, and what evaluation samples. temperatures: ((step, temperature), ...),
-    linear in between; sampler and trainer follow it together.
+    linear in between; sampler and trainer follow it together. cache_pieces: steps in which the sampler's cache grows;
+    1 where it fills the memory (rollout/slots.py).
     """
 
     prompts_per_step: int = 8
@@ -44,6 +45,7 @@ class RolloutConfig:
     slots: int = 64
     prefill_batch: int = 8
     ignore_stop: bool = False
+    cache_pieces: int = 4
     limits: tuple[tuple[int, int], ...] = ()
     temperatures: tuple[tuple[int, float], ...] = ()
 

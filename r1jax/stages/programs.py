@@ -266,7 +266,8 @@ def update_programs(learner: Learner, state: TrainState, batch: Any, useful_flop
 def engine_programs(shapes: Shapes, config: EngineConfig, sampling: Any) -> list[Program]:
     """The programs of the rollout engine."""
     engine, params = Engine(shapes.graph, config), shapes.params
-    slots = with_rows(jax.eval_shape(engine._init, params), config.slots)
+    empty = jax.eval_shape(lambda params: engine._init(params, config.cache_lengths[-1]), params)
+    slots = with_rows(empty, config.slots)
     prefix = jax.eval_shape(engine._prefix, params) if config.prefix else None
     request = Request((*config.prefix, *range(config.prompt_columns)), sampling)
     tokens, fill = next(Scheduler([request], config).refill())

@@ -81,9 +81,6 @@ class Sampler:
                 found[numbers[place]] = completion
                 on_complete(numbers[place], completion)
 
-            for other in self._engines.values():
-                if other is not engine:
-                    other.release()  # one cache at a time
             engine.generate(self.params, [requests[number] for number in numbers], keep)
         return [completion for completion in found if completion is not None]
 

@@ -18,6 +18,7 @@ from r1jax.data.packing import RowShape, pack_completions
 from r1jax.learner.policy import Scoring, score_rows
 from r1jax.models import load_pretrained
 from r1jax.models.transformer import Params, merge, split
+from r1jax.rollout import slots as slots_module
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.slots import EngineConfig
 from tests.rollout import naive
@@ -102,6 +103,22 @@ def test_refilled_slots_give_what_each_request_gives_by_itself(
     found = Engine(graph, dataclasses.replace(CONFIG, prefix=prefix, **changes)).generate(params, requests)
     assert_same(found, [naive.continue_alone(next_logits, request) for request in requests])
     assert {completion.finish_reason for completion in found} == {"stop", "length"}
+
+
+@pytest.mark.parametrize(("prefix", "scan_layers"), [((), True), (PREFIX, False)], ids=["scanned", "prefix"])
+def test_a_cache_that_grows_changes_nothing(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, prefix: tuple[int, ...], scan_layers: bool
+):
+    requests = make_requests(prefix)
+    graph, params = load(tiny_model, scan_layers)
+    config = dataclasses.replace(CONFIG, prefix=prefix)
+    whole = Engine(graph, dataclasses.replace(config, cache_pieces=1)).generate(params, requests)
+    monkeypatch.setattr(slots_module, "_SHORTEST_PIECE", 4)
+    start = PROMPT - len(prefix)
+    assert config.cache_lengths == [start + 5, start + 10, start + NEW]
+    engine = Engine(graph, config)
+    assert_same(engine.generate(params, requests), whole)
+    assert_same(engine.generate(params, requests), whole)
 
 
 @pytest.fixture(scope="module")
