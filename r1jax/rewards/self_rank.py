@@ -30,6 +30,7 @@ from r1jax.rewards.ranking import Places, read_ranking
 from r1jax.rewards.values import CallRecord, Generate, OutOfLoss
 from r1jax.text import prompts as templates
 
+_TEMPLATES = {"rank": templates.RANK, "rank_brief": templates.RANK_BRIEF, "rank_shots": templates.RANK_SHOTS}
 _NON_ANSWER = re.compile(
     r"\W{0,8}(?:i(?: am|['’]m) (?:not sure|unsure|sorry|unable)|i (?:do not|don['’]t) know|i (?:cannot|can['’]t)\b"
     r"|no idea|unknown\b|n/?a\b|none\b\W*$)",
@@ -45,18 +46,22 @@ def get_self_rank_reward(
     drop_bottom: bool = False,
     drop_non_answers: bool = False,
     max_characters: int = 2000,
+    as_text: bool = False,
     seed: int = 0,
 ) -> Callable[..., list[float | None]]:
     """A reward in 0..1 from the ranking that `generate` writes of each group's own answers.
 
-    `template` holds `{question}` and `{responses}`, or is the name "rank" or "rank_brief"; of a long response the last
-    `max_characters` are shown. `drop_bottom` takes the group's last place out of the loss, `drop_non_answers` what says
-    nothing ("I am not sure", an empty answer) wherever it was ranked; neither leaves a group fewer than two rows to
-    compare. Groups are equal `group_ids` where `score` hands them over, else equal `prompts`. Raises UserError.
+    `template` holds `{question}` and `{responses}`, or is the name "rank", "rank_brief" or "rank_shots" (worked pairs
+    to be continued: with `at_once` 2); of a long response the last `max_characters` are shown. `as_text` poses it as
+    plain text also where the data's prompts are messages. `drop_bottom` takes the group's last place out of the loss,
+    `drop_non_answers` what says nothing ("I am not sure", an empty answer) wherever it was ranked; neither leaves a
+    group fewer than two rows to compare. Groups are equal `group_ids` where `score` hands them over, else equal
+    `prompts`. Raises UserError.
     """
-    template = {"rank": templates.RANK, "rank_brief": templates.RANK_BRIEF}.get(template, template)
+    template = _TEMPLATES.get(template, template)
     if "{question}" not in template or "{responses}" not in template:
-        raise UserError("self_rank_reward: template must hold {question} and {responses}, or be rank or rank_brief")
+        names = ", ".join(_TEMPLATES)
+        raise UserError(f"self_rank_reward: template must hold {{question}} and {{responses}}, or be one of {names}")
     for name, value, least in (
         ("judgements", judgements, 1),
         ("at_once", at_once, 2),
@@ -81,7 +86,7 @@ def get_self_rank_reward(
             {
                 "kind": "ranking",
                 "group": number,
-                "prompt": _pose(template, prompts[rows[0]], shown, max_characters),
+                "prompt": _pose(template, prompts[rows[0]], shown, max_characters, as_text),
                 "responses": shown,
             }
             for number, rows in enumerate(groups.values())
@@ -132,12 +137,14 @@ def _arrange(texts: Sequence[str], judgements: int, at_once: int, seed: int) -> 
     return shown
 
 
-def _pose(template: str, question: Completion, responses: Sequence[str], max_characters: int) -> Completion:
+def _pose(
+    template: str, question: Completion, responses: Sequence[str], max_characters: int, as_text: bool
+) -> Completion:
     """The judge's prompt: a text, or one message where the question came as messages."""
     listed = "\n".join(f'{i + 1}. "{text[-max_characters:].strip()}"' for i, text in enumerate(responses))
     asked = question if isinstance(question, str) else read_text(question[-1:])
     text = templates.fill_all(template, question=asked.strip(), responses=listed)
-    return text if isinstance(question, str) else [{"role": "user", "content": text}]
+    return text if as_text or isinstance(question, str) else [{"role": "user", "content": text}]
 
 
 def _average(texts: Sequence[str], calls: Sequence[dict[str, Any]]) -> list[float | None]:

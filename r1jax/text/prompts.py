@@ -54,6 +54,13 @@ RANK_BRIEF = (
     f"{_RANK_REQUEST}\n\nResponses:\n{{responses}}\n\n"
     "The numbers of the responses from best to worst, with > between them.\nRanking:"
 )
+# For models that continue a text better than they follow a request: worked rankings of two responses, then the next.
+RANK_SHOTS = (
+    f"{_RANK_REQUEST}\n\n"
+    'Question: What is 2 + 6?\n1. "2 + 6 = 9"\n2. "The answer is 8."\nRanking: 2 > 1\n\n'
+    'Question: What is 5 + 4?\n1. "9"\n2. "5 + 4 = 7"\nRanking: 1 > 2\n\n'
+    "Question: {question}\n{responses}\nRanking:"
+)
 
 # A judge's prompt: one answer, one number. `{solution}` may be left out of a template of one's own.
 JUDGE = (

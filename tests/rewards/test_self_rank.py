@@ -145,3 +145,16 @@ def test_non_answers(text, is_none):
 def test_mistakes(arguments, message):
     with pytest.raises(UserError, match=message):
         get_self_rank_reward(Judge(len), **arguments)
+
+
+def test_worked_rankings_are_continued_as_plain_text_also_in_a_chat():
+    asked = []
+
+    def continue_text(prompts):
+        asked.extend(prompts)
+        return [" 2 > 1\n\nQuestion:" if '1. "wrong"' in prompt else " 1 > 2\n\nQuestion:" for prompt in prompts]
+
+    reward = get_self_rank_reward(continue_text, "rank_shots", as_text=True, at_once=2)
+    question = [{"role": "user", "content": "What is {3} + 4?"}]
+    assert reward(["wrong", "right"], prompts=[question] * 2) == [0.0, 1.0]
+    assert all(prompt.endswith("Ranking:") and "Question: What is {3} + 4?\n1. " in prompt for prompt in asked)
