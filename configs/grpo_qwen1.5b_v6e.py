@@ -62,6 +62,7 @@ def get_config(arg: str = "") -> ConfigDict:
             updates_per_step=4,
             micro_batch_size=2,
             completions_per_row=1,
+            share_prompts=False,  # so that attention over long rows is the TPU's own kernel
             logits_chunk=512,  # of 151,936 logits each
             old_logprobs="trainer",
         )

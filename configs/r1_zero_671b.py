@@ -9,8 +9,8 @@ its supplement): 16 answers a prompt, clip 10, KL 0.001, a new reference every 4
 second command says what its programs need of the slice.
 
 Each expert lives on one of 64 groups of chips (expert=64), to which its tokens travel; within a group, and for all that
-is no expert, weights are split (fsdp). Receive buffers hold twice what comes when experts are equally loaded; what
-overflows is counted in the metrics.
+is no expert, weights are split (fsdp). Receive buffers hold a quarter more than what comes when experts are equally
+loaded; what overflows is counted in the metrics (`router/overflow`).
 
 Arguments after a colon, e.g. `configs/r1_zero_671b.py:length=32768`:
 
@@ -44,7 +44,8 @@ def get_config(arg: str = "") -> ConfigDict:
             scan_layers=True,
             remat="full",
             dispatch="grouped",
-            buffer_factor=2.0,
+            buffer_factor=1.25,
+            dispatch_tokens=8192,  # a row of a chip after the other: its buffers are the largest arrays there are
         )
     )
     config.mesh = ConfigDict(dict(data=1, fsdp=-1, expert=64, context=1, tensor=1))
@@ -79,7 +80,8 @@ def get_config(arg: str = "") -> ConfigDict:
             updates_per_step=4,
             micro_batch_size=4 if args.length <= 8192 else 1,
             completions_per_row=1,
-            logits_chunk=512,
+            share_prompts=False,  # so that attention over long rows is the TPU's own kernel
+            logits_chunk=1024,
             old_logprobs="trainer",
         )
     )

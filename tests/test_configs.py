@@ -32,6 +32,7 @@ VARIANTS = {
     "distill_traces": ["", "template=r1", "layers=20"],
     "grpo_digits": ["", "loss=r1", "loss=gspo,seed=1", "reward=self_rank"],
     "r1_zero_671b": ["", "length=32768,slots=4", "chips=128"],
+    "sft_671b": ["", "length=32768,rows=1", "chips=128"],
     "sft_gsm8k": ["", "lora=8"],
 }
 SPECS = [f"{file}{':' * bool(arg)}{arg}" for file in FILES for arg in VARIANTS.get(file.stem, [""])]

@@ -52,7 +52,9 @@ _SLICES = ("dynamic-slice", "slice", "gather")
 class Costs:
     """Totals per device. Keys of the counters: the collective's kind; the kernel's name; the loop's or kernel's name.
 
-    slow_wire: the part of `wire` that crosses slices; host_bytes: copies to or from the host's memory.
+    slow_wire: the part of `wire` that crosses slices; host_bytes: copies to or from the host's memory. exchange_buffer:
+    the largest array that an exchange between all devices, which the program itself asks for, is received in: that of
+    experts' rows.
     """
 
     flops: float = 0.0
@@ -61,6 +63,7 @@ class Costs:
     host_bytes: float = 0.0
     wire: float = 0.0
     slow_wire: float = 0.0
+    exchange_buffer: int = 0
     collective_counts: Counter = dataclasses.field(default_factory=Counter)
     collective_bytes: Counter = dataclasses.field(default_factory=Counter)
     kernels: Counter = dataclasses.field(default_factory=Counter)
@@ -71,7 +74,9 @@ class Costs:
         """Adds `other`, `times` over."""
         for field in dataclasses.fields(Costs):
             mine, theirs = getattr(self, field.name), getattr(other, field.name)
-            if isinstance(mine, Counter):
+            if field.name == "exchange_buffer":
+                self.exchange_buffer = max(mine, theirs)
+            elif isinstance(mine, Counter):
                 for key, value in theirs.items():
                     mine[key] += value * times
             else:
@@ -162,6 +167,8 @@ class _Walk:
         if instruction.opcode.endswith("-start") and kind != "all-reduce":
             results = results[len(instruction.operands) :][: len(instruction.operands)] or results
         payload = sum(array.bytes for array in results)
+        if kind.endswith("all-to-all") and re.search(r'op_name="[^"]*all_to_all"', instruction.attributes):
+            total.exchange_buffer = max(total.exchange_buffer, payload)
         members = group_members(instruction.attributes, self.module.partitions)
         size = len(members)
         if kind == "reduce-scatter":

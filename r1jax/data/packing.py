@@ -6,6 +6,9 @@ template) is in no row: the model computes it once a batch and shows it to all r
 the lengths are, one program is compiled, and the prompt's cost is shared. The logits that predict a token are those
 of its predecessor, which for the first token of every completion is the prompt's last position: hence an index per
 target.
+
+Where completions are long, a shared prompt saves little, and kernels for long rows know segments that see themselves
+only. Then each completion stands behind a whole prompt of its own, in one segment with it (`share_prompts` = False).
 """
 
 from __future__ import annotations
@@ -22,13 +25,15 @@ PADDING = -1
 class RowShape:
     """A row holds any prompt with `completions` completions of `completion_tokens` each, or more shorter ones.
 
-    prompt_tokens: of the longest prompt without the `prefix` tokens that all prompts begin with.
+    prompt_tokens: of the longest prompt without the `prefix` tokens that all prompts begin with. share_prompts: a
+    prompt stands once in a row and not before each of its completions.
     """
 
     prompt_tokens: int
     completion_tokens: int
     completions: int
     prefix: int = 0
+    share_prompts: bool = True
 
     @property
     def targets(self) -> int:
@@ -38,7 +43,15 @@ class RowShape:
     @property
     def length(self) -> int:
         """T, the tokens fed."""
-        return self.prompt_tokens + self.targets
+        return self.prompt_tokens * (1 if self.share_prompts else self.completions) + self.targets
+
+    @property
+    def pairs(self) -> float:
+        """(query, key) pairs that the mask leaves in a full row, those of the prefix with itself left out."""
+        P, C = self.prompt_tokens, self.completion_tokens
+        prompts = 1 if self.share_prompts else self.completions
+        completions = self.completions * (C * (self.prefix + P) + C**2 / 2)
+        return prompts * (P * self.prefix + P**2 / 2) + completions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,10 +124,12 @@ def pack_completions(
         if len(prompt) > shape.prompt_tokens or not 0 < len(completion) <= shape.completion_tokens:
             raise ValueError(f"prompt of {len(prompt)} and completion of {len(completion)} tokens do not fit {shape}")
         row = rows[-1]
-        fed = len(completion) - 1 + (0 if row.prompt == owners[i] else len(prompt))
+        shared = shape.share_prompts and row.prompt == owners[i]
+        fed = len(completion) - 1 + (0 if shared else len(prompt))
         if len(row.tokens) + fed > shape.length or len(row.targets) + len(completion) > shape.targets:
             rows.append(row := _Row())
-        if row.prompt != owners[i]:
+            shared = False
+        if not shared:
             row.prompt_segment = row.add(list(prompt), shape.prefix, 0)
             row.prompt, row.prompt_end = owners[i], len(row.tokens) - 1
         before = [row.prompt_end, *range(len(row.tokens), len(row.tokens) + len(completion) - 1)]
@@ -133,6 +148,9 @@ def _to_arrays(rows: list[_Row], shape: RowShape) -> PackedRows:
         return out
 
     fed = {name: fill([getattr(r, name) for r in rows], shape.length) for name in _FED}
+    if not shape.share_prompts:  # a completion is one segment with its prompt
+        fed["segments"] = np.where(fed["prefixes"] > 0, fed["prefixes"], fed["segments"])
+        fed["prefixes"] = np.zeros_like(fed["prefixes"])
     columns = [[list(column) for column in zip(*r.targets, strict=True)] or [[], [], [], []] for r in rows]
     index, targets, source, sequences = (
         fill([c[i] for c in columns], shape.targets, padding) for i, padding in enumerate((0, 0, PADDING, 0))

@@ -1,7 +1,8 @@
 """The policy's programs: the GRPO loss over packed rows, and log-probs of the same rows for old and reference policies.
 
-A batch is a dict of arrays: tokens, positions, segments, prefixes [B, T]; index, targets, sequences, weights,
-advantages, sampler_logprobs, and where they are needed old_logprobs, reference_logprobs [B, R] (see data/packing.py);
+A batch is a dict of arrays: tokens, positions, segments [B, T]; index, targets, sequences, weights, advantages,
+sampler_logprobs [B, R]; and where they are needed prefixes [B, T], old_logprobs, reference_logprobs [B, R] (see
+data/packing.py);
 temperature [] where it is not that of the scoring; experts [B, R, L, A] where routers are to choose what the sampler's
 chose, -1 where there is no target.
 """
@@ -57,7 +58,7 @@ def _read(
         batch["tokens"],
         positions=batch["positions"],
         segment_ids=batch["segments"],
-        prefix_ids=batch["prefixes"],
+        prefix_ids=batch.get("prefixes"),
         prefix=prefix,
         experts=_lay_out_experts(batch) if "experts" in batch else None,
     )

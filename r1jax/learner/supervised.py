@@ -32,8 +32,8 @@ Batch = dict[str, Any]
 class SupervisedConfig:
     """What is added to the cross entropy where a model has it; the defaults are DeepSeek-V3's (2412.19437).
 
-    mtp_weight: lambda of equation 25. balance_weight: alpha of equation 17, on the experts' balance in a sequence.
-    bias_rate: by how much an update moves the experts' correction biases (learner/balance.py).
+    mtp_weight: lambda of equation 25 (0: not computed). balance_weight: alpha of equation 17, on experts' balance in a
+    sequence. bias_rate: by how much an update moves the experts' correction biases (learner/balance.py).
     """
 
     mtp_weight: float = 0.3
@@ -60,7 +60,8 @@ def make_loss(graph: nnx.GraphDef, config: SupervisedConfig, *, chunk: int = 0) 
     """The loss of a micro-batch. chunk: positions of a row whose logits exist at once (0: all).
 
     Sums: "cross_entropy" (its share of the update's), "right" and "tokens" (targets predicted, targets); where the
-    model has them "mtp" and "balance" (shares too), and the load of experts (learner/balance.py).
+    model has them "mtp" and "balance" (shares too), the load of experts (learner/balance.py), and how many of their
+    (token, expert) pairs a bounded buffer had no place for.
     """
 
     def loss_fn(params: Params, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -72,7 +73,7 @@ def make_loss(graph: nnx.GraphDef, config: SupervisedConfig, *, chunk: int = 0) 
         loss = -jnp.where(inside, weights * logprobs, 0.0).sum()
         sums = {"cross_entropy": loss, "right": (right * inside).sum(), "tokens": inside.sum()}
         routers = [states.router]
-        if model.mtp is not None:
+        if model.mtp is not None and config.mtp_weight:
             depths, router = predict_ahead(model, states.hidden, batch["tokens"], **places)
             aimed = {"weights": weights, "segment_ids": batch["segments"], "first": 1, "chunk": chunk}
             sums["mtp"] = mtp_loss(depths, batch["targets"], model.unembed, **aimed)
@@ -82,6 +83,7 @@ def make_loss(graph: nnx.GraphDef, config: SupervisedConfig, *, chunk: int = 0) 
         if routers:
             sums["balance"] = batch["token_share"] * sum(router["balance"].sum() for router in routers)
             sums[LOAD] = jnp.concatenate([router["load"] for router in routers])
+            sums["router/overflow"] = sum(router["overflow"].sum() for router in routers)
             loss += config.balance_weight * sums["balance"]
         return loss, jax.lax.stop_gradient(sums)
 
@@ -91,6 +93,12 @@ def make_loss(graph: nnx.GraphDef, config: SupervisedConfig, *, chunk: int = 0) 
 def summarize(sums: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Metrics of an update from the sums of its micro-batches: `loss` is the cross entropy of the next token (nats)."""
     total = {key: sum(float(row[key]) for row in sums) for key in sums[0] if key != LOAD}
-    names = {"cross_entropy": "loss", "mtp": "mtp_loss", "balance": "balance_loss", "kl": "kl"}
+    names = {
+        "cross_entropy": "loss",
+        "mtp": "mtp_loss",
+        "balance": "balance_loss",
+        "kl": "kl",
+        "router/overflow": "router/overflow",
+    }
     metrics = {name: total[key] for key, name in names.items() if key in total}
     return metrics | {"token_accuracy": total["right"] / max(total["tokens"], 1.0)}

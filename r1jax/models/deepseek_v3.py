@@ -14,6 +14,7 @@ from typing import Any
 from flax import nnx
 
 from r1jax.core.errors import UserError
+from r1jax.models.dispatch import GROUPED, Dispatch
 from r1jax.models.experts import Gate, GateKind, MoE, group_layers
 from r1jax.models.hf import Names, read_rope
 from r1jax.models.layers import FLOAT32, Dtypes, GatedMLP, RMSNorm
@@ -260,8 +261,7 @@ def build(
     *,
     rngs: nnx.Rngs,
     dtypes: Dtypes = FLOAT32,
-    dispatch: str = "grouped",
-    buffer_factor: float = 0.0,
+    dispatch: Dispatch = GROUPED,
     attention_form: Form = "auto",
     **options: Any,
 ) -> Transformer:
@@ -293,7 +293,6 @@ def build(
                 shared_hidden=config.shared_experts * config.expert_size,
                 gate=config.gate,
                 dispatch=dispatch,
-                buffer_factor=buffer_factor,
                 **shared,
             )
         )

@@ -18,6 +18,9 @@ Under a mesh all but `dense` run as programs of one device (models/exchange.py):
 
 No token is dropped unless `buffer_factor` is set: then buffers hold that multiple of what would come if experts were
 equally loaded, and `overflow` counts the (token, expert) pairs that found no place.
+
+Buffers hold A rows and more for every token. `tokens` bounds them: so many tokens of a device travel at once, one turn
+after the other, and the backward pass computes each turn again instead of keeping its buffers.
 """
 
 from __future__ import annotations
@@ -45,19 +48,23 @@ WAYS = ("dense", "grouped", *EXCHANGES)
 
 @dataclasses.dataclass(frozen=True)
 class Dispatch:
-    """A way, and the size of its buffers over the mean (0: whatever comes fits).
+    """A way, the size of its buffers over the mean (0: whatever comes fits), and how many tokens of a device travel at
+    once (0: all).
 
-    Raises UserError for a way that is not known.
+    Raises UserError for a way that is not known, and for what `dense` has not.
     """
 
     way: str = "grouped"
     buffer_factor: float = 0.0
+    tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.way not in WAYS:
             raise UserError(f"dispatch {self.way!r} is not known; known: {', '.join(WAYS)}")
         if self.buffer_factor < 0 or (self.buffer_factor and self.way == "dense"):
             raise UserError(f"dispatch {self.way!r} cannot have a buffer_factor of {self.buffer_factor}")
+        if self.tokens < 0 or (self.tokens and self.way == "dense"):
+            raise UserError(f"dispatch {self.way!r} cannot have {self.tokens} tokens travel at once")
 
     def __call__(
         self, x_BTD: jax.Array, choice_BTA: jax.Array, weights_BTA: jax.Array, kernels: Kernels
@@ -100,11 +107,34 @@ class Dispatch:
             way = "all_gather" if peers.devices == 1 else "ragged" if peers.native else "all_to_all"
 
         def run(x_BTD: jax.Array, choice: jax.Array, weights: jax.Array, *kernels: jax.Array) -> tuple:
-            flat = (array.reshape(-1, array.shape[-1]) for array in (x_BTD, choice, weights))
-            y_MD, overflow = EXCHANGES[way](*flat, Kernels(*kernels), peers, self.buffer_factor)
+            flat = tuple(array.reshape(-1, array.shape[-1]) for array in (x_BTD, choice, weights))
+            send = lambda *flat: EXCHANGES[way](*flat, Kernels(*kernels), peers, self.buffer_factor)
+            if 0 < self.tokens < len(flat[0]):
+                y_MD, overflow = take_turns(send, flat, self.tokens, nobody=len(kernels[0]) * peers.devices)
+            else:
+                y_MD, overflow = send(*flat)
             return y_MD.reshape(x_BTD.shape), overflow
 
         return run
+
+
+GROUPED = Dispatch()
+
+
+def take_turns(
+    send: Callable[..., tuple[jax.Array, jax.Array]], flat: tuple[jax.Array, ...], tokens: int, *, nobody: int
+) -> tuple[jax.Array, jax.Array]:
+    """`send(x [M, D], choice [M, A], weights [M, A])` over at most `tokens` rows at a time; the rows that fill up the
+    last turn choose `nobody`.
+    """
+    rows = len(flat[0])
+    turns = -(-rows // tokens)
+    size = -(-rows // turns)
+    fill = lambda array, value: jnp.pad(array, ((0, turns * size - rows), (0, 0)), constant_values=value)
+    pieces = [fill(array, value).reshape(turns, size, -1) for array, value in zip(flat, (0, nobody, 0), strict=True)]
+    turn = jax.checkpoint(lambda piece: send(*piece), policy=jax.checkpoint_policies.nothing_saveable)
+    y_UMD, overflow_U = jax.lax.map(turn, tuple(pieces))
+    return y_UMD.reshape(turns * size, -1)[:rows], overflow_U.sum()
 
 
 def run_dense(x_BTD: jax.Array, choice_BTA: jax.Array, weights_BTA: jax.Array, kernels: Kernels) -> jax.Array:

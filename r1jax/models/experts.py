@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from r1jax.core.errors import UserError
-from r1jax.models.dispatch import Dispatch
+from r1jax.models.dispatch import GROUPED, Dispatch
 from r1jax.models.exchange import Kernels
 from r1jax.models.layers import FLOAT32, Dtypes, GatedMLP, weight
 
@@ -147,14 +147,13 @@ class MoE(nnx.Module):
         *,
         shared_hidden: int = 0,
         gate: Gate,
-        dispatch: str = "grouped",
-        buffer_factor: float = 0.0,
+        dispatch: Dispatch = GROUPED,
         dtypes: Dtypes,
         rngs: nnx.Rngs,
         std: float,
     ):
         shared: dict[str, Any] = dict(dtypes=dtypes, rngs=rngs, std=std)
-        self.compute, self.dispatch = dtypes.compute, Dispatch(dispatch, buffer_factor)
+        self.compute, self.dispatch = dtypes.compute, dispatch
         self.router = Router(width, num_experts, active_experts, gate=gate, **shared)
         self.experts = Experts(width, expert_size, num_experts, **shared)
         self.shared = GatedMLP(width, shared_hidden, **shared) if shared_hidden else None

@@ -31,9 +31,9 @@ class Work:
         """Of so many tokens, positions with logits, and pairs of query and key."""
         return self.body * tokens + self.head * targets + self.pair * pairs
 
-    def train(self, tokens: float, targets: float, pairs: float) -> float:
-        """Forward and backward; with the prediction depths, each of which has logits too."""
-        depths = (self.ahead * tokens + self.head * targets) if self.ahead else 0.0
+    def train(self, tokens: float, targets: float, pairs: float, *, ahead: bool = False) -> float:
+        """Forward and backward. ahead: also of the prediction depths, which have logits too, where there are any."""
+        depths = (self.ahead * tokens + self.head * targets) if ahead and self.ahead else 0.0
         return 3 * (self.forward(tokens, targets, pairs) + depths)
 
 

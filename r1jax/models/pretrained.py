@@ -61,7 +61,7 @@ def load_pretrained(
     opened = open_model(path, hub=hub, fetch=fetch)
     family = opened.family
     if "dispatch" in options and not hasattr(opened.config, "num_experts"):
-        raise UserError(f"{path}: a model without experts has no dispatch, got {options['dispatch']!r}")
+        raise UserError(f"{path}: a model without experts has no dispatch, got {options['dispatch'].way!r}")
     dtypes = options.pop("dtypes", Dtypes(dtype, dtype))
     make = lambda: family.build(opened.config, rngs=nnx.Rngs(0), dtypes=dtypes, **options)
     model = load_weights(make, family.HF_NAMES, opened.source)

@@ -15,6 +15,7 @@ from typing import Any
 from flax import nnx
 
 from r1jax.models import dense
+from r1jax.models.dispatch import GROUPED, Dispatch
 from r1jax.models.experts import Gate, MoE, group_layers
 from r1jax.models.hf import Names
 from r1jax.models.layers import FLOAT32, Dtypes, GatedMLP
@@ -103,8 +104,7 @@ def build(
     *,
     rngs: nnx.Rngs,
     dtypes: Dtypes = FLOAT32,
-    dispatch: str = "grouped",
-    buffer_factor: float = 0.0,
+    dispatch: Dispatch = GROUPED,
     **options: Any,
 ) -> Transformer:
     """The model with fresh weights. `options`: scan_layers, remat."""
@@ -113,7 +113,7 @@ def build(
     def make_block(rngs: nnx.Rngs, routes: bool) -> Block:
         shared: dict[str, Any] = dict(dtypes=dtypes, rngs=rngs, std=config.initializer_std)
         sizes = (config.hidden_size, config.expert_size, config.num_experts, config.active_experts)
-        experts = lambda: MoE(*sizes, gate=gate, dispatch=dispatch, buffer_factor=buffer_factor, **shared)
+        experts = lambda: MoE(*sizes, gate=gate, dispatch=dispatch, **shared)
         mlp = lambda: GatedMLP(config.hidden_size, config.intermediate_size, **shared)
         return dense.make_block(config, experts if routes else mlp, dtypes=dtypes, rngs=rngs)
 

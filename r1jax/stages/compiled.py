@@ -147,6 +147,7 @@ class Report:
             },
             "predicted_seconds": None if math.isnan(program.predicted_seconds) else program.predicted_seconds,
             "memory_traffic_bytes": costs.hbm_bytes,
+            "exchange_buffer_bytes": costs.exchange_buffer,
             "kernel_flops": costs.kernel_flops,
             "kernels_without_flops": sorted(costs.unpriced),
             "open_loops": sorted(costs.unknown_loops),
@@ -162,7 +163,7 @@ class Report:
             f"{self.topology.name}{slices}: {self.topology.devices} devices, each {chip.hbm_bytes / GiB:.2f} GiB, "
             f"{chip.flops / 1e12:.0f} TFLOP/s, {chip.hbm_bandwidth / 1e9:.0f} GB/s\n"
             f"{'program':<12}{'compile s':>10}{'HBM GiB':>9}{'fits':>6}{'TFLOP':>11}{'useful':>11}"
-            f"{'sent GB':>9}{'at best s':>11}"
+            f"{'sent GB':>9}{'buffer GiB':>12}{'at best s':>11}"
         )
 
     def line(self, name: str) -> str:
@@ -172,7 +173,8 @@ class Report:
         return (
             f"{name:<12}{program.seconds:>10.1f}{program.memory.peak / 2**30:>9.2f}{'yes' if program.fits else 'NO':>6}"
             f"{costs.flops / 1e12:>11.4g}{program.useful_flops / 1e12:>11.4g}"
-            f"{sum(costs.collective_bytes.values()) / 1e9:>9.3g}{program.predicted_seconds:>11.4g}"
+            f"{sum(costs.collective_bytes.values()) / 1e9:>9.3g}{costs.exchange_buffer / 2**30:>12.3g}"
+            f"{program.predicted_seconds:>11.4g}"
         )
 
     def advice(self) -> list[str]:

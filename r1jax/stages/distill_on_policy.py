@@ -70,7 +70,7 @@ class Run(grpo.Run):
     def _build_updates(self, trainable: Trainable) -> Updates:
         student = merge(trainable.graph, trainable.base or trainable.params)
         teacher = load_teacher(self.settings.teacher, student, self.tokenizer)
-        return TaughtUpdates(self.settings, trainable, self.shape, self.prefix, teacher)
+        return TaughtUpdates(self.settings, trainable, self.shape, self.prefix[: self.shape.prefix], teacher)
 
 
 class TaughtUpdates(Updates):

@@ -27,7 +27,6 @@ from r1jax.core.errors import UserError
 from r1jax.core.hardware import peak_flops
 from r1jax.core.sharding import make_mesh, use_mesh
 from r1jax.data.loader import PromptLoader
-from r1jax.data.packing import RowShape
 from r1jax.data.tasks import load_task
 from r1jax.eval.held_out import evaluate, make_problems
 from r1jax.learner.state import TrainState
@@ -94,7 +93,7 @@ class Run:
             len(task.train),
             len(task.held_out),
             self.shape.prefix + self.shape.prompt_tokens,
-            self.shape.prefix,
+            len(self.prefix),
         )
 
     def _build_engine(self, rows: Sequence[dict[str, Any]]) -> None:
@@ -109,12 +108,7 @@ class Run:
             )
         behind = -(-(needed - len(self.prefix)) // 8) * 8  # rounded up to a multiple of 8
         longest = rollout.max_prompt_tokens or len(self.prefix) + behind
-        self.shape = RowShape(
-            longest - len(self.prefix),
-            rollout.max_new_tokens,
-            self.settings.train.completions_per_row,
-            len(self.prefix),
-        )
+        self.shape = self.settings.row_shape(longest, len(self.prefix))
         self.engine = Engine(
             self.graph,
             EngineConfig(
@@ -129,7 +123,7 @@ class Run:
         )
 
     def _build_updates(self, trainable: Trainable) -> Updates:
-        return Updates(self.settings, trainable, self.shape, self.prefix)
+        return Updates(self.settings, trainable, self.shape, self.prefix[: self.shape.prefix])
 
     # --- The loop's parts of this stage ---
 

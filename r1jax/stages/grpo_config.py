@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from r1jax.core.config import unpack
 from r1jax.core.sharding import MeshConfig
 from r1jax.core.structs import Sampling
+from r1jax.data.packing import RowShape
 from r1jax.data.tasks import TaskConfig
 from r1jax.eval.held_out import EvalConfig
 from r1jax.learner.optimizer import OptimizerConfig
@@ -104,16 +105,19 @@ class TrainConfig:
     """How a rollout becomes updates.
 
     updates_per_step: mini-batches of whole groups. micro_batch_size: completions per device per accumulation, at full
-    length; shorter ones pack tighter. completions_per_row: how many of those share a row. logits_chunk: positions of a
-    row whose logits exist at once (0: all). old_logprobs: "trainer" recomputes them before the first of several
-    updates, "sampler" takes the engine's. replay_experts: routers choose for completions what the sampler's chose.
-    bias_rate: by how much an update moves the experts' correction biases (learner/balance.py). difference_alarm: bound
-    on the mean log-prob difference that is warned about.
+    length; shorter ones pack tighter. completions_per_row: how many of those share a row. share_prompts: a prompt
+    stands once in a row for all completions beside it; where rows are long and few completions fill them, a copy before
+    each lets a TPU's kernel for long rows run. logits_chunk: positions of a row whose logits exist at once (0: all).
+    old_logprobs: "trainer" recomputes them before the first of several updates, "sampler" takes the engine's.
+    replay_experts: routers choose for completions what the sampler's chose. bias_rate: by how much an update moves the
+    experts' correction biases (learner/balance.py). difference_alarm: bound on the mean log-prob difference that is
+    warned about.
     """
 
     updates_per_step: int = 1
     micro_batch_size: int = 8
     completions_per_row: int = 4
+    share_prompts: bool = True
     logits_chunk: int = 0
     old_logprobs: Literal["trainer", "sampler"] = "trainer"
     replay_experts: bool = False
@@ -145,6 +149,14 @@ class GRPOConfig:
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+
+    def row_shape(self, prompt_tokens: int, prefix: int) -> RowShape:
+        """The rows of an update for prompts of so many tokens at most, `prefix` of which all begin with."""
+        train = self.train
+        apart = prefix if train.share_prompts else 0
+        return RowShape(
+            prompt_tokens - apart, self.rollout.max_new_tokens, train.completions_per_row, apart, train.share_prompts
+        )
 
 
 # What a preset of the loss (losses/policy.py) asks of a whole run, beside its row of that table.

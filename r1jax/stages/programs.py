@@ -138,16 +138,16 @@ def list_grpo(config: ConfigDict, *, prefix: tuple[int, ...] = ()) -> list[Progr
     optimizer = make_optimizer(settings.optimizer, settings.steps * settings.train.updates_per_step)
     state = abstract_state(shapes.params, shapes.axes, optimizer)
     shapes = dataclasses.replace(shapes, params=state.params)
-    prompt = (rollout.max_prompt_tokens or len(prefix) + PROMPT_TOKENS) - len(prefix)
+    prompt = rollout.max_prompt_tokens or len(prefix) + PROMPT_TOKENS
     engine = EngineConfig(
         rollout.slots,
-        prompt + len(prefix),
+        prompt,
         rollout.max_new_tokens,
         rollout.prefill_batch,
         prefix=prefix,
         record_experts=settings.train.replay_experts,
     )
-    rows = RowShape(prompt, rollout.max_new_tokens, settings.train.completions_per_row, len(prefix))
+    rows = settings.row_shape(prompt, len(prefix))
     reference = state.params if settings.loss.kl_coefficient else ()
     updates = policy_programs(settings, shapes, state, optimizer, rows)
     rolls = engine_programs(shapes, engine, rollout.sampling(()))
@@ -169,7 +169,9 @@ def policy_programs(
     """The programs of an update on rows of `shape`."""
     train, prefix = settings.train, tuple(range(shape.prefix))
     rows = train.micro_batch_size // train.completions_per_row * batch_parts()
-    fed = dict.fromkeys(("tokens", "positions", "segments", "prefixes"), (shape.length, jnp.int32))
+    fed = dict.fromkeys(("tokens", "positions", "segments"), (shape.length, jnp.int32))
+    if shape.share_prompts:
+        fed["prefixes"] = (shape.length, jnp.int32)
     aimed = dict.fromkeys(("index", "targets"), (shape.targets, jnp.int32))
     if settings.loss.needs_sequences:
         aimed["sequences"] = (shape.targets, jnp.int32)
@@ -185,9 +187,7 @@ def policy_programs(
     loss = make_loss(graph, settings.loss, scoring, on_policy=train.updates_per_step == 1)
     learner = Learner(loss, optimizer, bias_rate=train.bias_rate)
     logprobs = jax.jit(lambda params, batch: score_rows(graph, params, batch, scoring)[0])
-    C, P = shape.completion_tokens, shape.prompt_tokens + shape.prefix
-    per_row = shape.prompt_tokens**2 / 2 + shape.completions * (C * P + C**2 / 2)
-    counts = (rows * shape.length, rows * shape.targets, rows * per_row)
+    counts = (rows * shape.length, rows * shape.targets, rows * shape.pairs)
     return [
         *update_programs(learner, state, batch, shapes.work.train(*counts)),
         Program("logprobs", logprobs, (state.params, batch), shapes.work.forward(*counts)),
@@ -240,7 +240,7 @@ def supervised_programs(settings: SFTConfig) -> list[Program]:
     fed, counts = trainable.feed(batch), (rows * length, rows * length, rows * length**2 / 2)
     measure = jax.jit(lambda params, batch: learner.loss_fn(params, batch)[1])
     programs = [
-        *update_programs(learner, state, fed, shapes.work.train(*counts)),
+        *update_programs(learner, state, fed, shapes.work.train(*counts, ahead=settings.loss.mtp_weight > 0)),
         Program("measure", measure, (state.params, fed), shapes.work.forward(*counts)),
     ]
     held = {"accumulate": state.opt_state, "apply": base, "measure": state.opt_state}

@@ -11,6 +11,7 @@ from flax import nnx
 
 from r1jax.core.errors import UserError
 from r1jax.models.depth import keep_layers
+from r1jax.models.dispatch import GROUPED, Dispatch
 from r1jax.models.export import describe, describe_shape
 from r1jax.models.fresh import init_weights
 from r1jax.models.layers import Dtypes
@@ -29,7 +30,7 @@ class ModelConfig:
     Or fresh weights: `preset` names a shape (models/presets.py), `sizes` replaces some of its sizes, `seed` draws the
     weights, and the tokenizer is that of the folder `path`, or bytes where `path` is empty.
 
-    dispatch, buffer_factor: how tokens get to their experts (models/dispatch.py).
+    dispatch, buffer_factor, dispatch_tokens: how tokens get to their experts (models/dispatch.py).
     """
 
     path: str
@@ -46,6 +47,7 @@ class ModelConfig:
     remat: Literal["none", "full", "dots"] = "none"
     dispatch: str = "grouped"
     buffer_factor: float = 0.0
+    dispatch_tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +70,8 @@ class LogConfig:
 
 def expert_options(config: ModelConfig) -> dict[str, Any]:
     """How tokens get to their experts (models/dispatch.py), where a config says more than nothing."""
-    asked = {"dispatch": config.dispatch, "buffer_factor": config.buffer_factor}
-    return {key: value for key, value in asked.items() if value != getattr(ModelConfig, key)}
+    dispatch = Dispatch(config.dispatch, config.buffer_factor, config.dispatch_tokens)
+    return {"dispatch": dispatch} if dispatch != GROUPED else {}
 
 
 def load_model(config: ModelConfig, **options: Any) -> tuple[Transformer, Tokenizer | None]:

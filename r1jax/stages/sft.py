@@ -158,7 +158,7 @@ class Run:
         fed, targets = int((batch["segments"] > 0).sum()), int((batch["weights"] > 0).sum())
         self.num_tokens += fed
         pairs = int((batch["positions"] + 1)[batch["segments"] > 0].sum())
-        flops = self.work.train(fed, targets, pairs)
+        flops = self.work.train(fed, targets, pairs, ahead=self.settings.loss.mtp_weight > 0)
         if self.trainable.base is not None:
             flops *= 2 / 3  # no gradient of the weights
         metrics = {

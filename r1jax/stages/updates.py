@@ -29,7 +29,7 @@ from r1jax.models.transformer import Params
 from r1jax.stages.groups import Groups
 from r1jax.stages.grpo_config import GRPOConfig
 
-_FED = ("tokens", "positions", "segments", "prefixes", "index", "targets")
+_FED = ("tokens", "positions", "segments", "index", "targets")
 
 Arrays = dict[str, np.ndarray]
 
@@ -212,7 +212,8 @@ class Updates:
 
     def _batches(self, packed: PackedRows, arrays: Arrays, temperature: float) -> list[dict[str, jax.Array]]:
         """Micro-batches on their devices."""
-        names = (*_FED, "sequences") if self.settings.loss.needs_sequences else _FED
+        asked = {"prefixes": self.shape.share_prompts, "sequences": self.settings.loss.needs_sequences}
+        names = (*_FED, *(name for name, needed in asked.items() if needed))
         whole = {name: getattr(packed, name) for name in names}
         whole |= {k: packed.lay_out(v, -1 if k == "experts" else 0) for k, v in arrays.items()}
         size = self._rows_per_batch()

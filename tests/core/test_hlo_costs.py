@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from r1jax.core.hlo_costs import count_taps, group_members, measure
@@ -103,6 +103,25 @@ def test_collectives_of_eight_devices(slices: int) -> None:
     assert costs.collective_bytes == {**payload, "all-reduce": mine}
     assert costs.wire == 3 * (3 + 3 + 1) * mine + mine
     assert costs.slow_wire == (mine if slices == 2 else 0)
+
+
+def test_the_buffer_of_an_exchange_is_the_largest_of_those_asked_for() -> None:
+    """Of two exchanges in a loop the larger one; one that the partitioner makes to move an array is none."""
+    mesh = Mesh(np.array(jax.devices()), ("all",), axis_types=(AxisType.Auto,))
+
+    def program(x: jax.Array) -> jax.Array:
+        def step(x: jax.Array, _: None) -> tuple[jax.Array, None]:
+            small = jax.lax.all_to_all(x[:, :2], "all", 0, 0, tiled=True)
+            return jax.lax.all_to_all(x, "all", 0, 0, tiled=True) + small.sum(), None
+
+        return jax.lax.scan(step, x, None, length=3)[0]
+
+    inside = jax.shard_map(program, mesh=mesh, in_specs=P("all"), out_specs=P("all"), check_vma=False)
+    costs = measure(compile_text(inside, jnp.ones((512, 16), jnp.float32)))
+    assert costs.exchange_buffer == 512 // 8 * 16 * 4 and costs.collective_counts["all-to-all"] == 6
+    move = lambda x: jax.lax.with_sharding_constraint(x * 2, NamedSharding(mesh, P(None, "all")))
+    moved = measure(compile_text(move, jax.device_put(jnp.ones((512, 16)), NamedSharding(mesh, P("all")))))
+    assert moved.collective_counts["all-to-all"] == 1 and moved.exchange_buffer == 0
 
 
 def read_program(name: str) -> str:

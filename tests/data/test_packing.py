@@ -58,6 +58,21 @@ def test_every_token_is_predicted_from_its_prompt_and_its_past(seed: int, prefix
     check(prompts, completions, owners, shape, packed, [True] * len(completions))
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_prompts_that_are_not_shared_are_one_segment_with_their_completion(seed: int) -> None:
+    prompts, completions, owners = draw(seed)
+    shape = RowShape(7, 5, 3, share_prompts=False)
+    packed = pack_completions(prompts, completions, owners, shape)
+    assert shape.length == packed.tokens.shape[1] == 3 * (7 + 5) and not packed.prefixes.any()
+    check(prompts, completions, owners, shape, packed, [True] * len(completions))
+
+
+def test_pairs_of_a_full_row() -> None:
+    """The triangle of a prompt once, with a prefix before it, and of every completion with all that it sees."""
+    assert RowShape(7, 5, 3, prefix=2).pairs == 7 * 2 + 7**2 / 2 + 3 * (5 * 9 + 5**2 / 2)
+    assert RowShape(7, 5, 3, share_prompts=False).pairs == pytest.approx(3 * (7 + 5) ** 2 / 2)
+
+
 def test_rows_have_one_static_shape_and_whole_numbers() -> None:
     assert (SHAPE.targets, SHAPE.length) == (15, 22)
     packed = pack_completions(*draw(0), SHAPE)

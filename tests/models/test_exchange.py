@@ -56,23 +56,23 @@ def arrays() -> dict[str, np.ndarray]:
 
 
 @functools.cache
-def program(way: str, factor: float, mesh: str) -> Any:
+def program(dispatch: Dispatch, mesh: str) -> Any:
     """Compiled once for all choices: (y, gradients of everything, overflow)."""
     along = np.random.default_rng(2).normal(size=(B, T, D)).astype(np.float32)
 
     def loss(arrays: dict[str, jax.Array], choice: jax.Array) -> Any:
         kernels = Kernels(*(arrays[name] for name in ("gate", "up", "down")))
-        y, overflow = Dispatch(way, factor)(arrays["x"], choice, arrays["weights"], kernels)
+        y, overflow = dispatch(arrays["x"], choice, arrays["weights"], kernels)
         return (y * along).sum(), (y, overflow)
 
     return jax.jit(jax.grad(loss, has_aux=True))
 
 
-def run(way: str, kind: str, factor: float = 0.0, mesh: str = "") -> Any:
+def run(way: str, kind: str, factor: float = 0.0, mesh: str = "", tokens: int = 0) -> Any:
     """(y, gradients, overflow) on a mesh, or on one device."""
     with use_mesh(make_mesh(MESHES[mesh])) if mesh else contextlib.nullcontext():
         placed = put_global(arrays(), {name: sharding(AXES[name], array.shape) for name, array in arrays().items()})
-        gradient, (y, overflow) = program(way, factor, mesh)(placed, draw_choices(kind))
+        gradient, (y, overflow) = program(Dispatch(way, factor, tokens), mesh)(placed, draw_choices(kind))
         return jax.device_get((y, gradient, overflow))
 
 
@@ -101,6 +101,14 @@ def test_grouped_on_a_mesh_without_spread_experts_and_with_one_row() -> None:
     with use_mesh(make_mesh(MESHES["expert"])):
         y, overflow = jax.jit(lambda *args: Dispatch()(*args, kernels))(*one)
     assert_close(y, reference("spread")[0][:1])
+    assert overflow == 0
+
+
+@pytest.mark.parametrize(("mesh", "tokens"), [("", 10), ("expert", 4)], ids=["filled", "mesh"])
+def test_tokens_that_travel_in_turns_come_to_the_same(mesh: str, tokens: int) -> None:
+    """Five turns of 10 for 48 tokens, and two of 3 for the 6 of each device."""
+    *found, overflow = run("grouped", "padded", mesh=mesh, tokens=tokens)
+    assert_close(tuple(found), reference("padded")[:2], 1e-5)
     assert overflow == 0
 
 
@@ -136,6 +144,8 @@ def test_ragged_exchange_lowers_where_the_platform_has_it(platform: str) -> None
 def test_impossible_buffers_and_experts_that_do_not_divide_are_refused() -> None:
     with pytest.raises(UserError, match="dispatch 'dense' cannot have a buffer_factor of 1.0"):
         Dispatch("dense", 1.0)
+    with pytest.raises(UserError, match="dispatch 'dense' cannot have 8 tokens travel at once"):
+        Dispatch("dense", tokens=8)
     kernels = Kernels(*(arrays()[name][:6] for name in ("gate", "up", "down")))
     with (
         use_mesh(make_mesh(MESHES["context"])),

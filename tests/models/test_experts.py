@@ -147,7 +147,7 @@ def test_gates_that_cannot_be_are_refused(gate: Gate, active: int, message: str)
 
 def test_an_unknown_dispatch_is_refused() -> None:
     with pytest.raises(UserError, match="dispatch 'sparse' is not known; known: dense, grouped, all_to_all, ragged, "):
-        build(dispatch="sparse")
+        Dispatch("sparse")
 
 
 # --- Dispatch ---
@@ -251,14 +251,14 @@ def test_grouped_under_vmap_is_a_loop_over_its_calls() -> None:
 # --- In a model ---
 
 
-def build_decoder(scan_layers: bool = False, dispatch: str = "grouped", **options: Any) -> tuple[nnx.GraphDef, Any]:
+def build_decoder(scan_layers: bool = False, **options: Any) -> tuple[nnx.GraphDef, Any]:
     """A toy Llama of two layers with experts."""
     width = toy.CONFIG.hidden_size
 
     def make_block(rngs: nnx.Rngs) -> Block:
         shared: dict[str, Any] = dict(dtypes=FLOAT32, rngs=rngs, std=0.2)
         norm = lambda: RMSNorm(width, epsilon=1e-5, dtypes=FLOAT32, rngs=rngs)
-        experts = MoE(width, F, E, A, gate=GATES["v3"], dispatch=dispatch, **shared)
+        experts = MoE(width, F, E, A, gate=GATES["v3"], **shared)
         return Block(Attention(width, 4, 2, 8, **shared), experts, norm(), norm())
 
     return split(Transformer(toy.CONFIG, [(2, make_block)], rngs=nnx.Rngs(0), scan_layers=scan_layers, **options))

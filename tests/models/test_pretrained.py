@@ -18,6 +18,7 @@ from r1jax.learner.optimizer import OptimizerConfig, make_optimizer
 from r1jax.learner.state import init_state
 from r1jax.learner.step import Learner, LossFn
 from r1jax.models import llama, load_pretrained
+from r1jax.models.dispatch import Dispatch
 from r1jax.models.layers import Dtypes
 from r1jax.models.pretrained import find_family, find_model, known_families
 from r1jax.models.transformer import logical_axes, merge, split, stack, unstack
@@ -250,7 +251,7 @@ def test_known_families_are_models_only(tmp_path: Path) -> None:
 
 def test_dispatch_is_for_models_with_experts(tiny_model: Path) -> None:
     with pytest.raises(UserError, match="a model without experts has no dispatch, got 'dense'"):
-        load_pretrained(tiny_model, dispatch="dense")
+        load_pretrained(tiny_model, dispatch=Dispatch("dense"))
 
 
 def test_a_single_safetensors_file_is_no_model_folder(tiny_model: Path) -> None:

@@ -35,9 +35,11 @@ def train(
     return read_rows(workdir / "metrics.jsonl")
 
 
-def start(model: pathlib.Path, workdir: pathlib.Path, *flags: str, **environment: str) -> subprocess.Popen:
+def start(
+    model: pathlib.Path, workdir: pathlib.Path, *flags: str, config: pathlib.Path = CONFIG, **environment: str
+) -> subprocess.Popen:
     """`python -m r1jax.train` on one device; what it says goes to WORKDIR.log."""
-    command = [sys.executable, "-m", "r1jax.train", f"--config={CONFIG}", f"--config.model.path={model}"]
+    command = [sys.executable, "-m", "r1jax.train", f"--config={config}", f"--config.model.path={model}"]
     device = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
     with open(workdir.with_suffix(".log"), "ab") as log:
         return subprocess.Popen(

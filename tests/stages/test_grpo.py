@@ -158,8 +158,9 @@ def assert_close(found: Rows, expected: Rows, tolerance: float = 1e-4) -> None:
         {"train__micro_batch_size": 2, "train__completions_per_row": 1, "train__logits_chunk": 4},
         {"train__micro_batch_size": 32, "train__completions_per_row": 16, "model__scan_layers": True},
         {"rollout__slots": 5, "rollout__prefill_batch": 1, "model__remat": "full", "rollout__max_prompt_tokens": 40},
+        {"train__share_prompts": False, "train__micro_batch_size": 4},
     ],
-    ids=["small-batches-chunked", "one-batch-scanned", "few-slots-remat"],
+    ids=["small-batches-chunked", "one-batch-scanned", "few-slots-remat", "prompts-apart"],
 )
 def test_how_the_work_is_cut_does_not_matter(
     tiny_model: pathlib.Path, tmp_path: pathlib.Path, three_steps: pathlib.Path, changes: dict[str, Any]

@@ -81,7 +81,7 @@ def test_an_experts_work_counts_by_its_share() -> None:
     sizes = deepseek_v3.Config()
     routing = sum(map(sizes.routes, range(sizes.num_layers)))
     assert one.body - work.body == 2 * routing * 3 * sizes.hidden_size * sizes.expert_size
-    assert work.ahead > 0 and work.train(1, 0, 0) == 3 * (work.body + work.ahead)
+    assert work.ahead > 0 and work.train(1, 0, 0, ahead=True) == 3 * (work.body + work.ahead)
 
 
 def test_sizes_by_preset_and_by_hub_name() -> None:
@@ -98,9 +98,20 @@ def test_a_stage_without_known_programs_is_refused() -> None:
         list_programs(ConfigDict({"stage": "dance"}))
 
 
-@pytest.mark.parametrize("preset", ["tiny_llama", "tiny_deepseek_v3"])
-def test_every_program_lowers_for_cuda_without_a_tpu_kernel(preset: str) -> None:
+def supervised(preset: str) -> ConfigDict:
+    """The same toy in supervised training, its rows long enough for a TPU's kernel for long rows."""
     config = get_config(preset)
+    data = {"sources": {"traces": {"path": "traces.jsonl"}}, "length": 2048}
+    train = {"rows_per_step": 8, "logits_chunk": 512}
+    return ConfigDict(
+        {key: config[key] for key in ("steps", "model", "mesh")} | dict(stage="sft", data=data, train=train)
+    )
+
+
+@pytest.mark.parametrize("stage", ["grpo", "sft"])
+@pytest.mark.parametrize("preset", ["tiny_llama", "tiny_deepseek_v3"])
+def test_every_program_lowers_for_cuda_without_a_tpu_kernel(stage: str, preset: str) -> None:
+    config = get_config(preset) if stage == "grpo" else supervised(preset)
     with use_mesh(make_mesh(read_mesh(config))):
         for program in list_programs(config):
             traced = program.function.trace(*program.arguments, **program.keywords)
