@@ -53,7 +53,8 @@ def main(argv: Sequence[str]) -> int:
         topology = read_topology(values.topology, values.num_slices)
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        fits = check_run(config, topology, output=values.output, dump=values.dump_hlo)
+        wanted = values.programs.split(",") if values.programs else None
+        fits = check_run(config, topology, wanted=wanted, output=values.output, dump=values.dump_hlo)
 
     rest, overrides = split_overrides(argv[1:])
     code = run_command(__doc__, values, rest, check)
@@ -66,6 +67,7 @@ def define_flags() -> flags.FlagValues:
     texts = {
         "config": "The config file, with its arguments if any: configs/X.py or configs/X.py:name=value,...",
         "topology": f"The slice: a chip ({', '.join(CHIPS)}) and chips along each axis, as in v5p:8x8x8 or v6e:4x4.",
+        "programs": "The programs to compile, as in accumulate,decode. Default: all of the run's.",
         "output": "A JSON file to write the figures to.",
         "dump_hlo": "A folder to write each compiled program to, as text (NAME.txt).",
     }
@@ -76,8 +78,10 @@ def define_flags() -> flags.FlagValues:
     return values
 
 
-def check_run(config: Any, topology: Topology, *, output: str | None, dump: str | None) -> bool:
-    """Compiles and prints program by program; whether all fit."""
+def check_run(
+    config: Any, topology: Topology, *, wanted: Sequence[str] | None, output: str | None, dump: str | None
+) -> bool:
+    """Compiles and prints program by program (`wanted`: only these); whether all fit."""
     from r1jax.core.sharding import make_mesh, use_mesh
     from r1jax.stages.compiled import Report, compile_program
     from r1jax.stages.programs import list_programs, read_mesh
@@ -85,7 +89,7 @@ def check_run(config: Any, topology: Topology, *, output: str | None, dump: str 
     mesh_config = read_mesh(config)
     report = Report(topology)
     with use_mesh(make_mesh(mesh_config, find_devices(topology)), dict(mesh_config.rules)):
-        programs = list_programs(config)
+        programs = choose_programs(list_programs(config), wanted)
         print(report.head(), flush=True)
         for program in programs:
             compiled = compile_program(program, topology)
@@ -100,6 +104,16 @@ def check_run(config: Any, topology: Topology, *, output: str | None, dump: str 
         pathlib.Path(output).write_text(json.dumps(report.as_dict(), indent=1) + "\n")
     print(*report.advice(), sep="\n")
     return report.fits
+
+
+def choose_programs(programs: Sequence[Any], wanted: Sequence[str] | None) -> list[Any]:
+    """Those of the wanted names, in the run's order. Raises UserError for a name that is none of them."""
+    names = [program.name for program in programs]
+    if unknown := [name for name in wanted or () if name not in names]:
+        raise UserError(
+            f"--programs={','.join(wanted or ())}: the run has no {unknown[0]!r}; it has {', '.join(names)}"
+        )
+    return [program for program in programs if wanted is None or program.name in wanted]
 
 
 def find_devices(topology: Topology) -> list[Any]:

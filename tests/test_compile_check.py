@@ -43,6 +43,8 @@ def test_it_writes_what_the_contract_says(
     assert step["flops"] > step["model_flops"] > 0 and step["collectives"]
     assert figures["programs"]["decode"]["open_loops"]
     assert "everything fits" in capsys.readouterr().out
+    assert run("--topology=v5e:2x4", "--programs=apply", f"--output={output}") == 0
+    assert list(json.loads(output.read_text())["programs"]) == ["apply"]
 
 
 @pytest.mark.parametrize(
@@ -51,6 +53,7 @@ def test_it_writes_what_the_contract_says(
         ((), "--topology is missing, as in --topology=v5p:4x4x4"),
         (("--topology=h100:8",), "no such chip; known: v5e, v5p, v6e, tpu7x"),
         (("--topology=v5e:2x4", "--num_slices=0"), "--num_slices must be at least 1"),
+        (("--topology=v5e:2x4", "--programs=decode,dance"), "the run has no 'dance'; it has accumulate, apply,"),
         (("--topology=v5e:2x4", "--config.mesh.data=3"), "does not divide|make .* devices but there are 8"),
         (("--topology=v5e:2x4", "--config.mesh.data=4", "--config.mesh.fsdp=4"), "make 16 devices but there are 8"),
         (("--topology=v5e:2x4", "--config.mesh.tensor=4", "--config.mesh.data=1"), "does not divide over the mesh"),

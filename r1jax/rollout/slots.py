@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -136,16 +137,9 @@ def grow(slots: Slots, empty: Cache) -> Slots:
 
 def insert(slots: Slots, prompts: Any, fill: Fill) -> Slots:
     """Copies prompts (their part behind the prefix) into slots and starts them."""
-    at = fill.slot
-
-    def copy(buffer: jax.Array, prompt: jax.Array) -> jax.Array:
-        row_axis = buffer.ndim - 4  # scanned layers carry a leading layer axis
-        stacked = (slice(None),) * row_axis
-        within = (slice(0, size) for size in prompt.shape[row_axis + 1 :])  # the prompt has fewer columns, else equal
-        rows = jnp.take(prompt, fill.prompt, axis=row_axis)
-        return buffer.at[(*stacked, at, *within)].set(rows, mode="drop")
-
-    cache = slots.cache
+    cache, at = slots.cache, fill.slot
+    prompt_B = jnp.full(slots.active.shape, -1).at[at].set(fill.prompt, mode="drop")  # -1: the slot goes on
+    copy = functools.partial(_copy_prompts, prompt_B=prompt_B)
     visible = jnp.arange(cache.length) < (fill.columns - 1)[:, None]
     put = lambda old, new: old.at[at].set(new, mode="drop")
     return constrain_slots(
@@ -162,3 +156,24 @@ def insert(slots: Slots, prompts: Any, fill: Fill) -> Slots:
             knobs=jax.tree.map(put, slots.knobs, fill.knobs),
         )
     )
+
+
+def _copy_prompts(buffer: jax.Array, prompts: jax.Array, *, prompt_B: jax.Array) -> jax.Array:
+    """A cache's array [L,] [B, K, ...] with a row of `prompts` [L,] [P, K, ...] in the first columns of each slot that
+    takes one.
+
+    Every slot picks its row: rows that look for their slot would have to be on every device, as many as there are
+    slots. Layers go one by one, since all prompts of one layer are on every device meanwhile.
+    """
+    if buffer.ndim > 4:  # scanned layers carry a leading layer axis
+        one = lambda index, x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False)
+        body = lambda index, whole: jax.lax.dynamic_update_index_in_dim(
+            whole, _copy_prompts(one(index, whole), one(index, prompts), prompt_B=prompt_B), index, 0
+        )
+        return jax.lax.fori_loop(0, len(buffer), body, buffer)
+    slot = ("batch", "kv_heads", None, None)
+    everywhere = constrain(prompts, (None, *slot[1:]), name="prompts")
+    rows = constrain(jnp.take(everywhere, jnp.maximum(prompt_B, 0), axis=0), slot, name="slots")
+    old = buffer[:, *map(slice, rows.shape[1:])]  # the prompts have fewer columns, else equal sizes
+    taken = jnp.where((prompt_B >= 0)[:, None, None, None], rows, old)
+    return jax.lax.dynamic_update_slice(buffer, taken, (0, 0, 0, 0))
