@@ -54,6 +54,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "updates_per_step": 1,
                 "micro_batch_size": 8,
                 "completions_per_row": 4,
+                "share_prompts": True,
                 "logits_chunk": 0,
                 "old_logprobs": "trainer",
             },
