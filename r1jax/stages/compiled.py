@@ -19,8 +19,8 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 # What lowers the memory of a program, most effective first.
 CURES = {
-    "accumulate": "config.model.remat=full, config.train.micro_batch_size, config.train.logits_chunk, or larger "
-    "config.mesh.fsdp",
+    "accumulate": "config.model.remat=full, config.train.micro_batch_size, config.train.logits_chunk, with experts "
+    "config.model.dispatch_tokens, or larger config.mesh.fsdp",
     "apply": "larger config.mesh.fsdp, or config.model.param_dtype",
     "logprobs": "config.train.logits_chunk, config.train.micro_batch_size, or larger config.mesh.fsdp",
     "prefill": "config.rollout.prefill_batch, config.rollout.slots, or larger config.mesh.fsdp",
