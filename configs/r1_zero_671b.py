@@ -72,6 +72,7 @@ def get_config(arg: str = "") -> ConfigDict:
             min_p=0.0,
             slots=args.slots * args.chips,
             prefill_batch=args.chips,
+            cache_pieces=1,  # a growing cache would be held twice for a moment
         )
     )
     config.rewards = ConfigDict(dict(answer_reward=1.0, r1_format_reward=1.0))
