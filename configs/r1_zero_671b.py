@@ -38,7 +38,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model = ConfigDict(
         dict(
             path="deepseek-ai/DeepSeek-V3-Base",
-            preset="deepseek_v3_671b",
             dtype="bfloat16",
             param_dtype="float32",
             scan_layers=True,

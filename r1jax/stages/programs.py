@@ -119,12 +119,15 @@ def _find_sizes(config: ModelConfig) -> tuple[Any, Any]:
         return family, family.from_hf(hf)
     plain = lambda name: re.sub(r"[-_]|(instruct|base|chat)$", "", name.rpartition("/")[2].lower())
     presets = {plain(name): name for family in load_families().values() for name in family.VARIANTS}
+    # DeepSeek's hub names do not tell the size: "DeepSeek-V3-Base" is the one preset that is called so before its size.
+    unsized = [plain(re.sub(r"_[0-9]+b$", "", name)) for name in presets.values()]
+    presets |= {key: name for key, name in zip(unsized, presets.values(), strict=True) if unsized.count(key) == 1}
     for name in filter(None, (config.hub, config.path)):
         if (found := presets.get(plain(name))) is not None:
             return find_preset(found)
     raise UserError(
         f"the sizes of {config.hub or config.path} are not known without its files; set config.model.preset to one of "
-        f"{', '.join(sorted(presets.values()))}"
+        f"{', '.join(sorted(set(presets.values())))}"
     )
 
 

@@ -88,6 +88,7 @@ def test_sizes_by_preset_and_by_hub_name() -> None:
     by_hub = find_sizes(ModelConfig("models/absent.gguf", hub="HuggingFaceTB/SmolLM2-135M-Instruct"))
     assert by_hub == (llama, llama.VARIANTS["smollm2_135m"])
     assert find_sizes(ModelConfig("Qwen/Qwen2.5-1.5B"))[1].num_layers == 28
+    assert find_sizes(ModelConfig("deepseek-ai/DeepSeek-V3-Base"))[1].num_layers == 61
     assert find_sizes(ModelConfig("", preset="tiny_llama", sizes={"num_layers": 5}))[1].num_layers == 5
     with pytest.raises(UserError, match=r"the sizes of org/odd are not known .* set config.model.preset"):
         find_sizes(ModelConfig("org/odd"))
