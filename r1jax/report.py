@@ -3,9 +3,10 @@
   python -m r1jax.report runs/grpo_zero
   python -m r1jax.report runs/a runs/b --output=comparison.html
 
-Each DIR is the workdir of a run. The page of one run goes to report.html in its folder, a comparison to report.html in
-the current folder, unless --output says otherwise. It is one self-contained file with curves, samples and config: open
-it in any browser, no network needed. Training writes the page of its run by itself; this command writes it anew.
+Each DIR is the workdir of a run. The page of one run or pipeline goes to report.html in its folder, a comparison to
+report.html in the current folder, unless --output says otherwise. It is one self-contained file with curves, samples
+and config: open it in any browser, no network needed. Training writes the page of its run by itself; this command
+writes it anew.
 """
 
 import sys
@@ -16,6 +17,7 @@ from absl import flags
 from r1jax.core.commands import run_command
 from r1jax.core.errors import UserError
 from r1jax.eval.report import REPORT_FILE, write_comparison, write_report
+from r1jax.eval.story import is_pipeline, write_story
 
 
 def main(argv: Sequence[str]) -> int:
@@ -25,7 +27,9 @@ def main(argv: Sequence[str]) -> int:
     def report(workdirs: list[str]) -> None:
         if not workdirs:
             raise UserError("the folder of a run is missing, as in: python -m r1jax.report runs/grpo_zero (see --help)")
-        if len(workdirs) == 1:
+        if len(workdirs) == 1 and is_pipeline(workdirs[0]):
+            print(write_story(workdirs[0], values.output))
+        elif len(workdirs) == 1:
             print(write_report(workdirs[0], values.output))
         else:
             print(write_comparison(workdirs, values.output or REPORT_FILE))

@@ -15,22 +15,18 @@ TensorBoard events and checkpoints. Start the same command again to resume from 
 --workdir to start afresh. Ctrl-C stops a run.
 """
 
-import importlib
 import pathlib
-import pkgutil
 import re
 import sys
-from collections.abc import Callable, Sequence
-from types import ModuleType
-from typing import Any
+from collections.abc import Sequence
 
 from absl import flags
 from ml_collections import ConfigDict
 
-from r1jax import stages
 from r1jax.core.commands import run_command
 from r1jax.core.config import apply_overrides, load_config
 from r1jax.core.errors import UserError
+from r1jax.stages.kinds import find_stage
 
 
 def main(argv: Sequence[str]) -> int:
@@ -40,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
 
     def train(_: list[str]) -> None:
         config, workdir = resolve(values.config, values.workdir, overrides)
-        load_stage(config)(config, workdir)
+        find_stage(config).run(config, workdir)
         from r1jax.core import distributed  # imports jax, which mistakes in a config do not wait for
 
         distributed.finish()
@@ -92,18 +88,6 @@ def resolve(spec: str | None, workdir: str | None, overrides: dict[str, str]) ->
         if path.exists() and not path.is_dir():
             raise UserError(f"--workdir={folder} must name a folder, but {path} is a file")
     return config, folder
-
-
-def load_stage(config: ConfigDict) -> Callable[[ConfigDict, pathlib.Path], Any]:
-    """The `run(config, workdir)` of `r1jax/stages/<config.stage>.py`; jax is imported only here, after the checks."""
-    known = sorted(module.name for module in pkgutil.iter_modules(stages.__path__))
-    name = config.get("stage")
-    if name not in known:
-        raise UserError(f"config.stage must be one of {', '.join(known)}, got {name!r}")
-    module: ModuleType = importlib.import_module(f"{stages.__name__}.{name}")
-    if not hasattr(module, "run"):
-        raise UserError(f"config.stage={name} is no stage that trains")
-    return module.run
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ VARIANTS = {
     "distill_qwen7b": ["model=meta-llama/Llama-3.1-8B", "rows=2"],
     "distill_traces": ["", "template=r1", "layers=20"],
     "grpo_digits": ["", "loss=r1", "loss=gspo,seed=1", "reward=self_rank"],
+    "r1_pipeline": ["", "size=smollm2", "size=671b,data=files", "recipe=multi,lineage=seed,seed=1"],
     "r1_zero_671b": ["", "length=32768,slots=4", "chips=128"],
     "sft_671b": ["", "length=32768,rows=1", "chips=128"],
     "sft_gsm8k": ["", "lora=8"],
@@ -96,9 +97,10 @@ def test_it_traces(spec: str):
     config = load_config(spec)
     if not spec.endswith(".py"):
         with config.unlocked():
-            for section in ("model", "student"):
-                if section in config:
-                    config[section].sizes = {"num_layers": 2}
+            for stage in config.get("stages", {"": config}).values():
+                for section in ("model", "student"):
+                    if section in stage:
+                        stage[section].sizes = {**stage[section].get("sizes", {}), "num_layers": 2}
     if config.mesh.get("expert", 1) > 2:
         config.mesh.expert = 2  # of eight pretend devices
     with use_mesh(make_mesh(read_mesh(config))):

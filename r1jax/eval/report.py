@@ -62,17 +62,31 @@ def write_comparison(workdirs: Sequence[str | Path], output: str | Path) -> Path
     return output
 
 
-def render_page(runs: Sequence[Run], samples: Sequence[Samples]) -> str:
-    """The HTML of the page of these runs and the samples chosen of each."""
-    labels = _distinguish([run.workdir.resolve() for run in runs])
-    script = "\n".join(_read(name) for name in SCRIPTS)
+def render_page(
+    runs: Sequence[Run],
+    samples: Sequence[Samples],
+    *,
+    labels: Sequence[str] | None = None,
+    title: str = "",
+    story: Markup | None = None,
+    style: str = "",
+) -> str:
+    """The HTML of the page of these runs and the samples chosen of each.
+
+    labels, title: what the runs and the page are called (default: by their folders). story: HTML that goes before the
+    curves, with a `style` of its own.
+    """
+    labels = labels if labels is not None else _distinguish([run.workdir.resolve() for run in runs])
+    script = "\n".join(read_part(name) for name in SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     names = [run.names() for run in runs]
     sections = plan_charts(names[0]) if len(runs) == 1 else plan_comparison(names, labels)
     return _template().render(
-        title=" · ".join(labels),
+        title=title or " · ".join(labels),
+        heading=title or (labels[0] if len(runs) == 1 else f"{len(runs)} runs compared"),
+        story=story,
         version=r1jax.__version__,
-        style=Markup(_read("page.css")),
+        style=Markup(read_part("page.css") + style),
         script=Markup(script),
         digest=digest,
         runs=[
@@ -218,7 +232,7 @@ def _template() -> jinja2.Template:
     environment.filters["change"] = format_change
     environment.filters["track"] = _track
     environment.filters["slug"] = lambda text: text.lower().replace(" ", "-")
-    return environment.from_string(_read("page.html"))
+    return environment.from_string(read_part("page.html"))
 
 
 def _track(headline: Headline) -> dict[str, str]:
@@ -234,5 +248,6 @@ def _track(headline: Headline) -> dict[str, str]:
 
 
 @functools.cache
-def _read(name: str) -> str:
+def read_part(name: str) -> str:
+    """A part of the page, by the name of its file."""
     return (resources.files("r1jax.eval") / "page" / name).read_text(encoding="utf-8")

@@ -16,6 +16,11 @@ it is, so that no punishment is escaped by breaking a rule; None leaves a gate o
     rewards.r1_format_reward = {"gate": True}                                    # no pay without the format
     rewards.soft_overlong_punishment = {"gate": 0.0, "max_completion_len": 512, "soft_punish_cache": 0}
 
+`domain` holds a reward to the rows whose column `domain` says so; to others it does not apply (None). R1's last stage
+mixes problems that a rule can check with requests that a judge reads:
+
+    rewards.judge_reward = {"weight": 1.0, "domain": "general"}
+
 `compare_to` names another reward of the config that knows the truth (its weight may be 0): the metric `agreement` is
 then the share of pairs within a group that both order the same way. What else a reward may say of rows, and how it
 calls a model, is in `values.py`.
@@ -48,7 +53,7 @@ _OWN_COLUMNS = frozenset(("completions", "prompts", "completion_ids", "group_ids
 class Reward:
     """A reward function with its weight; `name` is the function's `__name__` and names its metrics.
 
-    `gate` is None, True (a factor) or the value from which the gate is open.
+    `gate` is None, True (a factor) or the value from which the gate is open. `domain` "" is all rows.
     """
 
     name: str
@@ -56,6 +61,7 @@ class Reward:
     weight: float
     gate: bool | float | None = None
     compare_to: str | None = None
+    domain: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ class Scores:
 
 
 def load_rewards(spec: Mapping[str, Any], *, generate: Generate | None = None) -> tuple[Reward, ...]:
-    """Resolves `{name: weight}` or `{name: {weight, gate, compare_to, function, **arguments}}`, in the order given.
+    """Resolves `{name: weight}` or `{name: {weight, gate, compare_to, domain, function, **arguments}}`, in order.
 
     A name is in `REGISTRY` or is `module:function`; where a config cannot hold such a key (dots), `function` says it
     and the name is free. Arguments go to the function by keyword; a function named `get_...` is called once with them
@@ -120,7 +126,8 @@ def score(
     columns = {**columns, "completions": completions, "prompts": prompts, "completion_ids": completion_ids}
     if group_size:
         columns["group_ids"] = [row // group_size for row in range(count)]
-    returned = {reward.name: _call(reward, columns, count) for reward in rewards}
+    places = {reward.name: _find_rows(reward, columns, count) for reward in rewards}
+    returned = {reward.name: _call(reward, columns, places[reward.name], count) for reward in rewards}
     by_name = {name: np.array([math.nan if v is None else float(v) for v in vs]) for name, vs in returned.items()}
     for name, values in by_name.items():
         if np.isinf(values).any():
@@ -130,7 +137,9 @@ def score(
     metrics: dict[str, float] = {}
     for reward in rewards:
         function = reward.function.func if isinstance(reward.function, functools.partial) else reward.function
-        calls += [{"reward": reward.name, **call} for call in getattr(function, "take_calls", list)()]
+        for call in getattr(function, "take_calls", list)():
+            place = {"row": places[reward.name][call["row"]]} if "row" in call else {}
+            calls.append({"reward": reward.name, **call, **place})
         told: dict[str, float] = getattr(function, "take_metrics", dict)()
         if reward.compare_to:
             told["agreement"] = _agreement(by_name[reward.name], by_name[reward.compare_to], columns.get("group_ids"))
@@ -167,6 +176,7 @@ def _load_reward(name: str, value: Any, generate: Generate | None) -> Reward:
     where = f"config.rewards.{name}"
     arguments = dict(value.items()) if hasattr(value, "items") else {"weight": value}
     gate, compare_to = arguments.pop("gate", None), arguments.pop("compare_to", None)
+    domain = arguments.pop("domain", "")
     weight = arguments.pop("weight", 1.0 if gate is None or gate is False else 0.0)
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
         raise UserError(f"{where}: a weight must be a finite number, got {weight!r}")
@@ -174,7 +184,7 @@ def _load_reward(name: str, value: Any, generate: Generate | None) -> Reward:
         raise UserError(f"{where}: a gate must be True or the value from which it is open, got {gate!r}")
     function = _find_function(str(arguments.pop("function", name)), where)
     function = _bind(function, arguments, where, generate)
-    return Reward(_name_of(function), function, float(weight), gate, compare_to)
+    return Reward(_name_of(function), function, float(weight), gate, compare_to, str(domain))
 
 
 def _find_function(name: str, where: str) -> RewardFunction:
@@ -230,11 +240,27 @@ def _name_of(function: Callable[..., Any]) -> str:
     return getattr(inner, "__name__", type(inner).__name__)
 
 
-def _call(reward: Reward, columns: Mapping[str, Any], count: int) -> Sequence[float | None]:
-    values = reward.function(**_select_columns(reward, columns))
-    if len(values) != count:
-        raise UserError(f"reward {reward.name} must return one value a completion: {count}, got {len(values)}")
-    return values
+def _find_rows(reward: Reward, columns: Mapping[str, Any], count: int) -> Sequence[int]:
+    """The rows that a reward looks at."""
+    if not reward.domain:
+        return range(count)
+    if "domain" not in columns:
+        raise UserError(
+            f"config.rewards.{reward.name}.domain = {reward.domain!r} needs a data column 'domain', got "
+            f"{', '.join(sorted(columns))}"
+        )
+    return [row for row in range(count) if columns["domain"][row] == reward.domain]
+
+
+def _call(reward: Reward, columns: Mapping[str, Any], rows: Sequence[int], count: int) -> Sequence[float | None]:
+    selected = _select_columns(reward, columns)
+    if len(rows) < count:
+        selected = {name: [column[row] for row in rows] for name, column in selected.items()}
+    values = reward.function(**selected) if rows else []
+    if len(values) != len(rows):
+        raise UserError(f"reward {reward.name} must return one value a completion: {len(rows)}, got {len(values)}")
+    by_row = dict(zip(rows, values, strict=True))
+    return [by_row.get(row) for row in range(count)]
 
 
 def _select_columns(reward: Reward, columns: Mapping[str, Any]) -> Mapping[str, Any]:

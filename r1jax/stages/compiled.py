@@ -187,7 +187,7 @@ class Report:
                 lines.append(
                     f"{name} does not fit: {missing:.2f} GiB too much of {limit / 2**30:.2f} GiB a device "
                     f"({kept:.2f} GiB of it is what the run keeps there meanwhile); lower it by "
-                    f"{CURES.get(name, 'a larger config.mesh.fsdp')}"
+                    f"{CURES.get(name.rpartition('.')[2], 'a larger config.mesh.fsdp')}"
                 )
             if program.costs.unpriced:
                 lines.append(f"{name}: kernels without FLOPs: {', '.join(sorted(program.costs.unpriced))}")

@@ -10,10 +10,8 @@ any other command. (DeepSeek-R1, arXiv:2501.12948, section 2.4.)
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -24,35 +22,22 @@ from r1jax.core.errors import UserError
 from r1jax.core.sharding import MeshConfig, make_mesh, use_mesh
 from r1jax.core.structs import Sampling
 from r1jax.data.corpus import CorpusConfig, SourceConfig
-from r1jax.data.filters import FilterConfig, Trace, filter_traces, statistics_file, write_set
-from r1jax.data.sources import Row
+from r1jax.data.filters import FilterConfig
 from r1jax.data.tasks import TaskConfig, load_task
 from r1jax.eval.held_out import EvalConfig, evaluate, make_problems
 from r1jax.learner.optimizer import OptimizerConfig
 from r1jax.learner.supervised import SupervisedConfig
 from r1jax.models.lora import LoRAConfig
-from r1jax.models.pretrained import require_tokenizer
-from r1jax.models.transformer import split
-from r1jax.rewards.base import load_rewards, score
+from r1jax.rewards.base import load_rewards
 from r1jax.stages import sft
-from r1jax.stages.generate import RESULTS, Generation, generate_file
+from r1jax.stages.collect import SET_FILE, TeacherSampling, collect
 from r1jax.stages.sampler import Sampler
-from r1jax.stages.settings import CheckpointConfig, LogConfig, ModelConfig, load_model
+from r1jax.stages.settings import CheckpointConfig, LogConfig, ModelConfig
 from r1jax.stages.sft_config import BatchConfig, HeldOutConfig, SFTConfig, check_settings
 from r1jax.stages.workdir import check_config, write_config
 from r1jax.text.encoding import PromptEncoder, find_prefix
 
 log = logging.getLogger(__name__)
-
-TRACES_FILE, SET_FILE = "traces.jsonl", "set.jsonl"
-
-
-@dataclasses.dataclass(frozen=True)
-class TeacherSampling(Generation):
-    """How the teacher is sampled; prompts: how many of the task's (0: all); slots: sequences decoded at once."""
-
-    prompts: int = 0
-    slots: int = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +85,6 @@ def read_config(config: ConfigDict) -> TracesConfig:
     """The config as dataclasses. Raises UserError for unknown keys, wrong types and impossible combinations."""
     settings = unpack(TracesConfig, config)
     check_settings(settings.supervised(pathlib.Path()))
-    if settings.generate.prompts < 0 or settings.generate.slots < 1:
-        raise UserError("config.generate.prompts must not be negative and config.generate.slots must be at least 1")
     if "traces" in settings.corpus.sources:
         raise UserError("config.corpus.sources.traces is the teacher's: give what is mixed in another name")
     return settings
@@ -127,62 +110,8 @@ def distil(settings: TracesConfig, config: ConfigDict, workdir: pathlib.Path) ->
         if distributed.is_writer():
             write_config(config, workdir)
         rows = task.train[: settings.generate.prompts or None]
-        ask_teacher(settings, rows, workdir / TRACES_FILE)
-        keep_best(read_traces(workdir / TRACES_FILE, rewards), settings.filters, workdir / SET_FILE)
+        collect(settings.teacher, rows, settings.generate, rewards, settings.filters, workdir)
     Student(settings, config, workdir, task.held_out).train()
-
-
-def ask_teacher(settings: TracesConfig, rows: Sequence[dict[str, Any]], output: pathlib.Path) -> None:
-    """The teacher's samples of every prompt, written to `output`; those that are there are kept."""
-    teacher = settings.teacher
-    model, tokenizer = load_model(teacher)
-    tokenizer = require_tokenizer(tokenizer, teacher.path)
-    sampler = Sampler(*split(model), tokenizer, tokenizer.eos_ids, slots=settings.generate.slots)
-    log.info("the teacher %s answers %d prompts", teacher.path, len(rows))
-    named = [Row(f"prompt {number}", row) for number, row in enumerate(rows)]
-    generate_file(sampler, named, output, settings.generate, model=teacher.path)
-
-
-def read_traces(path: pathlib.Path, rewards: Any) -> list[Trace]:
-    """The samples of a file that `generate` wrote, each with its reward: the weighted sum of `rewards`."""
-    rows = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
-    flat = [(row, sample) for row in rows for sample in range(len(row["completions"]))]
-    names = dict.fromkeys(name for row in rows for name in row if name not in (*RESULTS, "prompt"))
-    scores = score(
-        rewards,
-        prompts=[row["prompt"] for row, _ in flat],
-        completions=[row["completions"][sample] for row, sample in flat],
-        completion_ids=[row["completion_tokens"][sample] for row, sample in flat],
-        columns={name: [row.get(name) for row, _ in flat] for name in names},
-        group_size=len(rows[0]["completions"]),
-    )
-    groups = [group for group, row in enumerate(rows) for _ in row["completions"]]
-    return [
-        Trace(
-            group,
-            row["prompt"],
-            row["completions"][sample],
-            float(reward),
-            len(row["completion_tokens"][sample]),
-            row["finish_reasons"][sample],
-        )
-        for group, (row, sample), reward in zip(groups, flat, scores.total, strict=True)
-    ]
-
-
-def keep_best(traces: Sequence[Trace], filters: FilterConfig, output: pathlib.Path) -> None:
-    """The set that the student learns from, with its statistics beside it. Raises UserError if nothing is left."""
-    kept, statistics = filter_traces(traces, filters)
-    dropped = {name: count for name, count in statistics["dropped"].items() if count}
-    if not kept:
-        raise UserError(
-            f"none of the teacher's {len(traces)} samples is left to learn from, dropped were {dropped}: loosen "
-            "config.filters, or take a better config.teacher"
-        )
-    log.info("%d of %d samples are kept; dropped: %s", len(kept), len(traces), dropped or "none")
-    if distributed.is_writer():
-        write_set(output, kept, statistics)
-        log.info("%s and %s", output, statistics_file(output))
 
 
 class Student(sft.Run):

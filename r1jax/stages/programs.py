@@ -39,15 +39,21 @@ from r1jax.models.transformer import Params, logical_axes, merge, split
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.scheduler import Scheduler
 from r1jax.rollout.slots import EngineConfig
+from r1jax.stages.collect import TeacherSampling
+from r1jax.stages.collect import read_config as read_collect
 from r1jax.stages.distill_traces import read_config as read_traces
 from r1jax.stages.grpo_config import GRPOConfig
 from r1jax.stages.grpo_config import read_config as read_grpo
+from r1jax.stages.plan import make_plan, trace_shapes
+from r1jax.stages.plan import read_config as read_pipeline
 from r1jax.stages.sampler import PREFILL_BATCH
 from r1jax.stages.settings import ModelConfig, expert_options
 from r1jax.stages.sft_config import SFTConfig
 from r1jax.stages.sft_config import read_config as read_sft
 
 PROMPT_TOKENS = 128  # where only the data would tell
+# Of a stage's config: what its programs do not depend on.
+NOT_IN_PROGRAMS = set("data corpus seed steps rewards filters reply judge eval checkpoint log".split())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +87,21 @@ def list_programs(config: ConfigDict, *, prefix: tuple[int, ...] = ()) -> list[P
 
     Raises UserError for a stage or a model whose programs are not known, and for whatever the stage itself refuses.
     """
-    stages: dict[str, Callable[..., list[Program]]] = {"grpo": list_grpo, "sft": list_sft, "distill": list_distill}
+    stages = find_listings()
     if config.stage not in stages:
         raise UserError(f"the programs of config.stage={config.stage} are not known; known: {', '.join(stages)}")
     return stages[config.stage](config, prefix=prefix)
+
+
+def find_listings() -> dict[str, Callable[..., list[Program]]]:
+    """By stage what lists its programs."""
+    return {
+        "grpo": list_grpo,
+        "sft": list_sft,
+        "distill": list_distill,
+        "collect": list_collect,
+        "pipeline": list_pipeline,
+    }
 
 
 # --- Models ---
@@ -123,7 +140,9 @@ def _find_sizes(config: ModelConfig) -> tuple[Any, Any]:
     unsized = [plain(re.sub(r"_[0-9]+b$", "", name)) for name in presets.values()]
     presets |= {key: name for key, name in zip(unsized, presets.values(), strict=True) if unsized.count(key) == 1}
     for name in filter(None, (config.hub, config.path)):
-        if (found := presets.get(plain(name))) is not None:
+        larger = [preset for key, preset in presets.items() if key.startswith(plain(name))]  # without its size
+        found = presets.get(plain(name)) or (larger[0] if len(larger) == 1 else None)
+        if found is not None:
             return find_preset(found)
     raise UserError(
         f"the sizes of {config.hub or config.path} are not known without its files; set config.model.preset to one of "
@@ -212,14 +231,48 @@ def list_distill(config: ConfigDict, *, prefix: tuple[int, ...] = ()) -> list[Pr
     if config.get("method") != "traces":
         raise UserError(f"the programs of config.method={config.get('method')} are not known; known: traces")
     settings = read_traces(config)
-    shapes = abstract_model(settings.student)
-    shapes = dataclasses.replace(shapes, params=place_params(shapes.params, shapes.axes))
-    slots, limit = settings.generate.slots, settings.generate.max_new_tokens
-    engine = EngineConfig(slots, len(prefix) + PROMPT_TOKENS, limit, min(PREFILL_BATCH, slots), prefix=prefix)
     return [
         *supervised_programs(settings.supervised(pathlib.Path())),
-        *engine_programs(shapes, engine, settings.generate.sampling(())),
+        *sampler_programs(settings.student, settings.generate, prefix),
     ]
+
+
+def list_collect(config: ConfigDict, *, prefix: tuple[int, ...] = ()) -> list[Program]:
+    """prefill, insert, decode."""
+    settings = read_collect(config)
+    return sampler_programs(settings.model, settings.generate, prefix)
+
+
+def sampler_programs(model: ModelConfig, generate: TeacherSampling, prefix: tuple[int, ...]) -> list[Program]:
+    """The programs of a model that only samples."""
+    shapes = abstract_model(model)
+    shapes = dataclasses.replace(shapes, params=place_params(shapes.params, shapes.axes))
+    slots, limit = generate.slots, generate.max_new_tokens
+    engine = EngineConfig(slots, len(prefix) + PROMPT_TOKENS, limit, min(PREFILL_BATCH, slots), prefix=prefix)
+    return engine_programs(shapes, engine, generate.sampling(()))
+
+
+def list_pipeline(config: ConfigDict, *, prefix: tuple[int, ...] = ()) -> list[Program]:
+    """Those of all stages, as STAGE.PROGRAM; where stages differ in data, rewards and rates alone, the first one's."""
+    plan, _ = make_plan(read_pipeline(config), pathlib.Path())
+    listings, seen = find_listings(), set[str]()
+    programs = []
+    for planned in trace_shapes(plan):
+        if planned.config.stage in listings and (key := _key_of_programs(planned.config)) not in seen:
+            seen.add(key)
+            for program in list_programs(planned.config, prefix=prefix):
+                programs.append(dataclasses.replace(program, name=f"{planned.name}.{program.name}"))
+    return programs
+
+
+def _key_of_programs(config: ConfigDict) -> str:
+    """What of a stage's config its programs depend on, but for numbers in them."""
+    values = config.to_dict()
+    rates = ("learning_rate", "warmup_updates")
+    kept = {name: value for name, value in values.items() if name not in NOT_IN_PROGRAMS}
+    kept["optimizer"] = {key: value for key, value in values.get("optimizer", {}).items() if key not in rates}
+    kept["length"] = [values.get(name, {}).get("length") for name in ("data", "corpus")]
+    return json.dumps(kept, sort_keys=True, default=str)
 
 
 def supervised_programs(settings: SFTConfig) -> list[Program]:

@@ -145,6 +145,29 @@ def test_columns_named_like_our_own_give_way():
     np.testing.assert_array_equal(scores.total, [3.0])
 
 
+def test_a_reward_of_a_domain_sees_its_rows_alone():
+    """Group ids and columns are those of its rows; elsewhere it does not apply; its calls name rows of the whole."""
+    replies = iter([["Score: 8", "Score: 4"]])
+    judge = {"weight": 1.0, "domain": "general", "template": "{question} {response}"}
+    rewards = load_rewards({"answer_reward": 1.0, "judge_reward": judge}, generate=lambda prompts: next(replies))
+    scores = score(
+        rewards,
+        prompts=["a", "b", "c"],
+        completions=["<answer>1</answer>", "<answer>2</answer>", "three"],
+        completion_ids=[(1,), (2,), (3,)],
+        columns={"solution": ["1", "", ""], "domain": ["math", "general", "general"]},
+    )
+    assert scores.total.tolist() == [1.0, 0.8, 0.4]
+    assert np.isnan(scores.by_name["judge_reward"]).tolist() == [True, False, False]
+    assert [(call["row"], call["prompt"]) for call in scores.calls] == [(1, "b <answer>2</answer>"), (2, "c three")]
+
+
+def test_a_domain_needs_its_column():
+    rewards = load_rewards({"r1_format_reward": {"domain": "math"}})
+    with pytest.raises(UserError, match=r"config.rewards.r1_format_reward.domain = 'math' needs a data column"):
+        score(rewards, prompts=["a"], completions=["b"], completion_ids=[(1,)], columns={})
+
+
 def test_gates_multiply_what_the_others_pay_and_shield_from_no_punishment():
     spec = {
         "number_reward": 1.0,

@@ -15,7 +15,7 @@ from r1jax.core.sharding import make_mesh, use_mesh
 from r1jax.data.filters import Trace
 from r1jax.models import load_pretrained
 from r1jax.rewards.base import load_rewards
-from r1jax.stages import distill, distill_traces
+from r1jax.stages import collect, distill, distill_traces
 from tests.stages.runs import read_params, untimed
 from tests.tiny_model import write_tiny_model
 
@@ -73,7 +73,7 @@ def test_the_chain_leaves_traces_set_statistics_and_a_student(whole: tuple[pathl
 def test_what_is_learnt_is_right_and_held_out_problems_are_not_in_it(whole: tuple[pathlib.Path, list[dict[str, Any]]]):
     workdir, _ = whole
     rewards = load_rewards({"letters": {"function": "tests.stages.letters:letters_reward"}})
-    traces = distill_traces.read_traces(workdir / "traces.jsonl", rewards)
+    traces = collect.read_traces(workdir / "traces.jsonl", rewards)
     assert len(traces) == 120 and isinstance(traces[0], Trace)
     rates = {t.group: [other.reward for other in traces if other.group == t.group] for t in traces}
     good = {(t.prompt, t.completion) for t in traces if t.reward >= 0.05 and sum(rates[t.group]) > 0}
@@ -108,7 +108,7 @@ def test_stopped_anywhere_it_ends_the_same(
 
             patched.setattr(Journal, "put", stop_at(7, Journal.put))
         elif place == "filter":
-            patched.setattr(distill_traces, "filter_traces", stop_at(0, None))
+            patched.setattr(collect, "filter_traces", stop_at(0, None))
         else:
             patched.setattr(distill_traces.Student, "step", stop_at(3, distill_traces.Student.step))
         with pytest.raises(KeyboardInterrupt):

@@ -1,0 +1,154 @@
+"""Text in two languages for models that are trained from nothing: sums worked out, guessed at or botched, in English,
+in Chinese and in both at once; requests with replies of every quality, and marks for such replies.
+
+It stands in for a crawl of the web. What reinforcement learning is to find lies in it, among much that is worse: one
+reply in five takes a sum digit by digit, inside think and answer tags, and is right; half of those change languages on
+the way, the others are all English or all Chinese. So a model that has read it solves some sums, seldom in the form
+that is asked for, and what rewards for a right answer raise is a careful reply that mixes languages, as R1-Zero's did
+(DeepSeek-R1, arXiv:2501.12948, section 2.2.4).
+
+Sums are given, so that held-out ones stay out. Row N is a function of (seed, N). Completions begin with the space that
+parts them from a raw prompt.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from r1jax.text.prompts import QUESTION_REPLY, TAGGED_REPLY, fill, fill_all
+
+Row = dict[str, Any]
+Languages = Sequence[str]  # what a piece of text chooses from: ("en",), ("zh",) or both
+
+PLACES = {"en": ("ones", "tens", "hundreds"), "zh": ("个位", "十位", "百位")}
+ADD = {"en": "Add the {place}: {digits} = {sum}", "zh": "{place}相加: {digits} = {sum}"}
+CARRY = {"en": ", write {rest}, carry 1.", "zh": ", 写 {rest} 进 1."}
+TOTAL = {"en": "The sum is {total}.", "zh": "和是 {total}."}
+CHECK = {"en": "Check: {total} - {b} = {a}.", "zh": "验算: {total} - {b} = {a}."}
+SHRUG = {"en": ("That is easy.", "I know this one."), "zh": ("这很简单.", "我知道.")}
+BARE = {"en": ("It is {total}.", "The answer is {total}.", "{total}"), "zh": ("是 {total}.", "答案是 {total}.")}
+QUESTIONS = ("What is {a} + {b}?", "Add {a} and {b}.", "{a} 加 {b} 是多少?")
+SLIPS = (-11, -10, -9, -2, -1, 1, 2, 9, 10, 11)
+
+NAMES = ("Ann", "Ben", "Eva", "Tom", "Lin", "Max", "Mia", "Sam")
+GIFTS = ("book", "cake", "help", "tea")
+TIMES = ("day", "trip", "week", "rest")
+# Request, thought, good reply, curt reply, reply in the other language.
+REQUESTS = (
+    (
+        "Say hello to {name}.",
+        "I am to greet {name}.",
+        "Hello, {name}! It is good to see you.",
+        "Hello.",
+        "{name}, 你好!",
+    ),
+    (
+        "Thank {name} for the {gift}.",
+        "I am to thank {name} for the {gift}.",
+        "Thank you for the {gift}, {name}. It is very kind of you.",
+        "Thanks.",
+        "谢谢你, {name}!",
+    ),
+    (
+        "Wish {name} a good {time}.",
+        "I am to wish {name} a good {time}.",
+        "Have a good {time}, {name}! I will think of you.",
+        "Good {time}.",
+        "{name}, 祝你好运!",
+    ),
+)
+MARKS = {"good": 9, "curt": 5, "foreign": 3, "wrong": 1}
+
+
+def draw_texts(sums: Sequence[Mapping[str, Any]], count: int, seed: int) -> list[Row]:
+    """`count` rows of `text`; `sums` are those that may occur (columns a and b)."""
+    return [{"text": _write_text(sums, random.Random(f"text {seed} {number}"))} for number in range(count)]
+
+
+def draw_worked(sums: Sequence[Mapping[str, Any]], count: int, seed: int) -> list[Row]:
+    """`count` rows of `prompt` and `completion`: sums worked out in English and checked, in the asked-for form."""
+    rows = []
+    for number in range(count):
+        draw = random.Random(f"worked {seed} {number}")
+        a, b = _pick(sums, draw)
+        reply = _tag(f"{_work(a, b, ('en',), draw)} {CHECK['en'].format(total=a + b, a=a, b=b)}", str(a + b))
+        rows.append({"prompt": QUESTIONS[0].format(a=a, b=b), "completion": f" {reply}"})
+    return rows
+
+
+def draw_requests(count: int, seed: int) -> list[Row]:
+    """`count` rows of `prompt` and `completion`: requests that no rule can check, each with a good reply."""
+    rows = []
+    for number in range(count):
+        asked, replies = _request(random.Random(f"request {seed} {number}"))
+        rows.append({"prompt": asked, "completion": f" {replies['good']}"})
+    return rows
+
+
+def _write_text(sums: Sequence[Mapping[str, Any]], draw: random.Random) -> str:
+    kind = draw.random()
+    if kind < 0.75:
+        a, b = _pick(sums, draw)
+        question = draw.choices(QUESTIONS, (6, 2, 2))[0].format(a=a, b=b)
+        return f"{fill(QUESTION_REPLY, question)} {_answer(a, b, draw)}"
+    asked, replies = _request(draw)
+    quality = draw.choice(list(replies))
+    text = f"{fill(QUESTION_REPLY, asked)} {replies[quality]}"
+    return text if kind < 0.85 else f"{text}\nScore: {MARKS[quality]}"
+
+
+def _answer(a: int, b: int, draw: random.Random) -> str:
+    """A reply as the web has them."""
+    way = draw.random()
+    guess = a + b + (0 if draw.random() < 0.3 else draw.choice(SLIPS))
+    if way < 0.2:
+        return _tag(_work(a, b, _languages(draw, mixed=0.5), draw), str(a + b))
+    if way < 0.35:
+        total = a + b + draw.choice(SLIPS)
+        return _tag(_work(a, b, _languages(draw, mixed=0.2), draw, total=total), str(total))
+    if way < 0.6:
+        return _tag(draw.choice(SHRUG[_languages(draw, mixed=0.0)[0]]), str(guess))
+    if way < 0.75:
+        return _work(a, b, _languages(draw, mixed=0.3), draw)
+    return draw.choice(BARE[_languages(draw, mixed=0.0)[0]]).format(total=guess)
+
+
+def _languages(draw: random.Random, mixed: float) -> Languages:
+    if draw.random() < mixed:
+        return ("en", "zh")
+    return ("en",) if draw.random() < 0.6 else ("zh",)
+
+
+def _work(a: int, b: int, languages: Languages, draw: random.Random, total: int | None = None) -> str:
+    """The sum digit by digit. A `total` that is not the sum stands at the end whatever the digits say."""
+    steps, carry = [], 0
+    for place in range(max(len(str(a)), len(str(b)))):
+        language = draw.choice(languages)
+        x, y = (value // 10**place % 10 for value in (a, b))
+        digits = f"{x} + {y}" + (" + 1" if carry else "")
+        whole = x + y + carry
+        step = ADD[language].format(place=PLACES[language][place], digits=digits, sum=whole)
+        carry = int(whole > 9)
+        steps.append(step + (CARRY[language].format(rest=whole % 10) if carry else "."))
+    return " ".join([*steps, TOTAL[draw.choice(languages)].format(total=a + b if total is None else total)])
+
+
+def _request(draw: random.Random) -> tuple[str, dict[str, str]]:
+    """A request, and its replies by quality."""
+    values = {"name": draw.choice(NAMES), "gift": draw.choice(GIFTS), "time": draw.choice(TIMES)}
+    chosen = draw.randrange(len(REQUESTS))
+    asked, thought, good, curt, foreign = (text.format(**values) for text in REQUESTS[chosen])
+    wrong = REQUESTS[chosen - 1][2].format(**values)
+    replies = {"good": good, "curt": curt, "foreign": foreign, "wrong": wrong}
+    return asked, {quality: _tag(thought, reply) for quality, reply in replies.items()}
+
+
+def _tag(reasoning: str, answer: str) -> str:
+    return fill_all(TAGGED_REPLY, reasoning=reasoning, answer=answer)
+
+
+def _pick(sums: Sequence[Mapping[str, Any]], draw: random.Random) -> tuple[int, int]:
+    columns = draw.choice(sums)
+    return (columns["a"], columns["b"]) if draw.random() < 0.5 else (columns["b"], columns["a"])
