@@ -39,7 +39,7 @@ TAGGED = " <think> {reasoning} </think> <answer> {answer} </answer>"
 TINY = dict(
     template="question_reply",
     judge_template="{question}{response}\nScore:",  # as in the text that the base read
-    mesh=dict(data=1, fsdp=1, tensor=1),
+    mesh=dict(data=-1, fsdp=1, tensor=1),
     model=dict(dtype="float32", param_dtype="float32", scan_layers=False, remat="none"),
     base=dict(
         preset="tiny_deepseek_v3",
