@@ -17,7 +17,8 @@ Under a mesh all but `dense` run as programs of one device (models/exchange.py):
 "experts" names the devices that exchange rows; hidden widths may be split over others, which add up their shares.
 
 No token is dropped unless `buffer_factor` is set: then buffers hold that multiple of what would come if experts were
-equally loaded, and `overflow` counts the (token, expert) pairs that found no place.
+equally loaded, and `overflow` counts the (token, expert) pairs that found no place. Few tokens a device (decoding) are
+never bounded: their loads differ by more than any such multiple, and exact buffers are small.
 
 Buffers hold A rows and more for every token. `tokens` bounds them: so many tokens of a device travel at once, one turn
 after the other, and the backward pass computes each turn again instead of keeping its buffers.
@@ -44,6 +45,7 @@ EXCHANGES: dict[str, Callable] = {
     "all_gather": exchange.by_all_gather,
 }
 WAYS = ("dense", "grouped", *EXCHANGES)
+FEW_TOKENS = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +110,8 @@ class Dispatch:
 
         def run(x_BTD: jax.Array, choice: jax.Array, weights: jax.Array, *kernels: jax.Array) -> tuple:
             flat = tuple(array.reshape(-1, array.shape[-1]) for array in (x_BTD, choice, weights))
-            send = lambda *flat: EXCHANGES[way](*flat, Kernels(*kernels), peers, self.buffer_factor)
+            factor = self.buffer_factor if len(flat[0]) > FEW_TOKENS else 0.0
+            send = lambda *flat: EXCHANGES[way](*flat, Kernels(*kernels), peers, factor)
             if 0 < self.tokens < len(flat[0]):
                 y_MD, overflow = take_turns(send, flat, self.tokens, nobody=len(kernels[0]) * peers.devices)
             else:

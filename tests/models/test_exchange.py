@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 from r1jax.core.distributed import put_global
 from r1jax.core.errors import UserError
 from r1jax.core.sharding import MeshConfig, make_mesh, sharding, use_mesh
-from r1jax.models import exchange
+from r1jax.models import dispatch, exchange
 from r1jax.models.dispatch import Dispatch
 from r1jax.models.exchange import Kernels, Peers
 from tests.models.toy import assert_close
@@ -56,13 +56,13 @@ def arrays() -> dict[str, np.ndarray]:
 
 
 @functools.cache
-def program(dispatch: Dispatch, mesh: str) -> Any:
+def program(chosen: Dispatch, mesh: str) -> Any:
     """Compiled once for all choices: (y, gradients of everything, overflow)."""
     along = np.random.default_rng(2).normal(size=(B, T, D)).astype(np.float32)
 
     def loss(arrays: dict[str, jax.Array], choice: jax.Array) -> Any:
         kernels = Kernels(*(arrays[name] for name in ("gate", "up", "down")))
-        y, overflow = dispatch(arrays["x"], choice, arrays["weights"], kernels)
+        y, overflow = chosen(arrays["x"], choice, arrays["weights"], kernels)
         return (y * along).sum(), (y, overflow)
 
     return jax.jit(jax.grad(loss, has_aux=True))
@@ -113,14 +113,21 @@ def test_tokens_that_travel_in_turns_come_to_the_same(mesh: str, tokens: int) ->
 
 
 @pytest.mark.parametrize("way", ["all_to_all", "ragged", "all_gather"])
-def test_a_bounded_buffer_counts_what_it_drops(way: str) -> None:
+def test_a_bounded_buffer_counts_what_it_drops(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All pairs to one device: 1.5 times the mean of 8 devices holds 3/16 of them; what remains is exact or zero."""
+    monkeypatch.setattr(dispatch, "FEW_TOKENS", 0)
     y, _, overflow = run(way, "few", 1.5, "expert")
     share = np.abs(y - reference("few")[0]).max(-1) < 1e-5
     empty = ~y.any(-1)
     # a device has 6 tokens of 3 choices, two of them none: the mean of a pair of devices is 18 // 8 = 2 rows
     held = {"all_to_all": 8 * 3, "ragged": 27, "all_gather": 27}[way]
     assert overflow == B * T - held and (share | empty).all() and (share & ~empty).sum() == held
+
+
+def test_few_tokens_have_room_whatever_the_bound() -> None:
+    *found, overflow = run("grouped", "few", 1.25, "expert")
+    assert_close(tuple(found), reference("few")[:2], 1e-5)
+    assert overflow == 0
 
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
