@@ -62,7 +62,8 @@ def test_every_stage_leaves_its_folder_and_its_entry(whole: pathlib.Path):
         assert (whole / entry["folder"]).is_dir() and entry["outputs"] == hash_outputs(whole / entry["folder"])
         assert set(entry["inputs"]) == {"config", *entry["takes"]}
         assert (set(entry["outputs"]) == {"model"}) == (name in MODELS)
-    assert record["zero"]["takes"] == ["base", "data"] and record["distilled"]["takes"] == ["base", "rl_all", "data"]
+    assert set(record["zero"]["takes"]) == {"base", "data"}
+    assert set(record["distilled"]["takes"]) == {"base", "rl_all", "data"}
     assert load_pretrained(whole / "08_distilled")[1] is not None
 
 
@@ -89,7 +90,7 @@ def test_the_judge_reads_requests_alone(whole: pathlib.Path):
     """Sums have no judgement and requests no answer; both have the others."""
     rows = read_rows(whole / "07_rl_all" / "samples.jsonl")
     answers = [row for row in rows if "rewards" in row and "kind" not in row]
-    assert all("letters" in row["rewards"] for row in answers)
+    assert answers and all("letters_reward" in row["rewards"] for row in answers)
     assert all(row["rewards"]["judge_reward"] is None for row in answers if "What is" in str(row["prompt"]))
 
 
