@@ -5,8 +5,9 @@
 The teacher is the model that `configs/grpo_zero.py` improved by reinforcement learning (run it first, with the same
 `template`); the student is the untrained SmolLM2-135M with 27 of its thirty layers. The teacher answers sums of two
 numbers from 10 to 99; what is right, new and not cut off becomes the student's supervised set.
-Expected: about two thirds of the teacher's samples are right; before, the student solves none of the held-out sums,
-for leaving layers out breaks it. A few minutes for the samples and a few for the student, on two cores.
+Expected: 256 of 400 samples are right and kept. The student, which leaving layers out has broken, answers none of 60
+held-out sums before and 60% ± 6.4 of them afterwards (sampled; greedy 65% ± 6.2). A minute for the samples and ten for
+the student, on two busy cores.
 
 Arguments after a colon, e.g. `configs/distill_traces.py:template=r1`:
 
@@ -39,7 +40,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.stage = "distill"
     config.method = "traces"
     config.seed = 0
-    config.steps = 7  # about one pass over what is right of 400 samples
+    config.steps = 40  # many passes over what is right of 400 samples; after 7 steps it solved 5%
 
     teacher = "runs/chat" if is_chat else "runs/grpo_zero"
     config.teacher = ConfigDict({**DEMO, "path": teacher, "hub": ""})

@@ -4,9 +4,15 @@
 
 SmolLM2-135M-Instruct reads about 500 of the 7,473 worked solutions once: the reasoning without the calculator's
 notes, then the answer in a box. `train.jsonl` has GSM8K's columns `question` and `answer`.
-Expected: the loss of held-out solutions falls from 1.44 to below 0.96 (measured after 8 of the 24 steps), by its size
-in about ten minutes on two idle cores. A model of this size solves hardly any of GSM8K before or after; single-step
-problems (SVAMP) tell more.
+Expected: thirteen minutes on two busy cores, in which the loss of held-out solutions falls from 1.44 to 0.91 and the
+accuracy of their tokens rises from 65% to 75%. A model of this size solves next to nothing before or after: pass@1 of
+300 problems each, at DeepSeek's temperature of 0.6,
+
+    GSM8K                               0.0%        ->  0.3% ± 0.3
+    SVAMP                               0.0%        ->  0.7% ± 0.5    last number 2.3% ± 0.9 -> 4.3% ± 1.2
+    one sum or product told in words    0.3% ± 0.3  ->  3.7% ± 1.1    last number 6.7% ± 1.4 -> 3.7% ± 1.1
+
+so what it learns is the form: of the last kind 69% of the replies then end in a box, before 1%.
 
 Arguments after a colon, e.g. `configs/sft_gsm8k.py:lora=8`:
 
