@@ -18,6 +18,7 @@ from r1jax.core.errors import UserError
 from r1jax.losses.prediction import next_token_loss
 from r1jax.models import deepseek_v3, load_pretrained
 from r1jax.models.deepseek_v3 import HF_COPIES, HF_NAMES, VARIANTS, from_hf, to_hf
+from r1jax.models.dispatch import Dispatch
 from r1jax.models.hf import load_weights
 from r1jax.models.mla import LatentSizes
 from r1jax.models.mtp import predict_ahead
@@ -150,9 +151,9 @@ def test_a_depth_that_the_files_lack_is_no_depth() -> None:
     [
         ("v3_latent", {"scan_layers": True, "remat": "full"}),
         ("v3_latent", {"attention_form": "absorbed"}),
-        ("v3_latent", {"dispatch": "dense"}),
-        ("v2_lite", {"scan_layers": True, "attention_form": "absorbed", "dispatch": "dense"}),
-        ("v2_grouped", {"dispatch": "dense"}),
+        ("v3_latent", {"dispatch": Dispatch("dense")}),
+        ("v2_lite", {"scan_layers": True, "attention_form": "absorbed", "dispatch": Dispatch("dense")}),
+        ("v2_grouped", {"dispatch": Dispatch("dense")}),
     ],
 )
 def test_forms_agree(name: str, options: dict[str, Any]) -> None:
