@@ -140,9 +140,7 @@ def _find_sizes(config: ModelConfig) -> tuple[Any, Any]:
     unsized = [plain(re.sub(r"_[0-9]+b$", "", name)) for name in presets.values()]
     presets |= {key: name for key, name in zip(unsized, presets.values(), strict=True) if unsized.count(key) == 1}
     for name in filter(None, (config.hub, config.path)):
-        larger = [preset for key, preset in presets.items() if key.startswith(plain(name))]  # without its size
-        found = presets.get(plain(name)) or (larger[0] if len(larger) == 1 else None)
-        if found is not None:
+        if (found := presets.get(plain(name))) is not None:
             return find_preset(found)
     raise UserError(
         f"the sizes of {config.hub or config.path} are not known without its files; set config.model.preset to one of "
