@@ -2,9 +2,8 @@
 
 A batch is a dict of arrays: tokens, positions, segments [B, T]; index, targets, sequences, weights, advantages,
 sampler_logprobs [B, R]; and where they are needed prefixes [B, T], old_logprobs, reference_logprobs [B, R] (see
-data/packing.py);
-temperature [] where it is not that of the scoring; experts [B, R, L, A] where routers are to choose what the sampler's
-chose, -1 where there is no target.
+data/packing.py); temperature [] where it is not that of the scoring; experts [B, R, L, A] where routers are to choose
+what the sampler's chose, -1 where there is no target.
 """
 
 from __future__ import annotations
