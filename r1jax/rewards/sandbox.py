@@ -5,10 +5,10 @@ read-only system (/usr and the Python that runs us, but not our virtual environm
 folder in memory that is gone afterwards, and nothing else: no /proc, no /etc, no home, no network but an unconnected
 loopback, no capabilities, no further user namespaces, no process of ours to see, signal or trace.
 
-Limits: wall time, CPU time, address space and file size by the kernel, resident memory and number of processes over the
-whole tree by a watch every few milliseconds (the kernel's own count does not apply where we run as root), bytes of
-output while they are read. Whatever breaks one is killed with all its descendants: the box's first process dies with
-its parent, and a process namespace dies with its first process.
+Limits: wall time, CPU time, address space, file size and number of tasks by the kernel (`task_group`), resident memory
+and number of processes over the whole tree by a watch every few milliseconds, bytes of output while they are read.
+Whatever breaks one is killed with all its descendants: the box's first process dies with its parent, and a process
+namespace dies with its first process.
 
 Where the box cannot be made, `require_isolation` refuses, unless the config says in words that the risk is taken
 (`RISK_ACCEPTED`); the program then runs with our rights, under the limits only.
@@ -30,9 +30,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Literal, NamedTuple
 
 from r1jax.core.errors import UserError
+from r1jax.rewards.task_group import TaskGroup, task_group
 
 RISK_ACCEPTED = "none, and I accept that programs written by a model run with my rights"
 SCRATCH, FILES = "/scratch", "/files"
@@ -116,8 +117,8 @@ def run(box: Box, isolation: str = "bubblewrap") -> Outcome:
     begin = time.monotonic()
     with contextlib.ExitStack() as stack:
         stdin = stack.enter_context(_memory_file(box.stdin))
-        process = _start(box, isolation, stack, stdin, subprocess.PIPE, subprocess.PIPE)
-        return _watch_to_the_end((process,), box.limits, begin)
+        started = _start(box, isolation, stack, stdin, subprocess.PIPE, subprocess.PIPE)
+        return _watch_to_the_end((started,), box.limits, begin)
 
 
 def run_pair(checker: Box, program: Box, isolation: str = "bubblewrap") -> Outcome:
@@ -132,13 +133,13 @@ def run_pair(checker: Box, program: Box, isolation: str = "bubblewrap") -> Outco
             for i, end in enumerate((*os.pipe(), *os.pipe()))
         ]
         asked, asks, answered, answers = ends
-        processes = (
+        started = (
             _start(checker, isolation, stack, answered, asks, subprocess.PIPE),
             _start(program, isolation, stack, asked, answers, subprocess.DEVNULL),
         )
         for end in ends:  # ours; else neither would ever see the other's end
             end.close()
-        return _watch_to_the_end(processes, checker.limits, begin)
+        return _watch_to_the_end(started, checker.limits, begin)
 
 
 def python_command(*arguments: str) -> tuple[str, ...]:
@@ -146,10 +147,28 @@ def python_command(*arguments: str) -> tuple[str, ...]:
     return (_python(), "-I", "-B", *arguments)
 
 
+class _Started(NamedTuple):
+    process: subprocess.Popen[bytes]
+    group: TaskGroup | None
+    boxed: bool
+
+    def kill(self) -> None:
+        """Kills what is left. In a box one blow is enough; without one, those that can be found are."""
+        left = [] if self.boxed else _descendants(self.process.pid, 10_000)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.kill()
+        self.process.wait()
+
+
 def _start(
     box: Box, isolation: str, stack: contextlib.ExitStack, stdin: IO[bytes], stdout: IO[bytes] | int, stderr: int
-) -> subprocess.Popen[bytes]:
+) -> _Started:
     """Starts a box; it is dead when the stack is left."""
+    group = stack.enter_context(task_group(_most_tasks(box.limits)))
     if isolation == RISK_ACCEPTED:
         scratch = str(box.folder or stack.enter_context(tempfile.TemporaryDirectory(prefix="r1jax-run-")))
         command, fds = _bare_command(box, scratch), []
@@ -158,7 +177,7 @@ def _start(
         held = {name: stack.enter_context(_memory_file(content)) for name, content in box.files.items()}
         command, fds = _boxed_command(box, held), [file.fileno() for file in held.values()]
     process = subprocess.Popen(
-        command,
+        group.enter(command) if group else command,
         stdin=stdin,
         stdout=stdout,
         stderr=stderr,
@@ -168,8 +187,9 @@ def _start(
         env={"PATH": "/usr/local/bin:/usr/bin:/bin"},
     )
     stack.enter_context(process)
-    stack.callback(_kill_tree, process)
-    return process
+    started = _Started(process, group, boxed=isolation != RISK_ACCEPTED)
+    stack.callback(started.kill)
+    return started
 
 
 @functools.cache
@@ -227,9 +247,14 @@ def _limited(box: Box) -> list[str]:
         max(1, round(limits.cpu_seconds + 0.5)),
         2 * limits.memory_bytes // 1024,  # address space, of which a program never uses all
         limits.scratch_bytes // 512,
-        4 * limits.processes,  # threads count here
+        _most_tasks(limits),
     )
     return ["/bin/sh", "-c", _LIMITS, "sh", *map(str, values), *box.command]
+
+
+def _most_tasks(limits: Limits) -> int:
+    """The kernel's limit, in which threads count, and the box's own processes."""
+    return 4 * limits.processes
 
 
 @contextlib.contextmanager
@@ -242,13 +267,16 @@ def _memory_file(content: bytes) -> Iterator[IO[bytes]]:
         yield file
 
 
-def _watch_to_the_end(processes: Sequence[subprocess.Popen[bytes]], limits: Limits, begin: float) -> Outcome:
+def _watch_to_the_end(started: Sequence[_Started], limits: Limits, begin: float) -> Outcome:
     """Watches until the first process has ended or any has broken a limit, and kills them all."""
+    processes = [each.process for each in started]
     pipes = {name: getattr(processes[0], name) for name in ("stdout", "stderr")}
     output = {name: bytearray() for name in pipes}
     broken = _watch(processes, {name: pipe for name, pipe in pipes.items() if pipe}, output, limits, begin)
-    for process in processes:
-        _kill_tree(process)
+    for each in started:
+        each.kill()
+    if broken is None and any(each.group and each.group.was_full() for each in started):
+        broken = "processes"
     code = None if broken else processes[0].returncode
     if code in (128 + signal.SIGXCPU, -signal.SIGXCPU):  # bwrap and shells report a signal as 128 + its number
         broken, code = "time", None
@@ -322,15 +350,3 @@ def _descendants(pid: int, most: int) -> list[int]:
         except OSError:
             continue
     return found
-
-
-def _kill_tree(process: subprocess.Popen[bytes]) -> None:
-    """Kills what is left. In a box one blow is enough; without one, those that can be found are."""
-    left = [] if process.args[0] == "bwrap" else _descendants(process.pid, 10_000)  # type: ignore[index]
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    for pid in left:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    process.kill()
-    process.wait()

@@ -7,6 +7,7 @@ import pytest
 from r1jax.core.errors import UserError
 from r1jax.rewards import sandbox
 from r1jax.rewards.sandbox import FILES, RISK_ACCEPTED, Box, Limits, python_command, require_isolation, run
+from r1jax.rewards.task_group import _find_parent
 from tests.rewards.boxes import needs_box, run_python
 
 
@@ -71,6 +72,34 @@ def test_what_a_program_sees():
 )
 def test_limits(source, limits, status):
     assert run_python(source, **({"seconds": 30.0} | limits)).status == status
+
+
+COUNTING = """
+import threading, time
+started = 0
+try:
+    while started < 1000:
+        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+        started += 1
+except RuntimeError:
+    pass
+import os
+os.write(1, b"%d" % started)
+os._exit(0)
+"""
+
+
+@needs_box
+@pytest.mark.parametrize("isolation", ["bubblewrap", RISK_ACCEPTED])
+def test_the_kernel_refuses_more_tasks_than_the_limit_allows(isolation):
+    """Also to root, whom a resource limit does not hold; and the group is gone afterwards."""
+    if (parent := _find_parent()) is None:
+        pytest.skip("no control group can be made on this machine (neither root nor a delegated group)")
+    files = {"main.py": COUNTING.encode()}
+    command = python_command(f"{FILES}/main.py")
+    outcome = run(Box(command, b"", files, Limits(processes=8, memory_bytes=2 << 30, seconds=30.0)), isolation)
+    assert outcome.status == "processes" and 16 <= int(outcome.stdout) < 32
+    assert not list(parent.glob("r1jax-*"))
 
 
 @needs_box
