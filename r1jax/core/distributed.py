@@ -124,6 +124,28 @@ def my_rows(count: int, *, index: int | None = None, processes: int | None = Non
     return slice(index * share, (index + 1) * share)
 
 
+def my_share(count: int, *, index: int | None = None, processes: int | None = None) -> slice:
+    """My contiguous share of `count` items of work on the host, which need not divide evenly."""
+    processes = jax.process_count() if processes is None else processes
+    index = jax.process_index() if index is None else index
+    return slice(index * count // processes, (index + 1) * count // processes)
+
+
+def join_shares(mine: np.ndarray, count: int) -> np.ndarray:
+    """Each process's share of `count` items [items, ...] -> all of them [count, ...], bit for bit, in every process."""
+    processes = jax.process_count()
+    if processes == 1:
+        return mine
+    from jax.experimental import multihost_utils
+
+    padded = np.zeros((-(-count // processes), *mine.shape[1:]), mine.dtype)
+    padded[: len(mine)] = mine
+    gathered = multihost_utils.process_allgather(np.frombuffer(padded.tobytes(), np.uint8), tiled=False)
+    shares = [np.frombuffer(np.asarray(share).tobytes(), mine.dtype).reshape(padded.shape) for share in gathered]
+    sizes = [my_share(count, index=index, processes=processes) for index in range(processes)]
+    return np.concatenate([share[: size.stop - size.start] for share, size in zip(shares, sizes, strict=True)])
+
+
 def put_global(tree: Any, shardings: Any) -> Any:
     """Host arrays (the same global array in every process) -> device arrays, each process placing only its shards."""
 

@@ -19,6 +19,7 @@ from r1jax.rewards import verifier
 from r1jax.rewards.completions import Completion, read_texts
 from r1jax.rewards.numerals import find_last_numeral, read_numeral, same_value, unwrap
 from r1jax.rewards.tags import ANSWER_CLOSE, ANSWER_OPEN
+from r1jax.rewards.values import by_row
 
 _BRACES = re.compile(r"(?P<box>\\boxed\s{0,8}\{)|\\[{}]|(?P<open>\{)|(?P<close>\})")
 # Spellings that change how LaTeX looks and not what it says.
@@ -28,6 +29,7 @@ _MAX_NESTED_BOXES = 4
 _LONE_LETTER = re.compile(r"\(([a-z])\)|([a-z])\)")
 
 
+@by_row
 def accuracy_reward(completions: Sequence[Completion], solution: Sequence[Any], **columns: Any) -> list[float | None]:
     """Whether math-verify finds the reply's LaTeX answer equal to `solution` (gold first: order matters to it).
 
@@ -41,6 +43,7 @@ def accuracy_reward(completions: Sequence[Completion], solution: Sequence[Any], 
 accuracy_reward.warm_up = verifier.warm_up  # type: ignore[attr-defined]
 
 
+@by_row
 def answer_reward(completions: Sequence[Completion], solution: Sequence[Any], **columns: Any) -> list[float | None]:
     r"""Whether the reply's last answer tags, or else its last `\boxed{}`, hold `solution`. None where that is empty."""
     golds = ["" if gold is None else str(gold) for gold in solution]
@@ -52,6 +55,7 @@ def answer_reward(completions: Sequence[Completion], solution: Sequence[Any], **
     ]
 
 
+@by_row
 def number_reward(completions: Sequence[Completion], solution: Sequence[Any], **columns: Any) -> list[float | None]:
     """Whether the last number of the reply equals `solution` (or its last number). None where that holds no number."""
     rewards: list[float | None] = []

@@ -40,6 +40,7 @@ from typing import Any
 
 import numpy as np
 
+from r1jax.core import distributed
 from r1jax.core.errors import UserError
 from r1jax.rewards.completions import Completion
 from r1jax.rewards.registry import REGISTRY, RewardFunction
@@ -119,7 +120,8 @@ def score(
 ) -> Scores:
     """Scores B completions: `total` is the sum of weight times value over the rewards that apply, times the gates.
 
-    `group_size` says that so many neighbours answer one prompt; rewards see it as the column `group_ids`. Raises
+    `group_size` says that so many neighbours answer one prompt; rewards see it as the column `group_ids`. With several
+    processes each calls this with the same rows, and those that are marked `by_row` (values.py) share them. Raises
     UserError if a reward needs a column that is not there, or returns anything but B finite numbers or None.
     """
     count = len(completions)
@@ -136,7 +138,7 @@ def score(
     calls: list[dict[str, Any]] = []
     metrics: dict[str, float] = {}
     for reward in rewards:
-        function = reward.function.func if isinstance(reward.function, functools.partial) else reward.function
+        function = _unbound(reward.function)
         for call in getattr(function, "take_calls", list)():
             place = {"row": places[reward.name][call["row"]]} if "row" in call else {}
             calls.append({"reward": reward.name, **call, **place})
@@ -253,14 +255,25 @@ def _find_rows(reward: Reward, columns: Mapping[str, Any], count: int) -> Sequen
 
 
 def _call(reward: Reward, columns: Mapping[str, Any], rows: Sequence[int], count: int) -> Sequence[float | None]:
+    """The values of all rows; None where the reward does not look or does not apply."""
     selected = _select_columns(reward, columns)
-    if len(rows) < count:
-        selected = {name: [column[row] for row in rows] for name, column in selected.items()}
-    values = reward.function(**selected) if rows else []
-    if len(values) != len(rows):
-        raise UserError(f"reward {reward.name} must return one value a completion: {len(rows)}, got {len(values)}")
-    by_row = dict(zip(rows, values, strict=True))
-    return [by_row.get(row) for row in range(count)]
+    by_row = getattr(_unbound(reward.function), "by_row", False)
+    mine = rows[distributed.my_share(len(rows))] if by_row else rows
+    if len(mine) < count:
+        selected = {name: [column[row] for row in mine] for name, column in selected.items()}
+    values = reward.function(**selected) if mine else []
+    if len(values) != len(mine):
+        raise UserError(f"reward {reward.name} must return one value a completion: {len(mine)}, got {len(values)}")
+    if len(mine) < len(rows):
+        numbers = np.array([math.nan if value is None else float(value) for value in values])
+        joined = distributed.join_shares(numbers, len(rows)).tolist()
+        values = [None if math.isnan(value) else value for value in joined]
+    by_place = dict(zip(rows, values, strict=True))
+    return [by_place.get(row) for row in range(count)]
+
+
+def _unbound(function: RewardFunction) -> RewardFunction:
+    return function.func if isinstance(function, functools.partial) else function
 
 
 def _select_columns(reward: Reward, columns: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -25,6 +25,7 @@ from typing import Any
 from r1jax.core.errors import UserError
 from r1jax.rewards.completions import Completion, read_text
 from r1jax.rewards.programs import Limits, Program, Provider, Test, make_provider, run_in_parallel, warm_up
+from r1jax.rewards.values import by_row
 
 SECONDS_PER_TEST = 5.0
 _BINARY_THRESHOLD = 0.99
@@ -34,6 +35,7 @@ _verdicts: OrderedDict[bytes, bool] = OrderedDict()
 _verdicts_lock = threading.Lock()
 
 
+@by_row
 def code_reward(
     completions: Sequence[Completion],
     verification_info: Sequence[Any],
@@ -66,6 +68,7 @@ def code_reward(
     return [values[row] for row in rows]
 
 
+@by_row
 def binary_code_reward(
     completions: Sequence[Completion],
     verification_info: Sequence[Any],

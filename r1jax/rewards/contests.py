@@ -22,11 +22,13 @@ from r1jax.rewards.code import extract_code, same_output
 from r1jax.rewards.completions import Completion
 from r1jax.rewards.programs import Limits, Program, Provider, Test, make_provider, run_in_parallel, warm_up
 from r1jax.rewards.sandbox import FILES
+from r1jax.rewards.values import by_row
 
 NO_SUBMISSION, NO_COMPILE = -1.0, -0.1
 _MODES = ("pass_fail", "partial", "weighted_sum")
 
 
+@by_row
 def ioi_code_reward(
     completions: Sequence[Completion],
     test_batch_size: int = 1,
@@ -51,6 +53,7 @@ def ioi_code_reward(
     ]
 
 
+@by_row
 def cf_code_reward(
     completions: Sequence[Completion],
     test_batch_size: int = 1,

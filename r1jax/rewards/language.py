@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from r1jax.rewards.completions import Completion, read_texts
+from r1jax.rewards.values import by_row
 from r1jax.text.language import language_share
 
 
+@by_row
 def language_consistency_reward(
     completions: Sequence[Completion], language: str | Sequence[str | None], **columns: Any
 ) -> list[float | None]:

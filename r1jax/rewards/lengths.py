@@ -13,6 +13,7 @@ from typing import Any
 
 from r1jax.rewards import verifier
 from r1jax.rewards.completions import Completion, read_texts
+from r1jax.rewards.values import by_row
 
 
 def len_reward(
@@ -57,6 +58,7 @@ def get_cosine_scaled_reward(
     beyond `max_len` characters the value stays at its end, where open-r1's wave turns back.
     """
 
+    @by_row
     def cosine_scaled_reward(completions: Sequence[Completion], solution: Sequence[Any], **columns: Any) -> list[float]:
         """See `get_cosine_scaled_reward`. 1.0 where the gold cannot be read."""
         texts = read_texts(completions)
@@ -76,6 +78,7 @@ def get_soft_overlong_punishment(
 ) -> Callable[..., list[float]]:
     """A punishment in tokens: 0 up to `max_completion_len - soft_punish_cache`, then linear, -1 beyond the maximum."""
 
+    @by_row
     def soft_overlong_punishment_reward(completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[float]:
         """See `get_soft_overlong_punishment`."""
         free = max_completion_len - soft_punish_cache

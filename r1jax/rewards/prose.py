@@ -9,11 +9,13 @@ from typing import Any
 
 from r1jax.core.errors import UserError
 from r1jax.rewards.completions import Completion, read_texts
+from r1jax.rewards.values import by_row
 
 # As in open-r1, a bare "1." counts at the very start of the text only.
 _STEP = re.compile(r"Step \d+:|\A\d+\.|\n[-*]|First,|Second,|Next,|Finally,")
 
 
+@by_row
 def reasoning_steps_reward(completions: Sequence[Completion], **columns: Any) -> list[float]:
     """A third for each mark of a step ("Step 2:", a bullet at a line's start, "First,"), 1.0 from three on."""
     return [min(1.0, sum(1 for _ in _STEP.finditer(text)) / 3) for text in read_texts(completions)]
@@ -32,6 +34,7 @@ def get_repetition_penalty_reward(
     if language not in _SPLIT:
         raise _ArgumentError(f"language must be one of {', '.join(_SPLIT)}, got {language!r}")
 
+    @by_row
     def repetition_penalty_reward(completions: Sequence[Completion], **columns: Any) -> list[float]:
         """See `get_repetition_penalty_reward`."""
         rewards = []

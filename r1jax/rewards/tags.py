@@ -12,11 +12,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from r1jax.rewards.completions import Completion, read_text, read_texts
+from r1jax.rewards.values import by_row
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
 
 
+@by_row
 def format_reward(completions: Sequence[Completion], **columns: Any) -> list[float]:
     """1.0 if the text opens with think tags, then answer tags, each alone on its line; else 0.0.
 
@@ -25,12 +27,14 @@ def format_reward(completions: Sequence[Completion], **columns: Any) -> list[flo
     return [float(_has_line_format(text)) for text in read_texts(completions)]
 
 
+@by_row
 def tag_count_reward(completions: Sequence[Completion], **columns: Any) -> list[float]:
     """0.25 for each of the four tags that stands exactly once with the new lines around it that open-r1 asks for."""
     spellings = (f"{THINK_OPEN}\n", f"\n{THINK_CLOSE}\n", f"\n{ANSWER_OPEN}\n", f"\n{ANSWER_CLOSE}")
     return [sum(0.25 for tag in spellings if text.count(tag) == 1) for text in read_texts(completions)]
 
 
+@by_row
 def r1_format_reward(
     completions: Sequence[Completion],
     prompts: Sequence[Completion] | None = None,
@@ -56,6 +60,7 @@ def get_code_format_reward(language: str = "python") -> Callable[..., list[float
     A data column `language` says it row by row, and then goes before the argument.
     """
 
+    @by_row
     def code_format_reward(
         completions: Sequence[Completion], language: Sequence[str] | None = None, **columns: Any
     ) -> list[float]:

@@ -1,6 +1,7 @@
-"""What a reward may say of a row beside a number: that it is to be left out of the loss; and of its calls of a model.
+"""What a reward may say of a row beside a number (that it is to be left out of the loss), of its calls of a model, and
+of itself (that it judges every row by itself).
 
-Both are optional, and a reward without them is TRL's. This is the whole of what `base.score` and a stage know of
+All are optional, and a reward without them is TRL's. This is the whole of what `base.score` and a stage know of
 rewards that call a model:
 
     generate(prompts) -> texts      handed to a maker (`get_…_reward(generate, …)`) by `load_rewards(…, generate=…)`.
@@ -11,14 +12,26 @@ rewards that call a model:
                                     each other. `Scores.out_of_loss` says which rows.
     function.take_calls()           the calls since it was last asked, as rows for samples.jsonl, and forgets them.
     function.take_metrics()         numbers by name since it was last asked, and forgets them.
+
+`@by_row` marks a reward whose value for a row is a function of that row's columns alone, and which neither calls the
+model nor records calls: the processes of a run share its rows. One without the mark runs on all rows in each of them.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from r1jax.rewards.completions import Completion
 
 Generate = Callable[[Sequence[Completion]], Sequence[str | None]]
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def by_row(reward: F) -> F:
+    """The mark of a reward that judges every row by itself."""
+    reward.by_row = True  # type: ignore[attr-defined]
+    return reward
 
 
 class OutOfLoss(float):

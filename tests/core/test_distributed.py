@@ -38,6 +38,9 @@ mine_alone = {"a": np.arange(3.0) / 7 + jax.process_index(), "b": np.array([[jax
 agreed = distributed.from_first(mine_alone)
 assert (agreed["a"] == np.arange(3.0) / 7).all() and (agreed["b"] == [[True, True]]).all()
 assert agreed["a"].dtype == np.float64 and agreed["b"].dtype == bool
+for count in (0, 1, 7, 8):
+    whole = np.arange(2.0 * count).reshape(count, 2) / 7
+    np.testing.assert_array_equal(distributed.join_shares(whole[distributed.my_share(count)], count), whole)
 distributed.finish()
 print("process", jax.process_index(), "rows", mine.start, mine.stop)
 """
@@ -73,6 +76,14 @@ def test_rows_of_all_processes_are_the_batch() -> None:
     assert distributed.my_rows(12) == slice(0, 12)
     with pytest.raises(UserError, match="a global batch of 12 rows does not divide over 5 processes"):
         distributed.my_rows(12, index=0, processes=5)
+
+
+def test_shares_of_all_processes_are_the_whole() -> None:
+    for count in (0, 1, 2, 7, 12):
+        parts = [range(count)[distributed.my_share(count, index=i, processes=3)] for i in range(3)]
+        assert [item for part in parts for item in part] == list(range(count))
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert distributed.my_share(7) == slice(0, 7)
 
 
 def test_host_arrays_are_placed_by_their_shardings_and_come_back_whole() -> None:

@@ -15,6 +15,7 @@ from r1jax.core.errors import UserError
 from r1jax.data.examples import Example
 from r1jax.data.sequences import Batch, PackingConfig, SequenceLoader, pack_best_fit, utilisation
 from r1jax.models.transformer import Params, merge
+from tests.core.test_distributed import start_two
 from tests.models import toy
 
 T = 32
@@ -93,6 +94,31 @@ def test_every_document_is_whole_and_once_an_epoch(packed: bool) -> None:
             "weights": np.float32
         }
         assert packed or batch["segments"].max() == 1
+
+
+TWO_PROCESSES = """
+import jax, numpy as np
+from r1jax.core import distributed
+from r1jax.core.sharding import MeshConfig, make_mesh, sharding, use_mesh
+from tests.data.test_sequences import load, make_source, marks
+distributed.start()
+mine = []
+with use_mesh(make_mesh(MeshConfig(data=4))):
+    for batch in load([make_source(101)], epochs=1):
+        place = {name: sharding(("batch", None), array.shape) for name, array in batch.items()}
+        held = {name: array.addressable_shards for name, array in distributed.put_global(batch, place).items()}
+        mine += marks([{name: np.concatenate([s.data for s in shards]) for name, shards in held.items()}])
+distributed.finish()
+print("mine:", *mine, ";")
+"""
+
+
+def test_every_document_reaches_one_process_once_an_epoch() -> None:
+    processes = start_two(TWO_PROCESSES)
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    held = [[int(mark) for mark in output.partition("mine:")[2].split(";")[0].split()] for output, _ in outputs]
+    assert sorted(held[0] + held[1]) == list(range(1, 102)) and min(map(len, held)) > 30
 
 
 def test_rows_are_nearly_full_on_lengths_like_those_of_word_problems() -> None:

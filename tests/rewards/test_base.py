@@ -11,6 +11,9 @@ import pytest
 
 from r1jax.core.errors import UserError
 from r1jax.rewards.base import REGISTRY, load_rewards, score
+from r1jax.rewards.judge import get_judge_reward
+from r1jax.rewards.self_rank import get_self_rank_reward
+from tests.core.test_distributed import start_two
 
 # Where open-r1's short name is no part of the function's.
 OPEN_R1_NAMES = {"len_reward": "length", "get_cosine_scaled_reward": "cosine"}
@@ -283,3 +286,58 @@ def test_mistakes_while_scoring(spec, message):
 def test_rewards_need_no_jax():
     code = "import r1jax.rewards.base, sys; assert not {'jax', 'sympy', 'math_verify'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+# --- Several processes ---
+
+SHARED = """
+import numpy as np
+from r1jax.core import distributed
+from r1jax.rewards.base import Reward, score
+from r1jax.rewards.values import by_row
+distributed.start()
+seen = {"alone": [], "whole": []}
+
+@by_row
+def alone_reward(completions, **columns):
+    seen["alone"] += completions
+    return [None if text == "c3" else len(text) / 7 + int(text[1]) for text in completions]
+
+def whole_reward(completions, **columns):
+    seen["whole"] += completions
+    return [float(len(completions))] * len(completions)
+
+texts = [f"c{i}" for i in range(7)]
+rewards = [Reward(f.__name__, f, 1.0, domain=d) for f, d in ((alone_reward, "math"), (whole_reward, ""))]
+domains = ["math"] * 5 + ["code", "math"]
+scores = score(rewards, prompts=texts, completions=texts, completion_ids=[[1]] * 7, columns={"domain": domains})
+expected = [2 / 7, 2 / 7 + 1, 2 / 7 + 2, np.nan, 2 / 7 + 4, np.nan, 2 / 7 + 6]
+np.testing.assert_array_equal(scores.by_name["alone_reward"], expected)
+np.testing.assert_array_equal(scores.by_name["whole_reward"], np.full(7, 7.0))
+assert seen["whole"] == texts
+distributed.finish()
+print("mine:", *seen["alone"], ";")
+"""
+
+
+def test_processes_share_the_rows_of_rewards_that_judge_each_by_itself():
+    processes = start_two(SHARED)
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    seen = [output.partition("mine:")[2].split(";")[0].split() for output, _ in outputs]
+    assert seen == [["c0", "c1", "c2"], ["c3", "c4", "c6"]]
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY))
+def test_all_judge_rows_by_themselves_but_those_that_see_others_or_ask_a_model(name):
+    function = REGISTRY[name]
+    if not function.__name__.startswith("get_"):
+        made = function
+    elif function in (get_judge_reward, get_self_rank_reward):
+        made = function(lambda prompts: [None] * len(prompts))
+    else:
+        arguments = {"get_repetition_penalty_reward": dict(ngram_size=2, max_penalty=-1.0)}
+        arguments["get_soft_overlong_punishment"] = dict(max_completion_len=9, soft_punish_cache=4)
+        made = function(**arguments.get(function.__name__, {}))
+    whole = {"len_reward", "judge_reward", "self_rank_reward"}
+    assert getattr(made, "by_row", False) == (made.__name__ not in whole)
