@@ -70,6 +70,7 @@ TINY = dict(
     measure=dict(num_samples=4, max_new_tokens=88, slots=128),
     judge_tokens=4,
     student=dict(num_layers=3),
+    mtp_weight=0.3,
     every=20,  # steps between checkpoints of reinforcement, and between evaluations inside it
     eval_problems=100,
 )
@@ -115,12 +116,13 @@ PAPER: dict[str, Any] = {
             scan_layers=True,
             remat="full",
             dispatch="grouped",
-            buffer_factor=2.0,
+            buffer_factor=1.25,
+            dispatch_tokens=8192,
         ),
         base=dict(path="deepseek-ai/DeepSeek-V3-Base"),
         length=8192,  # the paper's is 32,768
-        rows=(512, 1),
-        supervised=dict(cold_start=60, sft_2=3000, distilled=6000),
+        rows=(2048, 4),
+        supervised=dict(cold_start=15, sft_2=750, distilled=1500),
         rates=dict(cold_start=5e-5, sft_2=5e-5, distilled=1e-4, reinforced=3e-6),
         reinforced=dict(zero=650, rl_reasoning=650, rl_all=106, student_zero=650, student_both=100),
         rollout=dict(
@@ -130,12 +132,13 @@ PAPER: dict[str, Any] = {
             max_prompt_tokens=1024,
             slots=4096,
             prefill_batch=512,
+            cache_pieces=1,
         ),
         train=dict(
             updates_per_step=4,
             micro_batch_size=4,
             completions_per_row=1,
-            logits_chunk=512,
+            logits_chunk=1024,
             old_logprobs="trainer",
         ),
         loss=dict(preset="r1"),
@@ -144,6 +147,7 @@ PAPER: dict[str, Any] = {
         measure=dict(num_samples=16, max_new_tokens=7168, slots=4096),
         judge_tokens=512,
         student=dict(path="Qwen/Qwen2.5-7B"),
+        mtp_weight=0.0,  # the paper says nothing of it after pre-training
         every=25,
         eval_problems=128,
     ),
@@ -156,6 +160,7 @@ RECIPES = {
     "zero": ("data", "vocabulary", "base", "zero"),
     "multi": ("data", "vocabulary", "base", "zero", "cold_data", "cold_start", "rl_reasoning"),
 }
+EXPERTS_ONLY = ("dispatch", "buffer_factor", "dispatch_tokens")  # of a model without experts refused
 RULES = dict(answer_reward=1.0, r1_format_reward=0.3)
 
 
@@ -265,7 +270,7 @@ class Stages:
         base = {"path": "@vocabulary", **self.size["base"]}
         shared = dict(self.size["model"])
         if init in (self.size["student"].get("path"), "distilled"):
-            shared = {key: value for key, value in shared.items() if key not in ("dispatch", "buffer_factor")}
+            shared = {key: value for key, value in shared.items() if key not in EXPERTS_ONLY}
         return {"path": "", **shared, **(base if init in ("", base["path"]) else {})}
 
     def task(self, problems: str = "problems", eval_problems: int = 0) -> dict[str, Any]:
@@ -316,7 +321,7 @@ class Stages:
                 seed=self.seed,
             ),
             train=dict(rows_per_step=rows, micro_batch_size=micro, logits_chunk=chunk),
-            loss=dict(mtp_weight=0.3, balance_weight=1e-4, bias_rate=1e-3 if init == "" else 0.0),
+            loss=dict(mtp_weight=self.size["mtp_weight"], balance_weight=1e-4, bias_rate=1e-3 if init == "" else 0.0),
             optimizer=self.optimizer(
                 self.size["rates"]["base" if init == "" else name], warmup=40 if init == "" and name == "base" else 4
             ),

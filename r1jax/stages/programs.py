@@ -46,7 +46,7 @@ from r1jax.stages.grpo_config import GRPOConfig
 from r1jax.stages.grpo_config import read_config as read_grpo
 from r1jax.stages.plan import make_plan, trace_shapes
 from r1jax.stages.plan import read_config as read_pipeline
-from r1jax.stages.sampler import PREFILL_BATCH
+from r1jax.stages.sampler import make_engine_config
 from r1jax.stages.settings import ModelConfig, expert_options
 from r1jax.stages.sft_config import SFTConfig
 from r1jax.stages.sft_config import read_config as read_sft
@@ -245,13 +245,12 @@ def sampler_programs(model: ModelConfig, generate: TeacherSampling, prefix: tupl
     """The programs of a model that only samples."""
     shapes = abstract_model(model)
     shapes = dataclasses.replace(shapes, params=place_params(shapes.params, shapes.axes))
-    slots, limit = generate.slots, generate.max_new_tokens
-    engine = EngineConfig(slots, len(prefix) + PROMPT_TOKENS, limit, min(PREFILL_BATCH, slots), prefix=prefix)
+    engine = make_engine_config(PROMPT_TOKENS, generate.max_new_tokens, generate.slots, prefix)
     return engine_programs(shapes, engine, generate.sampling(()))
 
 
 def list_pipeline(config: ConfigDict, *, prefix: tuple[int, ...] = ()) -> list[Program]:
-    """Those of all stages, as STAGE.PROGRAM; where stages differ in data, rewards and rates alone, the first one's."""
+    """Those of all stages, as STAGE.PROGRAM; where stages differ in data, rewards, rates and temperature alone, the first one's."""
     plan, _ = make_plan(read_pipeline(config), pathlib.Path())
     listings, seen = find_listings(), set[str]()
     programs = []
@@ -269,6 +268,7 @@ def _key_of_programs(config: ConfigDict) -> str:
     rates = ("learning_rate", "warmup_updates")
     kept = {name: value for name, value in values.items() if name not in NOT_IN_PROGRAMS}
     kept["optimizer"] = {key: value for key, value in values.get("optimizer", {}).items() if key not in rates}
+    kept["rollout"] = {key: value for key, value in values.get("rollout", {}).items() if key != "temperature"}
     kept["length"] = [values.get(name, {}).get("length") for name in ("data", "corpus")]
     return json.dumps(kept, sort_keys=True, default=str)
 

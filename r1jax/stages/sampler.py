@@ -92,17 +92,23 @@ class Sampler:
         key = size, limit, slots, prefix
         if key not in self._engines:
             self._engines[key] = Engine(
-                self.graph,
-                EngineConfig(
-                    slots=_round_up(slots),
-                    max_prompt_tokens=len(prefix) + size,
-                    max_new_tokens=limit,
-                    prefill_batch=_round_up(min(PREFILL_BATCH, slots)),
-                    max_stop_ids=max(1, len(self.stop_ids)),
-                    prefix=prefix,
-                ),
+                self.graph, make_engine_config(size, limit, slots, prefix, max(1, len(self.stop_ids)))
             )
         return self._engines[key]
+
+
+def make_engine_config(
+    size: int, limit: int, slots: int, prefix: tuple[int, ...] = (), max_stop_ids: int = 1
+) -> EngineConfig:
+    """The engine for prompts of `size` tokens behind the prefix, with rows as the mesh's batch axes divide them."""
+    return EngineConfig(
+        slots=_round_up(slots),
+        max_prompt_tokens=len(prefix) + size,
+        max_new_tokens=limit,
+        prefill_batch=_round_up(min(PREFILL_BATCH, slots)),
+        max_stop_ids=max_stop_ids,
+        prefix=prefix,
+    )
 
 
 @contextlib.contextmanager

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from r1jax.core.config import load_config
 from r1jax.core.errors import UserError
 from r1jax.core.sharding import MeshConfig, make_mesh, use_mesh
 from r1jax.models import deepseek_v3, llama
 from r1jax.stages.programs import Program, abstract_model, find_sizes, list_programs, read_mesh
+from r1jax.stages.sampler import make_engine_config
 from r1jax.stages.settings import ModelConfig
 from tests.stages.pod_grpo import get_config
 
@@ -143,3 +145,28 @@ def test_two_slices_need_a_data_axis_that_divides() -> None:
     devices: Any = [Device(i, i // 4) for i in range(8)]
     with pytest.raises(UserError, match="config.mesh.data = 1 does not divide over the 2 slices"):
         make_mesh(MeshConfig(data=1, fsdp=8), devices)
+
+
+def test_a_pipeline_has_programs_that_stages_share_once() -> None:
+    """At the paper's scale, for only shapes are made."""
+    config = load_config("configs/r1_pipeline.py:size=671b")
+    config.mesh = ConfigDict(dict(data=1, fsdp=-1, expert=4, context=1, tensor=1))
+    for stage in config.stages.values():
+        stage.mesh = config.mesh
+    with use_mesh(make_mesh(read_mesh(config))):
+        names = [program.name for program in list_programs(config)]
+    updates, rolls = ["accumulate", "apply"], ["prefill", "insert", "decode"]
+    expected = {
+        "zero": [*updates, "logprobs", *rolls],  # as the later reinforcements of the same model
+        "cold_data": rolls,
+        "cold_start": [*updates, "measure"],
+        "distilled": [*updates, "measure", *rolls],
+        "student_zero": [*updates, "logprobs", *rolls],
+    }
+    assert names == [f"{stage}.{name}" for stage, programs in expected.items() for name in programs]
+
+
+def test_engines_of_samplers_have_rows_that_the_mesh_divides() -> None:
+    with use_mesh(make_mesh(MeshConfig(data=2, fsdp=3), jax.devices()[:6])):
+        engine = make_engine_config(32, 16, slots=64)
+    assert (engine.slots, engine.prefill_batch) == (66, 12)
