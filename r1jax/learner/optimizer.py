@@ -14,13 +14,14 @@ import optax
 
 from r1jax.core.errors import UserError
 from r1jax.learner.balance import hold_biases
+from r1jax.learner.offload import keep_in_host
 from r1jax.learner.precision import keep_float32
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """`schedule` runs over all updates of the run after `warmup_updates` linear ones; cosine and linear end at
-    `final_share` of the peak `learning_rate`."""
+    `final_share` of the peak `learning_rate`. `offload`: moments wait in the host's memory (learner/offload.py)."""
 
     learning_rate: float = 1e-6
     schedule: Literal["constant", "cosine", "linear"] = "constant"
@@ -31,6 +32,7 @@ class OptimizerConfig:
     epsilon: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    offload: bool = False
 
 
 def make_schedule(config: OptimizerConfig, total_updates: int) -> optax.Schedule:
@@ -62,7 +64,8 @@ def make_optimizer(config: OptimizerConfig, total_updates: int) -> optax.Gradien
             mask=decay_mask,
         ),
     )
-    return hold_biases(keep_float32(chain))
+    optimizer = hold_biases(keep_float32(chain))
+    return keep_in_host(optimizer) if config.offload else optimizer
 
 
 def decay_mask(params: Any) -> Any:

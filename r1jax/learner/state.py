@@ -6,6 +6,7 @@ Moments have the shape of the parameter they belong to and take its placement: a
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from r1jax.core.sharding import replicated, sharding
+from r1jax.learner.offload import HOST, find_hosted
 from r1jax.models.transformer import Params
 
 
@@ -32,8 +34,7 @@ def init_state(params: Params, axes: Params, optimizer: optax.GradientTransforma
     def make(params: Params) -> tuple[Any, jax.Array]:
         return optimizer.init(params), jnp.zeros((), jnp.int32)
 
-    shapes = jax.eval_shape(make, params)
-    opt_state, updates = jax.jit(make, out_shardings=_place(shapes, axes))(params)
+    opt_state, updates = jax.jit(make, out_shardings=_place(make, params, axes))(params)
     return TrainState(params, opt_state, updates)
 
 
@@ -45,14 +46,14 @@ def abstract_state(params: Params, axes: Params, optimizer: optax.GradientTransf
 
     shapes = jax.eval_shape(make, params)
     with_place = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
-    if (places := _place(shapes, axes)) is None:
+    if (places := _place(make, params, axes)) is None:
         return shapes
     return jax.tree.map(with_place, shapes, places)
 
 
-def _place(shapes: Any, axes: Params) -> Any:
-    """A sharding for every leaf: that of the parameter whose path its own path ends in, else replicated; None without
-    a mesh.
+def _place(make: Callable[[Params], Any], params: Params, axes: Params) -> Any:
+    """A sharding for every array that `make` returns: that of the parameter whose path its own path ends in, else
+    replicated, in the memory that `make` puts it in; None without a mesh.
     """
     everywhere = replicated()
     if everywhere is None:
@@ -60,11 +61,12 @@ def _place(shapes: Any, axes: Params) -> Any:
     flat = jax.tree_util.tree_flatten_with_path(axes, is_leaf=lambda x: isinstance(x, tuple))[0]
     by_path = {tuple(map(str, path)): value for path, value in flat}
 
-    def place(path: tuple, leaf: Any) -> Any:
+    def place(path: tuple, leaf: Any, hosted: bool) -> Any:
         keys = tuple(map(str, path))
         for start in range(len(keys)):
             if (found := by_path.get(keys[start:])) is not None and len(found) == leaf.ndim:
-                return sharding(found, leaf.shape, name=".".join(keys))
+                placed = sharding(found, leaf.shape, name=".".join(keys))
+                return placed.with_memory_kind(HOST) if hosted and placed is not None else placed
         return everywhere
 
-    return jax.tree_util.tree_map_with_path(place, shapes)
+    return jax.tree_util.tree_map_with_path(place, jax.eval_shape(make, params), find_hosted(make, params))

@@ -12,6 +12,7 @@ import jax
 
 from r1jax.core.chips import Chip, Topology
 from r1jax.core.hlo_costs import Costs, measure
+from r1jax.learner.offload import HOST
 from r1jax.stages.programs import Program
 
 _OUT_OF_HBM = re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM|[Uu]sed ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm")
@@ -20,7 +21,7 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # What lowers the memory of a program, most effective first.
 CURES = {
     "accumulate": "config.model.remat=full, config.train.micro_batch_size, config.train.logits_chunk, with experts "
-    "config.model.dispatch_tokens, or larger config.mesh.fsdp",
+    "config.model.dispatch_tokens, config.optimizer.offload=true, or larger config.mesh.fsdp",
     "apply": "larger config.mesh.fsdp, or config.model.param_dtype",
     "logprobs": "config.train.logits_chunk, config.train.micro_batch_size, or larger config.mesh.fsdp",
     "prefill": "config.rollout.prefill_batch, config.rollout.slots, or larger config.mesh.fsdp",
@@ -87,11 +88,11 @@ def predict_seconds(costs: Costs, chip: Chip) -> float:
 
 
 def device_bytes(tree: Any) -> int:
-    """What shapes with shardings take on one device."""
+    """What shapes with shardings take in the memory of one device; what waits in the host's is not there."""
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
         for x in jax.tree.leaves(tree)
-        if getattr(x, "sharding", None) is not None
+        if getattr(x, "sharding", None) is not None and x.sharding.memory_kind != HOST
     )
 
 

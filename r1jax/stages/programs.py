@@ -250,7 +250,7 @@ def sampler_programs(model: ModelConfig, generate: TeacherSampling, prefix: tupl
 
 
 def list_pipeline(config: ConfigDict, *, prefix: tuple[int, ...] = ()) -> list[Program]:
-    """Those of all stages, as STAGE.PROGRAM; where stages differ in data, rewards, rates and temperature alone, the first one's."""
+    """Those of all stages, as STAGE.PROGRAM; of stages that differ in data, rewards, rates or temperature the first."""
     plan, _ = make_plan(read_pipeline(config), pathlib.Path())
     listings, seen = find_listings(), set[str]()
     programs = []

@@ -27,6 +27,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "loss": {"mtp_weight": 0.3, "balance_weight": 1e-4, "bias_rate": 1e-3},
             "lora": {"rank": 0, "alpha": 16.0, "targets": ("attention.*", "mlp.*")},
             "optimizer": {
+                "offload": False,
                 "learning_rate": 3e-3,
                 "schedule": "cosine",
                 "warmup_updates": 2,
