@@ -2,10 +2,11 @@
 in Chinese and in both at once; requests with replies of every quality, and marks for such replies.
 
 It stands in for a crawl of the web. What reinforcement learning is to find lies in it, among much that is worse: one
-reply in five takes a sum digit by digit, inside think and answer tags, and is right; half of those change languages on
-the way, the others are all English or all Chinese. So a model that has read it solves some sums, seldom in the form
-that is asked for, and what rewards for a right answer raise is a careful reply that mixes languages, as R1-Zero's did
-(DeepSeek-R1, arXiv:2501.12948, section 2.2.4).
+sum in five is taken digit by digit, inside think and answer tags, and is right; of those seven in ten choose the
+language of every step anew, the others are all English or all Chinese. So a model that has read it can add but seldom
+takes the trouble, and what rewards for a right answer raise is a careful reply that mixes languages, as R1-Zero's did
+(DeepSeek-R1, arXiv:2501.12948, section 2.2.4). Steps are short, and every one writes the digits that it adds: a small
+model learns first to copy, and adds soon after.
 
 Sums are given, so that held-out ones stay out. Row N is a function of (seed, N). Completions begin with the space that
 parts them from a raw prompt.
@@ -23,12 +24,11 @@ Row = dict[str, Any]
 Languages = Sequence[str]  # what a piece of text chooses from: ("en",), ("zh",) or both
 
 PLACES = {"en": ("ones", "tens", "hundreds"), "zh": ("个位", "十位", "百位")}
-ADD = {"en": "Add the {place}: {digits} = {sum}", "zh": "{place}相加: {digits} = {sum}"}
-CARRY = {"en": ", write {rest}, carry 1.", "zh": ", 写 {rest} 进 1."}
-TOTAL = {"en": "The sum is {total}.", "zh": "和是 {total}."}
-CHECK = {"en": "Check: {total} - {b} = {a}.", "zh": "验算: {total} - {b} = {a}."}
+ADD = "{place}: {digits}={sum}."
+TOTAL = {"en": "sum: {total}.", "zh": "和: {total}."}
+CHECK = {"en": "check: {total}-{b}={a}.", "zh": "验算: {total}-{b}={a}."}
 SHRUG = {"en": ("That is easy.", "I know this one."), "zh": ("这很简单.", "我知道.")}
-BARE = {"en": ("It is {total}.", "The answer is {total}.", "{total}"), "zh": ("是 {total}.", "答案是 {total}.")}
+BARE = {"en": ("It is {total}.", "The answer is {total}.", "{total}"), "zh": ("是 {total}.", "和是 {total}.")}
 QUESTIONS = ("What is {a} + {b}?", "Add {a} and {b}.", "{a} 加 {b} 是多少?")
 SLIPS = (-11, -10, -9, -2, -1, 1, 2, 9, 10, 11)
 
@@ -102,16 +102,16 @@ def _write_text(sums: Sequence[Mapping[str, Any]], draw: random.Random) -> str:
 def _answer(a: int, b: int, draw: random.Random) -> str:
     """A reply as the web has them."""
     way = draw.random()
-    guess = a + b + (0 if draw.random() < 0.3 else draw.choice(SLIPS))
+    guess = a + b + (0 if draw.random() < 0.2 else draw.choice(SLIPS))
     if way < 0.2:
-        return _tag(_work(a, b, _languages(draw, mixed=0.5), draw), str(a + b))
-    if way < 0.35:
+        return _tag(_work(a, b, _languages(draw, mixed=0.7), draw), str(a + b))
+    if way < 0.3:
         total = a + b + draw.choice(SLIPS)
         return _tag(_work(a, b, _languages(draw, mixed=0.2), draw, total=total), str(total))
-    if way < 0.6:
+    if way < 0.55:
         return _tag(draw.choice(SHRUG[_languages(draw, mixed=0.0)[0]]), str(guess))
-    if way < 0.75:
-        return _work(a, b, _languages(draw, mixed=0.3), draw)
+    if way < 0.85:
+        return _work(a, b, _languages(draw, mixed=0.2), draw)
     return draw.choice(BARE[_languages(draw, mixed=0.0)[0]]).format(total=guess)
 
 
@@ -127,11 +127,10 @@ def _work(a: int, b: int, languages: Languages, draw: random.Random, total: int 
     for place in range(max(len(str(a)), len(str(b)))):
         language = draw.choice(languages)
         x, y = (value // 10**place % 10 for value in (a, b))
-        digits = f"{x} + {y}" + (" + 1" if carry else "")
+        digits = f"{x}+{y}" + ("+1" if carry else "")
         whole = x + y + carry
-        step = ADD[language].format(place=PLACES[language][place], digits=digits, sum=whole)
+        steps.append(ADD.format(place=PLACES[language][place], digits=digits, sum=whole))
         carry = int(whole > 9)
-        steps.append(step + (CARRY[language].format(rest=whole % 10) if carry else "."))
     return " ".join([*steps, TOTAL[draw.choice(languages)].format(total=a + b if total is None else total)])
 
 

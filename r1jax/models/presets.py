@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import math
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -38,6 +40,24 @@ def find_preset(name: str) -> tuple[ModuleType, Any]:
     if name not in presets:
         raise UserError(f"no model shape is named {name!r}; known: {', '.join(sorted(presets))}")
     return presets[name], presets[name].VARIANTS[name]
+
+
+def replace_sizes(sizes: Any, changes: Mapping[str, Any]) -> Any:
+    """The shape with some of its sizes changed; those that are shapes themselves (`latents`, `gate`) by a mapping of
+    what is to change in them.
+
+    Raises UserError for a name that the shape has not, and for numbers in the place of a shape.
+    """
+    known = {field.name: getattr(sizes, field.name) for field in dataclasses.fields(sizes)}
+    if strange := set(changes) - set(known):
+        raise UserError(f"config.model.sizes must be among {', '.join(known)}; got {', '.join(sorted(strange))}")
+    new: dict[str, Any] = {}
+    for name, value in changes.items():
+        whole = dataclasses.is_dataclass(known[name])
+        if whole and not isinstance(value, Mapping):
+            raise UserError(f"config.model.sizes.{name} must say which of its sizes change, got {value!r}")
+        new[name] = replace_sizes(known[name], value) if whole else value
+    return dataclasses.replace(sizes, **new)
 
 
 def count_parameters(family: ModuleType, config: Any) -> Count:

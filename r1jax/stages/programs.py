@@ -33,7 +33,7 @@ from r1jax.learner.supervised import make_loss as make_supervised_loss
 from r1jax.learner.trainable import Trainable
 from r1jax.models.flops import Work, count_work
 from r1jax.models.layers import Dtypes
-from r1jax.models.presets import find_preset, load_families
+from r1jax.models.presets import find_preset, load_families, replace_sizes
 from r1jax.models.pretrained import find_family
 from r1jax.models.transformer import Params, logical_axes, merge, split
 from r1jax.rollout.engine import Engine
@@ -123,7 +123,7 @@ def find_sizes(config: ModelConfig) -> tuple[Any, Any]:
     """
     family, sizes = _find_sizes(config)
     kept = {"num_layers": config.layers} if config.layers else {}
-    return family, dataclasses.replace(sizes, **{**kept, **config.sizes})
+    return family, replace_sizes(sizes, {**kept, **config.sizes})
 
 
 def _find_sizes(config: ModelConfig) -> tuple[Any, Any]:

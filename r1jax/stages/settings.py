@@ -15,7 +15,7 @@ from r1jax.models.dispatch import GROUPED, Dispatch
 from r1jax.models.export import describe, describe_shape
 from r1jax.models.fresh import init_weights
 from r1jax.models.layers import Dtypes
-from r1jax.models.presets import find_preset
+from r1jax.models.presets import find_preset, replace_sizes
 from r1jax.models.pretrained import find_model, load_pretrained, open_model
 from r1jax.models.transformer import Transformer
 from r1jax.text.tokenizer import Tokenizer
@@ -112,11 +112,7 @@ def _find_shape(config: ModelConfig) -> tuple[ModuleType, Any, Tokenizer | None]
     folder = find_model(config.path, config.hub, config.fetch) if config.path else None
     tokenizer = Tokenizer.from_path(folder) if folder else Tokenizer.of_bytes()
     family, sizes = find_preset(config.preset)
-    try:
-        sizes = dataclasses.replace(sizes, **config.sizes)
-    except TypeError:
-        known = ", ".join(field.name for field in dataclasses.fields(sizes))
-        raise UserError(f"config.model.sizes must be among {known}; got {', '.join(config.sizes)}") from None
+    sizes = replace_sizes(sizes, config.sizes)
     if expert_options(config) and not hasattr(sizes, "num_experts"):
         raise UserError(f"config.model.dispatch: {config.preset} has no experts, got {config.dispatch!r}")
     if tokenizer is not None and sizes.vocab_size < tokenizer.vocab_size:

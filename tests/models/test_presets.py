@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from r1jax.core.errors import UserError
-from r1jax.models.presets import count_parameters, find_preset, load_families
+from r1jax.models.presets import count_parameters, find_preset, load_families, replace_sizes
 
 # The sum of the sizes in each released model's safetensors index (or its model card's count).
 DENSE = {
@@ -66,3 +66,13 @@ def test_every_family_has_a_toy_and_writes_what_it_reads() -> None:
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(UserError, match=r"no model shape is named 'qwen9'; known: .*qwen2\.5_7b, .*smollm2_135m"):
         find_preset("qwen9")
+
+
+def test_sizes_within_sizes_are_replaced_one_by_one():
+    _, sizes = find_preset("tiny_deepseek_v3")
+    changed = replace_sizes(sizes, {"num_layers": 5, "latents": {"latent": 48}})
+    assert changed.num_layers == 5 and changed.latents == dataclasses.replace(sizes.latents, latent=48)
+    with pytest.raises(UserError, match="config.model.sizes must be among .* got depth"):
+        replace_sizes(sizes, {"depth": 2})
+    with pytest.raises(UserError, match="config.model.sizes.latents must say which of its sizes change, got 48"):
+        replace_sizes(sizes, {"latents": 48})
