@@ -61,9 +61,9 @@ TINY = dict(
     vocabulary=dict(size=512, rows=20_000),
     length=128,
     rows=(16, 16),  # rows a step, rows a micro-batch
-    supervised=dict(base=700, cold_start=60, sft_2=100, student_base=400, distilled=50),
+    supervised=dict(base=800, cold_start=80, sft_2=120, student_base=500, distilled=100),
     rates=dict(base=3e-3, cold_start=5e-4, sft_2=5e-4, distilled=5e-4, reinforced=3e-4),
-    reinforced=dict(zero=100, rl_reasoning=50, rl_all=50, student_zero=40, student_both=20),
+    reinforced=dict(zero=120, rl_reasoning=80, rl_all=100, student_zero=40, student_both=20),
     rollout=dict(prompts_per_step=8, group_size=8, max_new_tokens=64, slots=64, prefill_batch=16),
     train=dict(updates_per_step=1, micro_batch_size=64, completions_per_row=4, old_logprobs="sampler"),
     loss=dict(clip_low=0.2, clip_high=0.28, kl_coefficient=0.0, aggregation="token"),

@@ -27,7 +27,8 @@ NAME = "held_out"
 
 def measure_model(model: pathlib.Path, config: MeasureConfig) -> dict[str, float]:
     """`accuracy` (strict pass@1) with its standard error over problems, `lenient`, `format_rate`, `language` (mean
-    share of words in the target language), `mixed` (share of replies with words of another), `mean_length`.
+    share of words in the target language), `mixed` (share of replies with words of it and of another),
+    `mean_length`; replies without words count for neither.
 
     The scores and all samples are left in the model's folder, as the command `evaluate` writes them.
     """
@@ -45,7 +46,7 @@ def measure_model(model: pathlib.Path, config: MeasureConfig) -> dict[str, float
     found = scores[NAME]
     found["format_rate"] = float(np.nanmean(formed.total))
     found["language"] = float(np.mean(shares)) if shares else 1.0
-    found["mixed"] = float(np.mean([share < 1 for share in shares])) if shares else 0.0
+    found["mixed"] = float(np.mean([0 < share < 1 for share in shares])) if shares else 0.0
     write_scores(model / EVALUATION_FILE, str(model), scores, rows)
     kept = {"accuracy": "pass@1", "accuracy_stderr": "pass@1_stderr", "lenient": "lenient_pass@1"}
     kept |= {name: name for name in ("format_rate", "language", "mixed", "mean_length", "truncated")}
