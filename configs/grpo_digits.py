@@ -2,10 +2,11 @@
 
     python -m r1jax.train --config=configs/grpo_digits.py
 
-SmolLM2-135M-Instruct learns to add two numbers from 1 to 9, asked plainly. Expected in two to three minutes on one core:
-sampled answers of 20 held-out problems from 8% to 72% (gspo) or 82% to 87% right (grpo, dr_grpo, dapo, rloo), over three
-seeds; `python docs/curves.py` makes that comparison (docs/curves.md). With reward=self_rank the model ranks pairs of its
-own answers and learns nothing, for it orders them no better than a coin (docs/grpo.md): ten minutes, 8% to 5%.
+SmolLM2-135M-Instruct learns to add two numbers from 1 to 9, asked plainly. Expected in two to three minutes on one
+core: sampled answers of 20 held-out problems from 8% to 72% (gspo) or 82% to 87% right (grpo, dr_grpo, dapo, rloo),
+over three seeds; `python docs/curves.py` makes that comparison (docs/curves.md). With reward=self_rank the model ranks
+pairs of its own answers and learns nothing, for it orders them no better than a coin (docs/grpo.md): ten minutes, 8% to
+5%.
 
 Arguments after a colon, e.g. `configs/grpo_digits.py:loss=dapo,seed=1`:
 
