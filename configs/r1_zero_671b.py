@@ -47,8 +47,8 @@ def get_config(arg: str = "") -> ConfigDict:
             dispatch_tokens=8192,  # a row of a chip after the other: its buffers are the largest arrays there are
         )
     )
-    # The model's 7,168 columns divide over at most 1,024 chips; twice as many hold two copies.
-    copies = max(1, args.chips // 1024)
+    # Its latents' 512 columns divide over at most 512 chips; more chips hold copies of the weights.
+    copies = max(1, args.chips // 512)
     config.mesh = ConfigDict(dict(data=copies, fsdp=-1, expert=64, context=1, tensor=1))
     config.data = ConfigDict(
         dict(
