@@ -97,7 +97,7 @@ def get_config(arg: str = "") -> ConfigDict:
             beta1=0.9,
             beta2=0.95,
             clip_norm=1.0,
-            offload=False,  # True: moments wait in the hosts' memory, for slices of fewer chips
+            offload=args.length > 8192,  # moments wait in the hosts' memory where caches are long
         )
     )
     config.eval = ConfigDict(dict(name="math", every_steps=25, strict=("answer_reward",), format="r1_format_reward"))
