@@ -83,17 +83,20 @@ class Costs:
                 setattr(self, field.name, mine + theirs * times)
 
 
-def measure(text: str, slices: int = 1) -> Costs:
-    """Costs of the module in `text`; its partitions lie in `slices` equal slices, one after the other."""
+def measure(text: str, slices: int = 1, devices: int = 0) -> Costs:
+    """Costs of the module in `text`. devices: on which it runs, in `slices` equal slices one after the other; 0: on as
+    many as it has partitions (compiled for several slices a module may be that of one, which sends to the others).
+    """
     module = parse_module(text)
-    return _Walk(module, max(1, module.partitions // slices)).run(module.computations[module.entry], NOTHING)
+    walk = _Walk(module, slices, max(1, (devices or module.partitions) // slices))
+    return walk.run(module.computations[module.entry], NOTHING)
 
 
 class _Walk:
     """One walk over a module; computations that were priced before with the same knowledge are not priced again."""
 
-    def __init__(self, module: Module, slice_size: int):
-        self.module, self.slice_size = module, slice_size
+    def __init__(self, module: Module, slices: int, slice_size: int):
+        self.module, self.slices, self.slice_size = module, slices, slice_size
         self.known: dict[tuple, Costs] = {}
 
     def run(self, computation: Computation, scope: Scope, *, fused: bool = False) -> Costs:
@@ -161,13 +164,16 @@ class _Walk:
 
     def _price_collective(self, total: Costs, computation: Computation, instruction: Instruction) -> None:
         kind = instruction.opcode.removesuffix("-start")
+        if found := kind == "send" and re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes):
+            self._price_transfer(total, found[1].lower().replace("_", "-"), instruction.results[0].bytes)
         if kind not in COLLECTIVES:
             return
         results = instruction.results
         if instruction.opcode.endswith("-start") and kind != "all-reduce":
             results = results[len(instruction.operands) :][: len(instruction.operands)] or results
         payload = sum(array.bytes for array in results)
-        if kind.endswith("all-to-all") and re.search(r'op_name="[^"]*all_to_all"', instruction.attributes):
+        asked_for = kind == "all-to-all" and re.search(r'op_name="[^"]*all_to_all"', instruction.attributes)
+        if kind == "ragged-all-to-all" or asked_for:
             total.exchange_buffer = max(total.exchange_buffer, payload)
         members = group_members(instruction.attributes, self.module.partitions)
         size = len(members)
@@ -184,6 +190,15 @@ class _Walk:
         total.wire += sent
         if len({member // self.slice_size for member in members}) > 1:
             total.slow_wire += sent
+
+    def _price_transfer(self, total: Costs, kind: str, payload: int) -> None:
+        """A collective between the devices of the same place in all slices, through their hosts."""
+        share = (self.slices - 1) / self.slices
+        sent = payload * (2 * share if kind == "all-reduce" else share)
+        total.collective_counts[kind] += 1
+        total.collective_bytes[kind] += payload
+        total.wire += sent
+        total.slow_wire += sent
 
     # --- HBM ---
 

@@ -70,7 +70,7 @@ def compile_program(program: Program, topology: Topology) -> Compiled:
         return Compiled(time.perf_counter() - begin, memory, Costs(), useful, math.nan, False, "")
     seconds, text = time.perf_counter() - begin, compiled.as_text()
     memory = _memory(compiled.memory_analysis(), resident)
-    costs = measure(text, topology.slices)
+    costs = measure(text, topology.slices, topology.devices)
     predicted = predict_seconds(costs, topology.chip)
     return Compiled(seconds, memory, costs, useful, predicted, memory.peak <= limit, text)
 

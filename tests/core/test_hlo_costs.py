@@ -105,6 +105,29 @@ def test_collectives_of_eight_devices(slices: int) -> None:
     assert costs.slow_wire == (mine if slices == 2 else 0)
 
 
+OF_ONE_SLICE = """HloModule jit_f, is_scheduled=true, num_partitions=4
+
+ENTRY %main (p: f32[8,128]) -> f32[8,128] {
+  %p = f32[8,128]{1,0} parameter(0)
+  %inside = f32[8,128]{1,0} all-reduce(%p), channel_id=3, replica_groups={{0,1,2,3}}, use_global_device_ids=true, to_apply=%add
+  %token = token[] after-all()
+  %send = (f32[8,128]{1,0}, u32[], token[]) send(%inside, %token), channel_id=1, is_host_transfer=true, frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv = (f32[8,128]{1,0}, u32[], token[]) recv(%token), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %sent = token[] send-done(%send), channel_id=1, is_host_transfer=true
+  %received = (f32[8,128]{1,0}, token[]) recv-done(%recv), channel_id=2, is_host_transfer=true
+  ROOT %sum = f32[8,128]{1,0} get-tuple-element(%received), index=0
+}
+"""  # noqa: E501
+
+
+def test_a_module_of_one_slice_sends_to_the_others_through_its_host() -> None:
+    """As the TPU's compiler writes it for two slices of four devices each."""
+    costs = measure(OF_ONE_SLICE, slices=2, devices=8)
+    payload = 8 * 128 * 4
+    assert costs.collective_counts == {"all-reduce": 2} and costs.collective_bytes == {"all-reduce": 2 * payload}
+    assert costs.slow_wire == payload and costs.wire == payload + 2 * payload * 3 / 4
+
+
 def test_the_buffer_of_an_exchange_is_the_largest_of_those_asked_for() -> None:
     """Of two exchanges in a loop the larger one; one that the partitioner makes to move an array is none."""
     mesh = Mesh(np.array(jax.devices()), ("all",), axis_types=(AxisType.Auto,))
