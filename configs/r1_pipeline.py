@@ -62,8 +62,10 @@ TINY = dict(
     length=128,
     rows=(16, 16),  # rows a step, rows a micro-batch
     supervised=dict(base=800, cold_start=80, sft_2=120, student_base=500, distilled=100),
-    rates=dict(base=3e-3, cold_start=5e-4, sft_2=5e-4, distilled=5e-4, reinforced=3e-4),
-    reinforced=dict(zero=120, rl_reasoning=80, rl_all=100, student_zero=40, student_both=20),
+    # Where nearly all is right already, few groups say anything: more prompts a step, and shorter steps.
+    rates=dict(base=3e-3, cold_start=5e-4, sft_2=5e-4, distilled=5e-4, reinforced=3e-4, rl_all=5e-5, student_both=1e-4),
+    reinforced=dict(zero=120, rl_reasoning=80, rl_all=40, student_zero=42, student_both=20),
+    prompts=dict(rl_all=32, student_both=32),  # a step, where it is not the rollout's number
     rollout=dict(prompts_per_step=8, group_size=8, max_new_tokens=64, slots=64, prefill_batch=16),
     train=dict(updates_per_step=1, micro_batch_size=64, completions_per_row=4, old_logprobs="sampler"),
     loss=dict(clip_low=0.2, clip_high=0.28, kl_coefficient=0.0, aggregation="token"),
@@ -92,6 +94,7 @@ SMOLLM2: dict[str, Any] = {
         base=DEMO,
         draw=dict(low=10, high=99, held_out=200, worked=400, requests=400, texts=0),
         supervised=dict(cold_start=6, sft_2=10, student_base=24, distilled=10),
+        prompts={},
         rates=dict(base=1e-4, cold_start=2e-5, sft_2=2e-5, distilled=1e-4, reinforced=2e-5),
         rows=(8, 8),
         reinforced=dict(zero=12, rl_reasoning=8, rl_all=8, student_zero=8, student_both=4),
@@ -125,6 +128,7 @@ PAPER: dict[str, Any] = {
         length=8192,  # the paper's is 32,768
         rows=(2048, 4),
         supervised=dict(cold_start=15, sft_2=750, distilled=1500),
+        prompts={},
         rates=dict(cold_start=5e-5, sft_2=5e-5, distilled=1e-4, reinforced=3e-6),
         reinforced=dict(zero=650, rl_reasoning=650, rl_all=106, student_zero=650, student_both=100),
         rollout=dict(
@@ -344,6 +348,8 @@ class Stages:
     ) -> dict[str, Any]:
         """GRPO."""
         every = self.size["every"]
+        rollout = {**self.size["rollout"], "temperature": temperature, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+        rollout["prompts_per_step"] = self.size["prompts"].get(name, rollout["prompts_per_step"])
         return dict(
             stage="grpo",
             init=init,
@@ -353,12 +359,12 @@ class Stages:
             model=self.model(init),
             mesh=self.size["mesh"],
             data=self.task(problems, self.size["eval_problems"]),
-            rollout=dict(temperature=temperature, top_k=0, top_p=1.0, min_p=0.0, **self.size["rollout"]),
+            rollout=rollout,
             judge=dict(max_new_tokens=self.size["judge_tokens"], temperature=1.0),
             rewards=rewards,
             train=dict(self.size["train"]),
             loss=dict(self.size["loss"]),
-            optimizer=self.optimizer(self.size["rates"]["reinforced"], "linear"),
+            optimizer=self.optimizer(self.size["rates"].get(name, self.size["rates"]["reinforced"]), "linear"),
             eval=dict(
                 name="sums",
                 every_steps=every,

@@ -73,7 +73,7 @@ def draw_worked(sums: Sequence[Mapping[str, Any]], count: int, seed: int) -> lis
     for number in range(count):
         draw = random.Random(f"worked {seed} {number}")
         a, b = _pick(sums, draw)
-        reply = _tag(f"{_work(a, b, ('en',), draw)} {CHECK['en'].format(total=a + b, a=a, b=b)}", str(a + b))
+        reply = _tag(f"{_work(a, b, ('en',), draw)} {_check(a, b, 'en')}", str(a + b))
         rows.append({"prompt": QUESTIONS[0].format(a=a, b=b), "completion": f" {reply}"})
     return rows
 
@@ -111,7 +111,9 @@ def _answer(a: int, b: int, draw: random.Random) -> str:
     if way < 0.65:
         return _tag(SHRUG[_languages(draw, mixed=0.0)[0]], str(guess))
     if way < 0.85:
-        return _work(a, b, _languages(draw, mixed=0.2), draw)
+        languages = _languages(draw, mixed=0.2)
+        work = _work(a, b, languages, draw)
+        return f"{work} {_check(a, b, draw.choice(languages))}" if draw.random() < 0.3 else work
     return draw.choice(BARE[_languages(draw, mixed=0.0)[0]]).format(total=guess)
 
 
@@ -132,6 +134,10 @@ def _work(a: int, b: int, languages: Languages, draw: random.Random, total: int 
         steps.append(ADD.format(place=PLACES[language][place], digits=digits, sum=whole))
         carry = int(whole > 9)
     return " ".join([*steps, TOTAL[draw.choice(languages)].format(total=a + b if total is None else total)])
+
+
+def _check(a: int, b: int, language: str) -> str:
+    return CHECK[language].format(total=a + b, a=a, b=b)
 
 
 def _request(draw: random.Random) -> tuple[str, dict[str, str]]:
