@@ -274,6 +274,8 @@ class Stages:
     def model(self, init: str) -> dict[str, Any]:
         """The `model` section: `init` names the weights, but for a model that is not made by this pipeline."""
         base = {"path": "@vocabulary", **self.size["base"]}
+        if "preset" in base:
+            base["seed"] = self.seed
         shared = dict(self.size["model"])
         if init in (self.size["student"].get("path"), "distilled"):
             shared = {key: value for key, value in shared.items() if key not in EXPERTS_ONLY}
