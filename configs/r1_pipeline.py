@@ -7,9 +7,9 @@ fine-tuning, reinforcement again, and students of the result.
 A DeepSeek-V3-shaped model of 4 million parameters (latent attention, experts, prediction of further tokens) reads
 text in two languages that is written for it, and goes through every stage of DeepSeek-R1 (arXiv:2501.12948); then a
 smaller one is (a) distilled from the result, (b) reinforced by itself, (c) both. Every model is measured on the same
-sums. Twenty minutes on one core: the base solves 17% of held-out sums as sampled, R1-Zero 95% with both languages in two
-replies of five, the last model 99% in English (docs/pipeline.md has the table); `runs/r1/report.html` tells the story.
-The same command goes on after an interruption.
+sums. Twenty minutes on one core: the base solves 17% of held-out sums as sampled, R1-Zero 95%, with both languages in
+two replies of five, the last model 99% in English (docs/pipeline.md has the table); `runs/r1/report.html` tells the
+story. The same command goes on after an interruption.
 
 Change one stage by its name, `--config.stages.zero.steps=200`; start it elsewhere, `--config.stages.zero.init=MODEL`;
 do it again, `--config.rerun=zero`; leave it out, `--config.skip=cold_start`.
