@@ -17,7 +17,7 @@ from r1jax.core.errors import UserError
 @dataclasses.dataclass(frozen=True)
 class Chip:
     """One device: FLOP/s of dense bf16 matmuls, usable HBM in bytes, HBM bytes/s, ICI bytes/s that leave it over all
-    of its links (half of the bidirectional figure), DCN bytes/s, and the torus it comes in.
+    of its links (half of the bidirectional figure), DCN bytes/s, the axes of its torus, and the chips of a pod.
     """
 
     name: str
@@ -27,15 +27,16 @@ class Chip:
     ici_bandwidth: float
     dcn_bandwidth: float
     torus: int
+    pod: int
     devices: int = 1
 
 
 _GIB = 2**30
 CHIPS: dict[str, Chip] = {
-    "v5e": Chip("v5e", 197e12, int(15.75 * _GIB), 819e9, 200e9, 25e9 / 8, 2),
-    "v5p": Chip("v5p", 459e12, int(95.73 * _GIB), 2765e9, 600e9, 50e9 / 8, 3),
-    "v6e": Chip("v6e", 918e12, int(31.24 * _GIB), 1638e9, 400e9, 100e9 / 8, 2),
-    "tpu7x": Chip("tpu7x", 2307e12 / 2, int(94.74 * _GIB), 7380e9 / 2, 600e9 / 2, 100e9 / 16, 3, devices=2),
+    "v5e": Chip("v5e", 197e12, int(15.75 * _GIB), 819e9, 200e9, 25e9 / 8, 2, 256),
+    "v5p": Chip("v5p", 459e12, int(95.73 * _GIB), 2765e9, 600e9, 50e9 / 8, 3, 8960),
+    "v6e": Chip("v6e", 918e12, int(31.24 * _GIB), 1638e9, 400e9, 100e9 / 8, 2, 256),
+    "tpu7x": Chip("tpu7x", 2307e12 / 2, int(94.74 * _GIB), 7380e9 / 2, 600e9 / 2, 100e9 / 16, 3, 9216, devices=2),
 }
 
 
@@ -70,6 +71,11 @@ def read_topology(text: str, slices: int = 1) -> Topology:
     shape = tuple(map(int, rest.split("x")))
     if len(shape) != chip.torus:
         raise UserError(f"--topology={text}: {name} comes as a torus of {chip.torus} axes, as in {example}")
+    if math.prod(shape) > chip.pod:
+        raise UserError(
+            f"--topology={text}: {math.prod(shape)} chips, but a pod of {name} has {chip.pod}; take several slices "
+            "(--num_slices)"
+        )
     if slices < 1:
         raise UserError(f"--num_slices must be at least 1, got {slices}")
     return Topology(chip, shape, slices)

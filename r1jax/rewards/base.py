@@ -40,11 +40,10 @@ from typing import Any
 
 import numpy as np
 
-from r1jax.core import distributed
 from r1jax.core.errors import UserError
 from r1jax.rewards.completions import Completion
 from r1jax.rewards.registry import REGISTRY, RewardFunction
-from r1jax.rewards.values import Generate, OutOfLoss
+from r1jax.rewards.values import Generate, OutOfLoss, Processes
 
 # What `score` itself hands to every reward; a data column of the same name gives way.
 _OWN_COLUMNS = frozenset(("completions", "prompts", "completion_ids", "group_ids"))
@@ -117,11 +116,12 @@ def score(
     completion_ids: Sequence[Sequence[int]],
     columns: Mapping[str, Sequence[Any]],
     group_size: int | None = None,
+    processes: Processes | None = None,
 ) -> Scores:
     """Scores B completions: `total` is the sum of weight times value over the rewards that apply, times the gates.
 
-    `group_size` says that so many neighbours answer one prompt; rewards see it as the column `group_ids`. With several
-    processes each calls this with the same rows, and those that are marked `by_row` (values.py) share them. Raises
+    `group_size` says that so many neighbours answer one prompt; rewards see it as the column `group_ids`. `processes`:
+    each of a run calls this with the same rows, and rewards that are marked `by_row` (values.py) share them. Raises
     UserError if a reward needs a column that is not there, or returns anything but B finite numbers or None.
     """
     count = len(completions)
@@ -129,7 +129,7 @@ def score(
     if group_size:
         columns["group_ids"] = [row // group_size for row in range(count)]
     places = {reward.name: _find_rows(reward, columns, count) for reward in rewards}
-    returned = {reward.name: _call(reward, columns, places[reward.name], count) for reward in rewards}
+    returned = {reward.name: _call(reward, columns, places[reward.name], count, processes) for reward in rewards}
     by_name = {name: np.array([math.nan if v is None else float(v) for v in vs]) for name, vs in returned.items()}
     for name, values in by_name.items():
         if np.isinf(values).any():
@@ -254,19 +254,21 @@ def _find_rows(reward: Reward, columns: Mapping[str, Any], count: int) -> Sequen
     return [row for row in range(count) if columns["domain"][row] == reward.domain]
 
 
-def _call(reward: Reward, columns: Mapping[str, Any], rows: Sequence[int], count: int) -> Sequence[float | None]:
+def _call(
+    reward: Reward, columns: Mapping[str, Any], rows: Sequence[int], count: int, processes: Processes | None
+) -> Sequence[float | None]:
     """The values of all rows; None where the reward does not look or does not apply."""
     selected = _select_columns(reward, columns)
     by_row = getattr(_unbound(reward.function), "by_row", False)
-    mine = rows[distributed.my_share(len(rows))] if by_row else rows
+    mine = rows[processes.my_share(len(rows))] if processes and by_row else rows
     if len(mine) < count:
         selected = {name: [column[row] for row in mine] for name, column in selected.items()}
     values = reward.function(**selected) if mine else []
     if len(values) != len(mine):
         raise UserError(f"reward {reward.name} must return one value a completion: {len(mine)}, got {len(values)}")
-    if len(mine) < len(rows):
+    if processes and by_row:
         numbers = np.array([math.nan if value is None else float(value) for value in values])
-        joined = distributed.join_shares(numbers, len(rows)).tolist()
+        joined = processes.join_shares(numbers, len(rows)).tolist()
         values = [None if math.isnan(value) else value for value in joined]
     by_place = dict(zip(rows, values, strict=True))
     return [by_place.get(row) for row in range(count)]

@@ -18,11 +18,25 @@ model nor records calls: the processes of a run share its rows. One without the 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
 
 from r1jax.rewards.completions import Completion
 
 Generate = Callable[[Sequence[Completion]], Sequence[str | None]]
+
+
+class Processes(Protocol):
+    """The processes of a run, as r1jax/core/distributed.py has them."""
+
+    def my_share(self, count: int) -> slice:
+        """Which of `count` items are this process's."""
+        ...
+
+    def join_shares(self, mine: np.ndarray, count: int) -> np.ndarray:
+        """All `count` items, of which this process brings its own."""
+        ...
 
 
 F = TypeVar("F", bound=Callable[..., Any])

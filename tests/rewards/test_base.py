@@ -310,7 +310,8 @@ def whole_reward(completions, **columns):
 texts = [f"c{i}" for i in range(7)]
 rewards = [Reward(f.__name__, f, 1.0, domain=d) for f, d in ((alone_reward, "math"), (whole_reward, ""))]
 domains = ["math"] * 5 + ["code", "math"]
-scores = score(rewards, prompts=texts, completions=texts, completion_ids=[[1]] * 7, columns={"domain": domains})
+given = dict(prompts=texts, completions=texts, completion_ids=[[1]] * 7, columns={"domain": domains})
+scores = score(rewards, **given, processes=distributed)
 expected = [2 / 7, 2 / 7 + 1, 2 / 7 + 2, np.nan, 2 / 7 + 4, np.nan, 2 / 7 + 6]
 np.testing.assert_array_equal(scores.by_name["alone_reward"], expected)
 np.testing.assert_array_equal(scores.by_name["whole_reward"], np.full(7, 7.0))
