@@ -16,7 +16,7 @@ from flax import nnx
 from r1jax.core.distributed import put_global
 from r1jax.core.sharding import MeshConfig, make_mesh, sharding, use_mesh
 from r1jax.learner import supervised
-from r1jax.learner.policy import Scoring
+from r1jax.learner.policy import Scoring, score_rows
 from r1jax.learner.policy import make_loss as make_policy_loss
 from r1jax.losses.policy import PolicyLossConfig
 from r1jax.models import deepseek_v3, llama
@@ -48,6 +48,7 @@ DEEPSEEK = deepseek_v3.Config(
     initializer_std=0.2,
 )
 ROWS, LENGTH = 8, 16
+SCORING = Scoring(rows.TEMPERATURE, 4, rows.PREFIX)
 
 
 def make_model(family: str, dispatch: Dispatch) -> Any:
@@ -82,9 +83,8 @@ def run(stage: str, family: str, mesh: str) -> tuple[float, Params]:
         params = put_global(jax.device_get(params), jax.tree.map(place, params, logical_axes(model)))
         if stage == "grpo":
             config = PolicyLossConfig(clip_low=0.1, clip_high=0.2, kl_coefficient=0.1)
-            scoring = Scoring(rows.TEMPERATURE, 4, rows.PREFIX)
-            loss = make_policy_loss(graph, config, scoring, on_policy=False)
-            (batch,) = rows.batches(ROWS, "old_logprobs", "reference_logprobs")
+            loss = make_policy_loss(graph, config, SCORING, on_policy=False)
+            (batch,) = rows.batches(ROWS, "old_logprobs", "reference_logprobs", **near(family))
         else:
             loss = supervised.make_loss(graph, supervised.SupervisedConfig(balance_weight=0.01), chunk=4)
             (whole,) = supervised.share_weights([packed_documents()])
@@ -93,6 +93,21 @@ def run(stage: str, family: str, mesh: str) -> tuple[float, Params]:
             )
         (value, _), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, batch)
         return float(value), jax.device_get(gradient)
+
+
+@functools.cache
+def near(family: str) -> dict[str, np.ndarray]:
+    """Log-probs of the sampler, of old and of reference weights, by completion token: the model's own with noise, for
+    ratios as training has them."""
+    graph, params = split(make_model(family, Dispatch("dense")))
+    (batch,) = rows.batches(ROWS)
+    laid_out = jax.jit(lambda params: score_rows(graph, params, batch, SCORING)[0])(params)
+    source = rows.update().packed.source
+    mine = np.zeros(source.max() + 1, np.float32)
+    mine[source[source >= 0]] = np.asarray(laid_out)[source >= 0]
+    random = np.random.default_rng(1)
+    noise = {"sampler_logprobs": 1e-3, "old_logprobs": 0.3, "reference_logprobs": 0.3}
+    return {name: (mine + random.normal(0, size, mine.shape)).astype(np.float32) for name, size in noise.items()}
 
 
 @functools.cache
