@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -192,5 +193,5 @@ def find_files(config: ConfigDict) -> Iterator[pathlib.Path]:
     """The files and folders that a stage's config names and that are there."""
     for value in flatten(config.to_dict()).values():
         for text in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(text, str) and "/" in text and pathlib.Path(text).exists():
+            if isinstance(text, str) and "/" in text and os.path.exists(text):  # False of a text too long for a path
                 yield pathlib.Path(text)

@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 import pytest
+from ml_collections import ConfigDict
 
 from r1jax.core.config import apply_overrides, load_config
 from r1jax.core.errors import UserError
@@ -19,7 +20,7 @@ from r1jax.eval.story import compare, tabulate
 from r1jax.models import load_pretrained
 from r1jax.stages import pipeline
 from r1jax.stages.lineage import hash_outputs
-from r1jax.stages.plan import make_plan, read_config
+from r1jax.stages.plan import find_files, make_plan, read_config
 
 CONFIG = pathlib.Path(__file__).with_name("tiny_pipeline.py")
 ROOT = CONFIG.parents[2]
@@ -181,6 +182,11 @@ def test_a_skipped_stage_hands_on_what_it_would_have_started_from(copy: pathlib.
 def test_a_stage_starts_from_elsewhere(copy: pathlib.Path, tiny_model: pathlib.Path):
     plan = make_plan(read_config(load(stages__rl_all__init=tiny_model)), copy)[0]
     assert plan[6].config.model.path == str(tiny_model) and plan[6].takes == ("data",)
+
+
+def test_a_text_too_long_for_a_path_names_no_file(tiny_model: pathlib.Path):
+    config = ConfigDict({"template": "<think> </think> " * 500 + "{question}", "path": str(tiny_model)})
+    assert list(find_files(config)) == [tiny_model]
 
 
 @pytest.mark.parametrize(
