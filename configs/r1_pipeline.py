@@ -97,6 +97,7 @@ SMOLLM2: dict[str, Any] = {
         supervised=dict(cold_start=6, sft_2=10, student_base=24, distilled=10),
         prompts={},
         rates=dict(base=1e-4, cold_start=2e-5, sft_2=2e-5, distilled=1e-4, reinforced=2e-5),
+        length=256,  # the prompts alone have 148 tokens
         rows=(8, 8),
         reinforced=dict(zero=12, rl_reasoning=8, rl_all=8, student_zero=8, student_both=4),
         rollout=dict(prompts_per_step=8, group_size=8, max_new_tokens=40, slots=64, prefill_batch=8),
