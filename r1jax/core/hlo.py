@@ -14,6 +14,8 @@ import math
 import re
 from typing import NamedTuple
 
+import numpy as np
+
 _BITS = {"pred": 8, "token": 0, "opaque": 0, "f8e4m3": 8, "f8e5m2": 8}
 _ARRAY = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,<=]*)\](?:\{([^{}]*)\})?")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%([\w.\-]+) = ")
@@ -326,3 +328,35 @@ def _comparison(module: Module, computation: Computation, name: str, scope: Scop
     if instruction.opcode in _SAME:
         return _comparison(module, computation, instruction.operands[0], scope)
     return None
+
+
+def group_members(attributes: str, partitions: int) -> list[int]:
+    """The devices that exchange data with device 0 (or of the first group) in a collective."""
+    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
+        return [int(device) for device in found[1].split(",")]
+    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
+        devices = np.arange(int(found[1]) * int(found[2])).reshape([int(n) for n in found[3].split(",")])
+        if found[4]:
+            devices = devices.transpose([int(n) for n in found[4].split(",")])
+        return devices.reshape(int(found[1]), int(found[2]))[0].tolist()
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes):
+        return _mesh_members(found[1], found[2])
+    if found := re.search(r"source_target_pairs=\{(.*?)\}\}", attributes):
+        pairs = [[int(device) for device in pair] for pair in re.findall(r"(\d+),(\d+)", found[1])]
+        return max(pairs, key=lambda pair: abs(pair[0] - pair[1])) if pairs else [0]
+    return list(range(partitions))
+
+
+def _mesh_members(axes: str, used: str) -> list[int]:
+    """Device 0's group along named axes of a mesh, or along parts of them: `'a':(2)4` is the part of size 4 behind a
+    part of size 2."""
+    members, stride = np.zeros(1, int), 1
+    parts = {name: (before, size) for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", used)}
+    for name, whole in reversed(re.findall(r"'([^']+)'=(\d+)", axes)):
+        if name in parts:
+            before, size = parts[name]
+            steps = int(size or whole)
+            inner = stride * int(whole) // (int(before or 1) * steps)
+            members = (members[None] + inner * np.arange(steps)[:, None]).ravel()
+        stride *= int(whole)
+    return sorted(members.tolist())

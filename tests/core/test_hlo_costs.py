@@ -12,7 +12,8 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from r1jax.core.hlo_costs import count_taps, group_members, measure
+from r1jax.core.hlo import group_members
+from r1jax.core.hlo_costs import count_taps, measure
 
 PROGRAMS = Path(__file__).parent / "programs"
 
