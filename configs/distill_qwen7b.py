@@ -62,6 +62,7 @@ def get_config(arg: str = "") -> ConfigDict:
             beta2=0.95,
             weight_decay=0.0,
             clip_norm=1.0,
+            offload=False,  # True: moments wait in the hosts' memory, for slices of fewer chips
         )
     )
     config.eval = ConfigDict(dict(every_steps=100))

@@ -70,7 +70,15 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.loss = ConfigDict(dict(clip_low=0.2, clip_high=0.28, kl_coefficient=0.0, aggregation="token"))
     config.optimizer = ConfigDict(
-        dict(learning_rate=1e-6, schedule="constant", warmup_updates=10, beta1=0.9, beta2=0.99, clip_norm=1.0)
+        dict(
+            learning_rate=1e-6,
+            schedule="constant",
+            warmup_updates=10,
+            beta1=0.9,
+            beta2=0.99,
+            clip_norm=1.0,
+            offload=False,  # True: moments wait in the hosts' memory, for slices of fewer chips
+        )
     )
     config.eval = ConfigDict(dict(name="math", every_steps=25, strict=("answer_reward",), format="r1_format_reward"))
     config.checkpoint = ConfigDict(dict(every_steps=10, keep=2))

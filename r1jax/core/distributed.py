@@ -120,8 +120,7 @@ def my_rows(count: int, *, index: int | None = None, processes: int | None = Non
     index = jax.process_index() if index is None else index
     if count % processes:
         raise UserError(f"a global batch of {count} rows does not divide over {processes} processes")
-    share = count // processes
-    return slice(index * share, (index + 1) * share)
+    return my_share(count, index=index, processes=processes)
 
 
 def my_share(count: int, *, index: int | None = None, processes: int | None = None) -> slice:
@@ -140,8 +139,8 @@ def join_shares(mine: np.ndarray, count: int) -> np.ndarray:
 
     padded = np.zeros((-(-count // processes), *mine.shape[1:]), mine.dtype)
     padded[: len(mine)] = mine
-    gathered = multihost_utils.process_allgather(np.frombuffer(padded.tobytes(), np.uint8), tiled=False)
-    shares = [np.frombuffer(np.asarray(share).tobytes(), mine.dtype).reshape(padded.shape) for share in gathered]
+    gathered = multihost_utils.process_allgather(_to_bytes(padded), tiled=False)
+    shares = [_from_bytes(padded, share) for share in gathered]
     sizes = [my_share(count, index=index, processes=processes) for index in range(processes)]
     return np.concatenate([share[: size.stop - size.start] for share, size in zip(shares, sizes, strict=True)])
 
@@ -182,6 +181,14 @@ def from_first(tree: Any) -> Any:
         return tree
     from jax.experimental import multihost_utils
 
-    as_bytes = lambda x: np.frombuffer(np.ascontiguousarray(x).tobytes(), np.uint8)
-    sent = multihost_utils.broadcast_one_to_all(jax.tree.map(as_bytes, tree))
-    return jax.tree.map(lambda x, b: np.frombuffer(np.asarray(b).tobytes(), x.dtype).reshape(x.shape), tree, sent)
+    sent = multihost_utils.broadcast_one_to_all(jax.tree.map(_to_bytes, tree))
+    return jax.tree.map(_from_bytes, tree, sent)
+
+
+def _to_bytes(array: np.ndarray) -> np.ndarray:
+    """As it travels: jax would narrow float64."""
+    return np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)
+
+
+def _from_bytes(like: np.ndarray, sent: Any) -> np.ndarray:
+    return np.frombuffer(np.asarray(sent).tobytes(), like.dtype).reshape(like.shape)

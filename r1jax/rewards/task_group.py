@@ -68,7 +68,7 @@ def _find_parent() -> Path | None:
 
 
 def _make(parent: Path, most: int) -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="r1jax-", dir=parent))
+    folder = Path(tempfile.mkdtemp(prefix=f"r1jax-{os.getpid()}-", dir=parent))
     try:
         (folder / "pids.max").write_text(str(most))
         (folder / "pids.events").read_text()

@@ -68,6 +68,14 @@ def score(prompt: tuple[int, ...], completion: tuple[int, ...]) -> tuple[np.ndar
     return logprobs[np.arange(len(completion)), completion], -(np.exp(logprobs) * logprobs).sum(-1)
 
 
+def unfold(laid_out: jax.Array) -> np.ndarray:
+    """[B, R] -> a value per completion token."""
+    source = update().packed.source
+    flat = np.zeros(source.max() + 1)
+    flat[source[source >= 0]] = np.asarray(laid_out)[source >= 0]
+    return flat
+
+
 def batches(size: int, *names: str, **other: np.ndarray) -> list[Batch]:
     """Micro-batches of `size` rows with the given values beside the fixed ones, placed on the current mesh; `other`
     values per completion token stand for those of the update."""

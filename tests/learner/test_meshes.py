@@ -101,10 +101,7 @@ def near(family: str) -> dict[str, np.ndarray]:
     ratios as training has them."""
     graph, params = split(make_model(family, Dispatch("dense")))
     (batch,) = rows.batches(ROWS)
-    laid_out = jax.jit(lambda params: score_rows(graph, params, batch, SCORING)[0])(params)
-    source = rows.update().packed.source
-    mine = np.zeros(source.max() + 1, np.float32)
-    mine[source[source >= 0]] = np.asarray(laid_out)[source >= 0]
+    mine = rows.unfold(jax.jit(lambda params: score_rows(graph, params, batch, SCORING)[0])(params))
     random = np.random.default_rng(1)
     noise = {"sampler_logprobs": 1e-3, "old_logprobs": 0.3, "reference_logprobs": 0.3}
     return {name: (mine + random.normal(0, size, mine.shape)).astype(np.float32) for name, size in noise.items()}

@@ -54,14 +54,6 @@ def on_one_device() -> tuple[float, Params, dict[str, float]]:
     return run(8, *OLD)
 
 
-def unfold(laid_out: jax.Array) -> np.ndarray:
-    """[B, R] -> a value per completion token."""
-    source = rows.update().packed.source
-    flat = np.zeros(source.max() + 1)
-    flat[source[source >= 0]] = np.asarray(laid_out)[source >= 0]
-    return flat
-
-
 # --- Against the formula ---
 
 
@@ -72,8 +64,8 @@ def test_packed_rows_have_the_logprobs_of_a_naive_llama(chunk: int) -> None:
     (batch,) = rows.batches(8)
     logprobs, entropy = jax.jit(lambda params: score_rows(graph, params, batch, scoring))(params)
     assert np.isfinite(logprobs).all() and np.isfinite(entropy).all()  # also where nothing is
-    np.testing.assert_allclose(unfold(logprobs), rows.update().logprobs, rtol=0, atol=2e-5)
-    np.testing.assert_allclose(unfold(entropy), rows.update().entropy, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(rows.unfold(logprobs), rows.update().logprobs, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(rows.unfold(entropy), rows.update().entropy, rtol=0, atol=2e-5)
 
 
 def test_loss_and_metrics_of_several_updates_a_step_follow_the_formula() -> None:
@@ -160,7 +152,7 @@ def preset_arrays(preset: str) -> tuple[float, dict[str, np.ndarray], np.ndarray
     config, (packed, arrays, _, _, lengths) = preset_config(preset), rows.update()
     graph, params = rows.model()
     (batch,) = rows.batches(8)
-    mine = unfold(score_rows(graph, params, batch, SCORING)[0])
+    mine = rows.unfold(score_rows(graph, params, batch, SCORING)[0])
     cut = lambda flat: np.split(np.asarray(flat, np.float64), np.cumsum(lengths)[:-1])
     # Of these rewards no preset's loss nearly cancels; float32 could not give a small rest to 1e-5 of itself.
     rewards = np.random.default_rng(4).normal(size=(4, rows.GROUP))

@@ -1,5 +1,6 @@
 """The sandbox: what a program sees, each limit, refusal where isolation is missing. The hostile: test_code_torture."""
 
+import os
 import threading
 
 import pytest
@@ -99,7 +100,7 @@ def test_the_kernel_refuses_more_tasks_than_the_limit_allows(isolation):
     command = python_command(f"{FILES}/main.py")
     outcome = run(Box(command, b"", files, Limits(processes=8, memory_bytes=2 << 30, seconds=30.0)), isolation)
     assert outcome.status == "processes" and 16 <= int(outcome.stdout) < 32
-    assert not list(parent.glob("r1jax-*"))
+    assert not list(parent.glob(f"r1jax-{os.getpid()}-*"))
 
 
 @needs_box
