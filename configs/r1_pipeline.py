@@ -61,6 +61,7 @@ TINY = dict(
     draw=dict(low=10, high=99, held_out=200, worked=400, requests=1000, texts=60_000),
     vocabulary=dict(size=512, rows=20_000),
     length=128,
+    eval_rows=100,  # of what is read from nothing
     rows=(16, 16),  # rows a step, rows a micro-batch
     supervised=dict(base=800, cold_start=80, sft_2=120, student_base=500, distilled=100),
     # Where nearly all is right already, few groups say anything: more prompts a step, and shorter steps.
@@ -70,6 +71,7 @@ TINY = dict(
     rollout=dict(prompts_per_step=8, group_size=8, max_new_tokens=64, slots=64, prefill_batch=16),
     train=dict(updates_per_step=1, micro_batch_size=64, completions_per_row=4, old_logprobs="sampler"),
     loss=dict(clip_low=0.2, clip_high=0.28, kl_coefficient=0.0, aggregation="token"),
+    reference=dict(),
     temperature=1.0,
     collect=dict(prompts=400, num_samples=4, max_new_tokens=64, slots=128),
     measure=dict(num_samples=4, max_new_tokens=64, slots=128),
@@ -91,20 +93,22 @@ SMOLLM2: dict[str, Any] = {
     **TINY,
     **dict(
         template=SHOWN,
-        judge_template="judge",
+        # A model that does not obey continues this with a digit; three tokens, for a number may come behind a space.
+        judge_template="How good is this reply, from 0 (useless) to 9 (perfect)?\n\n{question}{response}\n\nScore:",
+        judge_tokens=3,
         base=DEMO,
         draw=dict(low=10, high=99, held_out=200, worked=400, requests=400, texts=0),
-        supervised=dict(cold_start=6, sft_2=10, student_base=24, distilled=10),
+        supervised=dict(cold_start=16, sft_2=24, student_base=16, distilled=24),
         prompts={},
-        rates=dict(base=1e-4, cold_start=2e-5, sft_2=2e-5, distilled=1e-4, reinforced=2e-5),
-        length=256,  # the prompts alone have 148 tokens
+        rates=dict(base=1e-4, cold_start=5e-5, sft_2=5e-5, distilled=1e-4, reinforced=2e-5),
+        length=208,  # prompt and example have 148 tokens, a sum worked out and checked 58
+        eval_rows=0,
         rows=(8, 8),
-        reinforced=dict(zero=12, rl_reasoning=8, rl_all=8, student_zero=8, student_both=4),
-        rollout=dict(prompts_per_step=8, group_size=8, max_new_tokens=40, slots=64, prefill_batch=8),
+        reinforced=dict(zero=12, rl_reasoning=8, rl_all=8, student_zero=12, student_both=6),
+        rollout=dict(prompts_per_step=8, group_size=8, max_new_tokens=64, slots=64, prefill_batch=8),
         train=dict(updates_per_step=1, micro_batch_size=16, completions_per_row=8, old_logprobs="sampler"),
-        collect=dict(prompts=200, num_samples=2, max_new_tokens=40, slots=64),
-        measure=dict(num_samples=1, max_new_tokens=40, slots=64),
-        judge_tokens=32,
+        collect=dict(prompts=200, num_samples=2, max_new_tokens=64, slots=64),
+        measure=dict(num_samples=1, max_new_tokens=64, slots=64),
         student=dict(layers=27),  # of thirty, evenly spread
         every=0,
     ),
@@ -146,10 +150,12 @@ PAPER: dict[str, Any] = {
             updates_per_step=4,
             micro_batch_size=4,
             completions_per_row=1,
+            share_prompts=False,  # so that attention over long rows is the TPU's own kernel
             logits_chunk=1024,
             old_logprobs="trainer",
         ),
         loss=dict(preset="r1"),
+        reference=dict(every_updates=400),
         temperature=0.7,
         collect=dict(prompts=0, num_samples=4, max_new_tokens=7168, slots=4096),
         measure=dict(num_samples=16, max_new_tokens=7168, slots=4096),
@@ -326,7 +332,7 @@ class Stages:
                 length=self.size["length"],
                 bins=64,
                 truncation="drop",
-                eval_rows=100 if init == "" else 0,
+                eval_rows=self.size["eval_rows"] if init == "" else 0,
                 epochs=placeholder(int),
                 seed=self.seed,
             ),
@@ -368,6 +374,7 @@ class Stages:
             rewards=rewards,
             train=dict(self.size["train"]),
             loss=dict(self.size["loss"]),
+            reference=dict(self.size["reference"]),
             optimizer=self.optimizer(self.size["rates"].get(name, self.size["rates"]["reinforced"]), "linear"),
             eval=dict(
                 name="sums",

@@ -106,3 +106,11 @@ def test_it_traces(spec: str):
     with use_mesh(make_mesh(read_mesh(config))):
         for program in list_programs(config, prefix=PREFIX):
             assert jax.tree.leaves(jax.eval_shape(program.function, *program.arguments, **program.keywords))
+
+
+def test_the_paper_s_pipeline_begins_as_the_run_that_is_known_to_fit():
+    """What its programs are made of, so that one table of what fits (docs/pods.md) is true of both."""
+    alone = load_config("configs/r1_zero_671b.py")
+    stage = load_config("configs/r1_pipeline.py:size=671b").stages.zero
+    for section in ("model", "mesh", "rollout", "train", "loss", "reference"):
+        assert stage[section].to_dict() == alone[section].to_dict(), section
