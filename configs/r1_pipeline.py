@@ -16,7 +16,8 @@ do it again, `--config.rerun=zero`; leave it out, `--config.skip=cold_start`.
 
 Arguments after a colon, e.g. `configs/r1_pipeline.py:size=smollm2,seed=1`:
 
-    size     tiny (default): as above; smollm2: the stages from SmolLM2-135M-Instruct, whose base training is not ours;
+    size     tiny (default): as above; smollm2: the stages from SmolLM2-135M-Instruct, whose base training is not ours,
+             4% before, R1-Zero 48%, the last model 61%, 66 minutes on two cores;
              671b: the paper's settings, from DeepSeek-V3-Base, which has run nowhere
     recipe   r1 (default): all stages; or one of open-r1's three steps: distill (a student of R1-Zero's traces), zero
              (reinforcement alone), multi (R1-Zero's traces, fine-tuning of the base on them, reinforcement)
