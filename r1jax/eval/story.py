@@ -29,6 +29,7 @@ EVALUATION_FILE = "evaluation.json"
 SAMPLES = "evaluation.samples.jsonl"
 PROBLEMS = 4  # whose replies by all models are on the page
 TEXT_LIMIT = 1200  # characters of one reply
+SHARED_LIMIT = 80  # characters that problems may have in common before they are left out
 
 Entry = Mapping[str, Any]
 
@@ -175,12 +176,13 @@ def _choose_replies(workdir: Path, entries: Sequence[Entry]) -> list[dict[str, A
     """For a few problems the first reply of each model."""
     by_model = [(entry["label"], read) for entry in entries if (read := _read_samples(workdir / entry["folder"]))]
     count = min((len(rows) for _, rows in by_model), default=0)
+    texts = _leave_out_shared([_flatten(row["problem"]) for row in by_model[0][1][:count]]) if count else []
     chosen = []
     for number in range(0, count, max(1, count // PROBLEMS)):
         first = by_model[0][1][number]
         chosen.append(
             {
-                "problem": _shorten(_flatten(first["problem"])),
+                "problem": _shorten(texts[number]),
                 "gold": first["gold"],
                 "replies": [
                     {
@@ -204,6 +206,13 @@ def _read_samples(folder: Path) -> list[dict[str, Any]]:
 
 def _flatten(prompt: Any) -> str:
     return prompt if isinstance(prompt, str) else "\n".join(str(turn["content"]) for turn in prompt)
+
+
+def _leave_out_shared(texts: Sequence[str]) -> list[str]:
+    """The texts without the lines, or else words, that all begin with, where those are long, as instructions are."""
+    shared = os.path.commonprefix(list(texts)) if len(set(texts)) > 1 else ""
+    cut = (shared.rfind("\n") + 1) or (shared.rfind(" ") + 1)
+    return [f"… {text[cut:]}" for text in texts] if cut > SHARED_LIMIT else list(texts)
 
 
 def _shorten(text: str) -> str:

@@ -67,6 +67,17 @@ def test_texts_of_models_are_inert(pipeline: Path):
     assert page.text.count("wrong") == 6 and page.text.count("right") >= 3
 
 
+def test_what_all_problems_begin_with_is_told_by_none(pipeline: Path):
+    shown = "Answer in few words and show how you came to it, as in this example.\nWhat is 34 + 25? 59\n"
+    for file in pipeline.glob("*/evaluation.samples.jsonl"):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        asked = [{**row, "problem": f"{shown}What is {number} + 25?"} for number, row in enumerate(rows)]
+        file.write_text("".join(json.dumps(row) + "\n" for row in asked))
+    page = Page(write_story(pipeline))
+    assert "… What is 2 + 25?" in page.text
+    assert "few words" not in page.text
+
+
 def test_ways_are_compared_by_all_their_work(pipeline: Path):
     record = json.loads((pipeline / "pipeline.json").read_text())
     ways = compare(record["stages"], record["comparison"])
