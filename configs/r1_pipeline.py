@@ -24,7 +24,7 @@ Arguments after a colon, e.g. `configs/r1_pipeline.py:size=smollm2,seed=1`:
     lineage  paper (default): both fine-tunings start from the base; seed: each stage starts from the one before
     seed     0 (default): of weights, data and sampling
     data     "" (default): of size 671b, the folder of the files that the stage `data` writes at the other sizes
-             (r1jax/stages/draw.py says which)
+             (r1jax/stages/synthesize.py says which)
 """
 
 from typing import Any
@@ -196,7 +196,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     stages: dict[str, Any] = {}
     if args.size != "671b":
-        stages["data"] = dict(stage="draw", seed=seed, **size["draw"])
+        stages["data"] = dict(stage="synthesize", seed=seed, **size["draw"])
     if args.size == "tiny":
         stages["vocabulary"] = dict(stage="vocabulary", path="@data/text.jsonl", **size["vocabulary"])
         stages["base"] = make.learn("base", "Base", "", dict(text=dict(path="@data/text.jsonl")))
@@ -392,7 +392,7 @@ class Stages:
     def collect(self, init: str) -> dict[str, Any]:
         """Rejection sampling: what is right, in the form asked for, and in one language."""
         return dict(
-            stage="collect",
+            stage="rejection_sampling",
             init=init,
             seed=self.seed,
             model=self.model(init),

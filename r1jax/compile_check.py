@@ -23,9 +23,9 @@ from typing import Any
 
 from absl import flags
 
-from r1jax.core.chips import CHIPS, Topology, read_topology
 from r1jax.core.commands import run_command
 from r1jax.core.errors import UserError
+from r1jax.runs.chips import CHIPS, Topology, read_topology
 from r1jax.train import resolve, split_overrides
 
 # What libtpu asks a cloud machine for at its start; a compiler needs none of it. It also takes a lock that keeps other
@@ -82,9 +82,9 @@ def check_run(
     config: Any, topology: Topology, *, wanted: Sequence[str] | None, output: str | None, dump: str | None
 ) -> bool:
     """Compiles and prints program by program (`wanted`: only these); whether all fit."""
+    from r1jax.aot.compiled import Report, compile_program
+    from r1jax.aot.programs import list_programs, read_mesh
     from r1jax.core.sharding import make_mesh, use_mesh
-    from r1jax.stages.compiled import Report, compile_program
-    from r1jax.stages.programs import list_programs, read_mesh
 
     mesh_config = read_mesh(config)
     report = Report(topology)

@@ -41,7 +41,7 @@ def convert(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     """What the arguments ask for; jax is imported only after they are checked."""
     if len(arguments) != 2:
         raise UserError(f"two arguments are needed, SRC and DST, got {len(arguments)} (see --help)")
-    from r1jax.models import export
+    from r1jax.weights import export
 
     export.convert(arguments[0], arguments[1], dtype=values.dtype)
 

@@ -73,7 +73,7 @@ def evaluate(values: flags.FlagValues) -> None:
 
 
 def _score_samples(values: flags.FlagValues) -> None:
-    from r1jax.stages.evaluate import read_samples, score_benchmarks, show_scores, write_scores
+    from r1jax.runs.evaluate import read_samples, score_benchmarks, show_scores, write_scores
 
     name = values.benchmarks or pathlib.Path(values.samples).stem
     answered = {name: read_samples(values.samples, limit=values.limit)}
@@ -86,9 +86,9 @@ def _measure_model(values: flags.FlagValues) -> None:
     if not values.benchmarks:
         raise UserError("--benchmarks is missing, as in --benchmarks=gsm8k=FILE.jsonl (see --help)")
     from r1jax.eval.benchmarks import load_benchmark
-    from r1jax.stages.evaluate import answer_problems, score_benchmarks, show_scores, write_scores
-    from r1jax.stages.generate import Generation
-    from r1jax.stages.sampler import load_sampler, place_sampler
+    from r1jax.runs.evaluate import answer_problems, score_benchmarks, show_scores, write_scores
+    from r1jax.runs.generate import Generation
+    from r1jax.runs.sampler import load_sampler, place_sampler
 
     names = ("temperature", "top_p", "max_new_tokens", "seed")
     settings: dict[str, Any] = {name: values[name].value for name in names}

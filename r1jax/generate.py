@@ -61,8 +61,8 @@ def generate(values: flags.FlagValues) -> None:
         if not values[name].value:
             raise UserError(f"--{name} is missing (see --help)")
     from r1jax.data.files import read_rows
-    from r1jax.stages.generate import Generation, generate_file
-    from r1jax.stages.sampler import load_sampler, place_sampler
+    from r1jax.runs.generate import Generation, generate_file
+    from r1jax.runs.sampler import load_sampler, place_sampler
 
     names = ("num_samples", "temperature", "top_p", "top_k", "max_new_tokens", "seed")
     settings: dict[str, Any] = {name: values[name].value for name in names}

@@ -16,8 +16,8 @@ from absl import flags
 
 from r1jax.core.commands import run_command
 from r1jax.core.errors import UserError
+from r1jax.eval.pipeline_report import is_pipeline, write_story
 from r1jax.eval.report import REPORT_FILE, write_comparison, write_report
-from r1jax.eval.story import is_pipeline, write_story
 
 
 def main(argv: Sequence[str]) -> int:

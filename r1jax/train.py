@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 from r1jax.core.commands import run_command
 from r1jax.core.config import apply_overrides, load_config
 from r1jax.core.errors import UserError
-from r1jax.stages.kinds import find_stage
+from r1jax.stages.registry import find_stage
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
 
     def train(_: list[str]) -> None:
         config, workdir = resolve(values.config, values.workdir, overrides)
-        find_stage(config).run(config, workdir)
+        find_stage(config.get("stage")).run(config, workdir)
         from r1jax.core import distributed  # imports jax, which mistakes in a config do not wait for
 
         distributed.finish()

@@ -9,8 +9,8 @@ import jax
 import pytest
 
 from r1jax import compile_check
-from r1jax.core.chips import read_topology
 from r1jax.core.errors import UserError
+from r1jax.runs.chips import read_topology
 
 CONFIG = "tests/stages/pod_grpo.py"
 
@@ -71,7 +71,7 @@ def test_a_mistake_is_one_line(
 def test_a_run_that_does_not_fit_exits_with_1(
     pretend: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from r1jax.stages import programs
+    from r1jax.aot import programs
 
     keep = programs.list_programs
     huge = jax.ShapeDtypeStruct((2**33,), "float32", sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))

@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import pytest
 
+from r1jax.aot.programs import list_programs, read_mesh
 from r1jax.core.config import load_config
 from r1jax.core.sharding import make_mesh, use_mesh
-from r1jax.stages.programs import list_programs, read_mesh
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "configs").glob("*.py"))

@@ -17,11 +17,14 @@ PACKAGE = Path(__file__).resolve().parent.parent / "r1jax"
 MAINS = "mains"  # the files directly in the package
 FLOORS = (
     ("core",),
-    ("text", "losses"),
+    ("text", "losses", "sandbox"),
     ("models",),
-    ("data", "rewards", "rollout", "learner"),
+    ("weights", "data", "rewards", "environments", "rollout", "learner"),
     ("eval",),
+    ("runs",),
+    ("rl", "serving"),
     ("stages",),
+    ("aot",),
     (MAINS,),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
@@ -102,7 +105,11 @@ def test_the_readme_shows_every_room_and_main():
 @pytest.mark.parametrize(
     ("file", "text", "expected"),
     [
-        ("models/llama.py", "from house.core import tree\nimport house.text.chat\nfrom . import attention", None),
+        (
+            "models/families/llama.py",
+            "from house.core import tree\nimport house.text.chat\nfrom . import attention",
+            None,
+        ),
         ("core/tree.py", "import house.models", "core/tree.py:1: core imports house.models, which goes up to models"),
         ("core/tree.py", "def f():\n    from house.text.chat import render", "core/tree.py:2: core imports"),
         (

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from r1jax.core.errors import UserError
 from r1jax.data.files import read_rows
 from r1jax.data.tasks import Prompt, RowError, check_prompt, choose_template
-from r1jax.eval.answers import read_gold
+from r1jax.eval.extraction import read_gold
 from r1jax.text.prompts import BOXED, MULTIPLE_CHOICE, fill
 
 Columns = Mapping[str, Any]

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from r1jax.core.errors import UserError
-from r1jax.eval.answers import Kind, compare, find_kind, find_strict, is_lenient
+from r1jax.eval.extraction import Kind, compare, find_kind, find_strict, is_lenient
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The losses of a student beside its teacher, which sees the same rows and gets no gradient.
 
-Batches are pairs (the teacher's parameters, a batch): of `learner/policy.py` where the student's own samples are
-learnt from, of `learner/supervised.py` where given texts are.
+Batches are pairs (the teacher's parameters, a batch): of `learner/policy_objective.py` where the student's own samples
+are learnt from, of `learner/supervised.py` where given texts are.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from r1jax.learner.policy import Scoring, compare_sampler, read_states
+from r1jax.learner.policy_objective import Scoring, compare_sampler, read_states
 from r1jax.learner.step import LossFn
-from r1jax.losses.distillation import forward_kl, reverse_kl, sampled_reverse_kl
+from r1jax.losses.divergences import forward_kl, reverse_kl, sampled_reverse_kl
 from r1jax.losses.logprobs import map_positions, score_logits
 from r1jax.models.transformer import Params, merge
 

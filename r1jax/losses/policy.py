@@ -19,7 +19,7 @@ or zero outside of it (MIS, IcePop). On-policy the old log-probs are the stopped
 What the presets leave open in their papers: `grpo` and `r1` are the paper's sequence means with k3 in the loss; `cispo`
 has only the upper bound, at r <= 5 (ScaleRL, 2510.13786); `rloo` and `reinforce++` come without KL (0.05 and 0.01 are
 common) and with PPO's clip on the token's ratio, for steps of several updates; `rloo` sums over tokens, here divided by
-the constant length, which is a scale. What a preset asks of a whole run (updates a step) is in stages/grpo_config.py.
+the constant length, which is a scale. What a preset asks of a whole run (updates a step) is in rl/grpo_config.py.
 """
 
 from __future__ import annotations

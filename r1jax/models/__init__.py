@@ -1,3 +1,1 @@
-"""Model families over shared layers; `load_pretrained` is the door."""
-
-from r1jax.models.pretrained import load_pretrained as load_pretrained
+"""Model families over one decoder and shared layers; r1jax.weights loads them."""

@@ -21,7 +21,7 @@ from r1jax.core.reduction import row_sums
 from r1jax.core.sharding import constrain
 from r1jax.models.cache import append
 from r1jax.models.layers import Dtypes, Linear, RMSNorm
-from r1jax.models.packed import NEGATIVE, Segments, attend_segments
+from r1jax.models.ops.blockwise_attention import NEGATIVE, Segments, attend_segments
 from r1jax.models.rope import rotate
 
 _MOST_PIECES, _SHORTEST_PIECE = 4, 64

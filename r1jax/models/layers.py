@@ -1,7 +1,7 @@
 """The small parts every family is made of: linear maps, RMSNorm, embedding, gated MLP.
 
 A weight is born on one line with its shape, logical axes and initializer (`weight`), so placement is read where the
-weight is made. Kernels are stored [in..., out...], the form XLA multiplies fastest; `models/hf.py` turns files into
+weight is made. Kernels are stored [in..., out...], the form XLA multiplies fastest; `weights/hf.py` turns files into
 it. Norms are computed in float32 whatever the compute dtype.
 """
 

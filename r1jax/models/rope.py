@@ -126,7 +126,7 @@ def _turn(first: jax.Array, second: jax.Array, tables: Tables) -> jax.Array:
 
 
 def write_scaling(scaling: RopeScaling | YaRN | None) -> dict[str, Any] | None:
-    """A scaling as `rope_scaling` of a Hugging Face config.json, which `models/hf.py` reads back."""
+    """A scaling as `rope_scaling` of a Hugging Face config.json, which `weights/hf.py` reads back."""
     if scaling is None:
         return None
     if isinstance(scaling, YaRN):

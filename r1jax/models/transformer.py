@@ -22,7 +22,7 @@ from r1jax.core.sharding import constrain
 from r1jax.models.attention import Context, mask_bias, segment_mask
 from r1jax.models.cache import Cache, cache_mask, constrain_layers
 from r1jax.models.layers import FLOAT32, Dtypes, Embedding, Head, RMSNorm
-from r1jax.models.packed import LONG_ROW, Segments
+from r1jax.models.ops.blockwise_attention import LONG_ROW, Segments
 from r1jax.models.rope import attention_factor, rope_frequencies, rope_tables
 
 Params = dict[str, Any]

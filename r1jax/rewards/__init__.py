@@ -9,7 +9,7 @@ _HOMES = {
     "contests": ("cf_code_reward", "ioi_code_reward"),
     "base": ("load_rewards", "score"),
     "judge": ("get_judge_reward",),
-    "language": ("language_consistency_reward",),
+    "language_consistency": ("language_consistency_reward",),
     "lengths": ("get_cosine_scaled_reward", "get_soft_overlong_punishment", "len_reward"),
     "prose": ("get_repetition_penalty_reward", "reasoning_steps_reward"),
     "registry": ("get_reward_funcs",),

@@ -18,8 +18,8 @@ from typing import Any
 from r1jax.rewards import verifier
 from r1jax.rewards.completions import Completion, read_texts
 from r1jax.rewards.numerals import find_last_numeral, read_numeral, same_value, unwrap
+from r1jax.rewards.protocol import by_row
 from r1jax.rewards.tags import ANSWER_CLOSE, ANSWER_OPEN
-from r1jax.rewards.values import by_row
 
 _BRACES = re.compile(r"(?P<box>\\boxed\s{0,8}\{)|\\[{}]|(?P<open>\{)|(?P<close>\})")
 # Spellings that change how LaTeX looks and not what it says.

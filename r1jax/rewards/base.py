@@ -42,8 +42,8 @@ import numpy as np
 
 from r1jax.core.errors import UserError
 from r1jax.rewards.completions import Completion
+from r1jax.rewards.protocol import Generate, OutOfLoss, Processes
 from r1jax.rewards.registry import REGISTRY, RewardFunction
-from r1jax.rewards.values import Generate, OutOfLoss, Processes
 
 # What `score` itself hands to every reward; a data column of the same name gives way.
 _OWN_COLUMNS = frozenset(("completions", "prompts", "completion_ids", "group_ids"))

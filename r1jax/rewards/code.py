@@ -24,8 +24,8 @@ from typing import Any
 
 from r1jax.core.errors import UserError
 from r1jax.rewards.completions import Completion, read_text
-from r1jax.rewards.programs import Limits, Program, Provider, Test, make_provider, run_in_parallel, warm_up
-from r1jax.rewards.values import by_row
+from r1jax.rewards.protocol import by_row
+from r1jax.sandbox.execution import Limits, Program, Provider, Test, make_provider, run_in_parallel, warm_up
 
 SECONDS_PER_TEST = 5.0
 _BINARY_THRESHOLD = 0.99

@@ -20,9 +20,9 @@ from typing import Any, Literal
 from r1jax.core.errors import UserError
 from r1jax.rewards.code import extract_code, same_output
 from r1jax.rewards.completions import Completion
-from r1jax.rewards.programs import Limits, Program, Provider, Test, make_provider, run_in_parallel, warm_up
-from r1jax.rewards.sandbox import FILES
-from r1jax.rewards.values import by_row
+from r1jax.rewards.protocol import by_row
+from r1jax.sandbox.box import FILES
+from r1jax.sandbox.execution import Limits, Program, Provider, Test, make_provider, run_in_parallel, warm_up
 
 NO_SUBMISSION, NO_COMPILE = -1.0, -0.1
 _MODES = ("pass_fail", "partial", "weighted_sum")

@@ -20,7 +20,7 @@ from typing import Any
 from r1jax.core.errors import UserError
 from r1jax.rewards.completions import Completion, read_text, read_texts
 from r1jax.rewards.endpoint import Endpoint
-from r1jax.rewards.values import CallRecord, Generate
+from r1jax.rewards.protocol import CallRecord, Generate
 from r1jax.text import prompts as templates
 
 _NUMBER = r"(-?[0-9]{1,4}(?:\.[0-9]{1,6})?)"

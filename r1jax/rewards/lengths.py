@@ -13,7 +13,7 @@ from typing import Any
 
 from r1jax.rewards import verifier
 from r1jax.rewards.completions import Completion, read_texts
-from r1jax.rewards.values import by_row
+from r1jax.rewards.protocol import by_row
 
 
 def len_reward(

@@ -9,7 +9,7 @@ from typing import Any
 
 from r1jax.core.errors import UserError
 from r1jax.rewards.completions import Completion, read_texts
-from r1jax.rewards.values import by_row
+from r1jax.rewards.protocol import by_row
 
 # As in open-r1, a bare "1." counts at the very start of the text only.
 _STEP = re.compile(r"Step \d+:|\A\d+\.|\n[-*]|First,|Second,|Next,|Finally,")

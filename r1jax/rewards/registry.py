@@ -13,7 +13,7 @@ from r1jax.rewards.answers import accuracy_reward, answer_reward, number_reward
 from r1jax.rewards.code import binary_code_reward, code_reward
 from r1jax.rewards.contests import cf_code_reward, ioi_code_reward
 from r1jax.rewards.judge import get_judge_reward
-from r1jax.rewards.language import language_consistency_reward
+from r1jax.rewards.language_consistency import language_consistency_reward
 from r1jax.rewards.lengths import get_cosine_scaled_reward, get_soft_overlong_punishment, len_reward
 from r1jax.rewards.prose import get_repetition_penalty_reward, reasoning_steps_reward
 from r1jax.rewards.self_rank import get_self_rank_reward

@@ -26,8 +26,8 @@ from typing import Any
 from r1jax.core.errors import UserError
 from r1jax.rewards.answers import find_answer
 from r1jax.rewards.completions import Completion, read_text, read_texts
+from r1jax.rewards.protocol import CallRecord, Generate, OutOfLoss
 from r1jax.rewards.ranking import Places, read_ranking
-from r1jax.rewards.values import CallRecord, Generate, OutOfLoss
 from r1jax.text import prompts as templates
 
 _TEMPLATES = {"rank": templates.RANK, "rank_brief": templates.RANK_BRIEF, "rank_shots": templates.RANK_SHOTS}

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from r1jax.rewards.completions import Completion, read_text, read_texts
-from r1jax.rewards.values import by_row
+from r1jax.rewards.protocol import by_row
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"

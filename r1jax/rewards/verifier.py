@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from r1jax.rewards import verifier_worker
-from r1jax.rewards.verdicts import Verdict, Verdicts
+from r1jax.rewards.verdict_cache import Verdict, Verdicts
 from r1jax.rewards.verifier_worker import GOLD_READ, READY, RIGHT, UNKNOWN
 
 # An honest answer takes 1 to 130 ms; the rest is for loaded machines.

@@ -24,7 +24,6 @@ from ml_collections import ConfigDict
 
 from r1jax.core import console, distributed
 from r1jax.core.errors import UserError
-from r1jax.core.hardware import peak_flops
 from r1jax.core.sharding import make_mesh, use_mesh
 from r1jax.data.loader import PromptLoader
 from r1jax.data.tasks import load_task
@@ -32,20 +31,21 @@ from r1jax.eval.held_out import evaluate, make_problems
 from r1jax.learner.state import TrainState
 from r1jax.learner.trainable import Trainable
 from r1jax.losses.advantage import group_advantages
-from r1jax.models.pretrained import require_tokenizer
 from r1jax.rewards.base import load_rewards
+from r1jax.rl.curriculum import Pools
+from r1jax.rl.grpo_config import GRPOConfig, read_config
+from r1jax.rl.policy_judge import Judge
+from r1jax.rl.rollout_batch import describe_lengths, describe_rewards, describe_samples
+from r1jax.rl.rollouts import Rollouts
+from r1jax.rl.updates import Updates
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.slots import EngineConfig
-from r1jax.stages.groups import describe_lengths, describe_rewards, describe_samples
-from r1jax.stages.grpo_config import GRPOConfig, read_config
-from r1jax.stages.judge import Judge
-from r1jax.stages.loop import Loop
-from r1jax.stages.pools import Pools
-from r1jax.stages.rollouts import Rollouts
-from r1jax.stages.settings import check, load_model
-from r1jax.stages.updates import Updates
-from r1jax.stages.workdir import describe_change
+from r1jax.runs.hardware import peak_flops
+from r1jax.runs.loop import Loop
+from r1jax.runs.model_setup import check, load_model
+from r1jax.runs.workdir import describe_change
 from r1jax.text.encoding import PromptEncoder, find_prefix
+from r1jax.weights.pretrained import require_tokenizer
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,6 @@ from ml_collections import ConfigDict
 
 from r1jax.core import console, distributed
 from r1jax.core.errors import UserError
-from r1jax.core.hardware import peak_flops
 from r1jax.core.sharding import batch_parts, make_mesh, sharding, use_mesh
 from r1jax.data.corpus import load_corpus
 from r1jax.data.examples import Example
@@ -38,10 +37,11 @@ from r1jax.learner.step import Learner, LossFn
 from r1jax.learner.supervised import Batch, make_loss, share_weights, split_batch, summarize
 from r1jax.learner.trainable import Trainable
 from r1jax.models.flops import count_work
-from r1jax.models.pretrained import require_tokenizer
-from r1jax.stages.loop import Loop
-from r1jax.stages.settings import check_divides, load_model
+from r1jax.runs.hardware import peak_flops
+from r1jax.runs.loop import Loop
+from r1jax.runs.model_setup import check_divides, load_model
 from r1jax.stages.sft_config import SFTConfig, read_config
+from r1jax.weights.pretrained import require_tokenizer
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from r1jax.data.corpus import CorpusConfig
 from r1jax.learner.optimizer import OptimizerConfig
 from r1jax.learner.supervised import SupervisedConfig
 from r1jax.models.lora import LoRAConfig
-from r1jax.stages.settings import CheckpointConfig, LogConfig, ModelConfig, check_divides
+from r1jax.runs.model_setup import CheckpointConfig, LogConfig, ModelConfig, check_divides
 
 
 @dataclasses.dataclass(frozen=True)

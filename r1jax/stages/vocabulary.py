@@ -12,8 +12,8 @@ from r1jax.core import console, distributed
 from r1jax.core.config import unpack
 from r1jax.core.errors import UserError
 from r1jax.data.files import read_rows
-from r1jax.stages.workdir import write_config
-from r1jax.text.vocabulary import train_vocabulary
+from r1jax.runs.workdir import write_config
+from r1jax.text.sentencepiece_training import train_vocabulary
 
 log = logging.getLogger(__name__)
 

@@ -24,9 +24,9 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from r1jax.core.errors import UserError
-from r1jax.core.tensorfiles import open_tensors
+from r1jax.core.tensor_reader import open_tensors
 from r1jax.text.chat import render
-from r1jax.text.pieces import CONTROL, USER_DEFINED, Pieces, build_pieces, read_pieces
+from r1jax.text.sentencepiece_models import CONTROL, USER_DEFINED, Pieces, build_pieces, read_pieces
 
 # The splits before byte-pair merging that GGUF names in `tokenizer.ggml.pre`, as the models' own tokenizer.json have
 # them. A wrong one gives other ids for the same text without any error, so an unknown name is refused.

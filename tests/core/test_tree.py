@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 
 from r1jax.core.tree import count_parameters
-from r1jax.models import llama
+from r1jax.models.families import llama
 from r1jax.models.transformer import split
 
 

@@ -10,7 +10,7 @@ from flax import nnx
 from r1jax.core.distributed import put_global
 from r1jax.core.sharding import sharding
 from r1jax.data.packing import PackedRows, RowShape, pack_completions
-from r1jax.learner.policy import Batch
+from r1jax.learner.policy_objective import Batch
 from r1jax.losses.aggregation import token_weights
 from r1jax.models.transformer import Params
 from tests.models import naive, toy

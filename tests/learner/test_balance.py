@@ -12,8 +12,8 @@ from r1jax.learner.balance import LOAD, is_bias, measure_load, shift_biases
 from r1jax.learner.optimizer import OptimizerConfig, make_optimizer
 from r1jax.learner.state import init_state
 from r1jax.learner.step import Learner
-from r1jax.models import deepseek_v3
 from r1jax.models.experts import Gate, MoE
+from r1jax.models.families import deepseek_v3
 from r1jax.models.layers import FLOAT32
 from r1jax.models.transformer import logical_axes, merge, split, stack
 

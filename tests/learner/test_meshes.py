@@ -16,11 +16,11 @@ from flax import nnx
 from r1jax.core.distributed import put_global
 from r1jax.core.sharding import MeshConfig, make_mesh, sharding, use_mesh
 from r1jax.learner import supervised
-from r1jax.learner.policy import Scoring, score_rows
-from r1jax.learner.policy import make_loss as make_policy_loss
+from r1jax.learner.policy_objective import Scoring, score_rows
+from r1jax.learner.policy_objective import make_loss as make_policy_loss
 from r1jax.losses.policy import PolicyLossConfig
-from r1jax.models import deepseek_v3, llama
 from r1jax.models.dispatch import GROUPED, Dispatch
+from r1jax.models.families import deepseek_v3, llama
 from r1jax.models.mla import LatentSizes
 from r1jax.models.transformer import Params, logical_axes, split
 from tests.learner import rows

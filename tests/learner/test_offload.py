@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from r1jax.aot.compiled import device_bytes
 from r1jax.core.sharding import MeshConfig, make_mesh, use_mesh
 from r1jax.learner.optimizer import OptimizerConfig, make_optimizer
 from r1jax.learner.state import abstract_state, init_state
 from r1jax.learner.step import Learner
-from r1jax.stages.compiled import device_bytes
 from tests.stages.runs import CONFIG, read_params, train, untimed
 
 AXES = {"kernel": ("embed", "mlp"), "scale": ("embed",)}

@@ -12,7 +12,7 @@ from flax import nnx
 
 from r1jax.core.errors import UserError
 from r1jax.learner.optimizer import OptimizerConfig, decay_mask, make_optimizer, make_schedule
-from r1jax.models import llama
+from r1jax.models.families import llama
 from r1jax.models.transformer import split
 
 

@@ -9,8 +9,8 @@ from r1jax.learner.optimizer import OptimizerConfig, make_optimizer
 from r1jax.learner.state import init_state
 from r1jax.learner.step import Learner
 from r1jax.learner.supervised import Batch, SupervisedConfig, make_loss, share_weights, split_batch, summarize
-from r1jax.models.pretrained import load_pretrained
 from r1jax.models.transformer import logical_axes, split
+from r1jax.weights.pretrained import load_pretrained
 from tests.goldens.make_sft import SETTINGS, STEPS
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "goldens" / "sft.npz"

@@ -11,7 +11,7 @@ from flax import nnx
 from r1jax.core.sharding import MeshConfig, make_mesh, use_mesh
 from r1jax.learner.optimizer import OptimizerConfig, make_optimizer
 from r1jax.learner.state import abstract_state, init_state
-from r1jax.models import llama
+from r1jax.models.families import llama
 from r1jax.models.transformer import logical_axes, split
 from tests.models import toy
 

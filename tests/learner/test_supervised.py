@@ -15,7 +15,7 @@ from r1jax.core.sharding import MeshConfig, make_mesh, sharding, use_mesh
 from r1jax.learner.optimizer import OptimizerConfig, make_optimizer
 from r1jax.learner.step import Learner
 from r1jax.learner.supervised import Batch, SupervisedConfig, make_loss, share_weights, split_batch, summarize
-from r1jax.models import deepseek_v3
+from r1jax.models.families import deepseek_v3
 from r1jax.models.layers import Dtypes
 from r1jax.models.mtp import predict_ahead
 from r1jax.models.transformer import Params, logical_axes, merge, split

@@ -9,11 +9,11 @@ import numpy as np
 from flax import nnx
 
 from r1jax.core.structs import Request, Sampling
-from r1jax.models import load_pretrained
-from r1jax.models.hf import load_weights
 from r1jax.models.transformer import merge, split
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.slots import EngineConfig
+from r1jax.weights import load_pretrained
+from r1jax.weights.hf import load_weights
 from tests.models.toy import assert_close
 
 DENSE = Path(__file__).parents[1] / "goldens" / "dense"

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from r1jax.models.llama import Config
+from r1jax.models.families.llama import Config
 from r1jax.models.rope import RopeScaling
 
 

@@ -14,8 +14,8 @@ from r1jax.core.distributed import put_global
 from r1jax.core.sharding import MeshConfig, make_mesh, sharding, use_mesh
 from r1jax.core.structs import Request, Sampling
 from r1jax.losses.prediction import mtp_loss, next_token_loss
-from r1jax.models import deepseek_v3
 from r1jax.models.dispatch import Dispatch
+from r1jax.models.families import deepseek_v3
 from r1jax.models.mla import LatentSizes
 from r1jax.models.mtp import predict_ahead
 from r1jax.models.transformer import Params, logical_axes, merge, split

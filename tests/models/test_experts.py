@@ -10,12 +10,12 @@ import pytest
 from flax import nnx
 
 from r1jax.core.errors import UserError
-from r1jax.models import grouped
 from r1jax.models.attention import Attention
 from r1jax.models.dispatch import Dispatch
 from r1jax.models.exchange import Kernels
 from r1jax.models.experts import Gate, MoE, Router
 from r1jax.models.layers import FLOAT32, Dtypes, RMSNorm
+from r1jax.models.ops import grouped_matmul as grouped
 from r1jax.models.transformer import Block, Transformer, merge, split, stack
 from tests.models import toy
 from tests.models.toy import assert_close, tokens

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from r1jax.core.errors import UserError
-from r1jax.models import deepseek_v3, llama
+from r1jax.models.families import deepseek_v3, llama
 from r1jax.models.lora import LoRAConfig, adapter_axes, init_adapters, merge_adapters
 from r1jax.models.transformer import Params, merge, split, stack, unstack
 from tests.models import toy

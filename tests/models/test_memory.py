@@ -9,16 +9,16 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from r1jax.core.shards import Spec, write_tensors
-from r1jax.models import llama
-from r1jax.models.parameters import of_shape
+from r1jax.models.families import llama
+from r1jax.weights.parameters import of_shape
+from r1jax.weights.safetensors_writer import Spec, write_tensors
 
 CONFIG = llama.Config(32_000, 2048, 8192, 24, 16, 8, 128, tie_embeddings=False)
 
 LOAD = """
 import re, sys, threading, time
 import jax
-from r1jax.models import load_pretrained
+from r1jax.weights import load_pretrained
 
 def anonymous():
     return 1024 * int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1])

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax.models.hf import read_rope
+from r1jax.models.families.hf_config import read_rope
 from r1jax.models.rope import (
     RopeScaling,
     YaRN,

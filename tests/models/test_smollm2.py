@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from r1jax.core.structs import Completion, Request, Sampling
-from r1jax.models import load_pretrained
-from r1jax.models.llama import HF_NAMES
+from r1jax.models.families.llama import HF_NAMES
 from r1jax.models.transformer import Transformer, merge, split
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.slots import EngineConfig
 from r1jax.text.tokenizer import Tokenizer
+from r1jax.weights import load_pretrained
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 LOGIT_TOLERANCE = 2e-3

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from r1jax.models import llama
+from r1jax.models.families import llama
 from r1jax.models.layers import Dtypes
 from r1jax.models.rope import RopeScaling
 from r1jax.models.transformer import REMAT_POLICIES, Params, logical_axes, merge, split, stack, unstack

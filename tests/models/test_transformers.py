@@ -15,9 +15,9 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax.models import load_pretrained
-from r1jax.models.export import convert, export_model
 from r1jax.models.transformer import merge, split
+from r1jax.weights import load_pretrained
+from r1jax.weights.export import convert, export_model
 from tests.models.golden import LOGIT_TOLERANCE
 from tests.tiny_model import write_tiny_model
 

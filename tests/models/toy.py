@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from r1jax.models import llama
+from r1jax.models.families import llama
 from r1jax.models.transformer import Params, split
 
 CONFIG = llama.Config(vocab_size=64, hidden_size=32, intermediate_size=64, head_dim=8, initializer_std=0.2)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from r1jax.rewards.sandbox import FILES, Box, Limits, find_fault, python_command, run
+from r1jax.sandbox.box import FILES, Box, Limits, find_fault, python_command, run
 
 FAULT = find_fault()
 # A machine without bubblewrap skips these tests and says why; it does not pass them.

@@ -19,7 +19,7 @@ from tests.core.test_distributed import start_two
 OPEN_R1_NAMES = {"len_reward": "length", "get_cosine_scaled_reward": "cosine"}
 ROOT = Path(__file__).resolve().parents[2]
 MINE = """
-from r1jax.rewards.values import OutOfLoss
+from r1jax.rewards.protocol import OutOfLoss
 
 def length_reward(completions, **columns):
     return [float(len(text)) for text in completions]
@@ -294,7 +294,7 @@ SHARED = """
 import numpy as np
 from r1jax.core import distributed
 from r1jax.rewards.base import Reward, score
-from r1jax.rewards.values import by_row
+from r1jax.rewards.protocol import by_row
 distributed.start()
 seen = {"alone": [], "whole": []}
 

@@ -9,7 +9,7 @@ import pytest
 from r1jax.core.errors import UserError
 from r1jax.rewards import code, load_rewards
 from r1jax.rewards.code import binary_code_reward, code_reward, extract_code, same_output
-from r1jax.rewards.sandbox import RISK_ACCEPTED, Outcome
+from r1jax.sandbox.box import RISK_ACCEPTED, Outcome
 from tests.rewards.boxes import needs_box
 
 ADD = "a, b = map(int, input().split())\nprint(a + b)"

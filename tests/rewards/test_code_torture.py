@@ -17,7 +17,7 @@ import pytest
 
 from r1jax.rewards import code
 from r1jax.rewards.code import code_reward
-from r1jax.rewards.sandbox import find_fault, require_isolation
+from r1jax.sandbox.box import find_fault, require_isolation
 from tests.rewards.boxes import needs_box
 
 SECONDS = 20.0  # for one test; honest programs take a tenth of a second, the rest is for loaded machines

@@ -6,7 +6,7 @@ import pytest
 
 from r1jax.core.errors import UserError
 from r1jax.rewards.contests import add_includes, cf_code_reward, ioi_code_reward
-from r1jax.rewards.sandbox import Outcome
+from r1jax.sandbox.box import Outcome
 from tests.rewards.boxes import needs_box
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ on this machine")

@@ -5,8 +5,8 @@ import re
 import pytest
 
 from r1jax.core.errors import UserError
+from r1jax.rewards.protocol import OutOfLoss
 from r1jax.rewards.self_rank import get_self_rank_reward, is_non_answer
-from r1jax.rewards.values import OutOfLoss
 
 
 def responses_of(prompt):

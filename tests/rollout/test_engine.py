@@ -15,12 +15,12 @@ from r1jax.core.errors import UserError
 from r1jax.core.sharding import MeshConfig, make_mesh, use_mesh
 from r1jax.core.structs import Completion, Request, Sampling
 from r1jax.data.packing import RowShape, pack_completions
-from r1jax.learner.policy import Scoring, score_rows
-from r1jax.models import load_pretrained
+from r1jax.learner.policy_objective import Scoring, score_rows
 from r1jax.models.transformer import Params, merge, split
 from r1jax.rollout import slots as slots_module
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.slots import EngineConfig
+from r1jax.weights import load_pretrained
 from tests.rollout import naive
 
 TOLERANCE = 1e-5

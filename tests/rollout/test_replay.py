@@ -11,9 +11,9 @@ from flax import nnx
 from r1jax.core.structs import Completion, Request, Sampling
 from r1jax.data.packing import RowShape, pack_completions
 from r1jax.learner.balance import LOAD
-from r1jax.learner.policy import Scoring, make_loss, summarize
+from r1jax.learner.policy_objective import Scoring, make_loss, summarize
 from r1jax.losses.policy import PolicyLossConfig
-from r1jax.models import deepseek_v3
+from r1jax.models.families import deepseek_v3
 from r1jax.models.layers import FLOAT32, Dtypes
 from r1jax.models.mla import LatentSizes
 from r1jax.models.transformer import Params, merge, split

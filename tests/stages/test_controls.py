@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from r1jax.core.metrics import read_rows
-from r1jax.stages.judge import Judge
+from r1jax.rl.policy_judge import Judge
 from tests.stages.runs import Rows, read_params, train, untimed
 
 G = 8

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from r1jax.core.metrics import read_rows
-from r1jax.models import load_pretrained
-from r1jax.stages.grpo_config import RolloutConfig
+from r1jax.rl.grpo_config import RolloutConfig
+from r1jax.weights import load_pretrained
 from tests.stages.conftest import LEARNING
 from tests.stages.runs import Rows, read_completions, read_params, train, untimed
 from tests.tiny_model import STOP_IDS

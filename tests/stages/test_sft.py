@@ -11,10 +11,10 @@ from r1jax.core.config import apply_overrides, load_config
 from r1jax.core.errors import UserError
 from r1jax.core.metrics import read_rows
 from r1jax.data.corpus import load_corpus
-from r1jax.models.pretrained import load_pretrained
 from r1jax.models.transformer import merge, split
 from r1jax.stages import sft
 from r1jax.text.tokenizer import Tokenizer
+from r1jax.weights.pretrained import load_pretrained
 from tests.stages import runs
 from tests.stages.runs import Rows, read_params, untimed
 

@@ -1,0 +1,195 @@
+"""Programs of a run as compiled for a TPU: what each needs and costs, whether it fits, and what to do if not."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import time
+from typing import Any
+
+import jax
+
+from r1jax.aot.costs import Costs, measure
+from r1jax.aot.programs import Program
+from r1jax.learner.offload import HOST
+from r1jax.runs.chips import Chip, Topology
+
+_OUT_OF_HBM = re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM|[Uu]sed ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm")
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+# What lowers the memory of a program, most effective first.
+CURES = {
+    "accumulate": "config.model.remat=full, config.train.micro_batch_size, config.train.logits_chunk, with experts "
+    "config.model.dispatch_tokens, config.optimizer.offload=true, or larger config.mesh.fsdp",
+    "apply": "larger config.mesh.fsdp, or config.model.param_dtype",
+    "logprobs": "config.train.logits_chunk, config.train.micro_batch_size, or larger config.mesh.fsdp",
+    "prefill": "config.rollout.prefill_batch, config.rollout.slots, or larger config.mesh.fsdp",
+    "insert": "config.rollout.slots or config.rollout.max_new_tokens",
+    "decode": "config.rollout.slots, config.rollout.max_new_tokens, or larger config.mesh.tensor",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on one device. arguments, temporaries, outputs: as the compiler states them (outputs that take the place
+    of arguments left out). resident: what the run keeps there beside them. peak: all of it.
+    """
+
+    arguments: int
+    temporaries: int
+    outputs: int
+    peak: int
+    resident: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A program after its compilation. `text` is "" and memory all peak where the compiler gave up for lack of HBM."""
+
+    seconds: float
+    memory: Memory
+    costs: Costs
+    useful_flops: float
+    predicted_seconds: float
+    fits: bool
+    text: str
+
+
+def compile_program(program: Program, topology: Topology) -> Compiled:
+    """Compiles for the devices in the arguments' shardings, and measures."""
+    resident = device_bytes(program.resident)
+    limit, useful = topology.chip.hbm_bytes, program.useful_flops / topology.devices
+    begin = time.perf_counter()
+    try:
+        compiled = program.function.lower(*program.arguments, **program.keywords).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if (needed := _needed(str(error))) is None:
+            raise
+        memory = Memory(device_bytes(program.arguments), 0, 0, needed + resident, resident)
+        return Compiled(time.perf_counter() - begin, memory, Costs(), useful, math.nan, False, "")
+    seconds, text = time.perf_counter() - begin, compiled.as_text()
+    memory = _memory(compiled.memory_analysis(), resident)
+    costs = measure(text, topology.slices, topology.devices)
+    predicted = predict_seconds(costs, topology.chip)
+    return Compiled(seconds, memory, costs, useful, predicted, memory.peak <= limit, text)
+
+
+def predict_seconds(costs: Costs, chip: Chip) -> float:
+    """The roofline: the longest of computing, reading memory, sending inside a slice and between slices, each at its
+    peak and all at once.
+    """
+    return max(
+        costs.flops / chip.flops,
+        costs.hbm_bytes / chip.hbm_bandwidth,
+        (costs.wire - costs.slow_wire) / chip.ici_bandwidth,
+        costs.slow_wire / chip.dcn_bandwidth,
+    )
+
+
+def device_bytes(tree: Any) -> int:
+    """What shapes with shardings take in the memory of one device; what waits in the host's is not there."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves(tree)
+        if getattr(x, "sharding", None) is not None and x.sharding.memory_kind != HOST
+    )
+
+
+def _memory(stats: Any, resident: int) -> Memory:
+    outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
+    sizes = stats.argument_size_in_bytes, stats.temp_size_in_bytes, outputs
+    needed = max(sum(sizes) + stats.generated_code_size_in_bytes, getattr(stats, "peak_memory_in_bytes", 0))
+    return Memory(*sizes, peak=needed + resident, resident=resident)
+
+
+def _needed(message: str) -> int | None:
+    """Bytes that the compiler says it needed, where HBM was what it lacked."""
+    if not (found := _OUT_OF_HBM.search(message)):
+        return None
+    number, unit = (found[1], found[2]) if found[1] else (found[3], found[4])
+    return int(float(number) * _UNITS[unit])
+
+
+class Report:
+    """The table of all programs, and its JSON."""
+
+    def __init__(self, topology: Topology):
+        self.topology, self.programs = topology, dict[str, Compiled]()
+
+    def add(self, name: str, compiled: Compiled) -> None:
+        """Takes a program's figures."""
+        self.programs[name] = compiled
+
+    @property
+    def fits(self) -> bool:
+        """Whether all of them do."""
+        return all(program.fits for program in self.programs.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """The figures, per device."""
+        return {
+            "chip": self.topology.chip.name,
+            "devices": self.topology.devices,
+            "programs": {name: self._describe(program) for name, program in self.programs.items()},
+        }
+
+    def _describe(self, program: Compiled) -> dict[str, Any]:
+        costs = program.costs
+        return {
+            "compile_seconds": round(program.seconds, 2),
+            "hbm_bytes": {**dataclasses.asdict(program.memory), "limit": self.topology.chip.hbm_bytes},
+            "fits": program.fits,
+            "flops": costs.flops,
+            "model_flops": program.useful_flops,
+            "collectives": {
+                kind: {"count": int(count), "bytes": int(costs.collective_bytes[kind])}
+                for kind, count in sorted(costs.collective_counts.items())
+            },
+            "predicted_seconds": None if math.isnan(program.predicted_seconds) else program.predicted_seconds,
+            "memory_traffic_bytes": costs.hbm_bytes,
+            "exchange_buffer_bytes": costs.exchange_buffer,
+            "kernel_flops": costs.kernel_flops,
+            "kernels_without_flops": sorted(costs.unpriced),
+            "open_loops": sorted(costs.unknown_loops),
+        }
+
+    # --- For people ---
+
+    def head(self) -> str:
+        """The topology and the columns."""
+        chip, GiB = self.topology.chip, 2**30
+        slices = f" x {self.topology.slices} slices" if self.topology.slices > 1 else ""
+        return (
+            f"{self.topology.name}{slices}: {self.topology.devices} devices, each {chip.hbm_bytes / GiB:.2f} GiB, "
+            f"{chip.flops / 1e12:.0f} TFLOP/s, {chip.hbm_bandwidth / 1e9:.0f} GB/s\n"
+            f"{'program':<12}{'compile s':>10}{'HBM GiB':>9}{'fits':>6}{'TFLOP':>11}{'useful':>11}"
+            f"{'sent GB':>9}{'buffer GiB':>12}{'at best s':>11}"
+        )
+
+    def line(self, name: str) -> str:
+        """One program."""
+        program = self.programs[name]
+        costs = program.costs
+        return (
+            f"{name:<12}{program.seconds:>10.1f}{program.memory.peak / 2**30:>9.2f}{'yes' if program.fits else 'NO':>6}"
+            f"{costs.flops / 1e12:>11.4g}{program.useful_flops / 1e12:>11.4g}"
+            f"{sum(costs.collective_bytes.values()) / 1e9:>9.3g}{costs.exchange_buffer / 2**30:>12.3g}"
+            f"{program.predicted_seconds:>11.4g}"
+        )
+
+    def advice(self) -> list[str]:
+        """What does not fit, by how much and what helps; and what could not be counted."""
+        limit, lines = self.topology.chip.hbm_bytes, []
+        for name, program in self.programs.items():
+            if not program.fits:
+                missing = (program.memory.peak - limit) / 2**30
+                kept = program.memory.resident / 2**30
+                lines.append(
+                    f"{name} does not fit: {missing:.2f} GiB too much of {limit / 2**30:.2f} GiB a device "
+                    f"({kept:.2f} GiB of it is what the run keeps there meanwhile); lower it by "
+                    f"{CURES.get(name.rpartition('.')[2], 'a larger config.mesh.fsdp')}"
+                )
+            if program.costs.unpriced:
+                lines.append(f"{name}: kernels without FLOPs: {', '.join(sorted(program.costs.unpriced))}")
+        return lines or ["everything fits"]

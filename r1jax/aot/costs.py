@@ -1,0 +1,378 @@
+"""What an optimized program does per device and execution: FLOPs, HBM traffic and collectives, loops counted in full.
+
+- FLOPs: 2 a multiply-add of dots, convolutions (a TPU's matrix products are written as such) and Pallas kernels: by
+  the kernel's own estimate where it has one, by formula for splash attention; others are named in `unpriced`.
+- HBM bytes: operands read and results written by what runs as one kernel; arrays in on-chip memory are free, a fused
+  slice counts what it touches, an update in place what it writes.
+- Collectives: payload is the whole array that is put together, taken apart or passed on: the gathered result, the
+  reduced or scattered input. An asynchronous one counts once, at its start. `wire` is what a ring sends per device.
+- A branch counts as its dearest; a loop of unknown length once, and its name is told.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections import Counter
+
+from r1jax.aot.hlo import (
+    HBM,
+    HOST,
+    NOTHING,
+    Array,
+    Computation,
+    Instruction,
+    Module,
+    Scope,
+    enter_computation,
+    group_members,
+    parse_module,
+    read_loop,
+)
+
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
+_FREE = frozenset(
+    "parameter constant tuple get-tuple-element bitcast after-all partition-id replica-id opt-barrier add-dependency "
+    "conditional call while".split()
+)
+_SLICES = ("dynamic-slice", "slice", "gather")
+
+
+@dataclasses.dataclass
+class Costs:
+    """Totals per device. Keys of the counters: the collective's kind; the kernel's name; the loop's or kernel's name.
+
+    slow_wire: the part of `wire` that crosses slices; host_bytes: copies to or from the host's memory. exchange_buffer:
+    the largest array that an exchange between all devices, which the program itself asks for, is received in: that of
+    experts' rows.
+    """
+
+    flops: float = 0.0
+    kernel_flops: float = 0.0
+    hbm_bytes: float = 0.0
+    host_bytes: float = 0.0
+    wire: float = 0.0
+    slow_wire: float = 0.0
+    exchange_buffer: int = 0
+    collective_counts: Counter = dataclasses.field(default_factory=Counter)
+    collective_bytes: Counter = dataclasses.field(default_factory=Counter)
+    kernels: Counter = dataclasses.field(default_factory=Counter)
+    unpriced: Counter = dataclasses.field(default_factory=Counter)
+    unknown_loops: Counter = dataclasses.field(default_factory=Counter)
+
+    def add(self, other: Costs, times: float = 1) -> None:
+        """Adds `other`, `times` over."""
+        for field in dataclasses.fields(Costs):
+            mine, theirs = getattr(self, field.name), getattr(other, field.name)
+            if field.name == "exchange_buffer":
+                self.exchange_buffer = max(mine, theirs)
+            elif isinstance(mine, Counter):
+                for key, value in theirs.items():
+                    mine[key] += value * times
+            else:
+                setattr(self, field.name, mine + theirs * times)
+
+
+def measure(text: str, slices: int = 1, devices: int = 0) -> Costs:
+    """Costs of the module in `text`. devices: on which it runs, in `slices` equal slices one after the other; 0: on as
+    many as it has partitions (compiled for several slices a module may be that of one, which sends to the others).
+    """
+    module = parse_module(text)
+    walk = _Walk(module, slices, max(1, (devices or module.partitions) // slices))
+    return walk.run(module.computations[module.entry], NOTHING)
+
+
+class _Walk:
+    """One walk over a module; computations that were priced before with the same knowledge are not priced again."""
+
+    def __init__(self, module: Module, slices: int, slice_size: int):
+        self.module, self.slices, self.slice_size = module, slices, slice_size
+        self.known: dict[tuple, Costs] = {}
+
+    def run(self, computation: Computation, scope: Scope, *, fused: bool = False) -> Costs:
+        key = (computation.name, fused, *(tuple(known.items()) for known in scope))
+        if key not in self.known:
+            self.known[key] = self._price(computation, scope, fused)
+        return self.known[key]
+
+    def _price(self, computation: Computation, scope: Scope, fused: bool) -> Costs:
+        total, chained = Costs(), set[str]()
+        for instruction in computation.instructions.values():
+            opcode = instruction.opcode
+            if opcode == "while":
+                self._price_loop(total, computation, instruction, scope)
+                continue
+            if opcode == "conditional":
+                self._price_branches(total, instruction)
+                continue
+            if opcode.endswith(("-done", "-update")):
+                continue
+            self._price_collective(total, computation, instruction)
+            if opcode in ("dot", "convolution"):
+                total.flops += (dot_flops if opcode == "dot" else convolution_flops)(computation, instruction)
+            if opcode == "custom-call" and "tpu_custom_call" in instruction.attributes:
+                _price_kernel(total, computation, instruction)
+            if not fused:
+                total.hbm_bytes += self._traffic(computation, instruction)
+            if opcode == "copy-start" or (opcode == "copy" and not fused):
+                total.host_bytes += sum(a.bytes for a in instruction.results[:1] if a.space == HOST)
+            if opcode == "call":
+                total.add(self.run(*enter_computation(self.module, computation, instruction, scope), fused=fused))
+            elif opcode in ("fusion", "custom-call") or opcode.endswith("-start"):
+                for name in instruction.called("calls", "called_computations"):
+                    inner = self.run(self.module.computations[name], NOTHING, fused=True)
+                    total.add(inner if opcode != "fusion" else self._without_repeats(inner, name, chained))
+        return total
+
+    def _price_loop(self, total: Costs, computation: Computation, instruction: Instruction, scope: Scope) -> None:
+        loop = read_loop(self.module, computation, instruction, scope)
+        body = self.module.computations[instruction.called("body")[0]]
+        if loop.length is None:
+            total.unknown_loops[instruction.name] += 1
+        total.add(self.run(body, loop.inside), 1 if loop.length is None else loop.length)
+
+    def _price_branches(self, total: Costs, instruction: Instruction) -> None:
+        names = instruction.called("branch_computations", "true_computation", "false_computation")
+        branches = [self.run(self.module.computations[name], NOTHING) for name in names]
+        total.add(max(branches, key=lambda costs: (costs.flops, costs.hbm_bytes)))
+
+    def _without_repeats(self, inner: Costs, name: str, chained: set[str]) -> Costs:
+        """A collective that a chain of fusions carries out piece by piece is written in each of them: it counts in
+        the first."""
+        links = {
+            found[1]
+            for i in self.module.computations[name].instructions.values()
+            if "chain_id=" in i.attributes and (found := re.search(r"channel_id=(\d+)", i.attributes))
+        }
+        repeated = bool(links & chained)
+        chained |= links
+        if not repeated:
+            return inner
+        return dataclasses.replace(
+            inner, collective_counts=Counter(), collective_bytes=Counter(), wire=0.0, slow_wire=0.0
+        )
+
+    def _price_collective(self, total: Costs, computation: Computation, instruction: Instruction) -> None:
+        kind = instruction.opcode.removesuffix("-start")
+        if found := kind == "send" and re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes):
+            self._price_transfer(total, found[1].lower().replace("_", "-"), instruction.results[0].bytes)
+        if kind not in COLLECTIVES:
+            return
+        results = instruction.results
+        if instruction.opcode.endswith("-start") and kind != "all-reduce":
+            results = results[len(instruction.operands) :][: len(instruction.operands)] or results
+        payload = sum(array.bytes for array in results)
+        asked_for = kind == "all-to-all" and re.search(r'op_name="[^"]*all_to_all"', instruction.attributes)
+        if kind == "ragged-all-to-all" or asked_for:
+            total.exchange_buffer = max(total.exchange_buffer, payload)
+        members = group_members(instruction.attributes, self.module.partitions)
+        size = len(members)
+        if kind == "reduce-scatter":
+            payload *= size
+        elif kind == "all-reduce" and _is_scattered(computation, instruction):
+            kind = "reduce-scatter"
+        share = (size - 1) / size if size > 1 else 0.0
+        sent = payload * {"all-reduce": 2 * share, "collective-permute": 1.0, "collective-broadcast": 1.0}.get(
+            kind, share
+        )
+        total.collective_counts[kind] += 1
+        total.collective_bytes[kind] += payload
+        total.wire += sent
+        if len({member // self.slice_size for member in members}) > 1:
+            total.slow_wire += sent
+
+    def _price_transfer(self, total: Costs, kind: str, payload: int) -> None:
+        """A collective between the devices of the same place in all slices, through their hosts."""
+        share = (self.slices - 1) / self.slices
+        sent = payload * (2 * share if kind == "all-reduce" else share)
+        total.collective_counts[kind] += 1
+        total.collective_bytes[kind] += payload
+        total.wire += sent
+        total.slow_wire += sent
+
+    # --- HBM ---
+
+    def _traffic(self, computation: Computation, instruction: Instruction) -> float:
+        opcode = instruction.opcode
+        if opcode in _FREE:
+            return 0.0
+        if opcode in _SLICES:
+            return 2.0 * _in_hbm(instruction.results)
+        if opcode == "dynamic-update-slice":
+            update = computation.operand(instruction, 1)
+            return 2.0 * _in_hbm(update.results) if update else 0.0
+        if opcode.endswith("-start"):  # results hold the operands too
+            return float(_in_hbm(instruction.results))
+        operands = [computation.instructions.get(name) for name in instruction.operands]
+        if opcode != "fusion":
+            return float(_in_hbm(instruction.results) + sum(_in_hbm(o.results) for o in operands if o))
+        inner = self.module.computations[instruction.called("calls")[0]]
+        written, updated = _written(inner, instruction)
+        read: float = sum(
+            min(_in_hbm(operand.results), _touched(inner, inner.parameters[n]))
+            for n, operand in enumerate(operands)
+            if operand is not None and n in inner.parameters and inner.parameters[n] not in updated
+        )
+        return float(written + read)
+
+
+def _in_hbm(arrays: tuple[Array, ...]) -> int:
+    return sum(array.bytes for array in arrays if array.space == HBM)
+
+
+def _written(inner: Computation, fusion: Instruction) -> tuple[int, set[str]]:
+    """(bytes that a fusion writes, its parameters that it updates in place)."""
+    root = inner.instructions[inner.root]
+    outputs = [inner.instructions.get(name) for name in root.operands] if root.opcode == "tuple" else [root]
+    total, updated = 0, set[str]()
+    for array, output in zip(fusion.results, outputs, strict=False):
+        source = _behind(inner, output)
+        target = (
+            _behind(inner, inner.operand(source, 0)) if source and source.opcode == "dynamic-update-slice" else None
+        )
+        update = inner.operand(source, 1) if source and target else None
+        if target is not None and target.opcode == "parameter" and update is not None:
+            updated.add(target.name)
+            total += sum(a.bytes for a in update.results) if array.space == HBM else 0
+        else:
+            total += array.bytes if array.space == HBM else 0
+    return total, updated
+
+
+def _behind(inner: Computation, instruction: Instruction | None) -> Instruction | None:
+    """What an instruction is a mere view or cast of."""
+    while instruction is not None and instruction.opcode in ("bitcast", "copy", "convert"):
+        instruction = inner.operand(instruction, 0)
+    return instruction
+
+
+def _touched(inner: Computation, parameter: str) -> float:
+    """Bytes of a parameter that a fusion reads: those of its slices if nothing else reads it."""
+    total: float = 0
+    for user in inner.instructions.values():
+        if parameter not in user.operands:
+            continue
+        if user.opcode in _SLICES and user.operands[0] == parameter:
+            total += sum(array.bytes for array in user.results)
+        elif user.opcode == "bitcast":
+            total += _touched(inner, user.name)
+        else:
+            return math.inf
+    return total
+
+
+# --- FLOPs ---
+
+
+def dot_flops(computation: Computation, instruction: Instruction) -> float:
+    """2 x the results x the sizes summed over."""
+    left = computation.operand(instruction, 0)
+    summed = re.findall(r"\d+", instruction.attribute("lhs_contracting_dims"))
+    return 2.0 * math.prod(instruction.shape) * math.prod(left.shape[int(d)] for d in summed) if left else 0.0
+
+
+def convolution_flops(computation: Computation, instruction: Instruction) -> float:
+    """2 x batch x output features x input features of a group x (output position, window tap) pairs that meet an
+    element; padding and the holes of a dilated input cost nothing."""
+    left, right = computation.operand(instruction, 0), computation.operand(instruction, 1)
+    labels = re.match(r"(\w+)_(\w+)->(\w+)", instruction.attribute("dim_labels"))
+    if left is None or right is None or labels is None:
+        return 0.0
+    inputs, kernel, output = (
+        dict(zip(names, operand.shape, strict=True))
+        for names, operand in zip(labels.groups(), (left, right, instruction), strict=True)
+    )
+    window = dict(re.findall(r"(\w+)=([\w\-]+)", instruction.attribute("window")))
+    pairs = 1
+    for axis in filter(str.isdigit, output):
+        of = lambda key, default, axis=axis: window[key].split("x")[int(axis)] if key in window else default
+        pairs *= count_taps(
+            inputs[axis],
+            output[axis],
+            int(of("size", "1")),
+            stride=int(of("stride", "1")),
+            padding=int(of("pad", "0_0").partition("_")[0]),
+            input_dilation=int(of("lhs_dilate", "1")),
+            window_dilation=int(of("rhs_dilate", "1")),
+        )
+    return 2.0 * output["b"] * output["f"] * kernel["i"] * pairs
+
+
+def count_taps(
+    inputs: int, outputs: int, size: int, *, stride: int, padding: int, input_dilation: int, window_dilation: int
+) -> int:
+    """How many (output position, window tap) pairs along one axis read an element of the input.
+
+    Position o and tap k meet at o * stride + k * window_dilation - padding, an element if that is a multiple of
+    input_dilation inside the dilated input.
+    """
+    last = (inputs - 1) * input_dilation
+    common = math.gcd(stride, input_dilation)
+    period = input_dilation // common
+    inverse = pow(stride // common, -1, period) if period > 1 else 0
+    pairs = 0
+    for tap in range(size):
+        offset = tap * window_dilation - padding
+        if offset % common:
+            continue
+        low, high = max(0, -(offset // stride)), min(outputs - 1, (last - offset) // stride)
+        first = -(offset // common) * inverse % period if period > 1 else 0  # the residue of positions that meet one
+        low += (first - low) % period
+        pairs += max(0, (high - low) // period + 1)
+    return pairs
+
+
+def _price_kernel(total: Costs, computation: Computation, instruction: Instruction) -> None:
+    name = re.sub(r"[.\d]+$", "", instruction.name)
+    told = re.search(r'cost_estimate"?\s*:\s*\{\s*"flops"\s*:\s*"?(\d+)', instruction.attributes)
+    flops = float(told[1]) if told else splash_flops(computation, instruction)
+    total.kernels[name] += 1
+    if flops is None:
+        total.unpriced[name] += 1
+        return
+    total.flops += flops
+    total.kernel_flops += flops
+
+
+def splash_flops(computation: Computation, instruction: Instruction) -> float | None:
+    """Of the splash attention kernels, by name and shapes, half of the pairs taken for masked (causal); None for
+    another kernel.
+
+    Matrix products a pair: forward qk, pv; for dq also do v, then ds k; for dk and dv qk, do v, p do, ds q, and in one
+    kernel with dq one more.
+    """
+    name = instruction.name.lower()
+    if "splash" not in name:
+        return None
+    operands = [computation.instructions.get(name) for name in instruction.operands]
+    arrays = [o.results[0] for o in operands if o is not None and o.results]
+    wide = [a.shape for a in arrays if a.dtype in ("bf16", "f32", "f16") and len(a.shape) >= 3 and a.shape[-2] > 1]
+    if len(wide) < 3:
+        return None
+    query, keys, values = wide[:3]
+    per_pair = 2.0 * math.prod(query[:-1]) * keys[-2] / 2
+    head, value = query[-1], values[-1]
+    if "dkv" in name:
+        with_dq = re.search(r"use_fused_bwd_kernel[^a-z]*true", instruction.attributes)
+        return per_pair * (2 * head + 2 * value + (head if with_dq else 0))
+    return per_pair * (2 * head + value) if "dq" in name else per_pair * (head + value)
+
+
+# --- Groups of devices ---
+
+
+def _is_scattered(computation: Computation, instruction: Instruction) -> bool:
+    """Whether a fused all-reduce keeps only this device's slice: the TPU's way to write reduce-scatter."""
+    return any(
+        user.opcode == "dynamic-slice" and instruction.name in user.operands
+        for user in computation.instructions.values()
+    )

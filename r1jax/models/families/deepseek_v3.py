@@ -1,0 +1,304 @@
+"""The DeepSeek family: V3 and R1 (latent attention, sigmoid gate without auxiliary loss, multi-token prediction), and
+the shape of V2 and V2-Lite (softmax gate, groups by their best expert, queries with or without a latent).
+
+Sources: DeepSeek-V3 (2412.19437), DeepSeek-V2 (2405.04434), DeepSeek-R1 (2501.12948); names as in the Hugging Face
+files, where the prediction depths are the layers behind the last and hold copies of embedding and head.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from flax import nnx
+
+from r1jax.core.errors import UserError
+from r1jax.models.dispatch import GROUPED, Dispatch
+from r1jax.models.experts import Gate, GateKind, MoE, group_layers
+from r1jax.models.families.hf_config import Names, read_rope
+from r1jax.models.layers import FLOAT32, Dtypes, GatedMLP, RMSNorm
+from r1jax.models.mla import Form, LatentAttention, LatentSizes
+from r1jax.models.mtp import Depth
+from r1jax.models.rope import RopeScaling, YaRN, score_factor, write_scaling
+from r1jax.models.transformer import Block, Transformer
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Sizes of a DeepSeek model; defaults are a toy for tests.
+
+    The first `dense_layers` and all but every `expert_interval`-th of the others have a plain MLP. The shared experts
+    are one MLP of `shared_experts` times an expert's width. mtp_depths: prediction depths behind the model.
+    """
+
+    vocab_size: int = 256
+    hidden_size: int = 64
+    intermediate_size: int = 128
+    num_layers: int = 3
+    num_heads: int = 4
+    latents: LatentSizes = LatentSizes(24, 32, 16, 8, 12)
+    expert_size: int = 32
+    num_experts: int = 8
+    active_experts: int = 2
+    shared_experts: int = 1
+    gate: Gate = Gate("sigmoid", normalize=True, scale=2.5, groups=4, active_groups=2, bias=True)
+    dense_layers: int = 1
+    expert_interval: int = 1
+    mtp_depths: int = 1
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | YaRN | None = None
+    rope_interleaved: bool = True
+    max_positions: int = 4096
+    norm_epsilon: float = 1e-6
+    tie_embeddings: bool = False
+    initializer_std: float = 0.02
+
+    @property
+    def head_dim(self) -> int:
+        """The width that is rotated."""
+        return self.latents.rotary_dim
+
+    def routes(self, layer: int) -> bool:
+        """Whether a layer has experts."""
+        return layer >= self.dense_layers and layer % self.expert_interval == 0
+
+
+_V2_GATE = Gate("softmax", normalize=False, scale=1.0, groups=1, active_groups=1, bias=False)
+
+VARIANTS: dict[str, Config] = {
+    "tiny_deepseek_v3": Config(),
+    "tiny_deepseek_v2_lite": Config(
+        latents=LatentSizes(0, 32, 16, 8, 16), shared_experts=2, gate=_V2_GATE, mtp_depths=0
+    ),
+    "deepseek_v3_671b": Config(
+        vocab_size=129_280,
+        hidden_size=7168,
+        intermediate_size=18_432,
+        num_layers=61,
+        num_heads=128,
+        latents=LatentSizes(1536, 512, 128, 64, 128),
+        expert_size=2048,
+        num_experts=256,
+        active_experts=8,
+        gate=Gate("sigmoid", normalize=True, scale=2.5, groups=8, active_groups=4, bias=True),
+        dense_layers=3,
+        rope_scaling=YaRN(40.0, 4096, 32.0, 1.0, mscale=1.0, mscale_all_dim=1.0),
+        max_positions=163_840,
+    ),
+    "deepseek_v2_lite_16b": Config(
+        vocab_size=102_400,
+        hidden_size=2048,
+        intermediate_size=10_944,
+        num_layers=27,
+        num_heads=16,
+        latents=LatentSizes(0, 512, 128, 64, 128),
+        expert_size=1408,
+        num_experts=64,
+        active_experts=6,
+        shared_experts=2,
+        gate=_V2_GATE,
+        mtp_depths=0,
+        rope_scaling=YaRN(40.0, 4096, 32.0, 1.0, mscale=0.707, mscale_all_dim=0.707),
+        max_positions=163_840,
+    ),
+}
+
+_BLOCK: Names = {
+    "attention_norm.scale": ("input_layernorm.weight", None),
+    "attention.query.kernel": ("self_attn.q_proj.weight", 1),
+    "attention.query_down.kernel": ("self_attn.q_a_proj.weight", 1),
+    "attention.query_norm.scale": ("self_attn.q_a_layernorm.weight", None),
+    "attention.query_up.kernel": ("self_attn.q_b_proj.weight", 1),
+    "attention.kv_down.kernel": ("self_attn.kv_a_proj_with_mqa.weight", 1),
+    "attention.kv_norm.scale": ("self_attn.kv_a_layernorm.weight", None),
+    "attention.kv_up.kernel": ("self_attn.kv_b_proj.weight", 1),
+    "attention.out.kernel": ("self_attn.o_proj.weight", 2),
+    "mlp_norm.scale": ("post_attention_layernorm.weight", None),
+    "mlp.gate.kernel": ("mlp.gate_proj.weight", 1),
+    "mlp.up.kernel": ("mlp.up_proj.weight", 1),
+    "mlp.down.kernel": ("mlp.down_proj.weight", 1),
+    "mlp.router.kernel": ("mlp.gate.weight", 1),
+    "mlp.router.correction_bias": ("mlp.gate.e_score_correction_bias", None),
+    "mlp.experts.gate": ("mlp.experts.{}.gate_proj.weight", 1),
+    "mlp.experts.up": ("mlp.experts.{}.up_proj.weight", 1),
+    "mlp.experts.down": ("mlp.experts.{}.down_proj.weight", 1),
+    "mlp.shared.gate.kernel": ("mlp.shared_experts.gate_proj.weight", 1),
+    "mlp.shared.up.kernel": ("mlp.shared_experts.up_proj.weight", 1),
+    "mlp.shared.down.kernel": ("mlp.shared_experts.down_proj.weight", 1),
+}
+
+HF_NAMES: Names = {
+    "embed.embedding": ("model.embed_tokens.weight", None),
+    **{f"layers.{{}}.{ours}": (f"model.layers.{{}}.{theirs}", axes) for ours, (theirs, axes) in _BLOCK.items()},
+    "norm.scale": ("model.norm.weight", None),
+    "head.kernel": ("lm_head.weight", 1),
+    "mtp.{}.embedding_norm.scale": ("model.layers.{}.enorm.weight", None),
+    "mtp.{}.hidden_norm.scale": ("model.layers.{}.hnorm.weight", None),
+    "mtp.{}.projection.kernel": ("model.layers.{}.eh_proj.weight", 1),
+    **{f"mtp.{{}}.block.{ours}": (f"model.layers.{{}}.{theirs}", axes) for ours, (theirs, axes) in _BLOCK.items()},
+    "mtp.{}.norm.scale": ("model.layers.{}.shared_head.norm.weight", None),
+}
+
+# what the files hold a second time with each prediction depth: name there -> the parameter it is a copy of
+HF_COPIES: Mapping[str, str] = {
+    "model.layers.{}.embed_tokens.weight": "embed.embedding",
+    "model.layers.{}.shared_head.head.weight": "head.kernel",
+}
+
+_FIXED = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}
+_GATES: Mapping[str, tuple[GateKind, str]] = {
+    "deepseek_v3": ("sigmoid", "noaux_tc"),
+    "deepseek_v2": ("softmax", "greedy"),
+}
+
+
+def from_hf(hf: Mapping[str, Any]) -> Config:
+    """Our sizes from a Hugging Face config.json.
+
+    Raises KeyError for a key that must be there, UserError for one that asks for what this family has not.
+    """
+    theta, scaling = read_rope(hf)
+    return Config(
+        vocab_size=hf["vocab_size"],
+        hidden_size=hf["hidden_size"],
+        intermediate_size=hf["intermediate_size"],
+        num_layers=hf["num_hidden_layers"],
+        num_heads=hf["num_attention_heads"],
+        latents=LatentSizes(
+            hf.get("q_lora_rank") or 0,
+            hf["kv_lora_rank"],
+            hf["qk_nope_head_dim"],
+            hf["qk_rope_head_dim"],
+            hf["v_head_dim"],
+        ),
+        expert_size=hf["moe_intermediate_size"],
+        num_experts=hf["n_routed_experts"],
+        active_experts=hf["num_experts_per_tok"],
+        shared_experts=hf.get("n_shared_experts") or 0,
+        gate=_read_gate(hf),
+        dense_layers=hf.get("first_k_dense_replace", 0),
+        expert_interval=hf.get("moe_layer_freq", 1),
+        mtp_depths=hf.get("num_nextn_predict_layers") or 0,
+        rope_theta=theta,
+        rope_scaling=scaling,
+        rope_interleaved=hf.get("rope_interleave", True),
+        max_positions=hf.get("max_position_embeddings", 4096),
+        norm_epsilon=hf.get("rms_norm_eps", 1e-6),
+        tie_embeddings=hf.get("tie_word_embeddings", False),
+        initializer_std=hf.get("initializer_range", 0.02),
+    )
+
+
+def _read_gate(hf: Mapping[str, Any]) -> Gate:
+    """V3 chooses by sigmoid and correction bias, V2 by softmax; nothing else is published."""
+    kind, method = _GATES[hf.get("model_type", "deepseek_v3")]
+    limited = kind == "softmax" and hf.get("topk_method") == "group_limited_greedy"
+    known = {**_FIXED, "scoring_func": kind, "topk_method": "group_limited_greedy" if limited else method}
+    if kind == "softmax":
+        known["norm_topk_prob"] = False
+    for key, value in known.items():
+        if hf.get(key, value) != value:
+            raise UserError(f"{key} = {hf[key]!r} is not known for this family; known: {value!r}")
+    grouped = kind == "sigmoid" or limited
+    return Gate(
+        kind,
+        normalize=kind == "sigmoid" and hf.get("norm_topk_prob", True),
+        scale=hf.get("routed_scaling_factor", 1.0),
+        groups=(hf.get("n_group") or 1) if grouped else 1,
+        active_groups=(hf.get("topk_group") or 1) if grouped else 1,
+        bias=kind == "sigmoid",
+    )
+
+
+def to_hf(config: Config) -> dict[str, Any]:
+    """What config.json says of these sizes, in the keys of the released files."""
+    sigmoid, gate, sizes = config.gate.kind == "sigmoid", config.gate, config.latents
+    kind = "deepseek_v3" if sigmoid else "deepseek_v2"
+    method = "noaux_tc" if sigmoid else "group_limited_greedy" if gate.groups > 1 else "greedy"
+    own = {"rope_interleave": config.rope_interleaved, "num_nextn_predict_layers": config.mtp_depths}
+    return {
+        "architectures": ["DeepseekV3ForCausalLM" if sigmoid else "DeepseekV2ForCausalLM"],
+        "model_type": kind,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_heads,
+        "q_lora_rank": sizes.query_latent or None,
+        "kv_lora_rank": sizes.latent,
+        "qk_nope_head_dim": sizes.plain_dim,
+        "qk_rope_head_dim": sizes.rotary_dim,
+        "v_head_dim": sizes.value_dim,
+        "moe_intermediate_size": config.expert_size,
+        "n_routed_experts": config.num_experts,
+        "num_experts_per_tok": config.active_experts,
+        "n_shared_experts": config.shared_experts,
+        "first_k_dense_replace": config.dense_layers,
+        "moe_layer_freq": config.expert_interval,
+        "n_group": gate.groups,
+        "topk_group": gate.active_groups,
+        "topk_method": method,
+        "scoring_func": gate.kind,
+        "norm_topk_prob": gate.normalize,
+        "routed_scaling_factor": gate.scale,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": write_scaling(config.rope_scaling),
+        "max_position_embeddings": config.max_positions,
+        "rms_norm_eps": config.norm_epsilon,
+        "tie_word_embeddings": config.tie_embeddings,
+        "initializer_range": config.initializer_std,
+        **_FIXED,
+        **(own if sigmoid else {}),
+    }
+
+
+def build(
+    config: Config,
+    *,
+    rngs: nnx.Rngs,
+    dtypes: Dtypes = FLOAT32,
+    dispatch: Dispatch = GROUPED,
+    attention_form: Form = "auto",
+    **options: Any,
+) -> Transformer:
+    """The model with fresh weights. `options`: scan_layers, remat."""
+    width, std = config.hidden_size, config.initializer_std
+    head = config.latents.plain_dim + config.latents.rotary_dim
+    scale = head**-0.5 * score_factor(config.rope_scaling)
+
+    def make_block(rngs: nnx.Rngs, routes: bool) -> Block:
+        shared: dict[str, Any] = dict(dtypes=dtypes, rngs=rngs, std=std)
+        norm: dict[str, Any] = dict(epsilon=config.norm_epsilon, dtypes=dtypes, rngs=rngs)
+        attention = LatentAttention(
+            width,
+            config.num_heads,
+            config.latents,
+            scale=scale,
+            interleaved=config.rope_interleaved,
+            form=attention_form,
+            **shared,
+        )
+        mlp: Any = (
+            GatedMLP(width, config.intermediate_size, **shared)
+            if not routes
+            else MoE(
+                width,
+                config.expert_size,
+                config.num_experts,
+                config.active_experts,
+                shared_hidden=config.shared_experts * config.expert_size,
+                gate=config.gate,
+                dispatch=dispatch,
+                **shared,
+            )
+        )
+        return Block(attention, mlp, RMSNorm(width, **norm), RMSNorm(width, **norm))
+
+    def make_depth(rngs: nnx.Rngs) -> Depth:
+        routing = lambda rngs: make_block(rngs, True)
+        return Depth(width, routing, epsilon=config.norm_epsilon, dtypes=dtypes, rngs=rngs, std=std)
+
+    groups = group_layers(map(config.routes, range(config.num_layers)), make_block)
+    return Transformer(config, groups, rngs=rngs, dtypes=dtypes, extra=[make_depth] * config.mtp_depths, **options)

@@ -1,0 +1,158 @@
+"""What the dense families share: one set of sizes, one table of names, one block (pre-norm, grouped-query attention,
+SwiGLU).
+
+A family's file says which of the options its models have (`qkv_bias`, `qk_norm`), what else its config.json may ask
+for, and its published sizes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from flax import nnx
+
+from r1jax.core.errors import UserError
+from r1jax.models.attention import Attention
+from r1jax.models.families.hf_config import Names, read_rope
+from r1jax.models.layers import FLOAT32, Dtypes, GatedMLP, RMSNorm
+from r1jax.models.rope import RopeScaling, YaRN, write_scaling
+from r1jax.models.transformer import Block, Transformer
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseConfig:
+    """Sizes of a dense model; defaults are a toy for tests.
+
+    qkv_bias: queries, keys and values have biases. qk_norm: each head's queries and keys are normalized.
+    """
+
+    vocab_size: int = 256
+    hidden_size: int = 64
+    intermediate_size: int = 128
+    num_layers: int = 2
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    head_dim: int = 16
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | YaRN | None = None
+    norm_epsilon: float = 1e-5
+    tie_embeddings: bool = True
+    initializer_std: float = 0.02
+    max_positions: int = 4096
+    qkv_bias: bool = False
+    qk_norm: bool = False
+
+
+C = TypeVar("C", bound=DenseConfig)
+
+# ours -> (theirs, axes that their [out, in] matrix has on its input side in ours; None: no transposition)
+NAMES: Names = {
+    "embed.embedding": ("model.embed_tokens.weight", None),
+    "layers.{}.attention_norm.scale": ("model.layers.{}.input_layernorm.weight", None),
+    "layers.{}.attention.query.kernel": ("model.layers.{}.self_attn.q_proj.weight", 1),
+    "layers.{}.attention.key.kernel": ("model.layers.{}.self_attn.k_proj.weight", 1),
+    "layers.{}.attention.value.kernel": ("model.layers.{}.self_attn.v_proj.weight", 1),
+    "layers.{}.attention.out.kernel": ("model.layers.{}.self_attn.o_proj.weight", 2),
+    "layers.{}.mlp_norm.scale": ("model.layers.{}.post_attention_layernorm.weight", None),
+    "layers.{}.mlp.gate.kernel": ("model.layers.{}.mlp.gate_proj.weight", 1),
+    "layers.{}.mlp.up.kernel": ("model.layers.{}.mlp.up_proj.weight", 1),
+    "layers.{}.mlp.down.kernel": ("model.layers.{}.mlp.down_proj.weight", 1),
+    "norm.scale": ("model.norm.weight", None),
+    "head.kernel": ("lm_head.weight", 1),
+}
+BIAS_NAMES: Names = {
+    "layers.{}.attention.query.bias": ("model.layers.{}.self_attn.q_proj.bias", 0),
+    "layers.{}.attention.key.bias": ("model.layers.{}.self_attn.k_proj.bias", 0),
+    "layers.{}.attention.value.bias": ("model.layers.{}.self_attn.v_proj.bias", 0),
+}
+NORM_NAMES: Names = {
+    "layers.{}.attention.query_norm.scale": ("model.layers.{}.self_attn.q_norm.weight", None),
+    "layers.{}.attention.key_norm.scale": ("model.layers.{}.self_attn.k_norm.weight", None),
+}
+
+
+def read_config(make: type[C], hf: Mapping[str, Any], fixed: Mapping[str, Any], **options: Any) -> C:
+    """The sizes `make` of a Hugging Face config.json. `fixed`: keys with the one value that is known; absent is fine.
+
+    Raises KeyError for a key that must be there, UserError for one that asks for what the family has not.
+    """
+    for key, known in fixed.items():
+        if hf.get(key, known) != known:
+            raise UserError(f"{key} = {hf[key]!r} is not known for this family; known: {known!r}")
+    theta, scaling = read_rope(hf)
+    sizes = dict(
+        vocab_size=hf["vocab_size"],
+        hidden_size=hf["hidden_size"],
+        intermediate_size=hf["intermediate_size"],
+        num_layers=hf["num_hidden_layers"],
+        num_heads=hf["num_attention_heads"],
+        num_kv_heads=hf.get("num_key_value_heads") or hf["num_attention_heads"],
+        head_dim=hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"],
+        rope_theta=theta,
+        rope_scaling=scaling,
+        norm_epsilon=hf.get("rms_norm_eps", 1e-6),
+        tie_embeddings=hf.get("tie_word_embeddings", False),
+        initializer_std=hf.get("initializer_range", 0.02),
+        max_positions=hf.get("max_position_embeddings", 4096),
+    )
+    return make(**{**sizes, **options})
+
+
+def refuse_windows(hf: Mapping[str, Any]) -> None:
+    """Raises UserError if a layer attends within a sliding window, which Qwen's files can say in two ways."""
+    kinds = set(hf.get("layer_types") or ["full_attention"])
+    window = hf.get("sliding_window", 4096) if hf.get("use_sliding_window") else None
+    if not hf.get("layer_types") and window is not None and hf["num_hidden_layers"] > hf.get("max_window_layers", 28):
+        kinds.add("sliding_attention")
+    if kinds != {"full_attention"}:
+        raise UserError(f"layers of {', '.join(sorted(kinds))} are not known for this family; known: full_attention")
+
+
+def write_config(config: DenseConfig, fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """What config.json says of these sizes, beside `fixed`: the family's own keys."""
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": write_scaling(config.rope_scaling),
+        "max_position_embeddings": config.max_positions,
+        "rms_norm_eps": config.norm_epsilon,
+        "tie_word_embeddings": config.tie_embeddings,
+        "initializer_range": config.initializer_std,
+        **fixed,
+    }
+
+
+def make_block(config: DenseConfig, make_mlp: Callable[[], Any], *, dtypes: Dtypes, rngs: nnx.Rngs) -> Block:
+    """One layer around the MLP that `make_mlp` gives."""
+    norm: dict[str, Any] = dict(epsilon=config.norm_epsilon, dtypes=dtypes, rngs=rngs)
+    attention = Attention(
+        config.hidden_size,
+        config.num_heads,
+        config.num_kv_heads,
+        config.head_dim,
+        qkv_bias=config.qkv_bias,
+        norm_epsilon=config.norm_epsilon if config.qk_norm else None,
+        dtypes=dtypes,
+        rngs=rngs,
+        std=config.initializer_std,
+    )
+    return Block(attention, make_mlp(), RMSNorm(config.hidden_size, **norm), RMSNorm(config.hidden_size, **norm))
+
+
+def build(config: DenseConfig, *, rngs: nnx.Rngs, dtypes: Dtypes = FLOAT32, **options: Any) -> Transformer:
+    """The model with fresh weights. `options`: scan_layers, remat."""
+
+    def make(rngs: nnx.Rngs) -> Block:
+        shared: dict[str, Any] = dict(dtypes=dtypes, rngs=rngs, std=config.initializer_std)
+        mlp = lambda: GatedMLP(config.hidden_size, config.intermediate_size, **shared)
+        return make_block(config, mlp, dtypes=dtypes, rngs=rngs)
+
+    return Transformer(config, [(config.num_layers, make)], rngs=rngs, dtypes=dtypes, **options)

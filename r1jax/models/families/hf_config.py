@@ -1,0 +1,57 @@
+"""What every family reads from Hugging Face files: its table of tensor names, and the RoPE keys of config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from r1jax.core.errors import UserError
+from r1jax.models.rope import RopeScaling, YaRN
+
+# Our dotted parameter path -> (their tensor name, leading input axes of their matrix); weights/hf.py explains both.
+Names = Mapping[str, tuple[str, int | None]]
+
+
+def read_rope(hf: Mapping[str, Any]) -> tuple[float, RopeScaling | YaRN | None]:
+    """(theta, scaling) from `rope_scaling` (hub files) or `rope_parameters` (newer files).
+
+    Raises UserError for a kind that is not known or that lacks a key.
+    """
+    parameters = hf.get("rope_parameters") or {}
+    scaling = parameters if parameters else hf.get("rope_scaling") or {}
+    theta = parameters.get("rope_theta", hf.get("rope_theta", 10_000.0))
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind == "default":
+        return theta, None
+    if kind not in _SCALINGS:
+        raise UserError(f"rope scaling {kind!r} is not known; known: default, {', '.join(_SCALINGS)}")
+    try:
+        return theta, _SCALINGS[kind](scaling, hf)
+    except KeyError as error:
+        raise UserError(f"rope scaling {kind!r} lacks the key {error}") from None
+
+
+def _read_llama3(scaling: Mapping[str, Any], hf: Mapping[str, Any]) -> RopeScaling:
+    keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    return RopeScaling("llama3", *(scaling[key] for key in keys))
+
+
+def _read_yarn(scaling: Mapping[str, Any], hf: Mapping[str, Any]) -> YaRN:
+    original = scaling["original_max_position_embeddings"]
+    return YaRN(
+        scaling.get("factor") or hf["max_position_embeddings"] / original,
+        original,
+        scaling.get("beta_fast") or 32,
+        scaling.get("beta_slow") or 1,
+        scaling.get("mscale") or 0.0,
+        scaling.get("mscale_all_dim") or 0.0,
+        scaling.get("attention_factor"),
+        scaling.get("truncate", True),
+    )
+
+
+_SCALINGS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], RopeScaling | YaRN]] = {
+    "linear": lambda scaling, _: RopeScaling("linear", scaling["factor"]),
+    "llama3": _read_llama3,
+    "yarn": _read_yarn,
+}

@@ -1,0 +1,39 @@
+"""The table of model families: which file of this folder reads which `model_type` of a config.json."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+from r1jax.core.errors import UserError
+
+# model_type -> file of this folder; a file is imported when one of its models is asked for.
+FAMILIES = {
+    "deepseek_v2": "deepseek_v3",
+    "deepseek_v3": "deepseek_v3",
+    "llama": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "qwen3_moe": "qwen3_moe",
+}
+
+
+def find_family(model_type: Any, path: Any) -> ModuleType:
+    """The module that reads a `model_type`; `path` is the model's, for the message.
+
+    Raises UserError for a type that FAMILIES lacks.
+    """
+    kind = str(model_type or "").lower()
+    if kind not in FAMILIES:
+        raise UserError(f"{path}: model_type {kind!r} is not known here; known: {', '.join(sorted(FAMILIES))}")
+    return _load(FAMILIES[kind])
+
+
+def load_families() -> dict[str, ModuleType]:
+    """Every family by its file's name."""
+    return {name: _load(name) for name in sorted(set(FAMILIES.values()))}
+
+
+def _load(file: str) -> ModuleType:
+    return importlib.import_module(f"{__package__}.{file}")

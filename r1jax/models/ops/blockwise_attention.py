@@ -1,0 +1,97 @@
+"""Attention over long rows whose mask is never stored: it follows from each token's segment.
+
+On TPUs the splash kernel runs where a token sees only its own segment. Where it also sees the segment that it
+continues (several completions of one prompt), or a prefix that all rows share, and on other platforms, queries go in
+blocks: the scores of one block exist at a time, and the backward pass computes them again. A quarter of the row sees
+keys up to its own end only, so 5/8 of all pairs are computed instead of 1/2.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from r1jax.core.sharding import current_mesh, partition
+from r1jax.models.ops import splash
+
+NEGATIVE = -1e30
+LONG_ROW = 2048  # from this length on a mask of T x T numbers a row is not stored
+BLOCK, QUARTERS = 512, 4
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Segments:
+    """In a bias's place: the segment of each token and the one that it continues [B, T] (`segment_mask`); None for
+    both is plainly causal.
+    """
+
+    ids: jax.Array | None = None
+    continued: jax.Array | None = None
+
+
+def attend_segments(
+    attend: Callable[..., jax.Array],
+    q_BTNH: jax.Array,
+    k_BKTH: jax.Array,
+    v_BKTH: jax.Array,
+    segments: Segments,
+    prefix: Any,
+    *,
+    scale: float,
+) -> jax.Array:
+    """As `attend` with the mask of `segments`, which is made a block at a time; keys are those of the row itself."""
+    if segments.continued is None and prefix is None and splash.runs_here() and not _is_split(q_BTNH.shape):
+        return splash.attend_causal(q_BTNH, k_BKTH, v_BKTH, segments.ids, scale=scale)
+    return attend_blocks(attend, q_BTNH, k_BKTH, v_BKTH, segments, prefix, scale=scale)
+
+
+def attend_blocks(
+    attend: Callable[..., jax.Array],
+    q_BTNH: jax.Array,
+    k_BKTH: jax.Array,
+    v_BKTH: jax.Array,
+    segments: Segments,
+    prefix: Any,
+    *,
+    scale: float,
+    block: int = 0,
+) -> jax.Array:
+    """`attend` over blocks of queries (`BLOCK` of them by default); rows are filled up to whole quarters of whole
+    blocks."""
+    T, block = q_BTNH.shape[1], block or BLOCK
+    step = block * QUARTERS
+    length = -(-T // step) * step
+    fill = lambda x, axis: jnp.pad(x, [(0, length - T if a == axis else 0) for a in range(x.ndim)])
+    ids = jnp.ones(q_BTNH.shape[:2], jnp.int32) if segments.ids is None else segments.ids
+    q, k, v, ids = fill(q_BTNH, 1), fill(k_BKTH, 2), fill(v_BKTH, 2), fill(ids, 1)
+    continued = None if segments.continued is None else fill(segments.continued, 1)
+
+    def attend_block(end: int, start: jax.Array) -> jax.Array:
+        take = lambda x: jax.lax.dynamic_slice_in_dim(x, start, block, axis=1)
+        keys = ids[:, None, :end]
+        seen = keys == take(ids)[:, :, None]
+        if continued is not None:
+            seen |= keys == take(continued)[:, :, None]
+        seen &= (keys != 0) & (jnp.arange(end) <= (start + jnp.arange(block))[:, None])
+        bias = jnp.where(seen, 0.0, NEGATIVE).astype(jnp.float32)
+        return attend(take(q), k[:, :, :end], v[:, :, :end], bias, prefix, scale=scale)
+
+    parts = []
+    for quarter in range(QUARTERS):
+        first, last = quarter * length // QUARTERS, (quarter + 1) * length // QUARTERS
+        run = jax.checkpoint(functools.partial(attend_block, last), policy=jax.checkpoint_policies.nothing_saveable)
+        blocks = jax.lax.map(run, jnp.arange(first, last, block))  # [blocks, B, block, ...]
+        parts.append(jnp.moveaxis(blocks, 0, 1).reshape(q.shape[0], last - first, *blocks.shape[3:]))
+    return jnp.concatenate(parts, axis=1)[:, :T]
+
+
+def _is_split(shape: tuple[int, ...]) -> bool:
+    """Whether the mesh in use splits rows along their length."""
+    mesh = current_mesh()
+    return mesh is not None and partition(("batch", "sequence", "heads", None), shape, mesh)[1] is not None

@@ -1,0 +1,259 @@
+"""The sections of a GRPO config as frozen dataclasses, and the checks that need no device."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from typing import Any, Literal
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from r1jax.core.config import unpack
+from r1jax.core.sharding import MeshConfig
+from r1jax.core.structs import Sampling
+from r1jax.data.packing import RowShape
+from r1jax.data.tasks import TaskConfig
+from r1jax.eval.held_out import EvalConfig
+from r1jax.learner.optimizer import OptimizerConfig
+from r1jax.losses.policy import PRESETS, PolicyLossConfig
+from r1jax.models.lora import LoRAConfig
+from r1jax.rl.curriculum import PoolsConfig
+from r1jax.rl.policy_judge import JudgeConfig
+from r1jax.runs.model_setup import CheckpointConfig, LogConfig, ModelConfig, check, check_divides
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+    """What is sampled a step, and the engine's shapes.
+
+    max_prompt_tokens: 0 takes the longest prompt of the data. ignore_stop: sample to the limit whatever comes, for
+    benchmarks of equal work. limits: ((step, new tokens), ...), from each step on so many at most, as R1-Zero's grew;
+    max_new_tokens stays the engine's shape, and what evaluation samples. temperatures: ((step, temperature), ...),
+    linear in between; sampler and trainer follow it together. cache_pieces: steps in which the sampler's cache grows;
+    1 where it fills the memory (rollout/slots.py).
+    """
+
+    prompts_per_step: int = 8
+    group_size: int = 8
+    max_new_tokens: int = 128
+    max_prompt_tokens: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    slots: int = 64
+    prefill_batch: int = 8
+    ignore_stop: bool = False
+    cache_pieces: int = 4
+    limits: tuple[tuple[int, int], ...] = ()
+    temperatures: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def completions(self) -> int:
+        """Completions a step."""
+        return self.prompts_per_step * self.group_size
+
+    def sampling(self, stop_ids: tuple[int, ...]) -> Sampling:
+        """The same for one request."""
+        stop_ids = () if self.ignore_stop else stop_ids
+        return Sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.max_new_tokens, stop_ids)
+
+    def sampling_at(self, step: int, stop_ids: tuple[int, ...]) -> Sampling:
+        """The same at a step of training."""
+        same = self.sampling(stop_ids)
+        if self.limits:
+            same = dataclasses.replace(same, max_new_tokens=self.limit_at(step))
+        if self.temperatures:
+            same = dataclasses.replace(same, temperature=self.temperature_at(step))
+        return same
+
+    def limit_at(self, step: int) -> int:
+        """New tokens at most; before the first entry that one's."""
+        limits = [limit for start, limit in self.limits if start <= step] or [limit for _, limit in self.limits[:1]]
+        return limits[-1] if limits else self.max_new_tokens
+
+    def temperature_at(self, step: int) -> float:
+        """What logits are divided by."""
+        if not self.temperatures:
+            return self.temperature
+        steps, values = zip(*self.temperatures, strict=True)
+        return float(np.interp(step, steps, values))
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """rounds: so many times at most new prompts are asked for those whose groups had no spread (1: never; dynamic
+    sampling). filter_truncated: completions that ran into the limit take no part in the loss (overlong filtering).
+    """
+
+    rounds: int = 1
+    filter_truncated: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class ReferenceConfig:
+    """Every so many updates (0: never) the reference moves to the policy, by the share `mixing` of the way."""
+
+    every_updates: int = 0
+    mixing: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How a rollout becomes updates.
+
+    updates_per_step: mini-batches of whole groups. micro_batch_size: completions per device per accumulation, at full
+    length; shorter ones pack tighter. completions_per_row: how many of those share a row. share_prompts: a prompt
+    stands once in a row for all completions beside it; where rows are long and few completions fill them, a copy before
+    each lets a TPU's kernel for long rows run. logits_chunk: positions of a row whose logits exist at once (0: all).
+    old_logprobs: "trainer" recomputes them before the first of several updates, "sampler" takes the engine's.
+    replay_experts: routers choose for completions what the sampler's chose. bias_rate: by how much an update moves the
+    experts' correction biases (learner/balance.py). difference_alarm: bound on the mean log-prob difference that is
+    warned about.
+    """
+
+    updates_per_step: int = 1
+    micro_batch_size: int = 8
+    completions_per_row: int = 4
+    share_prompts: bool = True
+    logits_chunk: int = 0
+    old_logprobs: Literal["trainer", "sampler"] = "trainer"
+    replay_experts: bool = False
+    bias_rate: float = 0.0
+    zero_spread: float = 1e-3
+    difference_alarm: float = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class GRPOConfig:
+    """A whole GRPO run. `rewards`: registered name or module:function -> weight or {weight, arguments}."""
+
+    steps: int
+    model: ModelConfig
+    data: TaskConfig
+    rewards: dict[str, Any]
+    stage: str = "grpo"
+    seed: int = 0
+    mesh: MeshConfig = MeshConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    train: TrainConfig = TrainConfig()
+    loss: PolicyLossConfig = PolicyLossConfig()
+    reference: ReferenceConfig = ReferenceConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    pools: PoolsConfig = PoolsConfig()
+    judge: JudgeConfig = JudgeConfig()
+    lora: LoRAConfig = LoRAConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+    def row_shape(self, prompt_tokens: int, prefix: int) -> RowShape:
+        """The rows of an update for prompts of so many tokens at most, `prefix` of which all begin with."""
+        train = self.train
+        apart = prefix if train.share_prompts else 0
+        return RowShape(
+            prompt_tokens - apart, self.rollout.max_new_tokens, train.completions_per_row, apart, train.share_prompts
+        )
+
+
+# What a preset of the loss (losses/policy.py) asks of a whole run, beside its row of that table.
+RUN_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "r1": {"train": {"updates_per_step": 16}, "reference": {"every_updates": 400}},
+    "dapo": {"sampling": {"rounds": 4, "filter_truncated": True}},
+}
+
+
+def expand_preset(config: ConfigDict) -> dict[str, Any]:
+    """The config with what config.loss.preset says wherever it says nothing itself (absent or None)."""
+    values = config.to_dict()
+    sections = {name: values.get(name) or {} for name in ("loss", "train", "reference", "sampling")}
+    preset = sections["loss"].get("preset", "") if isinstance(sections["loss"], dict) else ""
+    table = {"loss": PRESETS.get(preset, {}), **RUN_PRESETS.get(preset, {})}
+    for name, section in sections.items():
+        if isinstance(section, dict):  # anything else is a mistake that `unpack` names
+            own = {key: value for key, value in section.items() if value is not None}
+            values[name] = {**table.get(name, {}), **own}
+    return values
+
+
+def read_config(config: ConfigDict) -> GRPOConfig:
+    """The config as dataclasses. Raises UserError for unknown keys, wrong types and impossible combinations."""
+    settings = unpack(GRPOConfig, expand_preset(config))
+    check_settings(settings)
+    return settings
+
+
+def check_settings(settings: GRPOConfig) -> None:
+    """Raises UserError for impossible combinations."""
+    rollout, train = settings.rollout, settings.train
+    for name in ("prompts_per_step", "max_new_tokens", "slots", "prefill_batch"):
+        check(f"rollout.{name}", value := getattr(rollout, name), value >= 1, "must be at least 1")
+    for name in ("updates_per_step", "micro_batch_size", "completions_per_row"):
+        check(f"train.{name}", value := getattr(train, name), value >= 1, "must be at least 1")
+    check("steps", settings.steps, settings.steps >= 1, "must be at least 1")
+    check("rollout.group_size", rollout.group_size, rollout.group_size >= 2, "must be at least 2 to compare answers")
+    hot, heat = rollout.temperature, settings.eval.temperature
+    check("rollout.temperature", hot, 0 < hot < math.inf, "must be positive to explore")
+    check("eval.temperature", heat, 0 <= heat < math.inf, "must be 0 (greedy) or more")
+    check("rollout.top_k", rollout.top_k, rollout.top_k >= 0, "must be 0 (off) or more")
+    check("rollout.top_p", rollout.top_p, 0 < rollout.top_p <= 1, "must be above 0 and at most 1 (off)")
+    check("rollout.min_p", rollout.min_p, 0 <= rollout.min_p <= 1, "must be from 0 (off) to 1")
+    check("rollout.max_prompt_tokens", rollout.max_prompt_tokens, rollout.max_prompt_tokens >= 0, "must be 0 or more")
+    check("eval.strict", settings.eval.strict, bool(settings.eval.strict), "must name at least one reward")
+    check("eval.lenient", settings.eval.lenient, bool(settings.eval.lenient), "must name a reward")
+    check_divides(
+        "rollout.prompts_per_step", rollout.prompts_per_step, "train.updates_per_step", train.updates_per_step
+    )
+    check_divides(
+        "train.micro_batch_size", train.micro_batch_size, "train.completions_per_row", train.completions_per_row
+    )
+    per_update = rollout.completions // train.updates_per_step
+    check_divides(
+        "rollout.prompts_per_step x group_size / updates_per_step",
+        per_update,
+        "train.micro_batch_size",
+        train.micro_batch_size,
+    )
+    targets = train.completions_per_row * rollout.max_new_tokens
+    if 0 < train.logits_chunk < targets:
+        check_divides(
+            "train.completions_per_row x rollout.max_new_tokens", targets, "train.logits_chunk", train.logits_chunk
+        )
+    _check_controls(settings)
+    check("rewards", settings.rewards, bool(settings.rewards), "must name a reward")
+
+
+def _check_controls(settings: GRPOConfig) -> None:
+    """What steers sampling, the loss and the reference."""
+    rollout, train, loss, reference = settings.rollout, settings.train, settings.loss, settings.reference
+    for name in ("clip_low", "clip_high", "clip_delta", "kl_coefficient", "correction_low"):
+        check(f"loss.{name}", value := getattr(loss, name), value >= 0, "must be 0 or more")
+    check(
+        "loss.correction_high", loss.correction_high, loss.correction_high > loss.correction_low, "must be the larger"
+    )
+    own = train.updates_per_step > 1 and train.old_logprobs == "sampler"
+    check(
+        "loss.correction",
+        loss.correction,
+        loss.correction == "none" or not own,
+        "compares trainer and sampler, which config.train.old_logprobs = 'sampler' takes for the same",
+    )
+    check("sampling.rounds", settings.sampling.rounds, settings.sampling.rounds >= 1, "must be at least 1")
+    for name in ("limits", "temperatures"):
+        points = getattr(rollout, name)
+        rising = all(a[0] < b[0] for a, b in itertools.pairwise(points))
+        check(f"rollout.{name}", points, rising, "must be (step, value) pairs by rising steps")
+    inside = all(1 <= limit <= rollout.max_new_tokens for _, limit in rollout.limits)
+    check("rollout.limits", rollout.limits, inside, f"must be from 1 to max_new_tokens = {rollout.max_new_tokens}")
+    positive = all(0 < value < math.inf for _, value in rollout.temperatures)
+    check("rollout.temperatures", rollout.temperatures, positive, "must be positive")
+    check("reference.every_updates", reference.every_updates, reference.every_updates >= 0, "must be 0 or more")
+    check("reference.mixing", reference.mixing, 0 < reference.mixing <= 1, "must be above 0 and at most 1")
+    if reference.every_updates:
+        check_divides(
+            "reference.every_updates", reference.every_updates, "train.updates_per_step", train.updates_per_step
+        )
+    check("pools.skip", settings.pools.skip, 0 <= settings.pools.skip <= 1, "must be from 0 to 1")

@@ -1,0 +1,68 @@
+"""The policy as its own judge: what rewards that call a model (`get_self_rank_reward`, ...) are given as `generate`.
+
+Prompts of a judge are longer than those of the data and share no prefix with them, so they go through engines of their
+own, one for each size of prompt (sampler.py), on the present weights. Seeds are a function of (seed, step, place).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from flax import nnx
+
+from r1jax.core.structs import Request, Sampling
+from r1jax.models.transformer import Params
+from r1jax.runs.sampler import Sampler
+from r1jax.text.encoding import encode_prompt
+from r1jax.text.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeConfig:
+    """How judgements are sampled."""
+
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+
+
+class Judge:
+    """`judge(prompts) -> texts`, while `weights` are lent to it."""
+
+    def __init__(self, config: JudgeConfig, *, seed: int, slots: int):
+        self.config, self.seed, self.slots = config, seed, slots
+        self._sampler: Sampler | None = None
+        self._step = self._asked = 0
+
+    def attach(self, graph: nnx.GraphDef, tokenizer: Tokenizer) -> None:
+        """The model that judges, once it is there."""
+        self._sampler = Sampler(graph, {}, tokenizer, tokenizer.eos_ids, slots=self.slots)
+
+    @contextlib.contextmanager
+    def weights(self, params: Params, step: int) -> Iterator[None]:
+        """Lends the weights of a step."""
+        assert self._sampler is not None
+        self._sampler.params, self._step, self._asked = params, step, 0
+        try:
+            yield
+        finally:
+            self._sampler.params = {}
+
+    def __call__(self, prompts: Sequence[str | Sequence[Mapping[str, Any]]]) -> list[str]:
+        """One reply a prompt, in order."""
+        sampler, config = self._sampler, self.config
+        assert sampler is not None and sampler.tokenizer is not None
+        sampling = Sampling(config.temperature, 0, 1.0, 0.0, config.max_new_tokens, sampler.stop_ids)
+        requests = [
+            Request(
+                encode_prompt(sampler.tokenizer, prompt),
+                sampling,
+                zlib.crc32(f"judge {self.seed} {self._step} {number}".encode()),
+            )
+            for number, prompt in enumerate(prompts, start=self._asked)
+        ]
+        self._asked += len(requests)
+        return [sampler.decode(completion.tokens) for completion in sampler.generate(requests)]

@@ -1,0 +1,133 @@
+"""The sampling half of a GRPO step: which prompts are asked, how, what the answers earn, and which groups are kept.
+
+Dynamic sampling (DAPO, 2503.14476): groups whose members all earned the same teach nothing. They are dropped and as
+many new prompts are asked, in at most `sampling.rounds` rounds; what is then still missing is filled with dropped ones,
+so that a step always has its number of prompts. Request seeds are a function of (seed, step, place).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from r1jax.core import distributed
+from r1jax.core.structs import Request
+from r1jax.losses.advantage import group_advantages
+from r1jax.models.transformer import Params
+from r1jax.rewards.base import Reward, Scores, score
+from r1jax.rl.curriculum import Pools
+from r1jax.rl.grpo_config import GRPOConfig
+from r1jax.rl.rollout_batch import Groups, join_groups, join_scores
+from r1jax.rollout.engine import Engine
+from r1jax.text.encoding import PromptEncoder
+from r1jax.text.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """All that was sampled in a step. kept: the prompts that are trained on, in order; flat: those without spread.
+
+    left_out: completions that take no part in the loss, whatever they earned [P, G].
+    """
+
+    groups: Groups
+    scores: Scores
+    kept: np.ndarray
+    flat: np.ndarray
+    left_out: np.ndarray
+    metrics: dict[str, float]
+
+
+class Rollouts:
+    """Samples, scores and chooses the groups of each step."""
+
+    def __init__(
+        self,
+        settings: GRPOConfig,
+        engine: Engine,
+        pools: Pools,
+        encode: PromptEncoder,
+        tokenizer: Tokenizer,
+        rewards: Sequence[Reward],
+    ):
+        self.settings, self.engine, self.pools = settings, engine, pools
+        self.encode, self.tokenizer, self.rewards = encode, tokenizer, rewards
+
+    def draw(self, params: Params, step: int) -> Drawn:
+        """The groups of a step, with what they earned."""
+        rollout, sampling = self.settings.rollout, self.settings.sampling
+        P, G = rollout.prompts_per_step, rollout.group_size
+        rounds: list[tuple[Groups, Scores]] = []
+        flat = np.zeros(0, bool)
+        seconds = 0.0
+        while len(rounds) < sampling.rounds and (missing := P - int((~flat).sum())):
+            begin = time.perf_counter()
+            groups = self._sample(params, self.pools.take(missing), step, first=len(flat))
+            seconds += time.perf_counter() - begin
+            scores = self._score(groups)
+            rounds.append((groups, scores))
+            rewards_PG = np.where(scores.out_of_loss, np.nan, scores.total).reshape(-1, G)
+            flat = np.append(flat, group_advantages(rewards_PG, zero_spread=self.settings.train.zero_spread)[1])
+        groups, scores = join_groups([g for g, _ in rounds]), join_scores([s for _, s in rounds])
+        kept = np.sort(np.argsort(flat, kind="stable")[:P])
+        cut_short = np.array([c.finish_reason == "length" for c in groups.completions])
+        left_out = scores.out_of_loss | (cut_short & sampling.filter_truncated)
+        metrics = {"time/rollout": seconds, **scores.metrics} | self._describe(step, flat, kept, cut_short, len(rounds))
+        solved = scores.by_name[self.settings.pools.reward or self.rewards[0].name]
+        metrics |= self.pools.remember(groups.rows, solved.reshape(-1, G))
+        return Drawn(groups, scores, kept, flat, left_out.reshape(-1, G), metrics)
+
+    def _describe(
+        self, step: int, flat: np.ndarray, kept: np.ndarray, cut_short: np.ndarray, rounds: int
+    ) -> dict[str, float]:
+        """What the controls of sampling did; nothing for those that are off."""
+        rollout, sampling = self.settings.rollout, self.settings.sampling
+        metrics: dict[str, float] = {}
+        if sampling.rounds > 1:
+            unfilled = int(flat[kept].sum())
+            metrics |= {
+                "dynamic_sampling/rounds": float(rounds),
+                "dynamic_sampling/dropped": float(len(flat) - len(kept)),
+                "dynamic_sampling/unfilled": float(unfilled),
+            }
+        if sampling.filter_truncated:
+            metrics["completions/filtered_ratio"] = float(cut_short.mean())
+        if rollout.limits:
+            metrics["rollout/limit"] = float(rollout.limit_at(step))
+        if rollout.temperatures:
+            metrics["rollout/temperature"] = rollout.temperature_at(step)
+        return metrics
+
+    def _sample(self, params: Params, rows: list[dict[str, Any]], step: int, *, first: int) -> Groups:
+        """Groups of answers to rows; `first` is the place of the first row in the step."""
+        rollout = self.settings.rollout
+        sampling = rollout.sampling_at(step, self.tokenizer.eos_ids)
+        prompts = [self.encode(row["prompt"]) for row in rows]
+        requests = [
+            Request(prompt, sampling, zlib.crc32(f"{self.settings.seed} {step} {p} {g}".encode()))
+            for p, prompt in enumerate(prompts, start=first)
+            for g in range(rollout.group_size)
+        ]
+        completions = self.engine.generate(params, requests)
+        return Groups(rows, prompts, completions, [self.tokenizer.decode(c.tokens) for c in completions])
+
+    def _score(self, groups: Groups) -> Scores:
+        G = self.settings.rollout.group_size
+        repeated = [row for row in groups.rows for _ in range(G)]
+        names = dict.fromkeys(key for row in groups.rows for key in row if key != "prompt")
+        scores = score(
+            self.rewards,
+            prompts=[row["prompt"] for row in repeated],
+            completions=groups.texts,
+            completion_ids=[list(c.tokens) for c in groups.completions],
+            columns={name: [row.get(name) for row in repeated] for name in names},
+            group_size=G,
+            processes=distributed,
+        )
+        total, by_name, out_of_loss = distributed.from_first((scores.total, scores.by_name, scores.out_of_loss))
+        return dataclasses.replace(scores, total=total, by_name=by_name, out_of_loss=out_of_loss)

@@ -1,0 +1,249 @@
+"""The training half of a GRPO step: groups with advantages become packed rows, and those the updates of the policy.
+
+All of a step's old and reference log-probs are computed before its first update. Weights of tokens are made where a
+whole update is known, so micro-batches and meshes change nothing (losses/aggregation.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from r1jax.core import distributed
+from r1jax.core.sharding import batch_parts, sharding
+from r1jax.core.tree import count_parameters
+from r1jax.data.packing import PackedRows, RowShape, pack_completions
+from r1jax.learner.balance import LOAD, measure_load
+from r1jax.learner.optimizer import make_optimizer, make_schedule
+from r1jax.learner.policy_objective import Scoring, make_loss, score_rows, summarize
+from r1jax.learner.state import TrainState, abstract_state, init_state
+from r1jax.learner.step import Learner
+from r1jax.learner.trainable import Trainable
+from r1jax.losses.aggregation import token_weights
+from r1jax.losses.policy import estimate_kl
+from r1jax.models.transformer import Params
+from r1jax.rl.grpo_config import GRPOConfig
+from r1jax.rl.rollout_batch import Groups
+
+_FED = ("tokens", "positions", "segments", "index", "targets")
+
+Arrays = dict[str, np.ndarray]
+
+
+class Work(NamedTuple):
+    """What the updates of a step computed: completion tokens trained on, and useful FLOPs (6 a parameter and token)."""
+
+    tokens: int
+    flops: float
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class PolicyState(TrainState):
+    """What a run saves whose reference changes: the state, and the reference of its KL term."""
+
+    reference: Params
+
+
+class Updates:
+    """The policy in training: its state, its reference (None: no KL term), and the programs that change them.
+
+    State and reference are what is trained, all parameters or adapters (learner/trainable.py).
+    """
+
+    def __init__(
+        self,
+        settings: GRPOConfig,
+        trainable: Trainable,
+        shape: RowShape,
+        prefix: tuple[int, ...],
+    ):
+        self.settings, self.trainable, self.shape = settings, trainable, shape
+        graph, params, axes = trainable.graph, trainable.params, trainable.axes
+        self.sizes = count_parameters(trainable.base or params)
+        updates = settings.train.updates_per_step
+        total = settings.steps * updates
+        self.schedule = make_schedule(settings.optimizer, total)
+        self.optimizer = make_optimizer(settings.optimizer, total)
+        scoring = Scoring(settings.rollout.temperature, settings.train.logits_chunk, prefix)
+        loss = make_loss(graph, settings.loss, scoring, on_policy=updates == 1)
+        self.learner = Learner(trainable.wrap(loss), self.optimizer, bias_rate=settings.train.bias_rate)
+        self.logprobs = jax.jit(lambda params, batch: score_rows(graph, params, batch, scoring)[0])
+        self.reference = jax.tree.map(jnp.copy, params) if settings.loss.kl_coefficient else None
+        self.policy: TrainState = init_state(params, axes, self.optimizer)
+        self._mix = jax.jit(_mix)
+
+    def weights(self) -> Params:
+        """The present parameters of the model; with LoRA a merged copy."""
+        return self.trainable.whole(self.policy.params)
+
+    # --- What a checkpoint holds ---
+
+    @property
+    def moves_reference(self) -> bool:
+        """Whether the reference is more than the model that the run began with."""
+        return self.reference is not None and self.settings.reference.every_updates > 0
+
+    @property
+    def state(self) -> TrainState:
+        """All that training changes."""
+        policy = self.policy
+        if self.reference is None or not self.settings.reference.every_updates:
+            return policy
+        return PolicyState(policy.params, policy.opt_state, policy.updates, self.reference)
+
+    @state.setter
+    def state(self, state: TrainState) -> None:
+        if isinstance(state, PolicyState):
+            self.reference = state.reference
+        self.policy = TrainState(state.params, state.opt_state, state.updates)
+
+    def abstract_state(self) -> TrainState:
+        """Shapes with shardings of `state`."""
+        shapes = abstract_state(self.policy.params, self.trainable.axes, self.optimizer)
+        if not self.moves_reference:
+            return shapes
+        return PolicyState(shapes.params, shapes.opt_state, shapes.updates, shapes.params)
+
+    # --- One step ---
+
+    def measure_kl(self, groups: Groups, temperature: float) -> np.ndarray:
+        """Each completion's divergence from the reference, summed over its tokens, by the sampler's log-probs [N]."""
+        assert self.reference is not None
+        count = len(groups.completions)
+        packed, arrays = self._plan(groups, np.zeros(count), np.zeros(count, bool), np.zeros(count, bool))
+        packed, arrays = self._add_logprobs("reference_logprobs", self.reference, packed, arrays, temperature)
+        sampler, reference = (jnp.asarray(arrays[f"{name}_logprobs"]) for name in ("sampler", "reference"))
+        kl = np.asarray(estimate_kl(sampler, reference, self.settings.loss), np.float64)
+        return np.add.reduceat(kl, np.cumsum([0, *(len(c.tokens) for c in groups.completions)])[:-1])
+
+    def take(
+        self, groups: Groups, advantages_PG: np.ndarray, left_out_PG: np.ndarray, temperature: float
+    ) -> tuple[dict[str, float], Work]:
+        """All updates of a step -> (metrics, work).
+
+        left_out_PG: completions that take no part in any loss. What has no gradient is not computed, except that each
+        update measures one group at least.
+        """
+        settings, G = self.settings, advantages_PG.shape[1]
+        P = len(groups.prompts) // settings.train.updates_per_step
+        plans = []
+        for first in range(0, len(groups.prompts), P):
+            part = np.arange(first, first + P)
+            skip_PG = left_out_PG[part].copy()
+            if not settings.loss.needs_all_tokens:
+                skip_PG |= (np.where(left_out_PG, 0.0, advantages_PG)[part] == 0).all(axis=1, keepdims=True)
+            if skip_PG.all():
+                shown = int((~left_out_PG[part]).any(axis=1).argmax())
+                skip_PG[shown] = left_out_PG[part][shown]
+            plans.append(
+                self._plan(
+                    groups.pick(part, G), advantages_PG[part].ravel(), left_out_PG[part].ravel(), skip_PG.ravel()
+                )
+            )
+        if settings.train.updates_per_step > 1 and settings.train.old_logprobs == "trainer":
+            plans = [self._add_logprobs("old_logprobs", self.policy.params, *plan, temperature) for plan in plans]
+        if self.reference is not None and settings.loss.kl_in == "loss":
+            plans = [self._add_logprobs("reference_logprobs", self.reference, *plan, temperature) for plan in plans]
+        outcomes, sums = [], []
+        for packed, arrays in plans:
+            batches = map(self.trainable.feed, self._batches(packed, arrays, temperature))
+            self.policy, outcome, parts = self.learner.update(self.policy, batches)
+            outcomes.append(outcome)
+            sums.append(parts)
+        outcomes, sums = distributed.fetch((outcomes, sums))
+        fed = sum(int((packed.segments > 0).sum()) for packed, _ in plans)
+        targets = sum(int((packed.source >= 0).sum()) for packed, _ in plans)
+        metrics = {key: float(np.mean([outcome[key] for outcome in outcomes])) for key in ("loss", "grad_norm")}
+        metrics["learning_rate"] = float(self.schedule(int(self.policy.updates) - 1))
+        metrics |= summarize(sums) | self._move_reference()
+        if loads := [outcome[LOAD] for outcome in outcomes if LOAD in outcome]:
+            metrics |= measure_load(np.sum(loads, axis=0))
+        return metrics, Work(targets, 6.0 * (self.sizes.body * fed + self.sizes.head * targets))
+
+    def _move_reference(self) -> dict[str, float]:
+        """Mixes the policy into the reference when that is due; how old the reference is."""
+        every, updates = self.settings.reference.every_updates, int(self.policy.updates)
+        if not self.moves_reference:
+            return {}
+        if updates % every == 0:
+            self.reference = self._mix(self.reference, self.policy.params, self.settings.reference.mixing)
+        return {"reference/age_updates": float(updates % every)}
+
+    # --- Rows and batches ---
+
+    def _plan(
+        self, groups: Groups, advantages: np.ndarray, left_out: np.ndarray, skip: np.ndarray
+    ) -> tuple[PackedRows, Arrays]:
+        """The packed rows of one update and its values per completion token."""
+        completions = groups.completions
+        lengths = np.array([len(c.tokens) for c in completions])
+        G = len(completions) // len(groups.prompts)
+        packed = pack_completions(
+            groups.prompts,
+            [c.tokens for c in completions],
+            np.repeat(np.arange(len(groups.prompts)), G).tolist(),
+            self.shape,
+            multiple=self._rows_per_batch(),
+            skip=skip.tolist(),
+        )
+        weights = token_weights(
+            lengths,
+            self.settings.loss.aggregation,
+            constant=self.settings.rollout.max_new_tokens,
+            left_out=left_out,
+        )
+        arrays = {
+            "sampler_logprobs": np.concatenate([c.logprobs for c in completions]).astype(np.float32),
+            "advantages": np.repeat(advantages, lengths).astype(np.float32),
+            "weights": np.repeat(weights, lengths).astype(np.float32),
+        }
+        if self.settings.train.replay_experts:
+            arrays["experts"] = np.concatenate([c.experts for c in completions if c.experts is not None])
+        return packed, arrays
+
+    def _rows_per_batch(self) -> int:
+        train = self.settings.train
+        return train.micro_batch_size // train.completions_per_row * batch_parts()
+
+    def _batches(self, packed: PackedRows, arrays: Arrays, temperature: float) -> list[dict[str, jax.Array]]:
+        """Micro-batches on their devices."""
+        asked = {"prefixes": self.shape.share_prompts, "sequences": self.settings.loss.needs_sequences}
+        names = (*_FED, *(name for name, needed in asked.items() if needed))
+        whole = {name: getattr(packed, name) for name in names}
+        whole |= {k: packed.lay_out(v, -1 if k == "experts" else 0) for k, v in arrays.items()}
+        size = self._rows_per_batch()
+        pieces = [
+            {name: value[start : start + size] for name, value in whole.items()}
+            for start in range(0, len(packed.tokens), size)
+        ]
+        if self.settings.rollout.temperatures:
+            pieces = [{**piece, "temperature": np.float32(temperature)} for piece in pieces]
+        place = lambda x: sharding(("batch", *[None] * (x.ndim - 1))[: x.ndim], x.shape, name="micro-batch")
+        return [distributed.put_global(piece, jax.tree.map(place, piece)) for piece in pieces]
+
+    def _add_logprobs(
+        self, name: str, params: Params, packed: PackedRows, arrays: Arrays, temperature: float
+    ) -> tuple[PackedRows, Arrays]:
+        """Log-probs of the rows under trained `params`, back as one value per completion token."""
+        weights = self.trainable.whole(params)
+        parts = [self.logprobs(weights, batch) for batch in self._batches(packed, arrays, temperature)]
+        laid_out = np.concatenate(distributed.fetch(parts))
+        flat = np.zeros_like(arrays["sampler_logprobs"])
+        inside = packed.source >= 0
+        flat[packed.source[inside]] = laid_out[inside]
+        return packed, {**arrays, name: flat}
+
+
+def _mix(reference: Params, params: Params, share: jax.Array) -> Params:
+    """(1 - share) reference + share params, in float32; all of the policy at share 1."""
+
+    def mix(old: Any, new: Any) -> jax.Array:
+        whole = (1.0 - share) * old.astype(jnp.float32) + share * new.astype(jnp.float32)
+        return whole.astype(old.dtype)
+
+    return jax.tree.map(mix, reference, params)

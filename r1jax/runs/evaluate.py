@@ -1,0 +1,119 @@
+"""A model, or completions that exist, measured on benchmarks: one JSON of scores, and every completion beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from r1jax.core import console, distributed
+from r1jax.core.errors import UserError
+from r1jax.core.structs import Completion
+from r1jax.data.files import read_rows
+from r1jax.data.sources import Row
+from r1jax.eval.benchmarks import Problem
+from r1jax.eval.extraction import read_gold
+from r1jax.eval.headline import format_value
+from r1jax.eval.score import Answered, score
+from r1jax.runs.generate import Generation, encode_rows, sample_prompts
+from r1jax.runs.sampler import Sampler
+
+Scores = dict[str, Any]
+SHOWN = ("pass@1", "pass@k", "cons@k", "lenient_pass@1", "format_rate", "truncated")
+
+
+def answer_problems(sampler: Sampler, problems: Sequence[Problem], config: Generation) -> list[Answered]:
+    """The model's `num_samples` completions of every problem."""
+    prompts = encode_rows([Row(problem.place, {"prompt": problem.prompt}) for problem in problems], sampler)
+    shown, done = time.perf_counter(), 0
+    with console.Progress(len(problems), title="problems") as progress:
+
+        def show(number: int, completions: list[Completion]) -> None:
+            nonlocal shown, done
+            done += 1
+            if time.perf_counter() - shown > 10 or done == len(problems):
+                shown = time.perf_counter()
+                progress.update(done, {})
+
+        found = sample_prompts(sampler, prompts, config, on_row=show)
+    return [
+        Answered(
+            problem.prompt,
+            problem.gold,
+            [sampler.decode(c.tokens) for c in completions],
+            [len(c.tokens) for c in completions],
+            [c.finish_reason for c in completions],
+        )
+        for problem, completions in zip(problems, found, strict=True)
+    ]
+
+
+def read_samples(path: str, *, limit: int = 0) -> list[Answered]:
+    """Completions that exist: rows of `completions` and `solution`, as `generate` writes them.
+
+    Raises UserError for a missing file or a row without the two, naming file and line.
+    """
+    problems = []
+    for place, columns in read_rows(path, key="--samples")[: limit or None]:
+        completions, solution = columns.get("completions"), columns.get("solution")
+        if not (isinstance(completions, list) and completions and all(isinstance(c, str) for c in completions)):
+            raise UserError(f"{place}: completions must be a list of texts, got {str(completions)[:60]} (--samples)")
+        if isinstance(solution, float) and solution.is_integer():
+            solution = int(solution)
+        gold = "" if solution is None else read_gold(str(solution))
+        if not gold:
+            raise UserError(f"{place}: no solution to compare with (--samples)")
+        tokens, reasons = columns.get("completion_tokens"), columns.get("finish_reasons")
+        problem = columns.get("prompt", columns.get("problem"))
+        problems.append(Answered(problem, gold, completions, tokens and [len(ids) for ids in tokens], reasons))
+    if not problems:
+        raise UserError(f"{path} holds no row (--samples)")
+    return problems
+
+
+def score_benchmarks(answered: Mapping[str, Sequence[Answered]], k: int = 0) -> tuple[Scores, list[dict[str, Any]]]:
+    """(scores by benchmark, the rows of all of them for samples.jsonl)."""
+    scores: Scores = {}
+    rows = []
+    for name, problems in answered.items():
+        scores[name], described = score(problems, k)
+        rows += [{"benchmark": name, **row} for row in described]
+    return scores, rows
+
+
+def write_scores(output: str | pathlib.Path, model: str, scores: Scores, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes OUT.json and OUT.samples.jsonl, each in one move. Raises UserError where that cannot be."""
+    output = pathlib.Path(output)
+    if not distributed.is_writer():
+        return
+    texts = {
+        samples_file(output): "".join(json.dumps(row) + "\n" for row in rows),
+        output: json.dumps({"model": model, "benchmarks": scores}, indent=2) + "\n",
+    }
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        for path, text in texts.items():
+            draft = path.with_name(path.name + ".draft")
+            draft.write_text(text, "utf-8")
+            os.replace(draft, path)
+    except OSError as error:
+        raise UserError(f"{output} cannot be written: {error.strerror}") from error
+
+
+def samples_file(output: pathlib.Path) -> pathlib.Path:
+    """OUT.samples.jsonl of OUT.json."""
+    return output.with_name(output.name.removesuffix(".json") + ".samples.jsonl")
+
+
+def show_scores(scores: Scores) -> None:
+    """The scores as a table on the console."""
+    rows = []
+    for name, values in scores.items():
+        row = {"benchmark": name, "problems": values["n"], "k": values["k"]}
+        for key in SHOWN:
+            row[key] = format_value(values[key], values.get(f"{key}_stderr"), is_rate=True)
+        rows.append(row)
+    console.show_table("scores", rows)

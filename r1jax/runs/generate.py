@@ -1,0 +1,223 @@
+"""Completions of the prompts in a file, written row by row, and taken up again where a killed run stopped.
+
+Input rows hold `prompt` (a text, or messages for the chat template) or `tokens` (ids). An output row is the input row
+with `completions`, `completion_tokens`, `logprobs` and `finish_reasons`, one of each a sample. What a row gets is a
+function of the seed, its number and its tokens: neither the batch size nor an interruption changes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import pathlib
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from r1jax.core import console, distributed
+from r1jax.core.errors import UserError
+from r1jax.core.structs import Completion, Request, Sampling
+from r1jax.data.sources import Row
+from r1jax.runs.journal import Journal
+from r1jax.runs.sampler import Sampler
+from r1jax.text.encoding import encode_prompt, find_prefix
+
+log = logging.getLogger(__name__)
+
+RESULTS = ("completions", "completion_tokens", "logprobs", "finish_reasons")
+WINDOW = 16  # requests in hand at once, in multiples of the slots: a window ends with some slots idle
+SHOW_SECONDS = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """How every row is sampled. `temperature` 0 is greedy, with log-probs at temperature 1."""
+
+    num_samples: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int = 256
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, lowest in {"num_samples": 1, "temperature": 0, "top_k": 0, "max_new_tokens": 1}.items():
+            if getattr(self, name) < lowest:
+                raise UserError(f"{name} must be at least {lowest}, got {getattr(self, name)}")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+
+    def sampling(self, stop_ids: tuple[int, ...]) -> Sampling:
+        """The same for one request."""
+        if self.temperature == 0:
+            return Sampling(temperature=0.0, max_new_tokens=self.max_new_tokens, stop_ids=stop_ids)
+        return Sampling(self.temperature, self.top_k, self.top_p, 0.0, self.max_new_tokens, stop_ids)
+
+
+def generate_file(
+    sampler: Sampler, rows: Sequence[Row], output: str | pathlib.Path, config: Generation, *, model: str = ""
+) -> dict[str, float]:
+    """Completes every row into `output`; rows that it holds already are kept. Returns the counts of what was done.
+
+    model: what the settings beside the output say of it; a file of other settings is refused.
+    Raises UserError for a row without a usable prompt, and for an output that holds rows of other settings.
+    """
+    prompts = encode_rows(rows, sampler)
+    inputs = [_identify(row.columns) for row in rows]
+    answers = lambda number, row: _is_whole(row, config.num_samples) and _identify(row) == inputs[number]
+    settings = {"model": model, **dataclasses.asdict(config)}
+    _check_settings(pathlib.Path(output), settings)
+    journal = Journal(output, len(rows), answers, active=distributed.is_writer())
+    if distributed.is_writer():
+        _settings_file(pathlib.Path(output)).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+    if len(journal.todo) < len(rows):
+        log.info("%s: %d of %d rows are there already and kept", output, len(rows) - len(journal.todo), len(rows))
+    try:
+        counts = _fill(sampler, rows, prompts, journal, config)
+    finally:
+        journal.close()
+    log.info(
+        "%s: %d rows, %d completions and %d tokens in %.1f s, %.0f tokens/s",
+        output,
+        *(counts[name] for name in ("rows", "completions", "tokens", "seconds", "tokens_per_second")),
+    )
+    return counts
+
+
+def sample_prompts(
+    sampler: Sampler,
+    prompts: Sequence[tuple[int, ...]],
+    config: Generation,
+    *,
+    todo: Sequence[int] | None = None,
+    on_row: Callable[[int, list[Completion]], None] = lambda number, completions: None,
+) -> list[list[Completion]]:
+    """`num_samples` completions of each prompt, or of those whose numbers are in `todo`.
+
+    on_row: told (number, completions) as soon as a prompt has all of them.
+    """
+    todo = range(len(prompts)) if todo is None else todo
+    sampling, G = config.sampling(sampler.stop_ids), config.num_samples
+    # Of all prompts, not of those to do: an interruption must not change what is computed.
+    prefix, slots = find_prefix(prompts) if prompts else (), min(sampler.slots, len(prompts) * G)
+    step = max(1, WINDOW * slots // G)
+    found: list[list[Completion]] = []
+    for first in range(0, len(todo), step):
+        numbers = todo[first : first + step]
+        groups: list[dict[int, Completion]] = [{} for _ in numbers]
+
+        def keep(request: int, completion: Completion, numbers: Any = numbers, groups: Any = groups) -> None:
+            group = groups[request // G]
+            group[request % G] = completion
+            if len(group) == G:
+                on_row(numbers[request // G], [group[g] for g in range(G)])
+
+        requests = [
+            Request(prompts[number], sampling, zlib.crc32(f"{config.seed} {number} {g}".encode()))
+            for number in numbers
+            for g in range(G)
+        ]
+        sampler.generate(requests, prefix=prefix, slots=slots, on_complete=keep)
+        found += [[group[g] for g in range(G)] for group in groups]
+    return found
+
+
+def encode_rows(rows: Sequence[Row], sampler: Sampler) -> list[tuple[int, ...]]:
+    """The prompt of every row as ids. Raises UserError, naming the row, for one without a usable prompt."""
+    prompts = []
+    for place, columns in rows:
+        try:
+            prompts.append(_encode(columns, sampler))
+        except UserError as error:
+            raise UserError(f"{place}: {error}") from None
+    return prompts
+
+
+def _fill(
+    sampler: Sampler, rows: Sequence[Row], prompts: Sequence[tuple[int, ...]], journal: Journal, config: Generation
+) -> dict[str, float]:
+    """Does what the journal still lacks."""
+    begin = shown = time.perf_counter()
+    counts = {"rows": 0, "completions": 0, "tokens": 0}
+    todo, kept = journal.todo, len(rows) - len(journal.todo)
+    with console.Progress(len(rows), start=kept, title="rows") as progress:
+
+        def write(number: int, completions: list[Completion]) -> None:
+            nonlocal shown
+            journal.put(number, {**_input(rows[number].columns), **_results(completions, sampler)})
+            for name, more in zip(counts, (1, len(completions), sum(len(c.tokens) for c in completions)), strict=True):
+                counts[name] += more
+            now = time.perf_counter()
+            if now - shown > SHOW_SECONDS or counts["rows"] == len(todo):
+                shown = now
+                speed = counts["tokens"] / (now - begin)
+                progress.update(kept + counts["rows"], {"rollout/tokens_per_second": speed})
+
+        sample_prompts(sampler, prompts, config, todo=todo, on_row=write)
+    seconds = time.perf_counter() - begin
+    return {**counts, "seconds": seconds, "tokens_per_second": counts["tokens"] / seconds if todo else 0.0}
+
+
+def _encode(columns: Mapping[str, Any], sampler: Sampler) -> tuple[int, ...]:
+    if "tokens" in columns:
+        ids = columns["tokens"]
+        if not (isinstance(ids, list) and ids and all(type(i) is int and 0 <= i < sampler.vocab_size for i in ids)):
+            raise UserError(f"tokens must be a list of ids from 0 to {sampler.vocab_size - 1}, got {str(ids)[:60]}")
+        return tuple(ids)
+    prompt: Any = columns.get("prompt")
+    is_messages = isinstance(prompt, list) and prompt and all(isinstance(turn, dict) for turn in prompt)
+    if not (is_messages or (isinstance(prompt, str) and prompt)):
+        got = f"prompt {str(prompt)[:60]!r}" if "prompt" in columns else ", ".join(columns) or "nothing"
+        raise UserError(f"a row needs prompt (a text or a list of messages) or tokens (a list of ids), got {got}")
+    if sampler.tokenizer is None:
+        raise UserError("the model has no tokenizer, so a row needs tokens (a list of ids) in place of prompt")
+    tokens = encode_prompt(sampler.tokenizer, prompt)
+    if not tokens:
+        raise UserError(f"the prompt {str(prompt)[:60]!r} gives no token")
+    return tokens
+
+
+def _results(completions: Sequence[Completion], sampler: Sampler) -> dict[str, Any]:
+    return {
+        "completions": [sampler.decode(c.tokens) for c in completions],
+        "completion_tokens": [list(c.tokens) for c in completions],
+        "logprobs": [[float(f"{value:.8g}") for value in c.logprobs] for c in completions],
+        "finish_reasons": [c.finish_reason for c in completions],
+    }
+
+
+def _input(columns: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in columns.items() if name not in RESULTS}
+
+
+def _identify(columns: Mapping[str, Any]) -> str:
+    """A hash of an input row, found again in its output row."""
+    return hashlib.sha256(json.dumps(_input(columns), sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _is_whole(row: Mapping[str, Any], num_samples: int) -> bool:
+    return all(isinstance(row.get(name), list) and len(row[name]) == num_samples for name in RESULTS)
+
+
+def _settings_file(output: pathlib.Path) -> pathlib.Path:
+    return output.with_name(output.name + ".settings.json")
+
+
+def _check_settings(output: pathlib.Path, settings: Mapping[str, Any]) -> None:
+    """Rows of two ways to sample must not end in one file."""
+    file = _settings_file(output)
+    if not (file.exists() and output.exists() and output.stat().st_size):
+        return
+    try:
+        before = json.loads(file.read_text("utf-8"))
+    except ValueError:
+        return
+    for name, value in settings.items():
+        if name in before and before[name] != value:
+            raise UserError(
+                f"{output} holds rows made with {name}={before[name]!r}, this run has {name}={value!r}: "
+                "name another output, or delete it to start anew"
+            )

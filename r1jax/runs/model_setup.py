@@ -1,0 +1,141 @@
+"""The sections of a config that every training stage has, as frozen dataclasses, and what they all do with them."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from types import ModuleType
+from typing import Any, Literal
+
+from flax import nnx
+
+from r1jax.core.errors import UserError
+from r1jax.models.dispatch import GROUPED, Dispatch
+from r1jax.models.families.presets import find_preset, replace_sizes
+from r1jax.models.init import init_weights
+from r1jax.models.layers import Dtypes
+from r1jax.models.transformer import Transformer
+from r1jax.text.tokenizer import Tokenizer
+from r1jax.weights.export import describe, describe_shape
+from r1jax.weights.layer_pruning import keep_layers
+from r1jax.weights.pretrained import find_model, load_pretrained, open_model
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Where the weights come from: `path`, else the hub name `hub`; `fetch` is the command that gets `path`.
+
+    layers: how many of its layers are kept (0: all), `spread` evenly or the `first` ones: a student of a larger model.
+
+    Or fresh weights: `preset` names a shape (models/families/presets.py), `sizes` replaces some of its sizes (those of
+    `latents` and `gate` one by one), `seed` draws the weights, and the tokenizer is that of the folder `path`, or bytes where
+    `path` is empty.
+
+    dispatch, buffer_factor, dispatch_tokens: how tokens get to their experts (models/dispatch.py).
+    """
+
+    path: str
+    hub: str = ""
+    fetch: str = ""
+    preset: str = ""
+    sizes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    seed: int = 0
+    layers: int = 0
+    layer_choice: Literal["spread", "first"] = "spread"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    param_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    scan_layers: bool = False
+    remat: Literal["none", "full", "dots"] = "none"
+    dispatch: str = "grouped"
+    buffer_factor: float = 0.0
+    dispatch_tokens: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """A checkpoint every so many steps (0: only at the end), the newest `keep` kept."""
+
+    every_steps: int = 0
+    keep: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    """`samples_per_step` rows of samples.jsonl a step (-1: all); `show_every_steps` prints some (0: never)."""
+
+    samples_per_step: int = -1
+    show_every_steps: int = 10
+    tensorboard: bool = True
+    wandb_project: str = ""
+
+
+def expert_options(config: ModelConfig) -> dict[str, Any]:
+    """How tokens get to their experts (models/dispatch.py), where a config says more than nothing."""
+    dispatch = Dispatch(config.dispatch, config.buffer_factor, config.dispatch_tokens)
+    return {"dispatch": dispatch} if dispatch != GROUPED else {}
+
+
+def load_model(config: ModelConfig, **options: Any) -> tuple[Transformer, Tokenizer | None]:
+    """(model, tokenizer) that a config's `model` section names; the tokenizer is None where it has none."""
+    dtypes = Dtypes(config.param_dtype, config.dtype)
+    shared: dict[str, Any] = dict(dtypes=dtypes, scan_layers=config.scan_layers, remat=config.remat, **options)
+    shared |= expert_options(config)
+    if not config.preset:
+        model, tokenizer = load_pretrained(config.path, hub=config.hub, fetch=config.fetch, **shared)
+        return (keep_layers(model, config.layers, config.layer_choice) if config.layers else model), tokenizer
+    family, sizes, tokenizer = _find_shape(config)
+    return init_weights(lambda: family.build(sizes, rngs=nnx.Rngs(config.seed), **shared)), tokenizer
+
+
+def describe_model(config: ModelConfig, folder: pathlib.Path) -> None:
+    """Writes what a reader of checkpoints must know of the model that a config's `model` section names: its config.json
+    and tokenizer files.
+    """
+    if config.preset:
+        _, sizes, tokenizer = _find_shape(config)
+        describe_shape(sizes, tokenizer, folder)
+        return
+    opened = open_model(config.path, hub=config.hub, fetch=config.fetch)
+    if config.layers:
+        hf = {key: value for key, value in opened.hf.items() if key != "layer_types"}
+        opened = dataclasses.replace(
+            opened,
+            config=dataclasses.replace(opened.config, num_layers=config.layers),
+            hf={**hf, "num_hidden_layers": config.layers},
+        )
+    describe(opened, folder)
+
+
+def _find_shape(config: ModelConfig) -> tuple[ModuleType, Any, Tokenizer | None]:
+    """(family, sizes, tokenizer) of a model with fresh weights."""
+    if config.layers:
+        raise UserError("config.model.layers cuts a model with weights; with config.model.preset set sizes.num_layers")
+    folder = find_model(config.path, config.hub, config.fetch) if config.path else None
+    tokenizer = Tokenizer.from_path(folder) if folder else Tokenizer.of_bytes()
+    family, sizes = find_preset(config.preset)
+    sizes = replace_sizes(sizes, config.sizes)
+    if expert_options(config) and not hasattr(sizes, "num_experts"):
+        raise UserError(f"config.model.dispatch: {config.preset} has no experts, got {config.dispatch!r}")
+    if tokenizer is not None and sizes.vocab_size < tokenizer.vocab_size:
+        raise UserError(
+            f"config.model.sizes.vocab_size: {config.preset} has {sizes.vocab_size} rows for the "
+            f"{tokenizer.vocab_size} tokens of the tokenizer"
+        )
+    return family, sizes, tokenizer
+
+
+def is_due(step: int, every: int, last: int) -> bool:
+    """Whether something that happens every so many steps (0: never) and at the end happens now."""
+    return step == last or (every > 0 and step % every == 0)
+
+
+def check(key: str, value: Any, is_right: bool, rule: str) -> None:
+    """Raises UserError `config.{key} {rule}, got {value}` unless `is_right`."""
+    if not is_right:
+        raise UserError(f"config.{key} {rule}, got {value!r}")
+
+
+def check_divides(whole_name: str, whole: int, part_name: str, part: int) -> None:
+    """Raises UserError unless `part` (of config.{part_name}) divides `whole`."""
+    if whole % part:
+        raise UserError(f"config.{part_name} = {part} must divide config.{whole_name} = {whole}")

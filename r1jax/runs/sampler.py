@@ -1,0 +1,174 @@
+"""A model that samples prompts of any length: one engine for each size of prompt, so that compiled shapes are few.
+
+The size of a prompt is the power of two that holds what follows the prefix all prompts share. It depends on the prompt
+alone, and so does the outcome (with the seed and the weights): neither the batch nor its order enters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pathlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+from flax import nnx
+
+from r1jax.core import console, distributed
+from r1jax.core.errors import UserError
+from r1jax.core.sharding import MESH_AXES, MeshConfig, batch_parts, make_mesh, use_mesh
+from r1jax.core.structs import Completion, Request
+from r1jax.models.transformer import Params, split
+from r1jax.rollout.engine import Engine
+from r1jax.rollout.slots import EngineConfig
+from r1jax.text.tokenizer import Tokenizer
+from r1jax.weights.pretrained import find_description, find_model, load_pretrained
+
+SMALLEST_SIZE = 32
+PREFILL_BATCH = 8
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+class Sampler:
+    """A model's structure and weights with its tokenizer (None: tokens only), its stop ids, and its engines.
+
+    slots: sequences decoded at once, rounded up to what the mesh's batch axes divide.
+    """
+
+    def __init__(
+        self,
+        graph: nnx.GraphDef,
+        params: Params,
+        tokenizer: Tokenizer | None,
+        stop_ids: tuple[int, ...],
+        *,
+        slots: int = 64,
+    ):
+        self.graph, self.params, self.tokenizer, self.stop_ids = graph, params, tokenizer, stop_ids
+        self.slots = slots
+        self._engines: dict[tuple[int, int, int, tuple[int, ...]], Engine] = {}
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids that the model has."""
+        return self.params["embed"]["embedding"].shape[0]
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        *,
+        prefix: tuple[int, ...] = (),
+        slots: int = 0,
+        on_complete: Callable[[int, Completion], None] = lambda number, completion: None,
+    ) -> list[Completion]:
+        """One completion a request, in order.
+
+        prefix: what all prompts begin with, computed once. slots: fewer than this sampler's, where there are few
+        requests. on_complete: told of each, (number of the request, completion), as it ends.
+        """
+        slots = min(slots or self.slots, self.slots)
+        limit = max((request.sampling.max_new_tokens for request in requests), default=0)
+        sizes: dict[int, list[int]] = {}
+        for number, request in enumerate(requests):
+            sizes.setdefault(_size(len(request.tokens) - len(prefix)), []).append(number)
+        found: list[Completion | None] = [None] * len(requests)
+        for size, numbers in sizes.items():
+            engine = self._engine(size, limit, slots, prefix)
+
+            def keep(place: int, completion: Completion, numbers: list[int] = numbers) -> None:
+                found[numbers[place]] = completion
+                on_complete(numbers[place], completion)
+
+            engine.generate(self.params, [requests[number] for number in numbers], keep)
+        return [completion for completion in found if completion is not None]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of ids without special tokens; empty where there is no tokenizer."""
+        return "" if self.tokenizer is None else self.tokenizer.decode(tokens)
+
+    def _engine(self, size: int, limit: int, slots: int, prefix: tuple[int, ...]) -> Engine:
+        key = size, limit, slots, prefix
+        if key not in self._engines:
+            self._engines[key] = Engine(
+                self.graph, make_engine_config(size, limit, slots, prefix, max(1, len(self.stop_ids)))
+            )
+        return self._engines[key]
+
+
+def make_engine_config(
+    size: int, limit: int, slots: int, prefix: tuple[int, ...] = (), max_stop_ids: int = 1
+) -> EngineConfig:
+    """The engine for prompts of `size` tokens behind the prefix, with rows as the mesh's batch axes divide them."""
+    return EngineConfig(
+        slots=_round_up(slots),
+        max_prompt_tokens=len(prefix) + size,
+        max_new_tokens=limit,
+        prefill_batch=_round_up(min(PREFILL_BATCH, slots)),
+        max_stop_ids=max_stop_ids,
+        prefix=prefix,
+    )
+
+
+@contextlib.contextmanager
+def place_sampler(mesh: str = "") -> Iterator[None]:
+    """The mesh of a command that samples: `mesh` names axes and sizes (`fsdp=4,tensor=2`).
+
+    Without it, a model has one CPU for itself, or a copy of it on each accelerator.
+    """
+    console.set_up_logging()
+    distributed.start()
+    if not mesh and jax.default_backend() == "cpu" and jax.process_count() == 1:
+        yield
+        return
+    with use_mesh(make_mesh(_read_mesh(mesh))):
+        yield
+
+
+def _read_mesh(text: str) -> MeshConfig:
+    sizes: dict[str, Any] = {}
+    for part in filter(None, text.split(",")):
+        axis, _, size = part.partition("=")
+        if axis not in MESH_AXES or not re.fullmatch(r"-?[0-9]+", size):
+            raise UserError(f"a mesh is written axis=size,... with axes {', '.join(MESH_AXES)}, got {text!r}")
+        sizes[axis] = int(size)
+    return MeshConfig(**{"data": 1 if -1 in sizes.values() else -1, **sizes})
+
+
+def load_sampler(path: str | pathlib.Path, *, dtype: str = "float32", slots: int = 64) -> Sampler:
+    """MODEL with all that sampling needs, on the enclosing mesh if there is one.
+
+    Raises UserError for a model that cannot be had or read.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    if slots < 1:
+        raise UserError(f"batch_size must be at least 1, got {slots}")
+    model, tokenizer = load_pretrained(path, dtype=dtype)
+    stop_ids = read_stop_ids(find_description(find_model(path))) if tokenizer is None else tokenizer.eos_ids
+    return Sampler(*split(model), tokenizer, stop_ids, slots=slots)
+
+
+def read_stop_ids(folder: pathlib.Path) -> tuple[int, ...]:
+    """The EOS ids that a model without a tokenizer declares in generation_config.json or config.json."""
+    found: list[int] = []
+    for name in ("generation_config.json", "config.json"):
+        file = folder / name
+        if file.is_file():
+            try:
+                value = json.loads(file.read_text("utf-8")).get("eos_token_id")
+            except (ValueError, AttributeError):
+                raise UserError(f"{file}: not a JSON object") from None
+            found += value if isinstance(value, list) else [] if value is None else [value]
+    return tuple(dict.fromkeys(found))
+
+
+def _size(tokens: int) -> int:
+    """The size of prompt that holds so many tokens."""
+    return max(SMALLEST_SIZE, 1 << (tokens - 1).bit_length())
+
+
+def _round_up(rows: int) -> int:
+    parts = batch_parts()
+    return -(-rows // parts) * parts

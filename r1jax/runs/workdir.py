@@ -1,0 +1,82 @@
+"""A run's folder beside metrics and checkpoints: its config, and the before-and-after table read from its rows."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from r1jax.core.config import flatten, to_json, unpack
+from r1jax.core.errors import UserError
+from r1jax.core.metrics import read_rows
+from r1jax.eval.headline import format_value
+from r1jax.runs.model_setup import ModelConfig, describe_model
+from r1jax.weights.pretrained import DESCRIPTION
+
+log = logging.getLogger(__name__)
+
+# A resumed run may change these and what is in them: they do not change what the steps before it were.
+FREE_KEYS = ("steps", "eval", "checkpoint", "log", "model.scan_layers", "model.remat")
+
+
+def write_config(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Writes config.json, the resolved config, in one move: a kill leaves the old file or the new one. Also model/,
+    what a reader of the checkpoints must know of the model.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    draft = workdir / "config.json.draft"
+    draft.write_text(to_json(config), encoding="utf-8")
+    os.replace(draft, workdir / "config.json")
+    section, description = config.get("model") or config.get("student"), workdir / DESCRIPTION
+    if section and not (description / "config.json").exists():
+        describe_model(unpack(ModelConfig, section, "model"), description)
+
+
+def check_config(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Raises UserError if the workdir was written by a config that differs in more than `FREE_KEYS`."""
+    file = workdir / "config.json"
+    if not file.exists():
+        return
+    try:
+        before = flatten(json.loads(file.read_text("utf-8")))
+    except ValueError:
+        log.warning("%s is torn: resuming without a look at the config of the steps before", file)
+        return
+    now = flatten(json.loads(to_json(config)))
+    for key in sorted({*before, *now}):
+        free = any(f"{key}.".startswith(f"{name}.") for name in FREE_KEYS)
+        if not free and before.get(key) != now.get(key):
+            raise UserError(
+                f"{workdir} holds a run with config.{key} = {before.get(key)!r}, this one has {now.get(key)!r}; "
+                "resume with the same config or name another --workdir"
+            )
+
+
+def describe_change(workdir: pathlib.Path, benchmark: str) -> list[dict[str, Any]]:
+    """First and last evaluation as table rows: one a score, in percent with its standard error."""
+    prefix = f"eval/{benchmark}/"
+    rows = [row for row in read_rows(workdir / "metrics.jsonl") if f"{prefix}pass@1" in row]
+    if not rows:
+        return []
+    labels = {
+        "pass@1": "strict pass@1, sampled",
+        "greedy": "strict, greedy",
+        "lenient": "lenient (last number), sampled",
+        "greedy_lenient": "lenient, greedy",
+        "format_rate": "format, sampled",
+        "greedy_format_rate": "format, greedy",
+    }
+    table = []
+    for name, label in labels.items():
+        key = prefix + name
+        if key in rows[0]:
+            line = {f"{rows[0][prefix + 'problems']} held-out problems": label}
+            for when, row in (("before", rows[0]), ("after", rows[-1])):
+                line[f"{when} (step {row['step']})"] = format_value(row[key], row[f"{key}_stderr"], is_rate=True)
+            line["change"] = f"{100 * (rows[-1][key] - rows[0][key]):+.1f}"
+            table.append(line)
+    return table

@@ -1,0 +1,148 @@
+"""Where code rewards have programs run: one interface, and its implementation on this machine, in the sandbox.
+
+A provider is anything with `run(program, test) -> Outcome | None`; it is called from several threads. None says that
+the provider itself failed, and means "no reward". A service of one's own is a function `(isolation) -> provider` named
+in the config as `module:function`; the services that open-r1 uses (e2b, morph, piston) are not here.
+"""
+
+import dataclasses
+import functools
+import importlib
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from r1jax.core.errors import UserError
+from r1jax.sandbox import assert_worker
+from r1jax.sandbox import box as sandbox
+from r1jax.sandbox.box import FILES, SCRATCH, Box, Limits, Outcome, python_command
+
+_ABSENT_SERVICES = ("e2b", "morph", "piston")
+_COMPILER = ("g++", "-O2", "-std=c++17", "-pipe", "-o", f"{SCRATCH}/main")
+_COMPILE_LIMITS = Limits(seconds=60, cpu_seconds=60, memory_bytes=1 << 30, output_bytes=1 << 20)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program as text: Python, or C++ of one or more files by name (`more`), compiled once."""
+
+    source: str
+    language: str = "python"
+    more: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Test:
+    """One run: input on stdin, or Python asserts about what the program defines; then `ok` means that they hold.
+
+    `files` lie beside the program as `/files/NAME`. `input_file` and `output_file` are names in the scratch folder, for
+    programs that do not use stdin and stdout; the outcome's stdout is then that file.
+    """
+
+    stdin: str = ""
+    asserts: str | None = None
+    files: tuple[tuple[str, str], ...] = ()
+    arguments: tuple[str, ...] = ()
+    input_file: str = ""
+    output_file: str = ""
+    limits: Limits = field(default_factory=Limits)
+
+
+class Provider(Protocol):
+    """Runs one test of one program; None if it could not."""
+
+    def run(self, program: Program, test: Test) -> Outcome | None:
+        """Called from several threads at once."""
+
+
+class LocalProvider:
+    """Runs programs in the sandbox of this machine."""
+
+    def __init__(self, isolation: str = "bubblewrap") -> None:
+        """Raises UserError where the sandbox is missing and its lack was not accepted."""
+        sandbox.require_isolation(isolation)
+        self.isolation = isolation
+        self._compile = functools.lru_cache(maxsize=256)(self._compile_anew)
+
+    def run(self, program: Program, test: Test) -> Outcome:
+        """The outcome; a program that does not compile has its compiler's, with status `compile`."""
+        files = {name: content.encode(errors="replace") for name, content in test.files}
+        if program.language == "python":
+            files["main.py"] = program.source.encode(errors="replace")
+            command = python_command(f"{FILES}/main.py", *test.arguments)
+        else:
+            outcome, binary = self._compile(program)
+            if outcome.status != "ok":
+                return dataclasses.replace(outcome, status="compile")
+            files["main"] = binary
+            command = (f"{FILES}/main", *test.arguments)
+        if test.asserts is not None:
+            return self._check(files["main.py"], test)
+        stdin = test.stdin.encode(errors="replace")
+        if test.input_file or test.output_file:
+            files["input"], stdin = stdin, b""
+            copy_in = f'cp {FILES}/input "{test.input_file}" && ' if test.input_file else ""
+            copy_out = f' >/dev/null && cat "{test.output_file}"' if test.output_file else ""
+            command = ("/bin/sh", "-c", f'{copy_in}"$@" <{FILES}/input{copy_out}', "sh", *command)
+        return sandbox.run(Box(command, stdin, files, test.limits), self.isolation)
+
+    def _check(self, source: bytes, test: Test) -> Outcome:
+        worker = Path(assert_worker.__file__).read_bytes()
+        checker, program = (
+            Box(
+                python_command(f"{FILES}/worker.py", mode, f"{FILES}/{mode}.py"),
+                files={"worker.py": worker, f"{mode}.py": code},
+                limits=test.limits,
+            )
+            for mode, code in (("check", (test.asserts or "").encode(errors="replace")), ("serve", source))
+        )
+        return sandbox.run_pair(checker, program, self.isolation)
+
+    def _compile_anew(self, program: Program) -> tuple[Outcome, bytes]:
+        if program.language != "cpp":
+            raise UserError(f"the local provider runs python and cpp, got {program.language!r}")
+        files = {"main.cpp": program.source, **dict(program.more)}
+        sources = [f"{FILES}/{name}" for name in files if name.endswith((".cpp", ".cc"))]
+        with tempfile.TemporaryDirectory(prefix="r1jax-compile-") as folder:
+            box = Box(
+                (*_COMPILER, f"-I{FILES}", *sources),
+                files={name: content.encode(errors="replace") for name, content in files.items()},
+                limits=_COMPILE_LIMITS,
+                folder=Path(folder),
+            )
+            outcome = sandbox.run(box, self.isolation)
+            binary = Path(folder, "main")
+            return outcome, binary.read_bytes() if outcome.status == "ok" and binary.is_file() else b""
+
+
+def make_provider(name: str, isolation: str = "bubblewrap") -> Provider:
+    """The provider of a name: `local`, or `module:function`. Raises UserError."""
+    if name == "local":
+        return _local(isolation)
+    if name in _ABSENT_SERVICES or ":" not in name:
+        raise UserError(f"code rewards run with provider_type local, or a module:function of your own; got {name!r}")
+    module, _, function = name.partition(":")
+    try:
+        maker = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"provider_type: cannot import {name!r} ({error})") from error
+    return maker(isolation)
+
+
+def warm_up(provider_type: str = "local", isolation: str = "bubblewrap") -> None:
+    """For rewards that run programs: what the config must mend is said at once, not after the first rollout."""
+    make_provider(provider_type, isolation)
+
+
+@functools.cache
+def _local(isolation: str) -> LocalProvider:
+    return LocalProvider(isolation)
+
+
+def run_in_parallel(function: Callable[[Any], Any], jobs: Sequence[Any], count: int) -> list[Any]:
+    """Calls `function` on each job in `count` threads; they mostly wait for processes. Order is kept."""
+    with ThreadPoolExecutor(max(1, count)) as pool:
+        return list(pool.map(function, jobs))

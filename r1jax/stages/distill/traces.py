@@ -1,0 +1,145 @@
+"""Distillation by traces, R1's way: what the teacher says, where it is right, is what the student learns to say.
+
+    prompts -> teacher's samples -> rewards -> filters -> supervised set -> student, measured before and after
+
+Each part leaves a file in the workdir and is not done again: traces.jsonl (row by row), set.jsonl with its statistics
+(in one move), then the student's supervised run with its checkpoints. The workdir is thus the student's: a MODEL for
+any other command. (DeepSeek-R1, arXiv:2501.12948, section 2.4.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from r1jax.core import console, distributed
+from r1jax.core.config import unpack
+from r1jax.core.errors import UserError
+from r1jax.core.sharding import MeshConfig, make_mesh, use_mesh
+from r1jax.core.structs import Sampling
+from r1jax.data.corpus import CorpusConfig, SourceConfig
+from r1jax.data.filters import FilterConfig
+from r1jax.data.tasks import TaskConfig, load_task
+from r1jax.eval.held_out import EvalConfig, evaluate, make_problems
+from r1jax.learner.optimizer import OptimizerConfig
+from r1jax.learner.supervised import SupervisedConfig
+from r1jax.models.lora import LoRAConfig
+from r1jax.rewards.base import load_rewards
+from r1jax.runs.model_setup import CheckpointConfig, LogConfig, ModelConfig
+from r1jax.runs.sampler import Sampler
+from r1jax.runs.workdir import check_config, write_config
+from r1jax.stages import sft
+from r1jax.stages.rejection_sampling import SET_FILE, TeacherSampling, collect
+from r1jax.stages.sft_config import BatchConfig, HeldOutConfig, SFTConfig, check_settings
+from r1jax.text.encoding import PromptEncoder, find_prefix
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class TracesConfig:
+    """A whole distillation by traces.
+
+    data: the task whose prompts the teacher gets, and whose held-out problems measure the student. rewards: what makes
+    a sample right, with weights; `filters.min_reward` is of their sum. corpus: how the set is packed, and sources that
+    are mixed in. steps and the sections from `train` on: of the student's supervised run.
+    """
+
+    teacher: ModelConfig
+    student: ModelConfig
+    data: TaskConfig
+    rewards: dict[str, Any]
+    corpus: CorpusConfig
+    steps: int = 0
+    stage: str = "distill"
+    method: str = "traces"
+    seed: int = 0
+    mesh: MeshConfig = MeshConfig()
+    generate: TeacherSampling = TeacherSampling()
+    filters: FilterConfig = FilterConfig()
+    train: BatchConfig = BatchConfig()
+    loss: SupervisedConfig = SupervisedConfig()
+    lora: LoRAConfig = LoRAConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+    def supervised(self, workdir: pathlib.Path) -> SFTConfig:
+        """The student's run on the set that lies in the workdir, and on what is mixed in."""
+        traces = SourceConfig(str(workdir / SET_FILE), template="plain")
+        shared = ("steps", "seed", "mesh", "train", "loss", "lora", "optimizer", "checkpoint", "log")
+        return SFTConfig(
+            model=self.student,
+            data=dataclasses.replace(self.corpus, sources={"traces": traces, **self.corpus.sources}),
+            eval=HeldOutConfig(self.eval.every_steps),
+            **{name: getattr(self, name) for name in shared},
+        )
+
+
+def read_config(config: ConfigDict) -> TracesConfig:
+    """The config as dataclasses. Raises UserError for unknown keys, wrong types and impossible combinations."""
+    settings = unpack(TracesConfig, config)
+    check_settings(settings.supervised(pathlib.Path()))
+    if "traces" in settings.corpus.sources:
+        raise UserError("config.corpus.sources.traces is the teacher's: give what is mixed in another name")
+    return settings
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Distils as `config` says, going on from what `workdir` holds."""
+    settings = read_config(config)
+    console.set_up_logging()
+    distributed.start()
+    with use_mesh(make_mesh(settings.mesh), settings.mesh.rules):
+        distil(settings, config, workdir)
+
+
+def distil(settings: TracesConfig, config: ConfigDict, workdir: pathlib.Path) -> None:
+    """All parts that the workdir lacks."""
+    check_config(config, workdir)
+    rewards = load_rewards(settings.rewards)
+    task = load_task(settings.data)
+    for note in task.notes:
+        log.warning(note)
+    if not (workdir / SET_FILE).exists():
+        if distributed.is_writer():
+            write_config(config, workdir)
+        rows = task.train[: settings.generate.prompts or None]
+        collect(settings.teacher, rows, settings.generate, rewards, settings.filters, workdir)
+    Student(settings, config, workdir, task.held_out).train()
+
+
+class Student(sft.Run):
+    """The student's supervised run, measured on the task's held-out problems too."""
+
+    def __init__(
+        self, settings: TracesConfig, config: ConfigDict, workdir: pathlib.Path, held_out: list[dict[str, Any]]
+    ):
+        super().__init__(settings.supervised(workdir), config, workdir)
+        self.distillation = settings
+        self.problems = make_problems(held_out, PromptEncoder(self.tokenizer), settings.eval)
+        slots, stop_ids = settings.generate.slots, self.tokenizer.eos_ids
+        self.sampler = Sampler(self.trainable.graph, self.trainable.params, self.tokenizer, stop_ids, slots=slots)
+
+    def evaluate(self) -> dict[str, Any]:
+        """The loss of held-out rows, and how many of the held-out problems are solved."""
+        metrics = super().evaluate()
+        if not self.problems.rows:
+            return metrics
+        prefix = find_prefix(self.problems.tokens)
+        self.sampler.params = self.trainable.whole(self.state.params)
+        limit = self.distillation.generate.max_new_tokens
+        sampling = Sampling(max_new_tokens=limit, stop_ids=self.sampler.stop_ids)
+        return metrics | evaluate(
+            lambda requests: self.sampler.generate(requests, prefix=prefix),
+            self.sampler.decode,
+            self.problems,
+            self.distillation.eval,
+            sampling,
+            seed=self.distillation.seed,
+        )

@@ -1,0 +1,76 @@
+"""A model of a pipeline in numbers: what it solves, in what form and language, at what length, for how much work."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+
+from r1jax.core.errors import UserError
+from r1jax.core.metrics import METRICS_FILE
+from r1jax.core.metrics import read_rows as read_metrics
+from r1jax.data.files import read_rows
+from r1jax.data.tasks import make_builder
+from r1jax.eval.benchmarks import Problem
+from r1jax.eval.pipeline_report import EVALUATION_FILE
+from r1jax.models.families.presets import count_parameters
+from r1jax.rewards.base import load_rewards
+from r1jax.rewards.base import score as score_rewards
+from r1jax.runs.evaluate import answer_problems, score_benchmarks, write_scores
+from r1jax.runs.sampler import load_sampler
+from r1jax.stages.pipeline.resolve import MeasureConfig
+from r1jax.text.language import language_share
+from r1jax.weights.pretrained import open_model
+
+NAME = "held_out"
+
+
+def measure_model(model: pathlib.Path, config: MeasureConfig) -> dict[str, float]:
+    """`accuracy` (strict pass@1) with its standard error over problems, `lenient`, `format_rate`, `language` (mean
+    share of words in the target language), `mixed` (share of replies with words of it and of another),
+    `mean_length`; replies without words count for neither.
+
+    The scores and all samples are left in the model's folder, as the command `evaluate` writes them.
+    """
+    problems, generate = read_problems(config), config.generate
+    sampler = load_sampler(model, slots=generate.slots)
+    answered = {NAME: answer_problems(sampler, problems, generate)}
+    scores, rows = score_benchmarks(answered)
+    texts = [text for problem in answered[NAME] for text in problem.completions]
+    shares = [share for text in texts if (share := language_share(text, config.language)) is not None]
+    format_reward = load_rewards({config.format: 1.0})
+    prompts = [problem.prompt for problem in problems for _ in range(generate.num_samples)]
+    formed = score_rewards(
+        format_reward, prompts=prompts, completions=texts, completion_ids=[()] * len(texts), columns={}
+    )
+    found = scores[NAME]
+    found["format_rate"] = float(np.nanmean(formed.total))
+    found["language"] = float(np.mean(shares)) if shares else 1.0
+    found["mixed"] = float(np.mean([0 < share < 1 for share in shares])) if shares else 0.0
+    write_scores(model / EVALUATION_FILE, str(model), scores, rows)
+    kept = {"accuracy": "pass@1", "accuracy_stderr": "pass@1_stderr", "lenient": "lenient_pass@1"}
+    kept |= {name: name for name in ("format_rate", "language", "mixed", "mean_length", "truncated")}
+    return {ours: found[theirs] for ours, theirs in kept.items()}
+
+
+def read_problems(config: MeasureConfig) -> list[Problem]:
+    """The held-out problems as prompts. Raises UserError for a missing file or a malformed row."""
+    if not config.data.path:
+        raise UserError("config.measure.data.path must name the file of held-out problems")
+    build = make_builder(config.data)
+    rows = [(row.place, build(row)) for row in read_rows(config.data.path, key="config.measure.data.path")]
+    return [Problem(place, row["prompt"], row["solution"]) for place, row in rows[: config.data.eval_problems]]
+
+
+def measure_training(folder: pathlib.Path) -> dict[str, float]:
+    """What a stage's training took, from the metrics it wrote: `tokens` (trained on; of a reinforcement stage also
+    sampled or read) and `flops` by formula: 6 an active parameter and token trained on, 2 for one sampled or read.
+    """
+    rows = read_metrics(folder / METRICS_FILE) if (folder / METRICS_FILE).exists() else []
+    tokens = next((row["num_tokens"] for row in reversed(rows) if "num_tokens" in row), None)
+    if tokens is None:
+        return {}
+    opened = open_model(folder)
+    per_token = 8 if any("time/rollout" in row for row in rows) else 6
+    flops = per_token * count_parameters(opened.family, opened.config).active * tokens
+    return {"tokens": tokens, "flops": flops, "steps": rows[-1]["step"]}

@@ -1,0 +1,167 @@
+"""Several stages as one run: each takes what earlier ones left, and every model is measured on the same problems.
+
+    base -> GRPO -> R1-Zero -> rejection sampling -> SFT -> GRPO -> rejection sampling -> SFT -> GRPO -> R1 -> students
+
+The stages are those that the commands run, one after the other in this process, each in a folder of its own with its
+own checkpoints; what they give one another are workdirs and files. `pipeline.json` is the lineage (lineage.py). Started
+again after an interruption, stages that are done are kept and the one under way goes on by its own means; a stage whose
+inputs changed is done again, with a line that says why.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import gc
+import logging
+import os
+import pathlib
+import shutil
+import time
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from r1jax.core import console, distributed
+from r1jax.core.sharding import MeshConfig, make_mesh, use_mesh
+from r1jax.eval.headline import format_value
+from r1jax.eval.pipeline_report import tabulate, write_story
+from r1jax.runs.workdir import write_config
+from r1jax.stages.pipeline.evaluate_stage import measure_model, measure_training
+from r1jax.stages.pipeline.manifest import Entry, Record, compare_inputs, hash_inputs, hash_outputs, hash_values
+from r1jax.stages.pipeline.resolve import MeasureConfig, Planned, make_plan
+from r1jax.stages.pipeline.resolve import read_config as read_config
+from r1jax.stages.registry import find_stage
+
+log = logging.getLogger(__name__)
+
+COMPILED = "compiled"  # folder of the programs that stages share
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Runs what is not done yet."""
+    settings = read_config(config)
+    console.set_up_logging()
+    distributed.start()
+    plan, measure = make_plan(settings, workdir)
+    record = Record(workdir, plan, settings.comparison)
+    if distributed.is_writer():
+        write_config(config, workdir)
+    _share_programs(workdir)
+    for number, planned in enumerate(plan, 1):
+        entry = record.entries[planned.name]
+        if planned.skipped:
+            entry["status"] = "skipped" if entry["status"] == "pending" else entry["status"]
+            continue
+        title = f"stage {number} of {len(plan)}, {planned.name}"
+        inputs = hash_inputs(planned, record.entries)
+        asked = planned.name in settings.rerun and planned.name not in record.redone
+        why = "config.rerun names it" if asked else find_reason(entry, inputs, planned.folder)
+        if entry["status"] == "done" and not why:
+            log.info("%s: done already, kept", title)
+            _measure(planned, entry, measure, settings.mesh)  # anew where it is to be measured in another way
+            continue
+        log.info("%s: %s", title, _describe_start(entry, planned, why))
+        if asked:
+            record.redone.append(planned.name)
+        run_stage(planned, entry, inputs, why, record)
+        _measure(planned, entry, measure, settings.mesh)
+        finish_stage(planned, entry, record)
+        log.info("%s: done in %.0f s%s", title, entry["seconds"], _describe(entry["metrics"]))
+    record.redone = []
+    _write(record)
+    if distributed.is_writer():
+        console.show_table("after each stage", tabulate(list(record.entries.values())))
+        log.info("report: %s", write_story(workdir))
+
+
+def find_reason(entry: Entry, inputs: dict[str, str], folder: pathlib.Path) -> str:
+    """Why a stage that was begun must be done again; "" where it need not."""
+    if entry["status"] not in ("done", "running"):
+        return ""
+    if changed := compare_inputs(entry["inputs"], inputs):
+        return changed
+    if entry["status"] == "done" and hash_outputs(folder) != entry["outputs"]:
+        return f"what it left in {folder} is gone or was changed"
+    return ""
+
+
+def run_stage(planned: Planned, entry: Entry, inputs: dict[str, str], why: str, record: Record) -> None:
+    """Runs one stage to its end, from nothing if there is a `why`; the record says that it is under way."""
+    spent = 0.0
+    if why:
+        if distributed.is_writer():
+            shutil.rmtree(planned.folder, ignore_errors=True)
+        distributed.wait(f"cleared {planned.name}")
+    elif entry["status"] == "running":
+        spent = entry["seconds"] + _find_duration(planned.folder, entry["started"])
+        why = entry.get("why", "")
+    for key in ("outputs", "metrics", "measured", "why"):
+        entry.pop(key, None)
+    entry |= {"status": "running", "inputs": inputs, "started": time.time(), "seconds": spent}
+    entry |= {"why": why} if why else {}
+    _write(record)
+    find_stage(planned.config.get("stage")).run(planned.config, planned.folder)
+    distributed.wait(f"ran {planned.name}")
+    _forget()
+
+
+def finish_stage(planned: Planned, entry: Entry, record: Record) -> None:
+    """Writes what a stage left."""
+    entry |= {
+        "status": "done",
+        "outputs": hash_outputs(planned.folder),
+        "seconds": entry["seconds"] + time.time() - entry["started"],
+        "finished": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
+    }
+    _write(record)
+
+
+def _measure(planned: Planned, entry: Entry, config: MeasureConfig, mesh: MeshConfig) -> None:
+    """The metrics of a stage's model, where the entry does not hold them yet."""
+    way = hash_values(dataclasses.asdict(config)) if planned.label else ""
+    if entry.get("measured") == way:
+        return
+    entry["metrics"] = measure_training(planned.folder)
+    if planned.label:
+        with use_mesh(make_mesh(mesh), mesh.rules):
+            entry["metrics"] |= measure_model(planned.folder, config)
+        _forget()
+    entry["measured"] = way
+
+
+def _forget() -> None:
+    """Frees what a stage held: its arrays, and its programs, which are of no use to the next but on disk."""
+    gc.collect()
+    jax.clear_caches()
+
+
+def _describe_start(entry: Entry, planned: Planned, why: str) -> str:
+    if why:
+        return f"done again, for {why}"
+    return f"{'goes on' if entry['status'] == 'running' else 'begins'} in {planned.folder}"
+
+
+def _describe(metrics: dict[str, Any]) -> str:
+    if "accuracy" not in metrics:
+        return ""
+    accuracy = format_value(metrics["accuracy"], metrics["accuracy_stderr"], is_rate=True)
+    return f"; accuracy {accuracy}, format {metrics['format_rate']:.1%}, language {metrics['language']:.1%}"
+
+
+def _find_duration(folder: pathlib.Path, started: float) -> float:
+    """Seconds that a killed attempt lasted, by the last thing it wrote."""
+    times = [path.stat().st_mtime for path in folder.rglob("*") if path.is_file()]
+    return max(0.0, max(times, default=started) - started)
+
+
+def _share_programs(workdir: pathlib.Path) -> None:
+    """What one stage compiled the next finds on disk, unless the user keeps such a cache already."""
+    if not (os.environ.get("JAX_COMPILATION_CACHE_DIR") or getattr(jax.config, "jax_compilation_cache_dir", None)):
+        jax.config.update("jax_compilation_cache_dir", str((workdir / COMPILED).resolve()))
+
+
+def _write(record: Record) -> None:
+    if distributed.is_writer():
+        record.write()

@@ -1,0 +1,197 @@
+"""A pipeline as a plan: its stages in order, each with its folder, its own config, and what it takes from others.
+
+A stage of a pipeline is a whole config of an existing stage and, beside it, what only the pipeline reads:
+
+    init    the model it starts from: the name of an earlier stage, or any MODEL; "" keeps the config's own model
+    label   what its model is called in tables (R1-Zero, Dev1, ...); "" for a stage whose model is not measured
+
+A text `@NAME` or `@NAME/FILE` anywhere in a stage's config is the folder of an earlier stage, or a file in it. A stage
+that is skipped hands on what it would have started from.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from r1jax.core.config import flatten, unpack
+from r1jax.core.errors import UserError
+from r1jax.core.sharding import MeshConfig
+from r1jax.data.tasks import TaskConfig
+from r1jax.stages.registry import find_stage
+from r1jax.stages.rejection_sampling import TeacherSampling
+
+OWN_KEYS = ("init", "label")
+MODELS = ("student", "model")  # the section that `init` fills: of what the stage trains, where it has both
+REFERENCE = "@"
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasureConfig:
+    """How every model of the pipeline is measured: the rows of `data.path`, sampled as `generate` says.
+
+    language: in which replies should be. format: the reward that knows their form.
+    """
+
+    data: TaskConfig
+    generate: TeacherSampling = TeacherSampling(temperature=0.6, top_p=0.95)
+    language: str = "en"
+    format: str = "r1_format_reward"
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelineConfig:
+    """A whole pipeline.
+
+    order: the names of `stages`, first to last. rerun: stages to do again. skip: stages to leave out. comparison: a
+    label -> the stages whose work on one model it stands for, the last of which holds the model.
+    """
+
+    order: tuple[str, ...]
+    stages: dict[str, Any]
+    measure: MeasureConfig
+    comparison: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    rerun: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    stage: str = "pipeline"
+    seed: int = 0
+    mesh: MeshConfig = MeshConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """One stage: `told` is its config as the pipeline's says it, `config` that of its run, with paths in the place of
+    references. takes: the earlier stages whose outputs it reads.
+    """
+
+    name: str
+    folder: pathlib.Path
+    told: Mapping[str, Any]
+    config: ConfigDict
+    takes: tuple[str, ...]
+    skipped: bool = False
+
+    @property
+    def label(self) -> str:
+        """What its model is called; "" if it is not measured."""
+        return self.told.get("label", "")
+
+
+def read_config(config: ConfigDict) -> PipelineConfig:
+    """The config as dataclasses, every stage's checked. Raises UserError naming the stage for whatever is wrong."""
+    settings = unpack(PipelineConfig, config)
+    make_plan(settings, pathlib.Path())
+    return settings
+
+
+def make_plan(settings: PipelineConfig, workdir: pathlib.Path) -> tuple[list[Planned], MeasureConfig]:
+    """The stages in order, and how their models are measured.
+
+    Raises UserError, naming the stage, for a reference to no earlier one and for a config that its stage refuses.
+    """
+    known = set(settings.stages)
+    if len(set(settings.order)) < len(settings.order) or set(settings.order) != known:
+        raise UserError(
+            f"config.order must name every stage of config.stages once ({', '.join(sorted(known))}), got "
+            f"{', '.join(settings.order)}"
+        )
+    for key in ("rerun", "skip"):
+        if strange := set(getattr(settings, key)) - known:
+            raise UserError(f"config.{key} must name stages ({', '.join(settings.order)}), got {min(strange)!r}")
+    width = max(2, len(str(len(settings.order))))
+    folders = {name: workdir / f"{n:0{width}}_{name}" for n, name in enumerate(settings.order, 1)}
+    plan: list[Planned] = []
+    for name in settings.order:
+        try:
+            plan.append(_plan_stage(name, settings, folders, [planned.name for planned in plan]))
+        except UserError as error:
+            raise UserError(f"stage {name} (config.stages.{name}): {error}") from None
+    for label, names in settings.comparison.items():
+        if not names or set(names) - known:
+            raise UserError(f"config.comparison.{label!r} must name stages, got {', '.join(names)}")
+    data = _replace(dataclasses.asdict(settings.measure.data), _Places(settings, folders, list(settings.order)))
+    return plan, dataclasses.replace(settings.measure, data=unpack(TaskConfig, data, "measure.data"))
+
+
+class _Places:
+    """Where references lead; `taken` gathers the stages they lead to."""
+
+    def __init__(self, settings: PipelineConfig, folders: Mapping[str, pathlib.Path], earlier: list[str]):
+        self.settings, self.folders, self.earlier = settings, folders, earlier
+        self.taken: list[str] = []
+
+    def __call__(self, text: str) -> str:
+        """The path of `@NAME` or `@NAME/FILE`. Raises UserError if NAME is no earlier stage."""
+        name, _, file = text.removeprefix(REFERENCE).partition("/")
+        if name not in self.earlier:
+            raise UserError(f"{text} must name an earlier stage ({', '.join(self.earlier) or 'there is none'})")
+        if not file and name in self.settings.skip:
+            init = self.settings.stages[name].get("init", "")
+            if not init:
+                raise UserError(f"{text} is skipped (config.skip) and starts from no other model")
+            return self(REFERENCE + init) if init in self.settings.stages else init
+        self.taken.append(name)
+        return str(self.folders[name] / file)
+
+
+def _plan_stage(
+    name: str, settings: PipelineConfig, folders: Mapping[str, pathlib.Path], earlier: list[str]
+) -> Planned:
+    told, places = settings.stages[name], _Places(settings, folders, earlier)
+    values = copy.deepcopy({key: value for key, value in told.items() if key not in OWN_KEYS})
+    if init := told.get("init", ""):
+        section = next((values[key] for key in MODELS if key in values), None)
+        if section is None:
+            raise UserError(f"init = {init!r}, but a stage of kind {told.get('stage')!r} starts from no model")
+        path = places(REFERENCE + init) if init in settings.stages else init
+        if path != section.get("path"):  # what was said of another model does not hold for this one
+            fresh = {"hub": "", "fetch": "", "preset": "", "sizes": {}, "layers": 0}
+            section.update({key: value for key, value in fresh.items() if key in section}, path=path)
+    config = ConfigDict(_replace(values, places)).lock()
+    stage, skipped = find_stage(config.get("stage")), name in settings.skip
+    if not hasattr(stage, "read_config"):
+        raise UserError(f"config.stage={told.get('stage')} cannot be a stage of a pipeline")
+    if not skipped:
+        stage.read_config(config)
+    return Planned(name, folders[name], told, config, tuple(dict.fromkeys(places.taken)), skipped)
+
+
+def trace_shapes(plan: Sequence[Planned]) -> Iterator[Planned]:
+    """The stages with the model that each one's `init` leads back to in the place of a workdir that is not there yet:
+    what is to be known of a pipeline before it has run.
+    """
+    shapes: dict[str, dict[str, Any]] = {}
+    for planned in plan:
+        section = next((key for key in MODELS if key in planned.told), None)
+        if section is None:
+            yield planned
+            continue
+        init, told = planned.told.get("init", ""), planned.told[section]
+        own = {key: told[key] for key in ("path", "hub", "preset", "sizes", "layers") if key in told}
+        shapes[planned.name] = shapes.get(init, {**own, "path": init or planned.config[section].path})
+        values = planned.config.to_dict()
+        values[section] |= shapes[planned.name]
+        yield dataclasses.replace(planned, config=ConfigDict(values).lock())
+
+
+def _replace(value: Any, find: Callable[[str], str]) -> Any:
+    """The value with every reference replaced by a path."""
+    if isinstance(value, Mapping):
+        return {key: _replace(item, find) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(_replace(item, find) for item in value)
+    return find(value) if isinstance(value, str) and value.startswith(REFERENCE) else value
+
+
+def find_files(config: ConfigDict) -> Iterator[pathlib.Path]:
+    """The files and folders that a stage's config names and that are there."""
+    for value in flatten(config.to_dict()).values():
+        for text in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(text, str) and "/" in text and os.path.exists(text):  # False of a text too long for a path
+                yield pathlib.Path(text)

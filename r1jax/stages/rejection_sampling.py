@@ -1,0 +1,176 @@
+"""Rejection sampling: a model answers prompts, what is right and readable becomes a set to learn from.
+
+    prompts -> samples -> rewards -> filters -> the form asked for -> set.jsonl
+
+traces.jsonl is written row by row and taken up where a killed run stopped; set.jsonl, with its statistics beside it,
+in one move. R1 makes its cold start of R1-Zero's samples so, and its second fine-tuning of those of the first
+reinforcement learning (DeepSeek-R1, arXiv:2501.12948, sections 2.3.1 and 2.3.3); there a model rewrites what it kept,
+here a form does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from r1jax.core import console, distributed
+from r1jax.core.config import unpack
+from r1jax.core.errors import UserError
+from r1jax.core.sharding import MeshConfig, make_mesh, use_mesh
+from r1jax.data.filters import FilterConfig, Trace, filter_traces, statistics_file, write_set
+from r1jax.data.sources import Row
+from r1jax.data.tasks import TaskConfig, load_task
+from r1jax.models.transformer import split
+from r1jax.rewards.base import load_rewards, score
+from r1jax.runs.generate import RESULTS, Generation, generate_file
+from r1jax.runs.model_setup import ModelConfig, load_model
+from r1jax.runs.sampler import Sampler
+from r1jax.runs.workdir import check_config, write_config
+from r1jax.text.prompts import fill_all
+from r1jax.weights.pretrained import require_tokenizer
+
+log = logging.getLogger(__name__)
+
+TRACES_FILE, SET_FILE = "traces.jsonl", "set.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherSampling(Generation):
+    """How a model is sampled; prompts: how many of the task's (0: all); slots: sequences decoded at once."""
+
+    prompts: int = 0
+    slots: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.prompts < 0 or self.slots < 1:
+            raise UserError("config.generate.prompts must not be negative and config.generate.slots must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class CollectConfig:
+    """rewards: what makes a sample right, with weights; `filters.min_reward` is of their sum. reply: the form that a
+    tagged sample is brought into, a text with {reasoning} and {answer}; "" leaves it as it was said.
+    """
+
+    model: ModelConfig
+    data: TaskConfig
+    rewards: dict[str, Any]
+    generate: TeacherSampling = TeacherSampling()
+    filters: FilterConfig = FilterConfig()
+    reply: str = ""
+    stage: str = "rejection_sampling"
+    seed: int = 0
+    mesh: MeshConfig = MeshConfig()
+
+
+def read_config(config: ConfigDict) -> CollectConfig:
+    """The config as dataclasses. Raises UserError for unknown keys, wrong types and impossible combinations."""
+    settings = unpack(CollectConfig, config)
+    if settings.reply and not all(place in settings.reply for place in ("{reasoning}", "{answer}")):
+        raise UserError(f"config.reply must hold {{reasoning}} and {{answer}}, or be empty; got {settings.reply!r}")
+    return settings
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Samples and filters as `config` says, going on from what `workdir` holds."""
+    settings = read_config(config)
+    console.set_up_logging()
+    distributed.start()
+    with use_mesh(make_mesh(settings.mesh), settings.mesh.rules):
+        check_config(config, workdir)
+        if (workdir / SET_FILE).exists():
+            log.info("%s is there already", workdir / SET_FILE)
+            return
+        if distributed.is_writer():
+            write_config(config, workdir)
+        rewards, task = load_rewards(settings.rewards), load_task(settings.data)
+        rows = task.train[: settings.generate.prompts or None]
+        collect(settings.model, rows, settings.generate, rewards, settings.filters, workdir, reply=settings.reply)
+
+
+def collect(
+    model: ModelConfig,
+    rows: Sequence[dict[str, Any]],
+    generate: TeacherSampling,
+    rewards: Any,
+    filters: FilterConfig,
+    workdir: pathlib.Path,
+    *,
+    reply: str = "",
+) -> None:
+    """Writes traces.jsonl and set.jsonl of the model's samples of task rows."""
+    ask_teacher(model, rows, generate, workdir / TRACES_FILE)
+    keep_best(read_traces(workdir / TRACES_FILE, rewards), filters, workdir / SET_FILE, reply=reply)
+
+
+def ask_teacher(
+    teacher: ModelConfig, rows: Sequence[dict[str, Any]], generate: TeacherSampling, output: pathlib.Path
+) -> None:
+    """The teacher's samples of every prompt, written to `output`; those that are there are kept."""
+    model, tokenizer = load_model(teacher)
+    tokenizer = require_tokenizer(tokenizer, teacher.path)
+    sampler = Sampler(*split(model), tokenizer, tokenizer.eos_ids, slots=generate.slots)
+    log.info("the teacher %s answers %d prompts", teacher.path, len(rows))
+    named = [Row(f"prompt {number}", row) for number, row in enumerate(rows)]
+    generate_file(sampler, named, output, generate, model=teacher.path)
+
+
+def read_traces(path: pathlib.Path, rewards: Any) -> list[Trace]:
+    """The samples of a file that `generate` wrote, each with its reward: the weighted sum of `rewards`."""
+    rows = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
+    flat = [(row, sample) for row in rows for sample in range(len(row["completions"]))]
+    names = dict.fromkeys(name for row in rows for name in row if name not in (*RESULTS, "prompt"))
+    scores = score(
+        rewards,
+        prompts=[row["prompt"] for row, _ in flat],
+        completions=[row["completions"][sample] for row, sample in flat],
+        completion_ids=[row["completion_tokens"][sample] for row, sample in flat],
+        columns={name: [row.get(name) for row, _ in flat] for name in names},
+        group_size=len(rows[0]["completions"]),
+    )
+    groups = [group for group, row in enumerate(rows) for _ in row["completions"]]
+    return [
+        Trace(
+            group,
+            row["prompt"],
+            row["completions"][sample],
+            float(reward),
+            len(row["completion_tokens"][sample]),
+            row["finish_reasons"][sample],
+        )
+        for group, (row, sample), reward in zip(groups, flat, scores.total, strict=True)
+    ]
+
+
+def keep_best(traces: Sequence[Trace], filters: FilterConfig, output: pathlib.Path, *, reply: str = "") -> None:
+    """The set to learn from, with its statistics beside it. Raises UserError if nothing is left."""
+    kept, statistics = filter_traces(traces, filters)
+    dropped = {name: count for name, count in statistics["dropped"].items() if count}
+    if not kept:
+        raise UserError(
+            f"none of the teacher's {len(traces)} samples is left to learn from, dropped were {dropped}: loosen "
+            "config.filters, or take a better config.teacher"
+        )
+    log.info("%d of %d samples are kept; dropped: %s", len(kept), len(traces), dropped or "none")
+    if distributed.is_writer():
+        write_set(output, [rewrite(trace, reply) if reply else trace for trace in kept], statistics)
+        log.info("%s and %s", output, statistics_file(output))
+
+
+def rewrite(trace: Trace, reply: str) -> Trace:
+    """The trace in the form of `reply`, white space evened out; as it is where it lacks one of the tags."""
+    _, opened, rest = trace.completion.partition("<think>")
+    reasoning, closed, rest = rest.partition("</think>")
+    _, asked, rest = rest.partition("<answer>")
+    answer, answered, _ = rest.partition("</answer>")
+    if not (opened and closed and asked and answered):
+        return trace
+    parts = {name: " ".join(text.split()) for name, text in {"reasoning": reasoning, "answer": answer}.items()}
+    return dataclasses.replace(trace, completion=fill_all(reply, **parts))

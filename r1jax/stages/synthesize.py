@@ -1,0 +1,89 @@
+"""The data of a run that brings none: problems, held-out problems, requests, worked examples and text, drawn by rules
+and written to the workdir, where later stages find them.
+
+    problems.jsonl     `prompt`, `solution`, `domain` ("math"): what reinforcement learning asks
+    held_out.jsonl     the same for other problems: what every model is measured on, and nothing is trained on
+    all_domains.jsonl  the problems and `requests` requests ("general"), which have no solution
+    worked.jsonl       `prompt` and `completion`: so many problems worked out and checked, in one language
+    requests.jsonl     the requests with good replies
+    text.jsonl         `text`: what a model reads that is trained from nothing (data/bilingual.py)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from r1jax.core import console, distributed
+from r1jax.core.config import unpack
+from r1jax.core.errors import UserError
+from r1jax.data.bilingual import draw_requests, draw_texts, draw_worked
+from r1jax.data.sources import Row, draw_addition
+from r1jax.runs.workdir import write_config
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawConfig:
+    """How many rows of each kind (0: none); low, high: the range that the numbers of a sum come from."""
+
+    low: int = 10
+    high: int = 99
+    held_out: int = 200
+    worked: int = 0
+    requests: int = 0
+    texts: int = 0
+    stage: str = "synthesize"
+    seed: int = 0
+
+
+def read_config(config: ConfigDict) -> DrawConfig:
+    """The config as a dataclass. Raises UserError for unknown keys and wrong values."""
+    settings = unpack(DrawConfig, config)
+    for name in ("held_out", "worked", "requests", "texts"):
+        if getattr(settings, name) < 0:
+            raise UserError(f"config.{name} must not be negative, got {getattr(settings, name)}")
+    return settings
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Draws and writes; what lies in the workdir already is written again, and is the same."""
+    settings = read_config(config)
+    console.set_up_logging()
+    distributed.start()
+    if not distributed.is_writer():
+        return
+    write_config(config, workdir)
+    draw = draw_addition(settings.held_out, settings.seed, low=settings.low, high=settings.high)
+    sums, problems = [row.columns for row in draw.train], _pose(draw.train)
+    requests = draw_requests(settings.requests, settings.seed)
+    asked = [{"prompt": row["prompt"], "solution": "", "domain": "general"} for row in requests]
+    files = {
+        "held_out": _pose(draw.held_out),
+        "problems": problems,
+        "all_domains": [*problems, *asked],
+        "worked": draw_worked(sums, settings.worked, settings.seed),
+        "requests": requests,
+        "text": draw_texts(sums, settings.texts, settings.seed),
+    }
+    for name, rows in files.items():
+        _write(workdir / f"{name}.jsonl", rows)
+    log.info("%s: %s", workdir, ", ".join(f"{len(rows)} {name}" for name, rows in files.items()))
+
+
+def _pose(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    return [{"prompt": row.columns["question"], "solution": row.columns["solution"], "domain": "math"} for row in rows]
+
+
+def _write(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
+    draft = path.with_name(path.name + ".draft")
+    draft.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    os.replace(draft, path)

@@ -1,0 +1,181 @@
+"""A model as a Hugging Face folder that transformers and vLLM load: config.json, safetensors, tokenizer files,
+generation_config.json.
+
+Two ways in, one way out. `export_model` writes parameters that are in memory, in either layout and on any mesh;
+`convert` streams the tensors of any MODEL, whose parameters are never made. Both write all that the shape needs and
+nothing else, into a folder beside the target that is renamed at the end: what bears the name is whole.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from r1jax.core import distributed
+from r1jax.core.errors import UserError
+from r1jax.models.transformer import Params
+from r1jax.text.tokenizer import Tokenizer
+from r1jax.weights.hf import check_tensor
+from r1jax.weights.parameters import Parameters, family_of, of_arrays, of_shape
+from r1jax.weights.pretrained import Opened, open_model
+from r1jax.weights.safetensors_writer import SHARD_BYTES, Spec, write_tensors
+
+DTYPES = ("float32", "bfloat16", "float16")
+# What a folder may hold beside its config and weights.
+SIDECARS = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+
+
+def export_model(
+    config: Any,
+    params: Params,
+    tokenizer: Tokenizer | None,
+    folder: str | pathlib.Path,
+    *,
+    dtype: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes parameters of the shape `config` (of any family) as the new `folder`.
+
+    dtype: of floating tensors, but for the router's correction bias; None: as they are. Every process must call it.
+    """
+    tensors = of_arrays(family_of(config), params)
+    specs = choose_specs(tensors, tensors.dtype, dtype)
+    with new_folder(folder) as target:
+        write_tensors(target, specs, tensors.read, shard_bytes=shard_bytes)
+        if target is not None:
+            describe_shape(config, tokenizer, target, specs)
+
+
+def convert(
+    source: str | pathlib.Path,
+    folder: str | pathlib.Path,
+    *,
+    dtype: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes any MODEL as the new `folder`, tensor by tensor.
+
+    dtype: of floating tensors, but for the router's correction bias; None: each keeps its own, 8-bit blocks become
+    bfloat16 and GGUF's quantized blocks float32.
+    Raises UserError, naming file and tensor, for what is missing, cut off or unknown, and for a folder that exists.
+    """
+    check_new(folder)
+    opened = open_model(source)
+    needed, tensors = of_shape(opened.family, opened.config), opened.source
+    stored = {name: name if name in tensors else needed.original(name) for name in needed.names}
+    for name, theirs in stored.items():
+        check_tensor(tensors, theirs, needed.shape(name))
+    specs = choose_specs(needed, lambda name: tensors.dtype(stored[name]), dtype)
+    with new_folder(folder) as target:
+        write_tensors(target, specs, lambda name: tensors.read(stored[name]), shard_bytes=shard_bytes)
+        if target is not None:
+            describe(opened, target, specs)
+
+
+def describe_shape(
+    config: Any, tokenizer: Tokenizer | None, folder: pathlib.Path, specs: Mapping[str, Spec] | None = None
+) -> None:
+    """`describe` of a shape that no files came with."""
+    _write_description(folder, family_of(config).to_hf(config), tokenizer, specs)
+
+
+def describe(opened: Opened, folder: pathlib.Path, specs: Mapping[str, Spec] | None = None) -> None:
+    """Writes all but the weights of a model into the folder: config.json, tokenizer files, generation_config.json.
+
+    specs: of the weights, whose dtype the config names.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    hf = dict(opened.hf) if opened.folder is not None else opened.family.to_hf(opened.config)
+    hf.pop("quantization_config", None)
+    if hf.get("num_nextn_predict_layers"):
+        hf["num_nextn_predict_layers"] = opened.config.mtp_depths
+    if opened.folder is not None:
+        for name in SIDECARS:
+            if (opened.folder / name).exists():
+                shutil.copyfile(opened.folder / name, folder / name)
+        tokenizer = None
+    else:
+        tokenizer = opened.read_tokenizer()
+    _write_description(folder, hf, tokenizer, specs)
+
+
+def _write_description(
+    folder: pathlib.Path, hf: dict[str, Any], tokenizer: Tokenizer | None, specs: Mapping[str, Spec] | None
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    ids = {key: hf[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if hf.get(key) is not None}
+    if tokenizer is not None:
+        tokenizer.save(folder)
+        known = {
+            "bos_token_id": tokenizer.bos_id,
+            "eos_token_id": list(tokenizer.eos_ids),
+            "pad_token_id": tokenizer.pad_id,
+        }
+        ids = {key: value for key, value in known.items() if value not in (None, [])}
+        hf |= ids
+    if specs:
+        counts: collections.Counter[str] = collections.Counter()
+        for spec in specs.values():
+            counts[str(spec.dtype)] += spec.size
+        hf["dtype" if "dtype" in hf else "torch_dtype"] = counts.most_common(1)[0][0]
+    files = {} if (folder / "generation_config.json").exists() else {"generation_config.json": ids}
+    for name, content in {**files, "config.json": hf}.items():  # config.json last: where it is, the rest is
+        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def choose_specs(needed: Parameters, stored: Callable[[str], np.dtype], dtype: str | None) -> dict[str, Spec]:
+    """What each tensor will be: of its stored dtype, or of `dtype` where it may change."""
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+
+    def choose(name: str) -> np.dtype:
+        changes = dtype is not None and not needed.keeps_dtype(name) and jnp.issubdtype(stored(name), jnp.floating)
+        return np.dtype(jnp.dtype(dtype)) if changes else stored(name)
+
+    return {name: Spec(needed.shape(name), choose(name)) for name in needed.names}
+
+
+def check_new(folder: str | pathlib.Path) -> None:
+    """Raises UserError if something is there already."""
+    folder = pathlib.Path(folder)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{folder} exists; name a folder that does not")
+
+
+@contextlib.contextmanager
+def new_folder(folder: str | pathlib.Path) -> Iterator[pathlib.Path | None]:
+    """A folder to fill that becomes `folder` when all went well; None in a process that does not write."""
+    check_new(folder)
+    target = pathlib.Path(folder).absolute()
+    partial = target.with_name(f".{target.name}.partial")
+    if not distributed.is_writer():
+        yield None
+    else:
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            partial.mkdir(parents=True)
+            yield partial
+            partial.replace(target)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from None
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    distributed.wait("export")

@@ -1,0 +1,80 @@
+"""Weights in 8-bit floats with one scale a block (DeepSeek-V3, 2412.19437, section 3.3), seen as plain ones.
+
+Each [out, in] matrix `NAME` has a companion `NAME_scale_inv` [ceil(out / rows), ceil(in / columns)]; a weight is its
+8-bit value times the scale of its block. Which tensors are stored so, the companions say; the size of the blocks is in
+config.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from r1jax.core.errors import UserError
+from r1jax.core.tensor_reader import TensorFile
+
+SUFFIX = "_scale_inv"
+
+
+class BlockScaled:
+    """Tensors of a file by name, those with block scales multiplied out (in float32) and the scales themselves
+    hidden.
+    """
+
+    def __init__(self, file: TensorFile, block: tuple[int, int]):
+        self.path, self._file, self._block = file.path, file, block
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All tensor names but those of scales."""
+        return tuple(name for name in self._file.names if name in self)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._file and not name.endswith(SUFFIX)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return self._file.shape(name)
+
+    def dtype(self, name: str) -> np.dtype:
+        """The dtype that holds a tensor without loss worth the memory: bfloat16 for the scaled ones."""
+        return np.dtype(ml_dtypes.bfloat16) if self._is_scaled(name) else self._file.dtype(name)
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor. Raises UserError if scales are missing or do not fit the tensor."""
+        weight = self._file.read(name)
+        if not self._is_scaled(name):
+            return weight
+        scales, (rows, columns) = name + SUFFIX, self._block
+        if scales not in self._file:
+            raise UserError(f"{self.path}: no tensor {scales!r}, which {name!r} of 8-bit floats needs")
+        want = tuple(-(-size // part) for size, part in zip(weight.shape, self._block, strict=True))
+        if self._file.shape(scales) != want:
+            raise UserError(
+                f"{self.path}: tensor {scales!r} has shape {self._file.shape(scales)}; {name!r} of shape "
+                f"{weight.shape} in blocks of {rows} x {columns} needs {want}"
+            )
+        out = weight.astype(np.float32)
+        for block, scale in enumerate(self._file.read(scales).astype(np.float32)):
+            out[block * rows : (block + 1) * rows] *= np.repeat(scale, columns)[: weight.shape[1]]
+        return out
+
+    def _is_scaled(self, name: str) -> bool:
+        return self._file.dtype(name).itemsize == 1 and len(self._file.shape(name)) == 2
+
+
+def dequantize(file: TensorFile, hf: Mapping[str, Any]) -> TensorFile | BlockScaled:
+    """The file as config.json says its tensors are stored. Raises UserError for a method that is not known."""
+    quantization = hf.get("quantization_config")
+    if not quantization:
+        return file
+    method, block = quantization.get("quant_method"), quantization.get("weight_block_size")
+    if method != "fp8" or not isinstance(block, (list, tuple)) or len(block) != 2:
+        raise UserError(
+            f"{file.path}: quantization_config.quant_method = {method!r} with weight_block_size = {block!r} is not "
+            "read here; known: 'fp8' in blocks of rows and columns"
+        )
+    return BlockScaled(file, (int(block[0]), int(block[1])))

@@ -1,0 +1,127 @@
+"""A GGUF file seen as Hugging Face files: its config, and its tensors under their names there.
+
+Covers what llama.cpp writes for Llama, Qwen2 and Qwen3: the names `blk.N.attn_q`, ...; a Llama's query and key rows in
+its own rotary order, which are turned back (the Qwens' are left alone by its converter); Llama 3.1's rope scaling,
+written as one factor a pair. Quantized tensors arrive as float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from r1jax.core.errors import UserError
+from r1jax.core.tensor_reader import TensorFile, unpermute_rope
+from r1jax.models.rope import RopeScaling, rope_frequencies, write_scaling
+
+_LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_PERMUTED = ("llama",)
+_ROPE_FACTORS = "rope_freqs.weight"
+
+
+class GGUFModel:
+    """Tensors of a GGUF file by Hugging Face name, in Hugging Face's layout."""
+
+    def __init__(self, file: TensorFile):
+        self.path, self.metadata, self._file = file.path, file.metadata, file
+        self._names = {_hf_name(name): name for name in file.names}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, [out, in] for a matrix."""
+        return self._file.shape(self._names[name])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All tensors that a Hugging Face folder would hold."""
+        return tuple(name for name in self._names if name != _ROPE_FACTORS)
+
+    def dtype(self, name: str) -> np.dtype:
+        """The dtype that `read` gives."""
+        return self._file.dtype(self._names[name])
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor."""
+        array = self._file.read(self._names[name])
+        metadata = self._file.metadata
+        architecture = metadata["general.architecture"]
+        if architecture in _PERMUTED:
+            if ".q_proj." in name:
+                return unpermute_rope(array, metadata[f"{architecture}.attention.head_count"])
+            if ".k_proj." in name:
+                return unpermute_rope(array, self.config()["num_key_value_heads"])
+        return array
+
+    def config(self) -> dict[str, Any]:
+        """What config.json would say. Raises UserError if a size is missing or positions are scaled in a way that the
+        header does not tell in full.
+        """
+        metadata = self._file.metadata
+        architecture = metadata.get("general.architecture")
+
+        def get(key: str, *default: Any) -> Any:
+            value = metadata.get(f"{architecture}.{key}", *default)
+            if value is None and not default:
+                raise UserError(f"{self.path}: the header lacks {architecture}.{key}")
+            return value
+
+        if get("rope.scaling.type", "none") != "none":
+            raise UserError(
+                f"{self.path}: {architecture}.rope.scaling is not read; use the model's Hugging Face folder"
+            )
+        heads = get("attention.head_count")
+        head_dim, theta = get("attention.key_length", get("embedding_length") // heads), get("rope.freq_base", 10_000.0)
+        return {
+            "model_type": architecture,
+            "vocab_size": self._file.shape("token_embd.weight")[0],
+            "hidden_size": get("embedding_length"),
+            "intermediate_size": get("feed_forward_length"),
+            "num_hidden_layers": get("block_count"),
+            "num_attention_heads": heads,
+            "num_key_value_heads": get("attention.head_count_kv", heads),
+            "head_dim": head_dim,
+            "rms_norm_eps": get("attention.layer_norm_rms_epsilon"),
+            "rope_theta": theta,
+            "rope_scaling": self._read_scaling(head_dim, theta),
+            "max_position_embeddings": get("context_length", 4096),
+            "tie_word_embeddings": "output.weight" not in self._file,
+        }
+
+    def _read_scaling(self, head_dim: int, theta: float) -> dict[str, Any] | None:
+        """Llama 3.1's scaling from what each frequency is divided by; only `factor` differs between released models."""
+        if _ROPE_FACTORS not in self._file:
+            return None
+        factors = self._file.read(_ROPE_FACTORS)
+        scaling = RopeScaling("llama3", factor=float(factors.max()))
+        plain, scaled = (rope_frequencies(head_dim, theta, kind) for kind in (None, scaling))
+        if factors.shape != plain.shape or not np.allclose(factors, np.asarray(plain / scaled), rtol=1e-4):
+            raise UserError(
+                f"{self.path}: {_ROPE_FACTORS} is not Llama 3.1's rope scaling; use the model's Hugging Face folder"
+            )
+        return write_scaling(scaling)
+
+
+def _hf_name(name: str) -> str:
+    stem, _, kind = name.rpartition(".")
+    if stem in _TOP:
+        return f"{_TOP[stem]}.{kind}"
+    if stem.startswith("blk."):
+        _, layer, part = stem.split(".", 2)
+        return f"model.layers.{layer}.{_LAYER.get(part, part)}.{kind}"
+    return name

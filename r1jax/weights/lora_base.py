@@ -1,0 +1,58 @@
+"""Tensors of a model with the adapters of a run added to them (W + s A B), one at a time.
+
+A checkpoint of low-rank adapters holds A [in..., r] and B [r, out...] in the paths of the kernels they change; the rest
+is the model that the run began from.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from r1jax.core.checkpoint import SavedArrays
+from r1jax.weights.hf import Source, find_pieces
+
+Path = tuple[str | int, ...]
+
+
+class Adapted:
+    """The tensors of `base` with those of `saved` added, scaled by s = `scale`; `config` is the shape of both."""
+
+    def __init__(self, base: Source, saved: SavedArrays, family: ModuleType, config: Any, scale: float):
+        self.path, self._base, self._saved, self._scale = saved.path, base, saved, scale
+        counts = nnx.eval_shape(lambda: family.build(config, rngs=nnx.Rngs(0), scan_layers=True)).counts
+        self._places: dict[str, tuple[Path, tuple[int, ...]]] = {}
+        for path in _find_adapters(saved):
+            _, pieces = find_pieces((*path[1:], "kernel"), saved.shape((*path, "a")), family.HF_NAMES, counts)
+            self._places |= {name: (path, place) for place, name, _ in pieces}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._base
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._base.shape(name)
+
+    def dtype(self, name: str) -> np.dtype:
+        return self._base.dtype(name)
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor, of float32 where an adapter changes it."""
+        tensor = self._base.read(name)
+        if name not in self._places:
+            return tensor
+        path, place = self._places[name]
+        down, up = (self._saved.read((*path, part), place).astype(np.float32) for part in ("a", "b"))
+        product = down.reshape(-1, down.shape[-1]) @ up.reshape(down.shape[-1], -1)
+        return tensor.astype(np.float32) + self._scale * product.T
+
+
+def holds_adapters(saved: SavedArrays) -> bool:
+    """Whether a checkpoint holds adapters alone."""
+    return bool(_find_adapters(saved))
+
+
+def _find_adapters(saved: SavedArrays) -> list[Path]:
+    return [path[:-1] for path in saved.paths if path[0] == "params" and path[-1] == "a"]

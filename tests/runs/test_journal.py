@@ -1,0 +1,105 @@
+"""The journal: rows in the order of their inputs, whatever the order of results, and nothing lost or repeated."""
+
+import json
+import pathlib
+from typing import Any
+
+import pytest
+
+from r1jax.core.errors import UserError
+from r1jax.runs.journal import Journal
+
+INPUTS = ["a", "b", "c", "d", "e"]
+
+
+def open_journal(path: pathlib.Path, inputs: list[str] = INPUTS, **options: Any) -> Journal:
+    return Journal(path, len(inputs), lambda number, row: row.get("input") == inputs[number], **options)
+
+
+def put(journal: Journal, *numbers: int, inputs: list[str] = INPUTS, by: str = "one") -> None:
+    for number in numbers:
+        journal.put(number, {"input": inputs[number], "by": by})
+
+
+def read(path: pathlib.Path) -> list[tuple[str, str]]:
+    return [(row["input"], row["by"]) for row in map(json.loads, path.read_text().splitlines())]
+
+
+def test_results_in_any_order_are_written_in_the_order_of_the_inputs(tmp_path: pathlib.Path):
+    journal = open_journal(tmp_path / "new" / "out.jsonl")
+    assert journal.todo == [0, 1, 2, 3, 4]
+    put(journal, 2, 1)
+    assert journal.done == 0 and read(journal.path) == []
+    put(journal, 0)
+    assert journal.done == 3 and read(journal.path) == [("a", "one"), ("b", "one"), ("c", "one")]
+    put(journal, 4, 3)
+    journal.close()
+    assert [name for name, _ in read(journal.path)] == INPUTS
+    assert [file.name for file in journal.path.parent.iterdir()] == ["out.jsonl"]
+
+
+@pytest.mark.parametrize("torn", [b'{"input": "c", "by": "on', b'{"input": "c", "by": "one"}', b"\xff\xfe"])
+def test_a_torn_last_line_is_redone(tmp_path: pathlib.Path, torn: bytes):
+    path = tmp_path / "out.jsonl"
+    put(open_journal(path), 0, 1, 4)
+    path.write_bytes(path.read_bytes() + torn)
+    journal = open_journal(path)
+    assert journal.todo == [2, 3, 4] and journal.done == 2
+    put(journal, 2, 3, 4, by="two")
+    journal.close()
+    assert read(path) == [("a", "one"), ("b", "one"), ("c", "two"), ("d", "two"), ("e", "two")]
+
+
+def test_lines_behind_one_that_no_longer_answers_are_kept(tmp_path: pathlib.Path):
+    path = tmp_path / "out.jsonl"
+    journal = open_journal(path)
+    put(journal, *range(5))
+    journal.close()
+    edited = ["a", "B", "c", "D", "e"]
+    journal = open_journal(path, edited)
+    assert journal.todo == [1, 3]
+    put(journal, 1, inputs=edited, by="two")  # and killed here, without a close
+    journal = open_journal(path, edited)
+    assert journal.todo == [3]
+    put(journal, 3, inputs=edited, by="three")
+    journal.close()
+    assert read(path) == [("a", "one"), ("B", "two"), ("c", "one"), ("D", "three"), ("e", "one")]
+    assert [file.name for file in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+def test_inputs_may_be_added_or_taken_away(tmp_path: pathlib.Path):
+    path = tmp_path / "out.jsonl"
+    put(open_journal(path, INPUTS[:3]), 0, 1, 2)
+    journal = open_journal(path)
+    assert journal.todo == [3, 4]
+    put(journal, 3, 4, by="two")
+    journal.close()
+    journal = open_journal(path, INPUTS[:2])
+    assert journal.todo == []
+    journal.close()
+    assert read(path) == [("a", "one"), ("b", "one")]
+
+
+def test_a_process_that_does_not_write_knows_what_is_to_do(tmp_path: pathlib.Path):
+    path = tmp_path / "out.jsonl"
+    put(open_journal(path), 0)
+    other = open_journal(path, active=False)
+    assert other.todo == [1, 2, 3, 4]
+    put(other, 1, by="other")
+    other.close()
+    assert read(path) == [("a", "one")]
+
+
+def test_a_line_is_one_line_however_the_text_is_split(tmp_path: pathlib.Path):
+    journal = Journal(tmp_path / "out.jsonl", 2, lambda number, row: True)
+    texts = ["日本 a\x85b\u2028c\u2029d\n", "half a pair: \ud800"]
+    for number, text in enumerate(texts):
+        journal.put(number, {"text": text})
+    assert [json.loads(line)["text"] for line in journal.path.read_text("utf-8").splitlines()] == texts
+    assert "日本" in journal.path.read_text("utf-8")
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path: pathlib.Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="out.jsonl cannot be written"):
+        open_journal(tmp_path / "file" / "out.jsonl")

@@ -1,0 +1,58 @@
+"""config.json: whole or not there, ended by one newline; a torn one stops no run."""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+import pytest
+from ml_collections import ConfigDict
+
+from r1jax.core.errors import UserError
+from r1jax.runs.workdir import check_config, write_config
+
+CONFIG = ConfigDict({"seed": 1, "steps": 3, "data": {"args": {}, "path": None}, "eval": {"every_steps": 2}})
+
+
+def test_the_config_is_written_whole_and_ends_in_one_newline(tmp_path: pathlib.Path):
+    write_config(CONFIG, tmp_path / "run")
+    text = (tmp_path / "run" / "config.json").read_text()
+    assert json.loads(text) == CONFIG.to_dict() and text.endswith("}\n") and not text.endswith("\n\n")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
+
+
+def test_a_kill_while_writing_leaves_the_old_config(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+    write_config(CONFIG, tmp_path)
+    before = (tmp_path / "config.json").read_text()
+
+    def die(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", die)
+    with pytest.raises(KeyboardInterrupt):
+        write_config(ConfigDict({**CONFIG.to_dict(), "steps": 9}), tmp_path)
+    assert (tmp_path / "config.json").read_text() == before
+    check_config(CONFIG, tmp_path)
+
+
+def test_a_torn_config_does_not_stop_a_resume(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture):
+    check_config(CONFIG, tmp_path)  # none at all
+    (tmp_path / "config.json").write_text('{"seed": 1, "st')
+    check_config(CONFIG, tmp_path)
+    assert "config.json is torn" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 2}, "config.seed = 1, this one has 2"),
+        ({"data": {"args": {"low": 1}, "path": None}}, "config.data.args = {}, this one has None"),
+    ],
+)
+def test_another_config_is_refused_but_for_what_may_change(
+    tmp_path: pathlib.Path, changes: dict[str, Any], message: str
+):
+    write_config(CONFIG, tmp_path)
+    with pytest.raises(UserError, match=message):
+        check_config(ConfigDict({**CONFIG.to_dict(), **changes}), tmp_path)
+    check_config(ConfigDict({**CONFIG.to_dict(), "steps": 9, "eval": {"every_steps": 1}}), tmp_path)

@@ -1,0 +1,47 @@
+"""What a trace becomes before it is learnt; the rest of the stage runs in test_pipeline.py and test_distill.py."""
+
+import pathlib
+
+import pytest
+from ml_collections import ConfigDict
+
+from r1jax.core.errors import UserError
+from r1jax.data.filters import Trace
+from r1jax.stages import rejection_sampling as collect
+
+FORM = "<think>\n{reasoning}\n</think>\n{answer}"
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("<think> 1 + 1\n  = 2 </think>\n\n<answer>2 </answer>", "<think>\n1 + 1 = 2\n</think>\n2"),
+        ("<think> {answer} </think><answer> {reasoning} </answer>", "<think>\n{answer}\n</think>\n{reasoning}"),
+        ("<think> no end <answer> 2 </answer>", "<think> no end <answer> 2 </answer>"),
+        ("2", "2"),
+    ],
+)
+def test_a_tagged_sample_takes_the_form_asked_for(said: str, kept: str):
+    trace = Trace(0, "What is 1 + 1?", said, 1.0, 8)
+    assert collect.rewrite(trace, FORM).completion == kept
+
+
+def test_a_set_is_written_in_that_form(tmp_path: pathlib.Path):
+    traces = [Trace(0, "a", "<think>x  y</think><answer>2</answer>", 1.0, 8), Trace(1, "b", "wrong", 0.0, 2)]
+    collect.keep_best(traces, collect.FilterConfig(), tmp_path / "set.jsonl", reply=FORM)
+    text = (tmp_path / "set.jsonl").read_text()
+    assert text == '{"prompt": "a", "completion": "<think>\\nx y\\n</think>\\n2"}\n'
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"reply": "{answer}"}, "config.reply must hold"),
+        ({"generate": {"slots": 0}}, "config.generate.prompts must not be negative and config.generate.slots"),
+        ({"rewards": None}, "config.rewards must be"),
+    ],
+)
+def test_a_mistake_gets_one_line(change: dict, message: str):
+    config = {"model": {"path": "x"}, "data": {"source": "addition"}, "rewards": {"answer_reward": 1.0}}
+    with pytest.raises(UserError, match=message):
+        collect.read_config(ConfigDict({**config, **change}))
