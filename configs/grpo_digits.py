@@ -61,7 +61,7 @@ def get_config(arg: str = "") -> ConfigDict:
         )
     )
     # One rollout a step for every loss, dapo too: the same budget. Raise rounds to let it ask again.
-    config.sampling = ConfigDict(dict(rounds=1, filter_truncated=False))
+    config.dynamic_sampling = ConfigDict(dict(max_rounds=1, filter_truncated=False))
     config.judge = ConfigDict(dict(max_new_tokens=8, temperature=1.0))
     # Two updates a step, or ratios would all be 1 and the losses differ by their weights alone.
     config.train = ConfigDict(

@@ -75,7 +75,7 @@ def get_config(arg: str = "") -> ConfigDict:
             completions_per_row=8,
             logits_chunk=0,
             old_logprobs="sampler",
-            zero_spread=1e-3,
+            min_group_std=1e-3,
             difference_alarm=1e-3,
         )
     )

@@ -1,4 +1,4 @@
-"""Checkpoints of a run by orbax: arrays (each process its shards), and plain facts (step, data position) as JSON
+"""Checkpoints of a run by orbax: arrays (each process its shards), and plain metadata (step, data position) as JSON
 beside them.
 
 A checkpoint exists once it is complete: orbax renames it into place, so a run killed while saving resumes from the
@@ -37,13 +37,13 @@ class Checkpoints:
         """Where a step lies."""
         return pathlib.Path(self._manager.directory) / str(step)
 
-    def save(self, step: int, state: Any, facts: dict[str, Any]) -> None:
+    def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
         """Starts to save; arrays may be donated as soon as this returns."""
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), facts=ocp.args.JsonSave(facts))
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), facts=ocp.args.JsonSave(metadata))
         self._manager.save(step, args=args)
 
     def restore(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
-        """(state in the places of `abstract_state`, facts). Raises UserError if it does not fit this run's model."""
+        """(state in the places of `abstract_state`, metadata). Raises UserError if it does not fit this run's model."""
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), facts=ocp.args.JsonRestore())
         try:
             self._check_dtypes(step, abstract_state)

@@ -19,12 +19,12 @@ Scale = Literal["group", "batch", "none"]
 
 
 def group_advantages(
-    rewards_PG: np.ndarray, *, baseline: Baseline = "group", scale: Scale = "group", zero_spread: float = 1e-3
+    rewards_PG: np.ndarray, *, baseline: Baseline = "group", scale: Scale = "group", min_group_std: float = 1e-3
 ) -> tuple[np.ndarray, np.ndarray]:
     """((r - baseline) / (scale + 1e-4) [P, G], which groups have no spread [P]).
 
-    A group whose sample deviation is below zero_spread has none, and advantage exactly zero unless the baseline is the
-    batch's. A NaN reward (none applied) takes no part: it counts nowhere, and its advantage is zero.
+    A group whose sample deviation is below min_group_std has none, and advantage exactly zero unless the baseline is
+    the batch's. A NaN reward (none applied) takes no part: it counts nowhere, and its advantage is zero.
     """
     rewards = np.asarray(rewards_PG, np.float64)
     if rewards.shape[1] < 2:
@@ -34,7 +34,7 @@ def group_advantages(
     total = np.where(here, rewards, 0.0).sum(axis=1, keepdims=True)
     centred = np.where(here, rewards - total / np.maximum(count, 1), 0.0)
     deviation = np.sqrt((centred**2).sum(axis=1, keepdims=True) / np.maximum(count - 1, 1))
-    flat = ~(deviation[:, 0] >= zero_spread)
+    flat = ~(deviation[:, 0] >= min_group_std)
     if baseline == "leave_one_out":
         centred = np.where(here & (count > 1), rewards - (total - rewards) / np.maximum(count - 1, 1), 0.0)
     elif baseline == "batch":

@@ -18,15 +18,15 @@ Aggregation = Literal["token", "sequence", "constant"]
 
 
 def token_weights(
-    lengths: np.ndarray, aggregation: Aggregation, *, constant: int = 1, left_out: np.ndarray | None = None
+    lengths: np.ndarray, aggregation: Aggregation, *, constant: int = 1, excluded: np.ndarray | None = None
 ) -> np.ndarray:
     """The weight of each token of each completion in the loss of the update.
 
     lengths: tokens of every completion of the update, also of those whose advantage is zero. constant: the length that
-    "constant" divides by. left_out: completions that count neither here nor in any denominator (weight 0).
+    "constant" divides by. excluded: completions that count neither here nor in any denominator (weight 0).
     """
     lengths = np.asarray(lengths, np.float64)
-    kept = np.ones(lengths.shape, bool) if left_out is None else ~np.asarray(left_out, bool)
+    kept = np.ones(lengths.shape, bool) if excluded is None else ~np.asarray(excluded, bool)
     count = max(kept.sum(), 1)
     if aggregation == "token":
         weights = np.full(lengths.shape, 1.0 / max(lengths[kept].sum(), 1.0))

@@ -13,8 +13,8 @@ kl_unbiased multiplies it by the token's ratio, so that its gradient is that of 
 (DeepSeek-V3.2, 2512.02556). kl_in="reward" takes the sum over the sequence off the reward instead (RLHF's place).
 
 Correction c, for samplers that do not compute the trainer's distribution exactly: the importance weight exp(old -
-sampler's log-prob), of the token or the product over the sequence, truncated to [correction_low, correction_high] (TIS)
-or zero outside of it (MIS, IcePop). On-policy the old log-probs are the stopped new ones and r is exactly 1.
+sampler's log-prob), of the token or the product over the sequence, truncated to the interval from
+importance_correction_low to importance_correction_high (TIS) or zero outside of it (MIS, IcePop). On-policy the old log-probs are the stopped new ones and r is exactly 1.
 
 What the presets leave open in their papers: `grpo` and `r1` are the paper's sequence means with k3 in the loss; `cispo`
 has only the upper bound, at r <= 5 (ScaleRL, 2510.13786); `rloo` and `reinforce++` come without KL (0.05 and 0.01 are
@@ -36,13 +36,13 @@ from r1jax.losses.aggregation import Aggregation
 LOG_RATIO_LIMIT = 20.0
 
 Preset = Literal["", "grpo", "r1", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce++"]
-Correction = Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
+ImportanceCorrection = Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 
 
 @dataclasses.dataclass(frozen=True)
 class PolicyLossConfig:
     """The knobs; `preset` says whose values those have that a config leaves out (losses/advantage.py has baseline and
-    scale). kl_coefficient 0 needs no reference model; clip_delta 0 is off; correction_low may be 0."""
+    scale). kl_coefficient 0 needs no reference model; clip_delta 0 is off; importance_correction_low may be 0."""
 
     preset: Preset = ""
     baseline: Baseline = "group"
@@ -58,14 +58,14 @@ class PolicyLossConfig:
     kl_unbiased: bool = False
     kl_in: Literal["loss", "reward"] = "loss"
     entropy_coefficient: float = 0.0
-    correction: Correction = "none"
-    correction_low: float = 0.0
-    correction_high: float = 2.0
+    importance_correction: ImportanceCorrection = "none"
+    importance_correction_low: float = 0.0
+    importance_correction_high: float = 2.0
 
     @property
     def needs_sequences(self) -> bool:
         """Whether tokens must know which completion they belong to."""
-        return self.ratio == "sequence" or self.correction.startswith("sequence")
+        return self.ratio == "sequence" or self.importance_correction.startswith("sequence")
 
     @property
     def needs_all_tokens(self) -> bool:
@@ -120,7 +120,7 @@ def policy_loss(
     low = inside & (ratio < 1.0 - config.clip_low) & (advantages < 0)
     high = inside & (ratio > 1.0 + config.clip_high) & (advantages > 0)
     metrics = {"clip_ratio/low_mean": low, "clip_ratio/high_mean": high, "clip_ratio/region_mean": low | high}
-    if config.correction != "none":
+    if config.importance_correction != "none":
         gap = jax.lax.stop_gradient(old_logprobs - mask(_require(sampler_logprobs, "sampler_logprobs")))
         correction, outside = _correct(gap, config, sequences)
         per_token = per_token * correction
@@ -144,12 +144,12 @@ def estimate_kl(logprobs: jax.Array, reference_logprobs: jax.Array, config: Poli
 
 def _correct(gap: jax.Array, config: PolicyLossConfig, sequences: jax.Array | None) -> tuple[jax.Array, jax.Array]:
     """(the factor of each token's surrogate, whether its importance weight lay outside of the bounds)."""
-    level, _, way = config.correction.partition("_")
+    level, _, way = config.importance_correction.partition("_")
     weight = _exp(gap if level == "token" else _over_sequences(gap, sequences))
-    outside = (weight < config.correction_low) | (weight > config.correction_high)
+    outside = (weight < config.importance_correction_low) | (weight > config.importance_correction_high)
     if way == "mask":
         return jnp.where(outside, 0.0, weight), outside
-    return jnp.clip(weight, config.correction_low, config.correction_high), outside
+    return jnp.clip(weight, config.importance_correction_low, config.importance_correction_high), outside
 
 
 def _exp(log_ratio: jax.Array) -> jax.Array:

@@ -7,7 +7,8 @@ expert: padding tokens have only such, cost nothing and get zeros.
 
 dense           every expert on every token, then the chosen ones; the reference, and no cheaper than it sounds.
 grouped         rows sorted by expert, one matrix product by groups (models/ops/grouped_matmul.py). Where the mesh
-                spreads experts over devices, it is one of the following that the platform has: ragged on TPU and GPU, else all_to_all.
+                spreads experts over devices, it is one of the following that the platform has: ragged on TPU and GPU,
+                else all_to_all.
 all_to_all      rows travel to their experts' devices and back in buffers of one size for every pair of devices.
 ragged          the same with one buffer for all that a device receives (`jax.lax.ragged_all_to_all`; where a platform
                 has none, the CPU, it is imitated by gathering everything, which is for tests).

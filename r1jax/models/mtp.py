@@ -22,7 +22,7 @@ from r1jax.models.layers import Dtypes, Linear, RMSNorm
 from r1jax.models.transformer import MakeBlock, Transformer, join_routers
 
 
-class Depth(nnx.Module):
+class MTPBlock(nnx.Module):
     """One prediction depth: norm(block(projection([norm(embedding); norm(state)])))."""
 
     def __init__(

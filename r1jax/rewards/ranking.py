@@ -125,10 +125,10 @@ def _to_places(tiers: list[list[int]], count: int) -> Places | None:
     named = [index for tier in tiers for index in tier]
     if len(named) != len(set(named)) or not all(0 <= index < count for index in named) or 2 * len(named) < count:
         return None
-    left_out = [index for index in range(count) if index not in set(named)]
+    excluded = [index for index in range(count) if index not in set(named)]
     places = [0.0] * count
     first = 0
-    for tier in [*tiers, left_out]:
+    for tier in [*tiers, excluded]:
         for index in tier:
             places[index] = first + (len(tier) - 1) / 2
         first += len(tier)

@@ -21,7 +21,7 @@ LOOKS_A_PROMPT = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class PoolsConfig:
+class CurriculumConfig:
     """skip: the probability that a prompt whose last solve rate is at most `low` or at least `high` is passed over (0:
     no pools). reward: whose mean over the group is the solve rate ("": the first of config.rewards).
     """
@@ -32,10 +32,10 @@ class PoolsConfig:
     reward: str = ""
 
 
-class Pools:
+class Curriculum:
     """Takes prompts from a loader, and remembers the rates."""
 
-    def __init__(self, config: PoolsConfig, loader: PromptLoader, seed: int):
+    def __init__(self, config: CurriculumConfig, loader: PromptLoader, seed: int):
         self.config, self.loader, self.seed = config, loader, seed
         self._rates: dict[str, float] = {}
         self._passed_over = 0

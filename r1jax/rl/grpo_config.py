@@ -19,7 +19,7 @@ from r1jax.eval.held_out import EvalConfig
 from r1jax.learner.optimizer import OptimizerConfig
 from r1jax.losses.policy import PRESETS, PolicyLossConfig
 from r1jax.models.lora import LoRAConfig
-from r1jax.rl.curriculum import PoolsConfig
+from r1jax.rl.curriculum import CurriculumConfig
 from r1jax.rl.policy_judge import JudgeConfig
 from r1jax.runs.model_setup import CheckpointConfig, LogConfig, ModelConfig, check, check_divides
 
@@ -29,10 +29,10 @@ class RolloutConfig:
     """What is sampled a step, and the engine's shapes.
 
     max_prompt_tokens: 0 takes the longest prompt of the data. ignore_stop: sample to the limit whatever comes, for
-    benchmarks of equal work. limits: ((step, new tokens), ...), from each step on so many at most, as R1-Zero's grew;
-    max_new_tokens stays the engine's shape, and what evaluation samples. temperatures: ((step, temperature), ...),
-    linear in between; sampler and trainer follow it together. cache_pieces: steps in which the sampler's cache grows;
-    1 where it fills the memory (rollout/slots.py).
+    benchmarks of equal work. max_new_tokens_schedule: ((step, new tokens), ...), the limit from each step on, as
+    R1-Zero's grew; max_new_tokens stays the engine's shape and the limit of evaluations. temperature_schedule:
+    ((step, temperature), ...), linear in between, for sampler and trainer alike. cache_pieces: steps in which the
+    sampler's cache grows; 1 where it fills the memory (rollout/slots.py).
     """
 
     prompts_per_step: int = 8
@@ -47,8 +47,8 @@ class RolloutConfig:
     prefill_batch: int = 8
     ignore_stop: bool = False
     cache_pieces: int = 4
-    limits: tuple[tuple[int, int], ...] = ()
-    temperatures: tuple[tuple[int, float], ...] = ()
+    max_new_tokens_schedule: tuple[tuple[int, int], ...] = ()
+    temperature_schedule: tuple[tuple[int, float], ...] = ()
 
     @property
     def completions(self) -> int:
@@ -56,39 +56,42 @@ class RolloutConfig:
         return self.prompts_per_step * self.group_size
 
     def sampling(self, stop_ids: tuple[int, ...]) -> Sampling:
-        """The same for one request."""
+        """Sampling parameters of one request."""
         stop_ids = () if self.ignore_stop else stop_ids
         return Sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.max_new_tokens, stop_ids)
 
     def sampling_at(self, step: int, stop_ids: tuple[int, ...]) -> Sampling:
         """The same at a step of training."""
         same = self.sampling(stop_ids)
-        if self.limits:
+        if self.max_new_tokens_schedule:
             same = dataclasses.replace(same, max_new_tokens=self.limit_at(step))
-        if self.temperatures:
+        if self.temperature_schedule:
             same = dataclasses.replace(same, temperature=self.temperature_at(step))
         return same
 
     def limit_at(self, step: int) -> int:
         """New tokens at most; before the first entry that one's."""
-        limits = [limit for start, limit in self.limits if start <= step] or [limit for _, limit in self.limits[:1]]
-        return limits[-1] if limits else self.max_new_tokens
+        schedule = self.max_new_tokens_schedule
+        reached = [limit for start, limit in schedule if start <= step] or [limit for _, limit in schedule[:1]]
+        return reached[-1] if reached else self.max_new_tokens
 
     def temperature_at(self, step: int) -> float:
         """What logits are divided by."""
-        if not self.temperatures:
+        if not self.temperature_schedule:
             return self.temperature
-        steps, values = zip(*self.temperatures, strict=True)
+        steps, values = zip(*self.temperature_schedule, strict=True)
         return float(np.interp(step, steps, values))
 
 
 @dataclasses.dataclass(frozen=True)
-class SamplingConfig:
-    """rounds: so many times at most new prompts are asked for those whose groups had no spread (1: never; dynamic
-    sampling). filter_truncated: completions that ran into the limit take no part in the loss (overlong filtering).
+class DynamicSamplingConfig:
+    """Dynamic sampling (DAPO, 2503.14476).
+
+    max_rounds: rounds of prompts in a step; each replaces the groups whose rewards have no spread (1: off).
+    filter_truncated: completions that reach the token limit are excluded from the loss (overlong filtering).
     """
 
-    rounds: int = 1
+    max_rounds: int = 1
     filter_truncated: bool = False
 
 
@@ -122,7 +125,7 @@ class TrainConfig:
     old_logprobs: Literal["trainer", "sampler"] = "trainer"
     replay_experts: bool = False
     bias_rate: float = 0.0
-    zero_spread: float = 1e-3
+    min_group_std: float = 1e-3
     difference_alarm: float = 1e-3
 
 
@@ -141,8 +144,8 @@ class GRPOConfig:
     train: TrainConfig = TrainConfig()
     loss: PolicyLossConfig = PolicyLossConfig()
     reference: ReferenceConfig = ReferenceConfig()
-    sampling: SamplingConfig = SamplingConfig()
-    pools: PoolsConfig = PoolsConfig()
+    dynamic_sampling: DynamicSamplingConfig = DynamicSamplingConfig()
+    curriculum: CurriculumConfig = CurriculumConfig()
     judge: JudgeConfig = JudgeConfig()
     lora: LoRAConfig = LoRAConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -162,14 +165,14 @@ class GRPOConfig:
 # What a preset of the loss (losses/policy.py) asks of a whole run, beside its row of that table.
 RUN_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "r1": {"train": {"updates_per_step": 16}, "reference": {"every_updates": 400}},
-    "dapo": {"sampling": {"rounds": 4, "filter_truncated": True}},
+    "dapo": {"dynamic_sampling": {"max_rounds": 4, "filter_truncated": True}},
 }
 
 
 def expand_preset(config: ConfigDict) -> dict[str, Any]:
     """The config with what config.loss.preset says wherever it says nothing itself (absent or None)."""
     values = config.to_dict()
-    sections = {name: values.get(name) or {} for name in ("loss", "train", "reference", "sampling")}
+    sections = {name: values.get(name) or {} for name in ("loss", "train", "reference", "dynamic_sampling")}
     preset = sections["loss"].get("preset", "") if isinstance(sections["loss"], dict) else ""
     table = {"loss": PRESETS.get(preset, {}), **RUN_PRESETS.get(preset, {})}
     for name, section in sections.items():
@@ -229,31 +232,44 @@ def check_settings(settings: GRPOConfig) -> None:
 def _check_controls(settings: GRPOConfig) -> None:
     """What steers sampling, the loss and the reference."""
     rollout, train, loss, reference = settings.rollout, settings.train, settings.loss, settings.reference
-    for name in ("clip_low", "clip_high", "clip_delta", "kl_coefficient", "correction_low"):
+    for name in ("clip_low", "clip_high", "clip_delta", "kl_coefficient", "importance_correction_low"):
         check(f"loss.{name}", value := getattr(loss, name), value >= 0, "must be 0 or more")
     check(
-        "loss.correction_high", loss.correction_high, loss.correction_high > loss.correction_low, "must be the larger"
+        "loss.importance_correction_high",
+        loss.importance_correction_high,
+        loss.importance_correction_high > loss.importance_correction_low,
+        "must be the larger",
     )
     own = train.updates_per_step > 1 and train.old_logprobs == "sampler"
     check(
-        "loss.correction",
-        loss.correction,
-        loss.correction == "none" or not own,
+        "loss.importance_correction",
+        loss.importance_correction,
+        loss.importance_correction == "none" or not own,
         "compares trainer and sampler, which config.train.old_logprobs = 'sampler' takes for the same",
     )
-    check("sampling.rounds", settings.sampling.rounds, settings.sampling.rounds >= 1, "must be at least 1")
-    for name in ("limits", "temperatures"):
+    check(
+        "dynamic_sampling.max_rounds",
+        settings.dynamic_sampling.max_rounds,
+        settings.dynamic_sampling.max_rounds >= 1,
+        "must be at least 1",
+    )
+    for name in ("max_new_tokens_schedule", "temperature_schedule"):
         points = getattr(rollout, name)
         rising = all(a[0] < b[0] for a, b in itertools.pairwise(points))
         check(f"rollout.{name}", points, rising, "must be (step, value) pairs by rising steps")
-    inside = all(1 <= limit <= rollout.max_new_tokens for _, limit in rollout.limits)
-    check("rollout.limits", rollout.limits, inside, f"must be from 1 to max_new_tokens = {rollout.max_new_tokens}")
-    positive = all(0 < value < math.inf for _, value in rollout.temperatures)
-    check("rollout.temperatures", rollout.temperatures, positive, "must be positive")
+    inside = all(1 <= limit <= rollout.max_new_tokens for _, limit in rollout.max_new_tokens_schedule)
+    check(
+        "rollout.max_new_tokens_schedule",
+        rollout.max_new_tokens_schedule,
+        inside,
+        f"must be from 1 to max_new_tokens = {rollout.max_new_tokens}",
+    )
+    positive = all(0 < value < math.inf for _, value in rollout.temperature_schedule)
+    check("rollout.temperature_schedule", rollout.temperature_schedule, positive, "must be positive")
     check("reference.every_updates", reference.every_updates, reference.every_updates >= 0, "must be 0 or more")
     check("reference.mixing", reference.mixing, 0 < reference.mixing <= 1, "must be above 0 and at most 1")
     if reference.every_updates:
         check_divides(
             "reference.every_updates", reference.every_updates, "train.updates_per_step", train.updates_per_step
         )
-    check("pools.skip", settings.pools.skip, 0 <= settings.pools.skip <= 1, "must be from 0 to 1")
+    check("curriculum.skip", settings.curriculum.skip, 0 <= settings.curriculum.skip <= 1, "must be from 0 to 1")

@@ -1,8 +1,8 @@
 """The sampling half of a GRPO step: which prompts are asked, how, what the answers earn, and which groups are kept.
 
 Dynamic sampling (DAPO, 2503.14476): groups whose members all earned the same teach nothing. They are dropped and as
-many new prompts are asked, in at most `sampling.rounds` rounds; what is then still missing is filled with dropped ones,
-so that a step always has its number of prompts. Request seeds are a function of (seed, step, place).
+many new prompts are asked, in at most `dynamic_sampling.max_rounds` rounds; what is then still missing is filled with
+dropped ones, so that a step always has its number of prompts. Request seeds are a function of (seed, step, place).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from r1jax.core.structs import Request
 from r1jax.losses.advantage import group_advantages
 from r1jax.models.transformer import Params
 from r1jax.rewards.base import Reward, Scores, score
-from r1jax.rl.curriculum import Pools
+from r1jax.rl.curriculum import Curriculum
 from r1jax.rl.grpo_config import GRPOConfig
 from r1jax.rl.rollout_batch import Groups, join_groups, join_scores
 from r1jax.rollout.engine import Engine
@@ -29,17 +29,17 @@ from r1jax.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
-class Drawn:
+class RolloutResult:
     """All that was sampled in a step. kept: the prompts that are trained on, in order; flat: those without spread.
 
-    left_out: completions that take no part in the loss, whatever they earned [P, G].
+    excluded: completions that take no part in the loss, whatever they earned [P, G].
     """
 
     groups: Groups
     scores: Scores
     kept: np.ndarray
     flat: np.ndarray
-    left_out: np.ndarray
+    excluded: np.ndarray
     metrics: dict[str, float]
 
 
@@ -50,56 +50,56 @@ class Rollouts:
         self,
         settings: GRPOConfig,
         engine: Engine,
-        pools: Pools,
+        curriculum: Curriculum,
         encode: PromptEncoder,
         tokenizer: Tokenizer,
         rewards: Sequence[Reward],
     ):
-        self.settings, self.engine, self.pools = settings, engine, pools
+        self.settings, self.engine, self.curriculum = settings, engine, curriculum
         self.encode, self.tokenizer, self.rewards = encode, tokenizer, rewards
 
-    def draw(self, params: Params, step: int) -> Drawn:
+    def draw(self, params: Params, step: int) -> RolloutResult:
         """The groups of a step, with what they earned."""
-        rollout, sampling = self.settings.rollout, self.settings.sampling
+        rollout, dynamic_sampling = self.settings.rollout, self.settings.dynamic_sampling
         P, G = rollout.prompts_per_step, rollout.group_size
         rounds: list[tuple[Groups, Scores]] = []
         flat = np.zeros(0, bool)
         seconds = 0.0
-        while len(rounds) < sampling.rounds and (missing := P - int((~flat).sum())):
+        while len(rounds) < dynamic_sampling.max_rounds and (missing := P - int((~flat).sum())):
             begin = time.perf_counter()
-            groups = self._sample(params, self.pools.take(missing), step, first=len(flat))
+            groups = self._sample(params, self.curriculum.take(missing), step, first=len(flat))
             seconds += time.perf_counter() - begin
             scores = self._score(groups)
             rounds.append((groups, scores))
             rewards_PG = np.where(scores.out_of_loss, np.nan, scores.total).reshape(-1, G)
-            flat = np.append(flat, group_advantages(rewards_PG, zero_spread=self.settings.train.zero_spread)[1])
+            flat = np.append(flat, group_advantages(rewards_PG, min_group_std=self.settings.train.min_group_std)[1])
         groups, scores = join_groups([g for g, _ in rounds]), join_scores([s for _, s in rounds])
         kept = np.sort(np.argsort(flat, kind="stable")[:P])
         cut_short = np.array([c.finish_reason == "length" for c in groups.completions])
-        left_out = scores.out_of_loss | (cut_short & sampling.filter_truncated)
+        excluded = scores.out_of_loss | (cut_short & dynamic_sampling.filter_truncated)
         metrics = {"time/rollout": seconds, **scores.metrics} | self._describe(step, flat, kept, cut_short, len(rounds))
-        solved = scores.by_name[self.settings.pools.reward or self.rewards[0].name]
-        metrics |= self.pools.remember(groups.rows, solved.reshape(-1, G))
-        return Drawn(groups, scores, kept, flat, left_out.reshape(-1, G), metrics)
+        solved = scores.by_name[self.settings.curriculum.reward or self.rewards[0].name]
+        metrics |= self.curriculum.remember(groups.rows, solved.reshape(-1, G))
+        return RolloutResult(groups, scores, kept, flat, excluded.reshape(-1, G), metrics)
 
     def _describe(
         self, step: int, flat: np.ndarray, kept: np.ndarray, cut_short: np.ndarray, rounds: int
     ) -> dict[str, float]:
         """What the controls of sampling did; nothing for those that are off."""
-        rollout, sampling = self.settings.rollout, self.settings.sampling
+        rollout, dynamic_sampling = self.settings.rollout, self.settings.dynamic_sampling
         metrics: dict[str, float] = {}
-        if sampling.rounds > 1:
+        if dynamic_sampling.max_rounds > 1:
             unfilled = int(flat[kept].sum())
             metrics |= {
                 "dynamic_sampling/rounds": float(rounds),
                 "dynamic_sampling/dropped": float(len(flat) - len(kept)),
                 "dynamic_sampling/unfilled": float(unfilled),
             }
-        if sampling.filter_truncated:
+        if dynamic_sampling.filter_truncated:
             metrics["completions/filtered_ratio"] = float(cut_short.mean())
-        if rollout.limits:
+        if rollout.max_new_tokens_schedule:
             metrics["rollout/limit"] = float(rollout.limit_at(step))
-        if rollout.temperatures:
+        if rollout.temperature_schedule:
             metrics["rollout/temperature"] = rollout.temperature_at(step)
         return metrics
 

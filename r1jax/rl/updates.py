@@ -122,11 +122,11 @@ class Updates:
         return np.add.reduceat(kl, np.cumsum([0, *(len(c.tokens) for c in groups.completions)])[:-1])
 
     def take(
-        self, groups: Groups, advantages_PG: np.ndarray, left_out_PG: np.ndarray, temperature: float
+        self, groups: Groups, advantages_PG: np.ndarray, excluded_PG: np.ndarray, temperature: float
     ) -> tuple[dict[str, float], Work]:
         """All updates of a step -> (metrics, work).
 
-        left_out_PG: completions that take no part in any loss. What has no gradient is not computed, except that each
+        excluded_PG: completions that take no part in any loss. What has no gradient is not computed, except that each
         update measures one group at least.
         """
         settings, G = self.settings, advantages_PG.shape[1]
@@ -134,15 +134,15 @@ class Updates:
         plans = []
         for first in range(0, len(groups.prompts), P):
             part = np.arange(first, first + P)
-            skip_PG = left_out_PG[part].copy()
+            skip_PG = excluded_PG[part].copy()
             if not settings.loss.needs_all_tokens:
-                skip_PG |= (np.where(left_out_PG, 0.0, advantages_PG)[part] == 0).all(axis=1, keepdims=True)
+                skip_PG |= (np.where(excluded_PG, 0.0, advantages_PG)[part] == 0).all(axis=1, keepdims=True)
             if skip_PG.all():
-                shown = int((~left_out_PG[part]).any(axis=1).argmax())
-                skip_PG[shown] = left_out_PG[part][shown]
+                shown = int((~excluded_PG[part]).any(axis=1).argmax())
+                skip_PG[shown] = excluded_PG[part][shown]
             plans.append(
                 self._plan(
-                    groups.pick(part, G), advantages_PG[part].ravel(), left_out_PG[part].ravel(), skip_PG.ravel()
+                    groups.pick(part, G), advantages_PG[part].ravel(), excluded_PG[part].ravel(), skip_PG.ravel()
                 )
             )
         if settings.train.updates_per_step > 1 and settings.train.old_logprobs == "trainer":
@@ -177,7 +177,7 @@ class Updates:
     # --- Rows and batches ---
 
     def _plan(
-        self, groups: Groups, advantages: np.ndarray, left_out: np.ndarray, skip: np.ndarray
+        self, groups: Groups, advantages: np.ndarray, excluded: np.ndarray, skip: np.ndarray
     ) -> tuple[PackedRows, Arrays]:
         """The packed rows of one update and its values per completion token."""
         completions = groups.completions
@@ -195,7 +195,7 @@ class Updates:
             lengths,
             self.settings.loss.aggregation,
             constant=self.settings.rollout.max_new_tokens,
-            left_out=left_out,
+            excluded=excluded,
         )
         arrays = {
             "sampler_logprobs": np.concatenate([c.logprobs for c in completions]).astype(np.float32),
@@ -221,7 +221,7 @@ class Updates:
             {name: value[start : start + size] for name, value in whole.items()}
             for start in range(0, len(packed.tokens), size)
         ]
-        if self.settings.rollout.temperatures:
+        if self.settings.rollout.temperature_schedule:
             pieces = [{**piece, "temperature": np.float32(temperature)} for piece in pieces]
         place = lambda x: sharding(("batch", *[None] * (x.ndim - 1))[: x.ndim], x.shape, name="micro-batch")
         return [distributed.put_global(piece, jax.tree.map(place, piece)) for piece in pieces]

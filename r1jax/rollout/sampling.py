@@ -20,7 +20,7 @@ _WINDOW = 512
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
-class Knobs:
+class SamplingArrays:
     """Sampling parameters of each row, as arrays [B]; see `structs.Sampling`."""
 
     temperature: jax.Array | np.ndarray
@@ -29,7 +29,9 @@ class Knobs:
     min_p: jax.Array | np.ndarray
 
 
-def sample(logits_BV: jax.Array, uniform_B: jax.Array, knobs: Knobs, *, filtered: bool) -> tuple[jax.Array, jax.Array]:
+def sample(
+    logits_BV: jax.Array, uniform_B: jax.Array, knobs: SamplingArrays, *, filtered: bool
+) -> tuple[jax.Array, jax.Array]:
     """(token [B] int32, log-prob [B] float32). `filtered` (static) compiles the top-k / top-p / min-p path."""
     greedy = knobs.temperature <= 0
     scaled_BV = logits_BV / jnp.where(greedy, 1.0, knobs.temperature)[:, None]
@@ -80,7 +82,7 @@ def _search(mass: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
     return index, take(cumulative) - take(mass)
 
 
-def _cutoff(scaled_BV: jax.Array, log_total_B: jax.Array, peak_B: jax.Array, knobs: Knobs) -> jax.Array:
+def _cutoff(scaled_BV: jax.Array, log_total_B: jax.Array, peak_B: jax.Array, knobs: SamplingArrays) -> jax.Array:
     """The smallest scaled logit that stays after top-k, then top-p of what is left, then min-p.
 
     Sorting the vocabulary is slow, so a window of the largest is tried first; the whole is sorted only where a row

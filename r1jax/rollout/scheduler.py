@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from r1jax.core.structs import Completion, FinishReason, Request
-from r1jax.rollout.sampling import Knobs
-from r1jax.rollout.slots import EngineConfig, Fill
+from r1jax.rollout.sampling import SamplingArrays
+from r1jax.rollout.slots import EngineConfig, SlotUpdate
 
 
 class Scheduler:
@@ -42,7 +42,7 @@ class Scheduler:
             return slots
         return max(1, int(slots * self._config.refill_share))
 
-    def refill(self) -> Iterator[tuple[np.ndarray | None, Fill]]:
+    def refill(self) -> Iterator[tuple[np.ndarray | None, SlotUpdate]]:
         """Yields (prompt tokens [P, Tp] to prefill, or None to go on with the last batch; what to insert)."""
         free = deque(np.flatnonzero(self._slot_request < 0).tolist())
         while free and (self._ready or self._waiting):
@@ -88,7 +88,7 @@ class Scheduler:
             self._ready.extend((index, row) for index in members)
         return tokens
 
-    def _fill(self, taken: list[tuple[int, int, int]]) -> Fill:
+    def _fill(self, taken: list[tuple[int, int, int]]) -> SlotUpdate:
         B = self._config.slots
         pad = B - len(taken)
         requests = [self._requests[index] for _, index, _ in taken]
@@ -98,7 +98,7 @@ class Scheduler:
         stop = np.full((B, self._config.max_stop_ids), -1, np.int32)
         for row, s in enumerate(sampling):
             stop[row, : len(s.stop_ids)] = s.stop_ids
-        return Fill(
+        return SlotUpdate(
             slot=ints((slot for slot, _, _ in taken), B),
             prompt=ints(row for _, _, row in taken),
             columns=ints((len(request.tokens) - len(self._config.prefix) for request in requests), 1),
@@ -107,7 +107,7 @@ class Scheduler:
             limit=ints(s.max_new_tokens for s in sampling),
             seed=np.array([*(request.seed % 2**32 for request in requests), *[0] * pad], np.uint32),
             stop=stop,
-            knobs=Knobs(
+            knobs=SamplingArrays(
                 floats(s.temperature for s in sampling),
                 ints(s.top_k for s in sampling),
                 floats(s.top_p for s in sampling),

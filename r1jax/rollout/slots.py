@@ -12,7 +12,7 @@ import numpy as np
 
 from r1jax.core.sharding import constrain
 from r1jax.models.cache import Cache, constrain_layers
-from r1jax.rollout.sampling import Knobs
+from r1jax.rollout.sampling import SamplingArrays
 
 _SHORTEST_PIECE = 32  # columns; each length of the cache is a program to compile
 
@@ -69,7 +69,7 @@ class Slots:
     active: jax.Array
     seed: jax.Array
     stop: jax.Array
-    knobs: Knobs
+    knobs: SamplingArrays
     tokens: jax.Array
     logprobs: jax.Array
     experts: jax.Array | None = None
@@ -77,7 +77,7 @@ class Slots:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
-class Fill:
+class SlotUpdate:
     """What the scheduler puts into slots, one entry a slot.
 
     slot: which (out of range: nothing); prompt: row of the prefilled batch; columns: prompt tokens behind the prefix;
@@ -92,7 +92,7 @@ class Fill:
     limit: np.ndarray
     seed: np.ndarray
     stop: np.ndarray
-    knobs: Knobs
+    knobs: SamplingArrays
 
 
 def init_slots(config: EngineConfig, cache: Cache, routing: tuple[int, int]) -> Slots:
@@ -110,7 +110,7 @@ def init_slots(config: EngineConfig, cache: Cache, routing: tuple[int, int]) -> 
             active=zeros(bool),
             seed=zeros(jnp.uint32),
             stop=jnp.full((B, config.max_stop_ids), -1, jnp.int32),
-            knobs=Knobs(zeros(jnp.float32), zeros(), jnp.ones((B,), jnp.float32), zeros(jnp.float32)),
+            knobs=SamplingArrays(zeros(jnp.float32), zeros(), jnp.ones((B,), jnp.float32), zeros(jnp.float32)),
             tokens=jnp.zeros((B, R), jnp.int32),
             logprobs=jnp.zeros((B, R), jnp.float32),
             experts=jnp.zeros((B, R, *routing), jnp.int16) if config.record_experts else None,
@@ -135,7 +135,7 @@ def grow(slots: Slots, empty: Cache) -> Slots:
     return constrain_slots(dataclasses.replace(slots, cache=cache))
 
 
-def insert(slots: Slots, prompts: Any, fill: Fill) -> Slots:
+def insert(slots: Slots, prompts: Any, fill: SlotUpdate) -> Slots:
     """Copies prompts (their part behind the prefix) into slots and starts them."""
     cache, at = slots.cache, fill.slot
     prompt_B = jnp.full(slots.active.shape, -1).at[at].set(fill.prompt, mode="drop")  # -1: the slot goes on

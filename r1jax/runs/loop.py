@@ -1,7 +1,7 @@
 """The loop around the steps of a training stage: resume, evaluate, write, save, in one order for all stages.
 
-A checkpoint holds the stage's state and the facts from which it goes on; everything written after it is taken back, so
-a resumed run leaves what an uninterrupted one leaves. A run is evaluated before, every N steps, and after.
+A checkpoint holds the stage's state and the metadata from which it goes on; everything written after it is taken back,
+so a resumed run leaves what an uninterrupted one leaves. A run is evaluated before, every N steps, and after.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class Stage(Protocol):
     def abstract_state(self) -> Any:
         """Shapes with shardings of the state, to restore it into."""
 
-    def facts(self) -> Row:
+    def metadata(self) -> Row:
         """Plain numbers to save beside the state: the position in the data and what has been counted."""
 
-    def resume(self, facts: Row) -> None:
-        """Goes on from a checkpoint's facts; `state` is restored already."""
+    def resume(self, metadata: Row) -> None:
+        """Goes on from a checkpoint's metadata; `state` is restored already."""
 
 
 @dataclasses.dataclass
@@ -64,8 +64,8 @@ class Loop:
         start = checkpoints.latest
         if start is not None:
             check_config(self.config, self.workdir)
-            stage.state, facts = restore_state(checkpoints, start, stage.abstract_state())
-            stage.resume(facts)
+            stage.state, metadata = restore_state(checkpoints, start, stage.abstract_state())
+            stage.resume(metadata)
             if start >= self.steps:
                 _log.info("%s is finished: it holds step %d of %d, nothing is left", self.workdir, start, self.steps)
             else:
@@ -83,7 +83,7 @@ class Loop:
                 if samples and self.log.show_every_steps and step % self.log.show_every_steps == 0:
                     console.show_samples(samples, limit=3)
                 if is_due(step, self.checkpoint.every_steps, self.steps):
-                    checkpoints.save(step, stage.state, stage.facts())
+                    checkpoints.save(step, stage.state, stage.metadata())
         checkpoints.close()
         writer.close()
         if distributed.is_writer():

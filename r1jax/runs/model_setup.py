@@ -28,8 +28,8 @@ class ModelConfig:
     layers: how many of its layers are kept (0: all), `spread` evenly or the `first` ones: a student of a larger model.
 
     Or fresh weights: `preset` names a shape (models/families/presets.py), `sizes` replaces some of its sizes (those of
-    `latents` and `gate` one by one), `seed` draws the weights, and the tokenizer is that of the folder `path`, or bytes where
-    `path` is empty.
+    `latents` and `gate` one by one), `seed` draws the weights, and the tokenizer is that of the folder `path`, or bytes
+    where `path` is empty.
 
     dispatch, buffer_factor, dispatch_tokens: how tokens get to their experts (models/dispatch.py).
     """

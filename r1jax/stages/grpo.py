@@ -32,7 +32,7 @@ from r1jax.learner.state import TrainState
 from r1jax.learner.trainable import Trainable
 from r1jax.losses.advantage import group_advantages
 from r1jax.rewards.base import load_rewards
-from r1jax.rl.curriculum import Pools
+from r1jax.rl.curriculum import Curriculum
 from r1jax.rl.grpo_config import GRPOConfig, read_config
 from r1jax.rl.policy_judge import Judge
 from r1jax.rl.rollout_batch import describe_lengths, describe_rewards, describe_samples
@@ -66,8 +66,12 @@ class Run:
         self.settings, self.config, self.workdir = settings, config, workdir
         self.judge = Judge(settings.judge, seed=settings.seed, slots=settings.rollout.slots)
         rewards = load_rewards(settings.rewards, generate=self.judge)
-        if settings.pools.reward and settings.pools.reward not in (names := [reward.name for reward in rewards]):
-            raise UserError(f"config.pools.reward must be one of {', '.join(names)}, got {settings.pools.reward!r}")
+        if settings.curriculum.reward and settings.curriculum.reward not in (
+            names := [reward.name for reward in rewards]
+        ):
+            raise UserError(
+                f"config.curriculum.reward must be one of {', '.join(names)}, got {settings.curriculum.reward!r}"
+            )
         task = load_task(settings.data)
         for note in task.notes:
             log.warning(note)
@@ -82,8 +86,8 @@ class Run:
         self.loader = PromptLoader(task.train, settings.rollout.prompts_per_step, seed=settings.seed)
         self._build_engine([*task.train, *task.held_out])
         self.updates = self._build_updates(trainable)
-        pools = Pools(settings.pools, self.loader, settings.seed)
-        self.rollouts = Rollouts(settings, self.engine, pools, self.encode, self.tokenizer, rewards)
+        curriculum = Curriculum(settings.curriculum, self.loader, settings.seed)
+        self.rollouts = Rollouts(settings, self.engine, curriculum, self.encode, self.tokenizer, rewards)
         self.problems = make_problems(task.held_out, self.encode, settings.eval)
         self.num_tokens = 0
         log.info(
@@ -148,19 +152,19 @@ class Run:
         """Shapes with shardings of what a checkpoint holds."""
         return self.updates.abstract_state()
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """The position in the data, the solve rates of its prompts, and the tokens so far."""
         return {
             "loader": self.loader.get_state(),
-            "pools": self.rollouts.pools.get_state(),
+            "pools": self.rollouts.curriculum.get_state(),
             "num_tokens": self.num_tokens,
         }
 
-    def resume(self, facts: dict[str, Any]) -> None:
-        """Goes on from a checkpoint's facts."""
-        self.loader.set_state(facts["loader"])
-        self.rollouts.pools.set_state(facts["pools"])
-        self.num_tokens = facts["num_tokens"]
+    def resume(self, metadata: dict[str, Any]) -> None:
+        """Goes on from a checkpoint's metadata."""
+        self.loader.set_state(metadata["loader"])
+        self.rollouts.curriculum.set_state(metadata["pools"])
+        self.num_tokens = metadata["num_tokens"]
 
     def step(self, step: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Rolls out, rewards, updates -> (metrics row, sample rows)."""
@@ -170,7 +174,7 @@ class Run:
         with self.judge.weights(weights, step):
             drawn = self.rollouts.draw(weights, step)
         del weights
-        trained, left_out_PG = drawn.groups.pick(drawn.kept, G), drawn.left_out[drawn.kept]
+        trained, excluded_PG = drawn.groups.pick(drawn.kept, G), drawn.excluded[drawn.kept]
         rewards_PG = np.where(drawn.scores.out_of_loss, np.nan, drawn.scores.total).reshape(-1, G)[drawn.kept]
         ready = time.perf_counter()
         metrics = {**drawn.metrics, "time/reward": ready - begin - drawn.metrics["time/rollout"]}
@@ -179,9 +183,9 @@ class Run:
             rewards_PG = rewards_PG - loss.kl_coefficient * kl_N.reshape(-1, G)
             metrics["kl"] = float(kl_N.sum() / sum(len(c.tokens) for c in trained.completions))
         advantages_PG, _ = group_advantages(
-            rewards_PG, baseline=loss.baseline, scale=loss.scale, zero_spread=settings.train.zero_spread
+            rewards_PG, baseline=loss.baseline, scale=loss.scale, min_group_std=settings.train.min_group_std
         )
-        learned, work = self.updates.take(trained, advantages_PG, left_out_PG, temperature)
+        learned, work = self.updates.take(trained, advantages_PG, excluded_PG, temperature)
         end = time.perf_counter()
         lengths = np.array([len(c.tokens) for c in drawn.groups.completions])
         self.num_tokens += int(sum(map(len, drawn.groups.prompts)) * G + lengths.sum())
@@ -199,7 +203,7 @@ class Run:
         }
         self._check_difference(metrics)
         everyones_PG = np.zeros((len(drawn.flat), G))
-        everyones_PG[drawn.kept] = np.where(left_out_PG, 0.0, advantages_PG)
+        everyones_PG[drawn.kept] = np.where(excluded_PG, 0.0, advantages_PG)
         return metrics, describe_samples(drawn.groups, drawn.scores, everyones_PG)
 
     def evaluate(self) -> dict[str, float]:

@@ -137,14 +137,14 @@ class Run:
         """Shapes with shardings of what a checkpoint holds."""
         return abstract_state(self.state.params, self.trainable.axes, self.optimizer)
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """The position in the data, and the tokens so far."""
         return {"loader": self.loader.get_state(), "num_tokens": self.num_tokens}
 
-    def resume(self, facts: dict[str, Any]) -> None:
-        """Goes on from a checkpoint's facts."""
-        self.loader.set_state(facts["loader"])
-        self.num_tokens = facts["num_tokens"]
+    def resume(self, metadata: dict[str, Any]) -> None:
+        """Goes on from a checkpoint's metadata."""
+        self.loader.set_state(metadata["loader"])
+        self.num_tokens = metadata["num_tokens"]
 
     def step(self, step: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """One update -> (metrics row, no sample rows)."""

@@ -17,7 +17,7 @@ from r1jax.models.transformer import stack, unstack
 
 
 def restore_state(checkpoints: Checkpoints, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
-    """(the state of a step in the places of `abstract`, its facts). Raises UserError if it does not fit this run."""
+    """(the state of a step in the places of `abstract`, its metadata). Raises UserError if it does not fit this run."""
     node: dict[str, Any] = next(
         (node for node in jax.tree.leaves(abstract, is_leaf=_has_layers) if _has_layers(node)), {}
     )
@@ -30,9 +30,9 @@ def restore_state(checkpoints: Checkpoints, step: int, abstract: Any) -> tuple[A
         before, turn = _turn(abstract, lambda tree: unstack(tree, counts, _take)), lambda tree: stack(tree, counts)
     else:
         before, turn = _turn(abstract, lambda tree: stack(tree, saved, _join)), lambda tree: unstack(tree, saved)
-    state, facts = checkpoints.restore(step, before)
+    state, metadata = checkpoints.restore(step, before)
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return jax.jit(lambda state: _turn(state, turn), out_shardings=places)(state), facts
+    return jax.jit(lambda state: _turn(state, turn), out_shardings=places)(state), metadata
 
 
 def _count_saved(saved: SavedArrays) -> list[int]:

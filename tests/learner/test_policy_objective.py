@@ -142,7 +142,11 @@ def test_padding_has_no_entropy() -> None:
 
 
 def preset_config(preset: str) -> PolicyLossConfig:
-    bounds = {"correction": "sequence_truncate", "correction_low": CORRECTION[0], "correction_high": CORRECTION[1]}
+    bounds = {
+        "correction": "sequence_truncate",
+        "importance_correction_low": CORRECTION[0],
+        "importance_correction_high": CORRECTION[1],
+    }
     return PolicyLossConfig(**{**PRESETS[preset], **bounds})
 
 
@@ -162,7 +166,7 @@ def preset_arrays(preset: str) -> tuple[float, dict[str, np.ndarray], np.ndarray
         rewards,
         np.zeros(len(lengths), bool),
     )
-    loss, gradients = loss_and_gradient(preset, completions, config.correction)
+    loss, gradients = loss_and_gradient(preset, completions, config.importance_correction)
     advantages, _ = group_advantages(rewards, baseline=config.baseline, scale=config.scale)
     weights = token_weights(lengths, config.aggregation, constant=CONSTANT)
     values = {"advantages": np.repeat(advantages.ravel(), lengths), "weights": np.repeat(weights, lengths)}

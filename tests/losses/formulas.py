@@ -32,7 +32,7 @@ class Completions:
     reference: list[np.ndarray]
     sampler: list[np.ndarray]
     rewards: np.ndarray
-    left_out: np.ndarray
+    excluded: np.ndarray
 
 
 def draw(seed: int = 0, groups: int = 3, size: int = 4, longest: int = 9, spread: float = 0.3) -> Completions:
@@ -76,7 +76,7 @@ def loss_and_gradient(
 ) -> tuple[float, list[np.ndarray]]:
     """The update's loss, and its derivative by the log-prob of every token."""
     A = advantages(preset, completions.rewards).ravel()
-    taking_part = [i for i in range(len(A)) if not completions.left_out[i]]
+    taking_part = [i for i in range(len(A)) if not completions.excluded[i]]
     tokens = sum(len(completions.logprobs[i]) for i in taking_part)
     low, high = BOUNDS[preset]
     loss, gradients = 0.0, [np.zeros(len(x)) for x in completions.logprobs]

@@ -26,8 +26,8 @@ def test_groups_of_equal_rewards_have_advantage_exactly_zero() -> None:
 def test_threshold_of_spread() -> None:
     rewards = np.array([[0, 1.0], [0, 2.0]]) * 1e-3 / 2**0.5  # sample deviations 0.5e-3 and 1e-3
     assert group_advantages(rewards * 1.001)[1].tolist() == [True, False]
-    assert group_advantages(rewards, zero_spread=1e-4)[1].tolist() == [False, False]
-    assert group_advantages(rewards, zero_spread=0.1)[1].tolist() == [True, True]
+    assert group_advantages(rewards, min_group_std=1e-4)[1].tolist() == [False, False]
+    assert group_advantages(rewards, min_group_std=0.1)[1].tolist() == [True, True]
 
 
 def test_an_answer_that_no_reward_applies_to_takes_no_part() -> None:

@@ -27,11 +27,11 @@ def test_weights_of_an_update(aggregation: Any, expected: list[float]) -> None:
 
 @pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
 def test_what_is_left_out_is_in_no_denominator(aggregation: Any) -> None:
-    left_out = np.array([False, True, False, True])
-    weights = token_weights(LENGTHS, aggregation, constant=20, left_out=left_out)
-    alone = token_weights(LENGTHS[~left_out], aggregation, constant=20)
-    np.testing.assert_array_equal(weights[~left_out], alone)
-    assert (weights[left_out] == 0).all()
+    excluded = np.array([False, True, False, True])
+    weights = token_weights(LENGTHS, aggregation, constant=20, excluded=excluded)
+    alone = token_weights(LENGTHS[~excluded], aggregation, constant=20)
+    np.testing.assert_array_equal(weights[~excluded], alone)
+    assert (weights[excluded] == 0).all()
 
 
 def test_the_constant_length_knows_no_lengths() -> None:
@@ -44,4 +44,4 @@ def test_weights_of_nothing_are_finite() -> None:
     assert np.isfinite(token_weights(np.array([0, 0]), "token")).all()
     assert np.isfinite(token_weights(np.array([0, 3]), "sequence")).all()
     assert token_weights(np.array([], int), "sequence").shape == (0,)
-    assert (token_weights(LENGTHS, "token", left_out=np.ones(4, bool)) == 0).all()
+    assert (token_weights(LENGTHS, "token", excluded=np.ones(4, bool)) == 0).all()

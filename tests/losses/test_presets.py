@@ -23,16 +23,18 @@ ARRAYS = ("logprobs", "old_logprobs", "reference_logprobs", "sampler_logprobs")
 
 
 def make_config(preset: str, correction: str = "none", **knobs: Any) -> PolicyLossConfig:
-    bounds = {"correction_low": CORRECTION[0], "correction_high": CORRECTION[1]}
-    return PolicyLossConfig(**{"preset": preset, **PRESETS[preset], "correction": correction, **bounds, **knobs})
+    bounds = {"importance_correction_low": CORRECTION[0], "importance_correction_high": CORRECTION[1]}
+    return PolicyLossConfig(
+        **{"preset": preset, **PRESETS[preset], "importance_correction": correction, **bounds, **knobs}
+    )
 
 
 def lay_out(completions: Completions, config: PolicyLossConfig) -> tuple[dict[str, np.ndarray], list[tuple[int, int]]]:
     """(rows of float64, garbage at their ends; where each completion begins: row, place)."""
     lengths = np.array([len(x) for x in completions.logprobs])
-    left_out = completions.left_out
+    excluded = completions.excluded
     advantages, _ = group_advantages(completions.rewards, baseline=config.baseline, scale=config.scale)
-    weights = token_weights(lengths, config.aggregation, constant=CONSTANT, left_out=left_out)
+    weights = token_weights(lengths, config.aggregation, constant=CONSTANT, excluded=excluded)
     places, row, end = [], 0, 0
     for length in lengths:
         if end + length > WIDTH:
@@ -78,7 +80,7 @@ def test_loss_and_gradient_follow_the_formulas(preset: str, correction: str) -> 
     for seed in range(2):
         spread = 3e-4 if preset == "gspo" and seed else 0.3  # its bounds are narrow
         completions = formulas.draw(seed, spread=spread)
-        completions.left_out[seed] = True
+        completions.excluded[seed] = True
         expected, ragged = formulas.loss_and_gradient(preset, completions, correction)
         rows, places = lay_out(completions, config)
         expected_gradient = spread_out(ragged, places, rows["weights"].shape)
@@ -247,7 +249,7 @@ def test_the_entropy_bonus_pulls_every_entropy_up() -> None:
     ("knobs", "missing"),
     [
         ({"ratio": "sequence"}, "sequences"),
-        ({"correction": "token_mask"}, "sampler_logprobs"),
+        ({"importance_correction": "token_mask"}, "sampler_logprobs"),
         ({"entropy_coefficient": 0.1}, "entropy"),
     ],
 )

@@ -12,7 +12,7 @@ from flax import nnx
 from r1jax.losses.prediction import mtp_loss, next_token_loss
 from r1jax.models.attention import Attention
 from r1jax.models.layers import FLOAT32, GatedMLP, RMSNorm
-from r1jax.models.mtp import Depth, predict_ahead
+from r1jax.models.mtp import MTPBlock, predict_ahead
 from r1jax.models.transformer import Block, Params, Transformer, merge, split
 from tests.models.toy import CONFIG, assert_close, tokens
 
@@ -29,7 +29,7 @@ def build(depths: int = 2, **options: Any) -> tuple[nnx.GraphDef, Params]:
         norms = (RMSNorm(WIDTH, epsilon=1e-5, dtypes=FLOAT32, rngs=rngs) for _ in range(2))
         return Block(attention, mlp, *norms)
 
-    make_depth = lambda rngs: Depth(WIDTH, make_block, epsilon=1e-5, rngs=rngs, **shared)
+    make_depth = lambda rngs: MTPBlock(WIDTH, make_block, epsilon=1e-5, rngs=rngs, **shared)
     extra = [make_depth] * depths
     return split(Transformer(CONFIG, [(2, make_block)], rngs=nnx.Rngs(0), extra=extra, **options))
 

@@ -33,21 +33,34 @@ from tests.stages.runs import CONFIG
         ({"eval.lenient": ""}, "config.eval.lenient must name a reward, got ''"),
         ({"model.dtype": "float8"}, "config.model.dtype must be one of 'float32', 'bfloat16', 'float16', got 'float8'"),
         ({"model.param_dtype": "f32"}, "config.model.param_dtype must be one of 'float32'"),
-        ({"rollout.limits": "((1, 4), (3, 9))"}, "config.rollout.limits must be from 1 to max_new_tokens = 8"),
-        ({"rollout.limits": "((3, 4), (3, 5))"}, "config.rollout.limits must be (step, value) pairs by rising steps"),
-        ({"rollout.temperatures": "((1, 0.0),)"}, "config.rollout.temperatures must be positive"),
-        ({"loss": '{"preset": "ppo"}'}, "config.loss.preset must be one of"),
-        ({"loss.correction": "tokens"}, "config.loss.correction must be one of 'none', 'token_truncate'"),
         (
-            {"loss.correction": "token_mask", "train.old_logprobs": "sampler", "train.updates_per_step": "2"},
-            "config.loss.correction compares trainer and sampler",
+            {"rollout.max_new_tokens_schedule": "((1, 4), (3, 9))"},
+            "config.rollout.max_new_tokens_schedule must be from 1 to max_new_tokens = 8",
         ),
-        ({"sampling.rounds": "0"}, "config.sampling.rounds must be at least 1, got 0"),
+        (
+            {"rollout.max_new_tokens_schedule": "((3, 4), (3, 5))"},
+            "config.rollout.max_new_tokens_schedule must be (step, value) pairs by rising steps",
+        ),
+        ({"rollout.temperature_schedule": "((1, 0.0),)"}, "config.rollout.temperature_schedule must be positive"),
+        ({"loss": '{"preset": "ppo"}'}, "config.loss.preset must be one of"),
+        (
+            {"loss.importance_correction": "tokens"},
+            "config.loss.importance_correction must be one of 'none', 'token_truncate'",
+        ),
+        (
+            {
+                "loss.importance_correction": "token_mask",
+                "train.old_logprobs": "sampler",
+                "train.updates_per_step": "2",
+            },
+            "config.loss.importance_correction compares trainer and sampler",
+        ),
+        ({"dynamic_sampling.max_rounds": "0"}, "config.dynamic_sampling.max_rounds must be at least 1, got 0"),
         (
             {"reference.every_updates": "3", "train.updates_per_step": "2"},
             "config.train.updates_per_step = 2 must divide config.reference.every_updates = 3",
         ),
-        ({"pools.skip": "2"}, "config.pools.skip must be from 0 to 1, got 2"),
+        ({"curriculum.skip": "2"}, "config.curriculum.skip must be from 0 to 1, got 2"),
         ({"rollout.slots": "0"}, "config.rollout.slots must be at least 1"),
         ({"train.old_logprobs": "samplr"}, "config.train.old_logprobs must be one of 'trainer', 'sampler'"),
         ({"loss.aggregation": "mean"}, "config.loss.aggregation must be one of"),
@@ -96,10 +109,10 @@ def read(**sections: str) -> GRPOConfig:
 
 def test_a_preset_is_the_default_of_its_knobs():
     settings = read(
-        loss='{"preset": "dapo", "clip_high": 0.5, "clip_low": null}', sampling='{"filter_truncated": false}'
+        loss='{"preset": "dapo", "clip_high": 0.5, "clip_low": null}', dynamic_sampling='{"filter_truncated": false}'
     )
     assert (settings.loss.clip_low, settings.loss.clip_high) == (0.2, 0.5)
-    assert (settings.sampling.rounds, settings.sampling.filter_truncated) == (4, False)
+    assert (settings.dynamic_sampling.max_rounds, settings.dynamic_sampling.filter_truncated) == (4, False)
 
 
 def test_r1_asks_for_sixteen_updates_and_a_new_reference_every_twenty_five_steps():
@@ -111,5 +124,5 @@ def test_r1_asks_for_sixteen_updates_and_a_new_reference_every_twenty_five_steps
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_fits_the_loss(preset: str):
-    settings = read(loss=f'{{"preset": "{preset}"}}', rollout__prompts_per_step="16", train="{}", sampling="{}")
+    settings = read(loss=f'{{"preset": "{preset}"}}', rollout__prompts_per_step="16", train="{}", dynamic_sampling="{}")
     assert settings.loss == PolicyLossConfig(preset, **PRESETS[preset])

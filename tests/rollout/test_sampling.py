@@ -8,7 +8,7 @@ import pytest
 
 from r1jax.core.structs import Sampling
 from r1jax.rollout import sampling as module
-from r1jax.rollout.sampling import Knobs, sample
+from r1jax.rollout.sampling import SamplingArrays, sample
 from tests.rollout import naive
 
 ROUNDING = 2e-6  # of float32 cumulative sums, as a share of all mass
@@ -26,7 +26,7 @@ def run(logits_BV: np.ndarray, uniform_B: np.ndarray, rows: list[Sampling]) -> t
     uniform_B = np.pad(uniform_B.astype(np.float32), (0, len(rows) - count))
     tokens, logprobs = [], []
     for part in (slice(start, start + BATCH) for start in range(0, len(rows), BATCH)):
-        knobs = Knobs(
+        knobs = SamplingArrays(
             np.array([row.temperature for row in rows[part]], np.float32),
             np.array([row.top_k for row in rows[part]], np.int32),
             np.array([row.top_p for row in rows[part]], np.float32),

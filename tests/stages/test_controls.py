@@ -30,7 +30,7 @@ def has_spread(group: Rows) -> bool:
 
 
 def test_groups_without_spread_are_dropped_and_others_asked(tiny_model: pathlib.Path, tmp_path: pathlib.Path):
-    rows = train(tmp_path / "run", tiny_model, steps=2, rewards=ODD, sampling__rounds=6, **SHORT)
+    rows = train(tmp_path / "run", tiny_model, steps=2, rewards=ODD, dynamic_sampling__max_rounds=6, **SHORT)
     asked = 0
     for row in rows:
         groups = read_groups(tmp_path / "run", row["step"])
@@ -51,7 +51,7 @@ def test_groups_without_spread_are_dropped_and_others_asked(tiny_model: pathlib.
 
 def test_dynamic_sampling_has_an_end(tiny_model: pathlib.Path, tmp_path: pathlib.Path):
     """Where no prompt has spread, the step goes on with what it has."""
-    (row,) = train(tmp_path / "run", tiny_model, steps=1, rewards=SAME, sampling__rounds=3, **SHORT)
+    (row,) = train(tmp_path / "run", tiny_model, steps=1, rewards=SAME, dynamic_sampling__max_rounds=3, **SHORT)
     assert row["dynamic_sampling/rounds"] == 3
     assert (row["dynamic_sampling/dropped"], row["dynamic_sampling/unfilled"]) == (8, 4)
     assert row["grad_norm"] == row["loss"] == 0 and row["entropy"] > 3
@@ -64,7 +64,7 @@ def test_dynamic_sampling_has_an_end(tiny_model: pathlib.Path, tmp_path: pathlib
 def test_truncated_completions_take_no_part_under_overlong_filtering(tiny_model: pathlib.Path, tmp_path: pathlib.Path):
     """On-policy the loss is minus the token mean of advantages, over what ended by itself alone."""
     longer = {"rollout__max_new_tokens": 40, "steps": 1, **SHORT}  # a tiny model rarely stops
-    (row,) = train(tmp_path / "run", tiny_model, sampling__filter_truncated=True, **longer)
+    (row,) = train(tmp_path / "run", tiny_model, dynamic_sampling__filter_truncated=True, **longer)
     samples = [sample for group in read_groups(tmp_path / "run", 1) for sample in group]
     ended = [sample for sample in samples if sample["finish_reason"] == "stop"]
     assert 0 < len(ended) < 32
@@ -75,7 +75,7 @@ def test_truncated_completions_take_no_part_under_overlong_filtering(tiny_model:
 
 
 def test_nothing_is_learnt_where_everything_is_truncated(tiny_model: pathlib.Path, tmp_path: pathlib.Path):
-    (row,) = train(tmp_path / "run", tiny_model, steps=1, sampling__filter_truncated=True, **SHORT)
+    (row,) = train(tmp_path / "run", tiny_model, steps=1, dynamic_sampling__filter_truncated=True, **SHORT)
     assert row["completions/filtered_ratio"] == 1 and row["frac_reward_zero_std"] == 0
     assert row["loss"] == row["grad_norm"] == 0
     assert all(sample["advantage"] == 0 for group in read_groups(tmp_path / "run", 1) for sample in group)
@@ -86,15 +86,15 @@ def test_nothing_is_learnt_where_everything_is_truncated(tiny_model: pathlib.Pat
 STEERED = {
     "steps": 4,
     "data__args__high": 3,  # few problems: they come back
-    "rollout__limits": "((1, 2), (3, 8))",
-    "rollout__temperatures": "((1, 1.3), (3, 0.7))",
-    "pools__skip": 0.9,
-    "pools__low": 0.12,
-    "pools__reward": "letters_reward",
+    "rollout__max_new_tokens_schedule": "((1, 2), (3, 8))",
+    "rollout__temperature_schedule": "((1, 1.3), (3, 0.7))",
+    "curriculum__skip": 0.9,
+    "curriculum__low": 0.12,
+    "curriculum__reward": "letters_reward",
     "loss__kl_coefficient": 0.1,
     "reference__every_updates": 2,
     "reference__mixing": 0.5,
-    "sampling__rounds": 2,
+    "dynamic_sampling__max_rounds": 2,
     "checkpoint__every_steps": 1,
     "optimizer__schedule": "constant",
 }
@@ -174,7 +174,7 @@ def test_kl_in_the_reward(tiny_model: pathlib.Path, tmp_path: pathlib.Path):
 
 def test_a_sampler_that_agrees_needs_no_correction(tiny_model: pathlib.Path, tmp_path: pathlib.Path):
     changes = {"steps": 2, "train__updates_per_step": 2, **SHORT}
-    corrected = train(tmp_path / "corrected", tiny_model, loss__correction="sequence_mask", **changes)
+    corrected = train(tmp_path / "corrected", tiny_model, loss__importance_correction="sequence_mask", **changes)
     plain = train(tmp_path / "plain", tiny_model, **changes)
     for one, other in zip(corrected, plain, strict=True):
         assert one["correction/weight_mean"] == pytest.approx(1, abs=1e-4) and one["correction/outside_mean"] == 0

@@ -19,7 +19,7 @@ from r1jax.models.experts import Gate, GateKind, MoE, group_layers
 from r1jax.models.families.hf_config import Names, read_rope
 from r1jax.models.layers import FLOAT32, Dtypes, GatedMLP, RMSNorm
 from r1jax.models.mla import Form, LatentAttention, LatentSizes
-from r1jax.models.mtp import Depth
+from r1jax.models.mtp import MTPBlock
 from r1jax.models.rope import RopeScaling, YaRN, score_factor, write_scaling
 from r1jax.models.transformer import Block, Transformer
 
@@ -296,9 +296,9 @@ def build(
         )
         return Block(attention, mlp, RMSNorm(width, **norm), RMSNorm(width, **norm))
 
-    def make_depth(rngs: nnx.Rngs) -> Depth:
+    def make_depth(rngs: nnx.Rngs) -> MTPBlock:
         routing = lambda rngs: make_block(rngs, True)
-        return Depth(width, routing, epsilon=config.norm_epsilon, dtypes=dtypes, rngs=rngs, std=std)
+        return MTPBlock(width, routing, epsilon=config.norm_epsilon, dtypes=dtypes, rngs=rngs, std=std)
 
     groups = group_layers(map(config.routes, range(config.num_layers)), make_block)
     return Transformer(config, groups, rngs=rngs, dtypes=dtypes, extra=[make_depth] * config.mtp_depths, **options)

@@ -90,10 +90,10 @@ class TaughtUpdates(Updates):
         self.teacher, self.learner = teacher, Learner(trainable.wrap(loss), self.optimizer)
 
     def take(
-        self, groups: Groups, advantages_PG: np.ndarray, left_out_PG: np.ndarray, temperature: float
+        self, groups: Groups, advantages_PG: np.ndarray, excluded_PG: np.ndarray, temperature: float
     ) -> tuple[dict[str, float], Work]:
         """The update of a step: every completion teaches, whatever it earned."""
-        return super().take(groups, np.ones_like(advantages_PG), left_out_PG, temperature)
+        return super().take(groups, np.ones_like(advantages_PG), excluded_PG, temperature)
 
     def _batches(self, packed: PackedRows, arrays: Arrays, temperature: float) -> list[Any]:
         return [(self.teacher.params, batch) for batch in super()._batches(packed, arrays, temperature)]

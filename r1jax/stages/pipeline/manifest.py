@@ -48,7 +48,7 @@ class Record:
                 "folder": planned.folder.name,
                 "stage": planned.config.stage,
                 "label": planned.label,
-                "init": planned.told.get("init", ""),
+                "init": planned.raw_config.get("init", ""),
                 "takes": list(planned.takes),
             }
             self.entries[planned.name] = {"status": "pending", **known.get(planned.name, {}), **facts}
@@ -71,8 +71,8 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 
 def hash_inputs(planned: Planned, entries: Mapping[str, Entry]) -> dict[str, str]:
     """What a stage is made of, each with its hash."""
-    told = {key: value for key, value in planned.told.items() if key not in NO_INPUT}
-    hashes = {"config": hash_values(told)}
+    raw_config = {key: value for key, value in planned.raw_config.items() if key not in NO_INPUT}
+    hashes = {"config": hash_values(raw_config)}
     folders = [planned.folder.parent.resolve() / entry["folder"] for entry in entries.values()]
     hashes |= {name: hash_values(entries[name].get("outputs")) for name in planned.takes}
     for path in find_files(planned.config):

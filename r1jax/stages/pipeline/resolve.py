@@ -66,13 +66,13 @@ class PipelineConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """One stage: `told` is its config as the pipeline's says it, `config` that of its run, with paths in the place of
-    references. takes: the earlier stages whose outputs it reads.
+    """One stage: `raw_config` is its config as the pipeline's says it, `config` that of its run, with paths in the
+    place of references. takes: the earlier stages whose outputs it reads.
     """
 
     name: str
     folder: pathlib.Path
-    told: Mapping[str, Any]
+    raw_config: Mapping[str, Any]
     config: ConfigDict
     takes: tuple[str, ...]
     skipped: bool = False
@@ -80,7 +80,7 @@ class Planned:
     @property
     def label(self) -> str:
         """What its model is called; "" if it is not measured."""
-        return self.told.get("label", "")
+        return self.raw_config.get("label", "")
 
 
 def read_config(config: ConfigDict) -> PipelineConfig:
@@ -143,12 +143,12 @@ class _Places:
 def _plan_stage(
     name: str, settings: PipelineConfig, folders: Mapping[str, pathlib.Path], earlier: list[str]
 ) -> Planned:
-    told, places = settings.stages[name], _Places(settings, folders, earlier)
-    values = copy.deepcopy({key: value for key, value in told.items() if key not in OWN_KEYS})
-    if init := told.get("init", ""):
+    raw_config, places = settings.stages[name], _Places(settings, folders, earlier)
+    values = copy.deepcopy({key: value for key, value in raw_config.items() if key not in OWN_KEYS})
+    if init := raw_config.get("init", ""):
         section = next((values[key] for key in MODELS if key in values), None)
         if section is None:
-            raise UserError(f"init = {init!r}, but a stage of kind {told.get('stage')!r} starts from no model")
+            raise UserError(f"init = {init!r}, but a stage of kind {raw_config.get('stage')!r} starts from no model")
         path = places(REFERENCE + init) if init in settings.stages else init
         if path != section.get("path"):  # what was said of another model does not hold for this one
             fresh = {"hub": "", "fetch": "", "preset": "", "sizes": {}, "layers": 0}
@@ -156,10 +156,10 @@ def _plan_stage(
     config = ConfigDict(_replace(values, places)).lock()
     stage, skipped = find_stage(config.get("stage")), name in settings.skip
     if not hasattr(stage, "read_config"):
-        raise UserError(f"config.stage={told.get('stage')} cannot be a stage of a pipeline")
+        raise UserError(f"config.stage={raw_config.get('stage')} cannot be a stage of a pipeline")
     if not skipped:
         stage.read_config(config)
-    return Planned(name, folders[name], told, config, tuple(dict.fromkeys(places.taken)), skipped)
+    return Planned(name, folders[name], raw_config, config, tuple(dict.fromkeys(places.taken)), skipped)
 
 
 def trace_shapes(plan: Sequence[Planned]) -> Iterator[Planned]:
@@ -168,12 +168,12 @@ def trace_shapes(plan: Sequence[Planned]) -> Iterator[Planned]:
     """
     shapes: dict[str, dict[str, Any]] = {}
     for planned in plan:
-        section = next((key for key in MODELS if key in planned.told), None)
+        section = next((key for key in MODELS if key in planned.raw_config), None)
         if section is None:
             yield planned
             continue
-        init, told = planned.told.get("init", ""), planned.told[section]
-        own = {key: told[key] for key in ("path", "hub", "preset", "sizes", "layers") if key in told}
+        init, raw_config = planned.raw_config.get("init", ""), planned.raw_config[section]
+        own = {key: raw_config[key] for key in ("path", "hub", "preset", "sizes", "layers") if key in raw_config}
         shapes[planned.name] = shapes.get(init, {**own, "path": init or planned.config[section].path})
         values = planned.config.to_dict()
         values[section] |= shapes[planned.name]

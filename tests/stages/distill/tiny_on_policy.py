@@ -1,6 +1,7 @@
-"""On-policy distillation of seconds for the tests: a tiny student learns one-digit sums from a tiny teacher.
+r"""On-policy distillation of seconds for the tests: a tiny student learns one-digit sums from a tiny teacher.
 
-python -m r1jax.train --config=tests/stages/distill/tiny_on_policy.py --config.model.path=STUDENT --config.teacher.path=TEACHER
+python -m r1jax.train --config=tests/stages/distill/tiny_on_policy.py \
+    --config.model.path=STUDENT --config.teacher.path=TEACHER
 """
 
 from ml_collections import ConfigDict
