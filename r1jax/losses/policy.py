@@ -14,7 +14,8 @@ kl_unbiased multiplies it by the token's ratio, so that its gradient is that of 
 
 Correction c, for samplers that do not compute the trainer's distribution exactly: the importance weight exp(old -
 sampler's log-prob), of the token or the product over the sequence, truncated to the interval from
-importance_correction_low to importance_correction_high (TIS) or zero outside of it (MIS, IcePop). On-policy the old log-probs are the stopped new ones and r is exactly 1.
+importance_correction_low to importance_correction_high (TIS) or zero outside of it (MIS, IcePop). On-policy the old
+log-probs are the stopped new ones and r is exactly 1.
 
 What the presets leave open in their papers: `grpo` and `r1` are the paper's sequence means with k3 in the loss; `cispo`
 has only the upper bound, at r <= 5 (ScaleRL, 2510.13786); `rloo` and `reinforce++` come without KL (0.05 and 0.01 are
