@@ -1,9 +1,9 @@
-"""Advantages: how much better than a baseline a completion did, in units of a scale.
+"""Advantages: the reward of a completion minus a baseline, divided by a scale.
 
-A group is the G completions of one prompt; rewards arrive as [P, G]. The baseline is the mean of the group
-(DeepSeekMath, 2402.03300, eq. 3), of its other members (RLOO, 2402.14740) or of the batch (REINFORCE++, 2501.03262).
-The scale is the sample deviation (n - 1, as in TRL) of the group, that of the batch once the baseline is taken off, or
-none (Dr. GRPO, 2503.20783). Mean of the group with scale of the batch is REINFORCE++'s form with a baseline.
+A group is the G completions of one prompt; rewards are [P, G]. The baseline is the mean of the group (DeepSeekMath,
+2402.03300, eq. 3), the mean of its other members (RLOO, 2402.14740) or the mean of the batch (REINFORCE++, 2501.03262).
+The scale is the sample standard deviation (n - 1, as in TRL) of the group, that of the batch after the baseline is
+subtracted, or none (Dr. GRPO, 2503.20783). Group mean with batch scale is the variant of REINFORCE++ with a baseline.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ Scale = Literal["group", "batch", "none"]
 def group_advantages(
     rewards_PG: np.ndarray, *, baseline: Baseline = "group", scale: Scale = "group", min_group_std: float = 1e-3
 ) -> tuple[np.ndarray, np.ndarray]:
-    """((r - baseline) / (scale + 1e-4) [P, G], which groups have no spread [P]).
+    """Advantages (r - baseline) / (scale + 1e-4) [P, G], and which groups have zero spread [P].
 
-    A group whose sample deviation is below min_group_std has none, and advantage exactly zero unless the baseline is
-    the batch's. A NaN reward (none applied) takes no part: it counts nowhere, and its advantage is zero.
+    A group has zero spread if its sample standard deviation is below min_group_std; its advantages are then exactly
+    zero, unless the baseline is "batch". A NaN reward (no reward applied to the row) is left out of every mean and
+    deviation, and its advantage is zero. Raises ValueError for groups of one completion.
     """
     rewards = np.asarray(rewards_PG, np.float64)
     if rewards.shape[1] < 2:

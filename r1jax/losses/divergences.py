@@ -1,11 +1,11 @@
-"""How far a student's next-token distribution is from a teacher's, position by position, in nats.
+"""KL divergences between a student's and a teacher's next-token distributions, per position, in nats.
 
-Reverse KL, KL(student || teacher), is measured where the student itself has been (on-policy distillation: Agarwal et
-al. 2023, 2306.13649; Gu et al. 2023, 2306.08543): it asks for a mode of the teacher, and for no more than the student
-can hold. By its sampled estimate only the log-probs of the sampled tokens are needed; over the whole vocabulary it has
-less noise. Forward KL, KL(teacher || student), is measured on given texts and asks for all that the teacher would say.
+Reverse KL, KL(student || teacher), is measured on the student's own samples (on-policy distillation: Agarwal et al.
+2023, 2306.13649; Gu et al. 2023, 2306.08543) and is mode-seeking: the student needs to match only what it can
+represent. The sampled estimate needs the log-probs of the sampled tokens only; the sum over the vocabulary has less
+variance. Forward KL, KL(teacher || student), is measured on given texts and is mode-covering.
 
-Teachers get no gradient. Leaves out: sums, weights and denominators, which are the caller's.
+No gradient reaches the teacher. Left out: sums, weights and denominators, which are the caller's.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def reverse_kl(student: jax.Array, teacher: jax.Array) -> jax.Array:
 def forward_kl(student: jax.Array, teacher: jax.Array, *, top_k: int = 0) -> jax.Array:
     """KL(teacher || student) of float32 logits [..., V] -> [...].
 
-    top_k: the teacher's k likeliest tokens apart, all others as one bucket: a lower bound of the whole (0), and what
-    can be had where only k log-probs of a teacher are kept.
+    top_k: keep the teacher's k most likely tokens and merge all others into one bucket. This is a lower bound of the
+    full divergence (top_k=0), for teachers of which only k log-probs are stored.
     """
     logprobs, others = jax.nn.log_softmax(student), jax.lax.stop_gradient(jax.nn.log_softmax(teacher))
     if not top_k or top_k >= teacher.shape[-1]:
@@ -37,17 +37,17 @@ def forward_kl(student: jax.Array, teacher: jax.Array, *, top_k: int = 0) -> jax
 
 
 def _kl_of_rest(teacher: jax.Array, student: jax.Array) -> jax.Array:
-    """The share of the bucket of all tokens that are not among the k, whose log-probs [..., k] are given."""
+    """Term of the bucket that holds all tokens outside the top k; log-probs [..., k] of the top k are given."""
     rest = lambda logprobs: jnp.log(jnp.clip(1.0 - jnp.exp(logprobs).sum(-1), 1e-6, 1.0))
     others = rest(teacher)
     return jnp.exp(others) * (others - rest(student))
 
 
 def sampled_reverse_kl(logprobs: jax.Array, teacher_logprobs: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(surrogate loss, estimate) per token from the log-probs of sampled tokens.
+    """Surrogate loss and KL estimate per token, from the log-probs of sampled tokens.
 
-    The estimate is log p_student - log p_teacher; its mean over the student's samples is the divergence. The surrogate
-    takes its negative as the advantage of that token alone, as in policy gradients; its value is the estimate's.
+    The estimate is log p_student - log p_teacher; its mean over the student's samples is the reverse KL. The surrogate
+    is a policy-gradient loss whose advantage at each token is the negative estimate; its value equals the estimate.
     """
     estimate = jax.lax.stop_gradient(logprobs - teacher_logprobs)
     log_ratio = jnp.clip(logprobs - jax.lax.stop_gradient(logprobs), -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)

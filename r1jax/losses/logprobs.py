@@ -1,8 +1,8 @@
-"""Log-probs and entropy of chosen tokens, without a stored float32 [B, T, V].
+"""Log-probs and entropy of given target tokens, without storing a float32 [B, T, V].
 
-Targets are gathered first (only positions that carry a loss meet the head); the head and the softmax then run over
-chunks of rows, recomputed in the backward pass where `chunk` is set. Temperature divides the logits, as the sampler's
-does.
+Hidden states are gathered first, so that only positions with a loss pass the output head; head and softmax then run
+over chunks of each row, recomputed in the backward pass where `chunk` is set. Logits are divided by the temperature, as
+in the sampler.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from r1jax.core.reduction import row_sums
 
 
 def gather_positions(hidden_BTD: jax.Array, index_BR: jax.Array) -> jax.Array:
-    """Rows of hidden states at the given positions -> [B, R, D]."""
+    """Hidden states [B, T, D] at the given positions [B, R] -> [B, R, D]."""
     return jnp.take_along_axis(hidden_BTD, index_BR[:, :, None], axis=1)
 
 
@@ -29,9 +29,9 @@ def token_logprobs(
     temperature: float | jax.Array = 1.0,
     chunk: int = 0,
 ) -> tuple[jax.Array, jax.Array]:
-    """(log-prob of each target, entropy in nats of its distribution), both float32 [B, R].
+    """Log-prob of each target and entropy (nats) of its distribution, both float32 [B, R].
 
-    chunk: positions of a row whose logits exist at once (0: all, nothing recomputed). Must divide R.
+    chunk: positions of a row whose logits exist at once; must divide R (0: all positions, nothing is recomputed).
     """
 
     def score(hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -43,7 +43,7 @@ def token_logprobs(
 def score_targets(
     hidden_BRD: jax.Array, targets_BR: jax.Array, unembed: Callable[[jax.Array], jax.Array], *, chunk: int = 0
 ) -> tuple[jax.Array, jax.Array]:
-    """(log-prob of each target, whether none is likelier: float32 1 or 0, no gradient), both [B, R]."""
+    """Log-prob of each target [B, R], and whether it is the most likely token (float32 1 or 0, no gradient) [B, R]."""
 
     def score(hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = unembed(hidden).astype(jnp.float32)
@@ -55,8 +55,8 @@ def score_targets(
 
 
 def map_positions(function: Callable[..., Any], arrays: tuple[jax.Array, ...], chunk: int) -> Any:
-    """`function(*arrays)` for arrays [B, R, ...] and results [B, R], over `chunk` positions of a row at a time, which
-    the backward pass computes again; 0: all at once. Must divide R.
+    """`function(*arrays)` for arrays [B, R, ...] and results [B, R], over `chunk` positions of each row at a time,
+    recomputed in the backward pass. chunk must divide R; 0 runs all positions at once.
     """
     B, R = arrays[0].shape[:2]
     if not chunk or chunk >= R:
@@ -71,7 +71,7 @@ def map_positions(function: Callable[..., Any], arrays: tuple[jax.Array, ...], c
 
 @jax.custom_vjp
 def score_logits(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(log-prob of targets, entropy) of float32 logits [..., V].
+    """Log-prob of the targets and entropy of float32 logits [..., V].
 
     The backward pass is one fused sweep over the vocabulary: g_logp (onehot - p) - g_entropy p (log p + entropy).
     """

@@ -1,26 +1,28 @@
-"""The policy-gradient losses of GRPO and its kin: one formula, every variant a row of values for its knobs (`PRESETS`).
+"""Policy-gradient losses of GRPO and related algorithms: one formula, each variant a row of settings in `PRESETS`.
 
 Per token, with the ratio r = exp(log-prob - old log-prob), the advantage A and the weight w of losses/aggregation.py:
 
     loss = sum w (c S(r, A) + kl_coefficient K - entropy_coefficient H)
 
-Surrogate S: "clip" is -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) (PPO); with clip_delta also r <= clip_delta,
-which bounds it for A < 0 (INTELLECT-2, 2505.07291). "cispo" is -stopped(clip(r)) A log-prob: no token loses its
-gradient (MiniMax-M1, 2506.13585). Ratio: the token's, or the sequence's geometric mean of them (GSPO, 2507.18071).
+Surrogate S: "clip" is -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) (PPO); clip_delta also caps r at clip_delta,
+which bounds the loss for A < 0 (INTELLECT-2, 2505.07291). "cispo" is -stop_gradient(clip(r)) A log-prob, so that
+clipped tokens keep a gradient (MiniMax-M1, 2506.13585). The ratio is the token's, or the geometric mean over the
+sequence (GSPO, 2507.18071).
 
-K of the gap g = reference log-prob - log-prob (Schulman's estimators): k1 = -g, k2 = g^2 / 2, k3 = exp(g) - g - 1.
-kl_unbiased multiplies it by the token's ratio, so that its gradient is that of the divergence off-policy too
-(DeepSeek-V3.2, 2512.02556). kl_in="reward" takes the sum over the sequence off the reward instead (RLHF's place).
+K estimates the KL from g = reference log-prob - log-prob (Schulman's estimators): k1 = -g, k2 = g^2 / 2, k3 = exp(g) -
+g - 1. kl_unbiased multiplies it by the token's ratio, which makes its gradient that of the divergence off-policy too
+(DeepSeek-V3.2, 2512.02556). kl_in="reward" subtracts the sum over the sequence from the reward instead (as in RLHF).
 
-Correction c, for samplers that do not compute the trainer's distribution exactly: the importance weight exp(old -
-sampler's log-prob), of the token or the product over the sequence, truncated to the interval from
-importance_correction_low to importance_correction_high (TIS) or zero outside of it (MIS, IcePop). On-policy the old
-log-probs are the stopped new ones and r is exactly 1.
+Importance correction c, for samplers that do not compute the trainer's distribution exactly: the weight exp(old
+log-prob - sampler's log-prob), of the token or the product over the sequence, truncated to [importance_correction_low,
+importance_correction_high] (TIS) or set to zero outside of it (MIS, IcePop). On-policy the old log-probs are the
+stopped new ones and r is exactly 1.
 
-What the presets leave open in their papers: `grpo` and `r1` are the paper's sequence means with k3 in the loss; `cispo`
-has only the upper bound, at r <= 5 (ScaleRL, 2510.13786); `rloo` and `reinforce++` come without KL (0.05 and 0.01 are
-common) and with PPO's clip on the token's ratio, for steps of several updates; `rloo` sums over tokens, here divided by
-the constant length, which is a scale. What a preset asks of a whole run (updates a step) is in rl/grpo_config.py.
+Choices of the presets where papers leave room: `grpo` and `r1` use sequence means with k3 in the loss; `cispo` has only
+the upper bound, at r <= 5 (ScaleRL, 2510.13786); `rloo` and `reinforce++` have no KL (0.05 and 0.01 are common) and use
+PPO's clip on the token ratio, for steps of several updates; `rloo` sums over tokens, here divided by the constant
+length, which only scales the loss. Settings that a preset implies for the run (updates per step) are in
+rl/grpo_config.py.
 """
 
 from __future__ import annotations
@@ -65,12 +67,12 @@ class PolicyLossConfig:
 
     @property
     def needs_sequences(self) -> bool:
-        """Whether tokens must know which completion they belong to."""
+        """Whether the loss needs to know which completion each token belongs to."""
         return self.ratio == "sequence" or self.importance_correction.startswith("sequence")
 
     @property
     def needs_all_tokens(self) -> bool:
-        """Whether tokens of advantage 0 have a gradient too."""
+        """Whether tokens with advantage 0 have a gradient too."""
         return self.entropy_coefficient != 0 or (self.kl_coefficient != 0 and self.kl_in == "loss")
 
 
@@ -98,11 +100,11 @@ def policy_loss(
     entropy: jax.Array | None = None,
     sequences: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """(loss, sums of metrics over tokens) of one micro-batch; all arrays [B, R] of one floating dtype.
+    """Loss of one micro-batch, and metrics summed over its tokens; all arrays are [B, R] of one floating dtype.
 
-    weights: share of each token in the update's loss, 0 at padding: masked positions cannot make NaN. sequences: int32,
-    the completion each token belongs to, numbered from 0 in every row (a completion lies in one row). The last four are
-    needed where the config asks for them.
+    weights: share of each token in the update's loss, 0 at padding, where NaN inputs have no effect. sequences: int32,
+    index within its row of the completion that a token belongs to (a completion lies in one row). The last four
+    arguments are required where the config uses them; ValueError if one is missing.
     """
     inside = weights > 0
     mask = lambda x: jnp.where(inside, x, 0.0)
@@ -138,13 +140,13 @@ def policy_loss(
 
 
 def estimate_kl(logprobs: jax.Array, reference_logprobs: jax.Array, config: PolicyLossConfig) -> jax.Array:
-    """The divergence from the reference by each token's log-probs, by config.kl_estimator."""
+    """Per-token estimate of the KL from the reference policy, by config.kl_estimator."""
     gap = jnp.clip(reference_logprobs - logprobs, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     return {"k1": -gap, "k2": 0.5 * gap**2, "k3": jnp.exp(gap) - gap - 1.0}[config.kl_estimator]
 
 
 def _correct(gap: jax.Array, config: PolicyLossConfig, sequences: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """(the factor of each token's surrogate, whether its importance weight lay outside of the bounds)."""
+    """Importance weight of each token's surrogate, and whether it was outside the bounds."""
     level, _, way = config.importance_correction.partition("_")
     weight = _exp(gap if level == "token" else _over_sequences(gap, sequences))
     outside = (weight < config.importance_correction_low) | (weight > config.importance_correction_high)
@@ -158,7 +160,7 @@ def _exp(log_ratio: jax.Array) -> jax.Array:
 
 
 def _over_sequences(values: jax.Array, sequences: jax.Array | None) -> jax.Array:
-    """The sum of its completion's values at every token [B, R]."""
+    """Sum of `values` over the completion of each token, at every token [B, R]."""
     count = values.shape[1]
 
     def add(values: jax.Array, sequences: jax.Array) -> jax.Array:

@@ -1,11 +1,11 @@
-"""Chat templates: a list of messages becomes the one string that the model was taught to read.
+"""Chat templates: rendering a list of messages into the string that the model was trained on.
 
-The idea: a template is a Jinja program that comes with the model, so it is data of strangers and runs in Jinja's
-immutable sandbox, with the same settings and helpers as in transformers' `apply_chat_template`; equal text is tested
-against it. What a template adds of its own (SmolLM2's system turn, say) is part of the format and stays.
+A template is a Jinja program that comes with the model, so it is untrusted and runs in Jinja's immutable sandbox, with
+the same settings and helpers as transformers' `apply_chat_template`; tests hold the two texts equal. Text that a
+template adds by itself (SmolLM2's system turn, for example) is part of the format and is kept.
 
-Leaves out: tokenizing (`tokenizer.encode(render(...))` adds no second BOS) and masks of tokens (`masks.py` makes them,
-from what `render_spans` says of the template's `{% generation %}` blocks).
+Left out: tokenizing (`tokenizer.encode(render(...))` adds no second BOS) and token masks (`masks.py` builds them from
+the `{% generation %}` spans of `render_spans`).
 """
 
 import functools
@@ -22,18 +22,18 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from r1jax.core.errors import UserError
 
 Message = Mapping[str, Any]
-REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")  # of a message's thoughts, the usual name first
-MARKS = "\ufdd0\ufdd1"  # around generation blocks: code points that Unicode keeps out of all texts
+REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")  # keys of a message's reasoning, the usual one first
+MARKS = "\ufdd0\ufdd1"  # around generation blocks: Unicode noncharacters, which no text contains
 
 
 def render(
     template: str | Any, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: Any
 ) -> str:
-    """The text of a conversation, ready for `Tokenizer.encode` without special tokens added.
+    """Text of a conversation, ready for `Tokenizer.encode` without special tokens added.
 
-    `template` is a Jinja text, or a tokenizer: then its own template is used and its special tokens (`bos_token`, ...)
-    are variables of it. `add_generation_prompt` opens the assistant's turn. Further `variables` (`tools`,
-    `enable_thinking`, ...) reach the template. Raises UserError if there is no template or the template refuses.
+    `template` is a Jinja text, or a tokenizer, whose own template and special tokens (`bos_token`, ...) are then used.
+    `add_generation_prompt` opens the assistant's turn. Further `variables` (`tools`, `enable_thinking`, ...) are passed
+    to the template. Raises UserError if there is no template or the template rejects the messages.
     """
     if not messages:
         raise UserError("a conversation needs at least one message")
@@ -41,7 +41,7 @@ def render(
         variables = {**template.template_variables, **variables}
         template = template.chat_template
         if template is None:
-            raise UserError("this model has no chat template; give prompts as plain text instead of messages")
+            raise UserError("this model has no chat template: use plain text prompts instead of messages")
     variables = {"tools": None, "documents": None, **variables}
     try:
         return compile_template(template).render(
@@ -50,15 +50,15 @@ def render(
             **variables,
         )
     except jinja2.TemplateError as error:
-        raise UserError(f"the chat template refuses these messages: {error}") from error
+        raise UserError(f"the chat template rejects these messages: {error}") from error
 
 
 def render_spans(
     template: str | Any, messages: Sequence[Message], **variables: Any
 ) -> tuple[str, list[tuple[int, int]]] | None:
-    """The text of a finished conversation and (start, stop) of each of its `{% generation %}` blocks, in characters.
+    """Text of a finished conversation, and (start, stop) in characters of each `{% generation %}` block.
 
-    None if the template has no such blocks, or works on their text (by a filter, say), so that places get lost.
+    None if the template has no such blocks, or transforms their text (by a filter, for example), which loses positions.
     """
     variables = {"add_generation_prompt": False, **variables}
     source = template if isinstance(template, str) else template.chat_template
@@ -80,7 +80,7 @@ def render_spans(
 
 @functools.lru_cache(maxsize=32)
 def compile_template(template: str) -> jinja2.Template:
-    """Compiles a chat template in the sandbox. Raises UserError if it is no valid Jinja."""
+    """Compiles a chat template in the sandbox. Raises UserError for invalid Jinja."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
     )
@@ -90,18 +90,20 @@ def compile_template(template: str) -> jinja2.Template:
     try:
         return environment.from_string(template)
     except jinja2.TemplateSyntaxError as error:
-        raise UserError(f"the chat template is broken at line {error.lineno}: {error}") from error
+        raise UserError(f"the chat template has a syntax error at line {error.lineno}: {error}") from error
 
 
 def _normalize(message: Message) -> dict[str, Any]:
-    """Drops keys without a value, which templates would print as "None"; reasoning is known under all its names."""
+    """Drops keys whose value is None, which templates would print as "None"; reasoning is copied to all its
+    key names.
+    """
     kept = {key: value for key, value in message.items() if value is not None}
     reasoning = next((kept[name] for name in REASONING_NAMES if name in kept), None)
     return kept if reasoning is None else {"thinking": reasoning, **kept, "reasoning_content": reasoning}
 
 
 class GenerationTag(Extension):
-    """`{% generation %}...{% endgeneration %}`: its body as if the tag were not there, between MARKS if asked for."""
+    """Tag `{% generation %}...{% endgeneration %}`: renders its body unchanged, between MARKS if `switch` is set."""
 
     tags = {"generation"}
     switch = "_mark_generation"  # the variable that asks for marks
@@ -123,7 +125,9 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Jinja's own filter escapes HTML and non-ASCII characters, which no model was trained on."""
+    """JSON without escapes for HTML and non-ASCII characters, which Jinja's own filter adds and no model was trained
+    on.
+    """
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

@@ -1,4 +1,4 @@
-"""From a prompt (text or messages) to ids, once and for all stages."""
+"""Encoding of prompts (text or messages) to token ids, shared by all stages."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from r1jax.text.tokenizer import Tokenizer
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str | Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
-    """A raw text with the model's own BOS (if it has one), messages through its chat template, which brings its own."""
+    """Token ids of a prompt: text with the model's BOS (if it has one), or messages through the chat template."""
     if isinstance(prompt, str):
         return tuple(tokenizer.encode(prompt, add_special=True))
     return tuple(tokenizer.encode(render(tokenizer, prompt)))
 
 
 class PromptEncoder:
-    """`encode_prompt` of one tokenizer, done once for every prompt, text or messages."""
+    """`encode_prompt` of one tokenizer, cached per prompt."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
@@ -33,6 +33,8 @@ class PromptEncoder:
 
 
 def find_prefix(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """The ids that all prompts begin with, never a whole prompt: a template's text, computed once for all of them."""
+    """Longest common prefix of all prompts, shorter than each of them: the template's text, which is computed only
+    once.
+    """
     common = os.path.commonprefix([min(prompts), max(prompts)])
     return tuple(common[: min(len(common), min(map(len, prompts)) - 1)])

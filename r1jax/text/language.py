@@ -1,11 +1,11 @@
-r"""Words of a text by the script they are written in: how much of it is in the language it should be in.
+"""Word counts of a text by script, to measure how much of it is in a given language.
 
-DeepSeek-R1 (arXiv:2501.12948, section 2.3.2) measures language consistency as the share of words of the target
-language in the reasoning. Words are told apart by script: runs of letters; Chinese and Japanese, which have no spaces,
-count two characters a word, about what their dictionaries say. What belongs to no language is no word: numbers, LaTeX
-commands, tags, fenced code, and single Latin letters, which are variables.
+DeepSeek-R1 (arXiv:2501.12948, section 2.3.2) measures language consistency as the share of words in the target language
+in the reasoning. Words are runs of letters, classified by script; Chinese and Japanese, written without spaces, count
+as one word per two characters, close to dictionary segmentation. Not counted: numbers, LaTeX commands, tags, fenced
+code, and single Latin letters, which are variables.
 
-Left out: languages that share a script (French and English): that takes a model or a dictionary.
+Left out: languages that share a script (French and English); telling them apart takes a model or a dictionary.
 """
 
 import re
@@ -38,13 +38,13 @@ LANGUAGES: dict[str, tuple[str, ...]] = {
     "hi": ("devanagari",),
     "th": ("thai",),
 }
-_UNSPACED = 2  # characters a word where words are not parted
+_UNSPACED = 2  # characters per word in scripts without spaces
 _WORD = re.compile("|".join(f"(?P<{script}>[{letters}]+)" for script, letters in SCRIPTS.items()))
 _NO_LANGUAGE = re.compile(r"```.*?(?:```|\Z)|\\[A-Za-z]+|</?[A-Za-z_]+>|<\|[^|<>]*\|>", re.DOTALL)
 
 
 def count_scripts(text: str) -> Counter[str]:
-    """Words of a text by script."""
+    """Number of words of a text in each script."""
     counts = Counter[str]()
     for match in _WORD.finditer(_NO_LANGUAGE.sub(" ", text)):
         script, letters = match.lastgroup or "", len(match[0])
@@ -56,9 +56,9 @@ def count_scripts(text: str) -> Counter[str]:
 
 
 def language_share(text: str, language: str) -> float | None:
-    """The share of the text's words that are written as `language` (an ISO 639-1 code) is; None without words.
+    """Share of the text's words in the script of `language` (an ISO 639-1 code); None for a text without words.
 
-    Raises UserError for a language that is not among `LANGUAGES`.
+    Raises UserError for a language that is not in `LANGUAGES`.
     """
     if language not in LANGUAGES:
         raise UserError(f"language must be one of {', '.join(LANGUAGES)}, got {language!r}")

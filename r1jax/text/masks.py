@@ -1,18 +1,17 @@
-"""A conversation as tokens and which of them the assistant said: what supervised training learns.
+"""A conversation as token ids and a mask of the assistant's tokens, for supervised training.
 
-Learnt are the assistant's words and the token that ends its turn, which a sampler has to produce; never a header, the
-user's words, or what the template writes after the end token. Where the words begin is said, in this order,
-1. by the template, if it has `{% generation %}` blocks;
-2. by renderings of growing prefixes: what the conversation before a turn, with the assistant's turn opened, does not
-   have yet;
-3. for a template without a generation prompt, by where a rendering with other words differs.
-A template may rewrite earlier turns (DeepSeek-R1's and Qwen3's drop their thoughts). Then no one text holds all turns
-as they were said, and each turn becomes an example of its own, after the history as the template shows it. Where even
-the turn's own thoughts are dropped, the words follow the opened turn as they stand in the data.
+The mask covers the assistant's words and the token that ends the turn, which the sampler has to produce; never headers,
+the user's words, or text that the template writes after the end token. The start of the words is found, in this order,
+1. by the template's `{% generation %}` blocks, if it has any;
+2. by rendering the conversation before the turn, with the assistant's turn opened: the words begin where it ends;
+3. for a template without a generation prompt, by the first difference from a rendering with other words.
+A template may rewrite earlier turns (DeepSeek-R1's and Qwen3's drop their reasoning). No single text then contains all
+turns as they were said, so each turn becomes an example of its own, after the history as the template shows it. If the
+template drops the reasoning of the turn itself, the words from the data are appended to the opened turn.
 
-The border before the words is a border of tokens: a prompt ends there when a model is sampled.
+The text before the words is encoded separately, because a sampler meets a prompt that ends there.
 
-Leaves out: what follows the last assistant turn, and tool definitions.
+Left out: text after the last assistant turn, and tool definitions.
 """
 
 from __future__ import annotations
@@ -25,26 +24,26 @@ from r1jax.core.errors import UserError
 from r1jax.text.chat import REASONING_NAMES, Message, render, render_spans
 from r1jax.text.tokenizer import Tokenizer
 
-Marked = tuple[list[int], list[bool]]  # ids, and True where the assistant said the token
+Marked = tuple[list[int], list[bool]]  # ids, and True where the token is the assistant's
 Span = tuple[int, int]
 
 
 class _Turn(NamedTuple):
-    """A conversation up to an assistant turn, as text, and the span of what it says there."""
+    """Text of a conversation up to an assistant turn, and the span of the assistant's words in it."""
 
     text: str
     span: Span
 
 
 def mark_assistant(tokenizer: Tokenizer, messages: Sequence[Message], *, last_only: bool = False) -> list[Marked]:
-    """One (ids, mask), or one for each assistant turn where the template rewrites earlier ones.
+    """One (ids, mask) for the conversation, or one per assistant turn where the template rewrites earlier turns.
 
-    `last_only` marks the last assistant turn alone, in one example. Raises UserError without a template, for messages
-    that the template refuses, and where no assistant speaks.
+    `last_only` masks the last assistant turn only, in one example. Raises UserError if there is no template, if the
+    template rejects the messages, or if there is no assistant turn.
     """
     speakers = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
     if not speakers:
-        raise UserError("a conversation to learn from needs a message whose role is assistant")
+        raise UserError("a conversation for training needs a message with the role assistant")
     messages = messages[: speakers[-1] + 1]
     marked = render_spans(tokenizer, messages)
     if marked is not None and marked[1]:
@@ -61,7 +60,7 @@ def mark_assistant(tokenizer: Tokenizer, messages: Sequence[Message], *, last_on
     return [_encode(tokenizer, turn.text, [turn.span]) for turn in turns]
 
 
-# --- Where the words stand ---
+# --- Spans of the assistant's words ---
 
 
 def _render_turn(tokenizer: Tokenizer, history: Sequence[Message], message: Message) -> _Turn:
@@ -75,7 +74,7 @@ def _render_turn(tokenizer: Tokenizer, history: Sequence[Message], message: Mess
         return _Turn(closed, (start, _find_end(tokenizer, closed, start)))
     begun = opened if opening else closed[:start]
     said = _join_words(message)
-    if re.search(r"<think>\s*$", begun):  # the prompt has begun the thought already
+    if re.search(r"<think>\s*$", begun):  # the prompt opens the reasoning already
         said = re.sub(r"^\s*<think>", "", said)
         said = said.removeprefix("\n") if begun.endswith("\n") else said
     stops = _stop_texts(tokenizer)
@@ -84,7 +83,9 @@ def _render_turn(tokenizer: Tokenizer, history: Sequence[Message], message: Mess
 
 
 def _open(tokenizer: Tokenizer, history: Sequence[Message]) -> tuple[str, str]:
-    """The text before an assistant turn, opened for it, and which part of it opens: "" for a template that has none."""
+    """Text of a conversation with an assistant turn opened, and the part that opens it ("" if the template has
+    none).
+    """
     if not history:
         return "", ""
     before = render(tokenizer, history, add_generation_prompt=False)
@@ -93,8 +94,9 @@ def _open(tokenizer: Tokenizer, history: Sequence[Message]) -> tuple[str, str]:
 
 
 def _find_difference(tokenizer: Tokenizer, history: Sequence[Message], message: Message, closed: str) -> int:
-    """Where the turn's words begin: other words in their place differ from there on. A space before goes with them, as
-    tokens have it."""
+    """Position of the first difference from a rendering with other words. A space before it belongs to the words, as it
+    does in tokens.
+    """
     content, _ = _split_words(message)
     other = {"role": "assistant", "content": "1" if content.lstrip().startswith("0") else "0"}
     varied = render(tokenizer, [*history, other], add_generation_prompt=False)
@@ -103,14 +105,15 @@ def _find_difference(tokenizer: Tokenizer, history: Sequence[Message], message: 
 
 
 def _find_end(tokenizer: Tokenizer, text: str, start: int) -> int:
-    """Behind the last end token, if only white space follows it; else the end of the text."""
+    """Position after the last end token, if only white space follows it; else the end of the text."""
     ends = [text.rfind(stop, start) + len(stop) for stop in _stop_texts(tokenizer) if stop in text[start:]]
     return len(text) if not ends or text[max(ends) :].strip() else max(ends)
 
 
 def _settle(tokenizer: Tokenizer, text: str, span: Span, opening: str) -> Span:
-    """A generation block without the generation prompt that it may begin with, and up to the end token, which may stand
-    behind it."""
+    """Span of a generation block without the generation prompt that it may begin with, extended to an end token after
+    it.
+    """
     start, stop = span
     overlaps = range(min(len(opening), stop - start) + 1)
     start += next((overlap for overlap in overlaps if text[: start + overlap].endswith(opening)), 0)
@@ -121,15 +124,15 @@ def _settle(tokenizer: Tokenizer, text: str, span: Span, opening: str) -> Span:
 
 
 def _stop_texts(tokenizer: Tokenizer) -> list[str]:
-    """The spelling of every end token, the declared EOS first."""
+    """Text of every end token, the declared EOS first."""
     return [text for text in map(tokenizer.backend.id_to_token, tokenizer.eos_ids) if text]
 
 
-# --- What the words are ---
+# --- The assistant's words ---
 
 
 def _split_words(message: Message) -> tuple[str, str]:
-    """Content and thoughts of a message, the latter where they have a field of their own."""
+    """Content and reasoning of a message; the reasoning is "" unless it has a key of its own."""
     content = message.get("content")
     thoughts = next((message[name] for name in REASONING_NAMES if message.get(name)), "")
     return content if isinstance(content, str) else "", str(thoughts)
@@ -141,20 +144,20 @@ def _join_words(message: Message) -> str:
 
 
 def _holds_words(text: str, message: Message) -> bool:
-    """Whether all thoughts and words of a message are in the text, however the template sets them."""
+    """Whether the text contains all reasoning and content of a message, whatever the template puts around them."""
     return all(part.strip() in text for part in re.split("</?think>", _join_words(message)))
 
 
-# --- To tokens ---
+# --- Tokens ---
 
 
 def _encode(tokenizer: Tokenizer, text: str, spans: Sequence[Span]) -> Marked:
-    """Ids and mask. What stands before a turn's words is encoded apart from them, as a sampler meets it."""
+    """Ids and mask. The text before the assistant's words is encoded separately, as a sampler's prompt would be."""
     ids = tokenizer.encode(text[: spans[0][0]])
     mask = [False] * len(ids)
     for (start, stop), (following, _) in zip(spans, [*spans[1:], (len(text), 0)], strict=True):
         said, turn = tokenizer.encode_more(text[start:stop]), tokenizer.encode_more(text[start:following])
-        if turn[: len(said)] != said:  # the end is inside of a token
+        if turn[: len(said)] != said:  # the end of the words is inside a token
             turn = [*said, *tokenizer.encode_more(text[stop:following])]
         ids += turn
         mask += [place < len(said) for place in range(len(turn))]

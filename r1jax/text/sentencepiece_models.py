@@ -1,12 +1,13 @@
-"""Sentencepiece vocabularies (`tokenizer.model`, GGUF's `llama`) as objects of the `tokenizers` package, same ids.
+"""Sentencepiece vocabularies (`tokenizer.model`, GGUF's `llama`) as `tokenizers` objects with the same ids.
 
-Sentencepiece writes a space as ▁, merges pieces across a whole text by their scores, spells what no piece covers in
-bytes, and (unless trained without) puts a space before a text. Its special symbols become special tokens, which a text
-may spell, as transformers has it; sentencepiece itself never reads them in a text. What follows such a token, or a
-user-defined one, counts as a text of its own, so in vocabularies with a space before texts it gets one too.
+Sentencepiece writes a space as ▁, merges pieces across a whole text by their scores, falls back to bytes for characters
+without a piece, and (by default) puts a space before a text. Its special symbols become special tokens that can be
+spelled out in a text, as in transformers; sentencepiece itself never recognizes them in a text. Text after such a
+token, or after a user-defined one, is encoded as a separate text, so it also gets the space where the vocabulary adds
+one.
 
-Leaves out: word and character models, white space as a suffix, and rare sequences of combining marks in models that
-normalize (the package's own way with them differs).
+Left out: word and character models, white space as a suffix, and rare sequences of combining marks in models that
+normalize (the `tokenizers` package handles them differently).
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ UNIGRAM, BPE = 1, 2  # sentencepiece's kinds of model
 
 
 class Pieces(NamedTuple):
-    """A vocabulary: of piece i its text, its score (higher ones win) and its kind; and how a text is prepared.
+    """A vocabulary: text, score (higher merges first) and kind of each piece, and how a text is normalized.
 
-    charsmap: sentencepiece's compiled normalization. squeeze: runs of spaces become one, those at the ends go.
+    charsmap: sentencepiece's compiled normalization. squeeze: runs of spaces become one, and outer spaces are removed.
     """
 
     texts: Sequence[str]
@@ -41,16 +42,16 @@ class Pieces(NamedTuple):
 
 
 def read_pieces(file: Path) -> tuple[Pieces, dict[str, str]]:
-    """The vocabulary of a tokenizer.model, and its special tokens by name (`bos_token`, ...).
+    """Vocabulary of a tokenizer.model, and its special tokens by name (`bos_token`, ...).
 
-    Raises UserError, naming the file, if it cannot be read or is of a kind that is left out.
+    Raises UserError with the file's name if it cannot be read or is of an unsupported kind.
     """
-    from sentencepiece import sentencepiece_model_pb2 as messages  # here: importing it registers messages of protobuf
+    from sentencepiece import sentencepiece_model_pb2 as messages  # imported late: it registers protobuf messages
 
     proto = messages.ModelProto()  # type: ignore[attr-defined]
     try:
         proto.ParseFromString(file.read_bytes())
-    except Exception as error:  # of protobuf, whose class depends on its implementation
+    except Exception as error:  # protobuf's error class depends on its implementation
         raise UserError(f"{file}: not a sentencepiece model: {error}") from None
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
     if not proto.pieces or trainer.model_type not in (UNIGRAM, BPE) or trainer.treat_whitespace_as_suffix:
@@ -70,7 +71,7 @@ def read_pieces(file: Path) -> tuple[Pieces, dict[str, str]]:
 
 
 def build_pieces(pieces: Pieces) -> tokenizers.Tokenizer:
-    """The vocabulary as an object that encodes and decodes as sentencepiece does."""
+    """Tokenizer that encodes and decodes like sentencepiece."""
     unknown = next((id_ for id_, kind in enumerate(pieces.kinds) if kind == UNKNOWN), None)
     has_bytes = BYTE in pieces.kinds
     model: models.Model
@@ -102,7 +103,7 @@ def build_pieces(pieces: Pieces) -> tokenizers.Tokenizer:
 
 
 def _list_merges(pieces: Pieces) -> list[tuple[str, str]]:
-    """Every way to make a piece of two, the highest score first: sentencepiece keeps scores, not pairs."""
+    """All pairs of pieces that merge into a piece, highest score first: sentencepiece stores scores, not pairs."""
     usable = {text for text, kind in zip(pieces.texts, pieces.kinds, strict=True) if kind in (NORMAL, UNUSED)}
     ranked = sorted(range(len(pieces.texts)), key=lambda id_: -pieces.scores[id_])
     merges = []

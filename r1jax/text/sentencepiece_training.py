@@ -1,8 +1,8 @@
-"""A vocabulary of one's own, trained by sentencepiece on text: for models that are trained from scratch.
+"""Training of a sentencepiece vocabulary, for models that are trained from scratch.
 
-What it cannot spell in pieces it spells in bytes, so every text has ids and comes back as it was. Nothing is normalized
-and no space is put before a text, so that a completion is encoded as it stands behind its prompt. Digits are pieces of
-their own: numbers of any length are spelt alike.
+Characters without a piece are encoded as bytes, so every text has ids and decodes to itself. Nothing is normalized and
+no space is put before a text, so that a completion is encoded as it appears after its prompt. Every digit is a piece of
+its own, so numbers of any length are encoded alike.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def train_vocabulary(
     template: str | None = None,
     kind: Literal["bpe", "unigram"] = "bpe",
 ) -> Tokenizer:
-    """A tokenizer of `size` ids (at most), trained on the texts and saved in `folder` (tokenizer.model and .json).
+    """Trains a tokenizer of at most `size` ids on the texts and saves it in `folder` (tokenizer.model and .json).
 
-    Ids 0 to 3 are <pad>, <s>, </s> and <unk>; then come `specials` (turn marks, say), the bytes, the pieces.
-    template: the chat template. The same texts give the same vocabulary. Raises UserError for a size that does not hold
-    specials, bytes and characters, or texts that hold nothing.
+    Ids 0 to 3 are <pad>, <s>, </s> and <unk>; then follow `specials` (turn marks, for example), bytes and pieces.
+    template: the chat template. The same texts give the same vocabulary. Raises UserError if `size` is too small for
+    specials, bytes and characters, or if the texts are empty.
     """
     import sentencepiece
 

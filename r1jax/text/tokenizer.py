@@ -1,15 +1,14 @@
-"""Text to token ids and back, wherever a vocabulary comes from: a Hugging Face folder or a GGUF file.
+"""Text to token ids and back, for vocabularies of Hugging Face folders and GGUF files.
 
-The idea: the `tokenizers` package does the work; this file builds its object and settles, once, the questions that
-break training runs when each caller answers them anew:
-- **BOS.** `encode` adds no special tokens unless asked, and asked on a text that begins with BOS it adds no second one.
+The `tokenizers` package does the work; this file builds its object and decides once what callers tend to get wrong:
+- **BOS.** `encode` adds no special tokens unless asked, and never a second BOS to a text that begins with one.
 - **Stop ids** are a set: all EOS ids of generation_config, config, tokenizer_config or GGUF (eos, eot, eom), and the
   token that the chat template puts after an assistant's turn.
-- **Padding** never has a stop id's number (`_choose_padding`), so a mask made of `ids != pad_id` cannot hide the EOS
-  that a model must learn. Masks should still be made of lengths: pad may be a token that a text could hold.
+- **Padding** is never a stop id (`_choose_padding`), so a mask made by `ids != pad_id` cannot hide the EOS that a model
+  must learn. Masks should still be made from lengths, because the pad token may occur in a text.
 
-Leaves out: training of vocabularies (`vocabulary.py`), and clean-up of spaces after decoding (transformers'
-`clean_up_tokenization_spaces` changes text that a reward is about to judge).
+Left out: training of vocabularies (`sentencepiece_training.py`), and clean-up of spaces after decoding (transformers'
+`clean_up_tokenization_spaces` changes the text that a reward judges).
 """
 
 import functools
@@ -28,8 +27,8 @@ from r1jax.core.tensor_reader import open_tensors
 from r1jax.text.chat import render
 from r1jax.text.sentencepiece_models import CONTROL, USER_DEFINED, Pieces, build_pieces, read_pieces
 
-# The splits before byte-pair merging that GGUF names in `tokenizer.ggml.pre`, as the models' own tokenizer.json have
-# them. A wrong one gives other ids for the same text without any error, so an unknown name is refused.
+# Pre-tokenizer splits named by GGUF's `tokenizer.ggml.pre`, taken from the models' own tokenizer.json. A wrong split
+# gives other ids for the same text without an error, so an unknown name is refused.
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -57,17 +56,17 @@ class Tokenizer:
     pad_id: int  # not one of eos_ids
     chat_template: str | None = field(repr=False)
     specials: dict[str, int] = field(repr=False)  # every special token's text and id
-    template_variables: dict[str, str] = field(repr=False)  # what chat templates may name: bos_token, eos_token, ...
+    template_variables: dict[str, str] = field(repr=False)  # variables of chat templates: bos_token, eos_token, ...
 
     @property
     def vocab_size(self) -> int:
-        """Ids that have a text. A model's embedding may be larger, never smaller."""
+        """Number of ids that have a text. A model's embedding may have more rows, never fewer."""
         return self.backend.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str, *, add_special: bool = False) -> list[int]:
-        """Ids of a text. Special tokens spelt out in it become their single ids.
+        """Ids of a text. A special token spelled out in the text becomes its single id.
 
-        `add_special` adds what the model's own post-processor adds (for most: BOS), but never a second BOS.
+        `add_special` adds the tokens of the model's post-processor (usually BOS), but never a second BOS.
         """
         ids = self.backend.encode(text, add_special_tokens=add_special).ids
         if add_special and len(ids) > 1 and ids[0] == ids[1] == self.bos_id:
@@ -78,7 +77,7 @@ class Tokenizer:
         """Ids of a text that follows other tokens: without the space that sentencepiece puts before a text."""
         if self._follower is None:
             return self.encode(text)
-        head = next(iter(self._added.split(text, 1)))  # what comes after an added token is a text of its own again
+        head = next(iter(self._added.split(text, 1)))  # text after an added token gets the space again
         return [*self._follower.encode(head, add_special_tokens=False).ids, *self.encode(text[len(head) :])]
 
     @functools.cached_property
@@ -88,7 +87,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _follower(self) -> tokenizers.Tokenizer | None:
-        """The backend without the space before a text; None if it puts none."""
+        """The backend without the space before a text; None if it adds none."""
         if self.backend.encode("a", add_special_tokens=False).tokens == ["a"]:
             return None
         backend = json.loads(self.backend.to_str())
@@ -115,7 +114,7 @@ class Tokenizer:
 
     @classmethod
     def from_path(cls, path: str | Path) -> "Tokenizer | None":
-        """The tokenizer of a Hugging Face folder or `.gguf` file; None where a folder holds none."""
+        """Tokenizer of a Hugging Face folder or `.gguf` file; None if the folder has none."""
         path = Path(path)
         if path.suffix == ".gguf":
             return cls.from_gguf(open_tensors(path).metadata)
@@ -148,7 +147,7 @@ class Tokenizer:
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> "Tokenizer":
-        """Builds the vocabulary that a GGUF file's key-values describe: byte-level BPE, or sentencepiece's."""
+        """Builds the vocabulary described by a GGUF file's metadata: byte-level BPE or sentencepiece."""
         ggml = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items()}
         split = ggml.get("pre", "default")
         if ggml.get("model") == "llama":
@@ -158,7 +157,7 @@ class Tokenizer:
         elif ggml.get("model") != "gpt2":
             raise UserError(
                 "a GGUF vocabulary must be byte-level BPE or sentencepiece's (tokenizer.ggml.model = gpt2 or llama), "
-                f"not {ggml.get('model')!r}; use the model's Hugging Face folder"
+                f"got {ggml.get('model')!r}; use the model's Hugging Face folder"
             )
         elif split not in SPLITS:
             raise UserError(
@@ -176,7 +175,7 @@ class Tokenizer:
 
     @classmethod
     def of_bytes(cls, specials: Sequence[str] = ("<|pad|>", "<|im_start|>", "<|im_end|>")) -> "Tokenizer":
-        """One token a byte, for toy models: pad, BOS and EOS (in this order) take ids 0 to 2, the bytes follow."""
+        """One token per byte, for toy models: ids 0 to 2 are pad, BOS and EOS, then the 256 bytes."""
         alphabet = [*specials, *sorted(pre_tokenizers.ByteLevel.alphabet())]
         kinds = [CONTROL] * len(specials) + [1] * 256
         backend = _build_byte_bpe(alphabet, [], kinds, "gpt-2")
@@ -187,7 +186,7 @@ class Tokenizer:
 def _assemble(
     backend: tokenizers.Tokenizer, named: dict[str, str], stops: Iterable[int | None], template: str | None
 ) -> Tokenizer:
-    """Settles stop ids and padding once all sources are read."""
+    """Determines stop ids and padding after all sources are read."""
     added = backend.get_added_tokens_decoder()
     specials = {token.content: id_ for id_, token in sorted(added.items()) if token.special}
     bos_id = backend.token_to_id(named["bos_token"]) if "bos_token" in named else None
@@ -205,8 +204,10 @@ def _choose_padding(
     taken: set[int | None],
     template: str,
 ) -> int:
-    """The declared pad token unless it is a stop id or BOS; else a special one with "pad" in its name; else the first
-    special that the template does not write; else the lowest id left, which only lengths can tell from text."""
+    """Id of the padding token: the first of these that is neither a stop id nor BOS: the declared pad token, special
+    tokens with "pad" in their name, special tokens that the template does not write, and the lowest ids (which only
+    lengths can tell from text).
+    """
     declared = backend.token_to_id(named["pad_token"]) if "pad_token" in named else None
     by_name = [id_ for text, id_ in specials.items() if "pad" in text.lower()]
     unused = [id_ for text, id_ in specials.items() if text not in template]
@@ -215,13 +216,13 @@ def _choose_padding(
 
 
 def _find_turn_end(template: str | None, specials: Mapping[str, int], named: Mapping[str, str]) -> list[int]:
-    """The id of the special token that the template writes right after an assistant's words, if it writes one."""
+    """Id of the special token that the template writes directly after an assistant's words, if there is one."""
     if template is None:
         return []
     messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "the-last-words"}]
     try:
         text = render(template, messages, add_generation_prompt=False, **named)
-    except UserError:  # some templates want more than two plain turns; generation_config then has to name the stop
+    except UserError:  # some templates reject two plain turns; then only generation_config names the stop id
         return []
     _, found, tail = text.rpartition("the-last-words")
     ends = [id_ for token, id_ in specials.items() if found and tail.lstrip().startswith(token)]
@@ -231,10 +232,10 @@ def _find_turn_end(template: str | None, specials: Mapping[str, int], named: Map
 def _build_byte_bpe(
     tokens: Sequence[str], merges: Sequence[str], kinds: Sequence[int] | None, split: str
 ) -> tokenizers.Tokenizer:
-    """A byte-level BPE from GGUF's lists: id -> token, "left right" in order of rank, id -> kind of token."""
+    """Byte-level BPE from GGUF's lists: tokens by id, merges ("left right") by rank, token kinds by id."""
     pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
     vocabulary = {token: id_ for id_, token in enumerate(tokens)}
-    # Llama 3 looks a whole piece up in the vocabulary before it merges; the GGUF header does not say so.
+    # Llama 3 looks up a whole piece in the vocabulary before it merges, which the GGUF header does not record.
     model = models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=split == "llama-bpe")
     backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = _make_split(SPLITS[split])
@@ -258,7 +259,7 @@ def _make_split(split: str) -> pre_tokenizers.PreTokenizer:
 
 
 def _add_ends(backend: tokenizers.Tokenizer, named: Mapping[str, str], add_bos: bool, add_eos: bool) -> None:
-    """Makes `add_special` add BOS and EOS as the config's flags say, whatever tokenizer.json has."""
+    """Makes `add_special` add BOS and EOS by the config's flags, whatever tokenizer.json says."""
     before = [named["bos_token"]] if add_bos and "bos_token" in named else []
     after = [named["eos_token"]] if add_eos and "eos_token" in named else []
     backend.post_processor = processors.TemplateProcessing(
@@ -268,7 +269,7 @@ def _add_ends(backend: tokenizers.Tokenizer, named: Mapping[str, str], add_bos: 
 
 
 def _list_parts(part: Any) -> list[dict[str, Any]]:
-    """A normalizer or pre-tokenizer of tokenizer.json, taken apart where it is a sequence."""
+    """All parts of a normalizer or pre-tokenizer of tokenizer.json, sequences flattened."""
     if part is None:
         return []
     inner = part.get("normalizers") or part.get("pretokenizers") or []
@@ -278,7 +279,7 @@ def _list_parts(part: Any) -> list[dict[str, Any]]:
 def _read_backend(file: Path) -> tokenizers.Tokenizer:
     try:
         backend = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # the package raises bare Exception for whatever is wrong in the file
+    except Exception as error:  # the package raises bare Exception for any fault of the file
         raise UserError(f"{file}: cannot be read: {error}") from None
     backend.no_truncation()
     backend.no_padding()
@@ -286,7 +287,7 @@ def _read_backend(file: Path) -> tokenizers.Tokenizer:
 
 
 def _add_tokens(backend: tokenizers.Tokenizer, path: Path, config: Mapping[str, Any]) -> None:
-    """The tokens that a folder adds to its tokenizer.model, at the ids it gives them."""
+    """Adds the extra tokens of a folder to its tokenizer.model, at their declared ids."""
     added = {id_: {"content": text} for text, id_ in _read_json(path / "added_tokens.json").items()}
     added |= {int(id_): token for id_, token in config.get("added_tokens_decoder", {}).items()}
     for id_, token in sorted(added.items()):
@@ -294,14 +295,14 @@ def _add_tokens(backend: tokenizers.Tokenizer, path: Path, config: Mapping[str, 
         add = backend.add_special_tokens if special else backend.add_tokens
         add([AddedToken(text, normalized=False, special=special)])
         if backend.token_to_id(text) != id_:
-            raise UserError(f"{path}: the added token {text!r} would have id {backend.token_to_id(text)}, not {id_}")
+            raise UserError(f"{path}: added token {text!r} must have id {id_}, got {backend.token_to_id(text)}")
 
 
 def _read_template(path: Path, config: Mapping[str, Any]) -> str | None:
     if (path / "chat_template.jinja").exists():
         return (path / "chat_template.jinja").read_text("utf-8")
     template = config.get("chat_template")
-    if isinstance(template, list):  # several by name
+    if isinstance(template, list):  # several templates by name
         return {entry["name"]: entry["template"] for entry in template}.get("default")
     return template
 

@@ -226,5 +226,5 @@ def test_mistakes_are_said() -> None:
     with pytest.raises(UserError, match="whose role is assistant"):
         mark_assistant(make_bytes(TEMPLATES["qwen3"]), [ASK])
     strict = "{% for m in messages %}{{ raise_exception('no') if m.role == 'tool' }}{{ m.content }}{% endfor %}"
-    with pytest.raises(UserError, match="refuses these messages"):
+    with pytest.raises(UserError, match="rejects these messages"):
         mark_assistant(make_bytes(strict), [{"role": "tool", "content": "x"}, PLAIN])

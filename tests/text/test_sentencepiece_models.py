@@ -89,7 +89,7 @@ def test_special_tokens_may_be_spelt_and_added(tmp_path: Path) -> None:
     assert ours.encode("<turn><think><end><more>", add_special=True) == [turn, think, size, size + 1]
     assert ours.decode([turn, think, size]) == "<think>" and ours.eos_ids == (2, size)
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<more>": size + 7}))
-    with pytest.raises(UserError, match=f"the added token '<more>' would have id {size + 1}, not {size + 7}"):
+    with pytest.raises(UserError, match=f"added token '<more>' must have id {size + 7}, got {size + 1}"):
         Tokenizer.from_folder(tmp_path)
 
 
