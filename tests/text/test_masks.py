@@ -223,7 +223,7 @@ def test_a_bos_of_the_template_stands_once() -> None:
 def test_mistakes_are_said() -> None:
     with pytest.raises(UserError, match="this model has no chat template"):
         mark_assistant(make_bytes(None), [ASK, PLAIN])
-    with pytest.raises(UserError, match="whose role is assistant"):
+    with pytest.raises(UserError, match="with the role assistant"):
         mark_assistant(make_bytes(TEMPLATES["qwen3"]), [ASK])
     strict = "{% for m in messages %}{{ raise_exception('no') if m.role == 'tool' }}{{ m.content }}{% endfor %}"
     with pytest.raises(UserError, match="rejects these messages"):
