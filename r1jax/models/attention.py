@@ -8,7 +8,6 @@ nobody reads it.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import math
 from typing import Any
@@ -17,11 +16,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from r1jax.core.reduction import row_sums
 from r1jax.core.sharding import constrain
 from r1jax.models.cache import append
 from r1jax.models.layers import Dtypes, Linear, RMSNorm
 from r1jax.models.ops.blockwise_attention import NEGATIVE, Segments, attend_segments
+from r1jax.models.ops.softmax_attention import attend_heads, attend_heads_prefixed
 from r1jax.models.rope import rotate
 
 _MOST_PIECES, _SHORTEST_PIECE = 4, 64
@@ -101,72 +100,14 @@ def attend(
         return jnp.concatenate(outs, axis=1)
     q_BKMH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4).reshape(B, K, (N // K) * T, H)
     if prefix is None:
-        out = _attend(q_BKMH, k_BKSH, v_BKSH, bias_BTS, scale)
+        out = attend_heads(q_BKMH, k_BKSH, v_BKSH, bias_BTS, scale)
     elif decoding:
-        out = _attend_prefixed(q_BKMH, k_BKSH, v_BKSH, bias_BTS, scale, prefix["k"][0], prefix["v"][0])
+        out = attend_heads_prefixed(q_BKMH, k_BKSH, v_BKSH, bias_BTS, scale, prefix["k"][0], prefix["v"][0])
     else:
         before = lambda x, y: jnp.concatenate([jnp.broadcast_to(x, (B, *x.shape[1:])), y], axis=2)
         bias_BTS = jnp.pad(bias_BTS, ((0, 0), (0, 0), (prefix["k"].shape[2], 0)))
-        out = _attend(q_BKMH, before(prefix["k"], k_BKSH), before(prefix["v"], v_BKSH), bias_BTS, scale)
+        out = attend_heads(q_BKMH, before(prefix["k"], k_BKSH), before(prefix["v"], v_BKSH), bias_BTS, scale)
     return out.reshape(B, K, N // K, T, -1).transpose(0, 3, 1, 2, 4).reshape(B, T, N, -1)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attend(q_BKMH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, bias_BTS: jax.Array, scale: float) -> jax.Array:
-    """Attention with M = (N / K) * T query rows a kv head; the backward pass keeps the weights and is written out."""
-    return _attend_forward(q_BKMH, k_BKSH, v_BKSH, bias_BTS, scale)[0]
-
-
-def _attend_forward(
-    q: jax.Array, k: jax.Array, v: jax.Array, bias_BTS: jax.Array, scale: float
-) -> tuple[jax.Array, tuple]:
-    B, K, M, _ = q.shape
-    T, S = bias_BTS.shape[1:]
-    scores = jnp.einsum("BKMH,BKSH->BKMS", q, k, preferred_element_type=jnp.float32) * scale
-    scores = scores.reshape(B, K, M // T, T, S) + bias_BTS[:, None, None]
-    powers = jnp.exp(scores - scores.max(-1, keepdims=True))
-    weights = (powers / row_sums(powers)[..., None]).reshape(B, K, M, S).astype(v.dtype)
-    out = jnp.einsum("BKMS,BKSH->BKMH", weights, v)
-    return out, (q, k, v, weights, out)
-
-
-def _attend_backward(scale: float, saved: tuple, grad: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
-    q, k, v, weights, out = saved
-    grad_v = jnp.einsum("BKMS,BKMH->BKSH", weights, grad)
-    grad_weights = jnp.einsum("BKMH,BKSH->BKMS", grad, v, preferred_element_type=jnp.float32)
-    mean = row_sums(grad.astype(jnp.float32) * out)[..., None]
-    grad_scores = (weights * (grad_weights - mean) * scale).astype(q.dtype)
-    grad_q = jnp.einsum("BKMS,BKSH->BKMH", grad_scores, k)
-    return grad_q, jnp.einsum("BKMS,BKMH->BKSH", grad_scores, q), grad_v, None
-
-
-_attend.defvjp(_attend_forward, _attend_backward)
-
-
-def _attend_prefixed(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    bias_BTS: jax.Array,
-    scale: float,
-    prefix_k_KPH: jax.Array,
-    prefix_v_KPH: jax.Array,
-) -> jax.Array:
-    """As `_attend`, over prefix and own keys in one softmax; all rows meet the prefix in one matrix product a head."""
-    B, K, M, H = q.shape
-    T, S = bias_BTS.shape[1:]
-    own = jnp.einsum("BKMH,BKSH->BKMS", q, k, preferred_element_type=jnp.float32) * scale
-    own = (own.reshape(B, K, M // T, T, S) + bias_BTS[:, None, None]).reshape(B, K, M, S)
-    q_KRH = q.transpose(1, 0, 2, 3).reshape(K, B * M, H)
-    shared = jnp.einsum("KRH,KPH->KRP", q_KRH, prefix_k_KPH, preferred_element_type=jnp.float32) * scale
-    split = lambda x: x.reshape(K, B, M, -1).transpose(1, 0, 2, 3)
-    peak = jnp.maximum(own.max(-1, keepdims=True), split(shared.max(-1, keepdims=True)))
-    own = jnp.exp(own - peak)
-    shared = jnp.exp(shared - peak.transpose(1, 0, 2, 3).reshape(K, B * M, 1))
-    total = own.sum(-1, keepdims=True) + split(shared.sum(-1, keepdims=True))
-    out = jnp.einsum("BKMS,BKSH->BKMH", own.astype(v.dtype), v)
-    out = out + split(jnp.einsum("KRP,KPH->KRH", shared.astype(v.dtype), prefix_v_KPH))
-    return (out / total).astype(v.dtype)
 
 
 class Attention(nnx.Module):

@@ -38,7 +38,7 @@ from r1jax.core.errors import UserError
 from r1jax.core.sharding import current_mesh, partition
 from r1jax.models import exchange
 from r1jax.models.exchange import Kernels, Peers
-from r1jax.models.layers import gate_silu
+from r1jax.models.ops.silu_gate import gate_silu
 
 EXCHANGES: dict[str, Callable] = {
     "all_to_all": exchange.by_all_to_all,

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from r1jax.models.layers import gate_silu
 from r1jax.models.ops.grouped_matmul import grouped_matmul
+from r1jax.models.ops.silu_gate import gate_silu
 
 
 class Kernels(NamedTuple):

@@ -8,7 +8,6 @@ it. Norms are computed in float32 whatever the compute dtype.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from typing import Any
 
@@ -16,8 +15,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from r1jax.core.reduction import row_sums
 from r1jax.core.sharding import Axes, constrain
+from r1jax.models.ops.matmul import multiply, multiply_table
+from r1jax.models.ops.rms_norm import normalize
+from r1jax.models.ops.silu_gate import gate_silu
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,48 +40,6 @@ def weight(rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes, dtypes: Dtypes, *
     else:
         value = jnp.full(shape, 1 if std is None else 0, dtype)
     return nnx.Param(value, axes=axes)
-
-
-@jax.custom_vjp
-def multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x [..., in] @ kernel [in, out] -> [..., out].
-
-    The backward pass is written out because the transposition that autodiff leaves behind makes XLA:CPU compute
-    whatever feeds this product in a transposed layout, several times slower.
-    """
-    return x @ kernel
-
-
-def _multiply_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return x @ kernel, (x, kernel)
-
-
-def _multiply_backward(saved: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, kernel = saved
-    rows, grad_rows = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
-    return (grad_rows @ kernel.T).reshape(x.shape), rows.T @ grad_rows
-
-
-multiply.defvjp(_multiply_forward, _multiply_backward)
-
-
-@jax.custom_vjp
-def multiply_table(x: jax.Array, table: jax.Array) -> jax.Array:
-    """x [..., D], table [V, D] -> float32 [..., V]. The backward pass is written out for `multiply`'s reason."""
-    return jnp.einsum("...D,VD->...V", x, table, preferred_element_type=jnp.float32)
-
-
-def _multiply_table_forward(x: jax.Array, table: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return multiply_table(x, table), (x, table)
-
-
-def _multiply_table_backward(saved: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, table = saved
-    rows, grad_rows = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1]).astype(x.dtype)
-    return (grad_rows @ table).reshape(x.shape), grad_rows.T @ rows
-
-
-multiply_table.defvjp(_multiply_table_forward, _multiply_table_backward)
 
 
 class Linear(nnx.Module):
@@ -123,27 +82,6 @@ class RMSNorm(nnx.Module):
         return normalize(x.astype(jnp.float32), scale, self.epsilon).astype(self.compute)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def normalize(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
-    """x [..., D] / sqrt(mean(x^2) + epsilon) * scale [D]; the backward pass keeps only x and one factor a row."""
-    return _normalize_forward(x, scale, epsilon)[0]
-
-
-def _normalize_forward(x: jax.Array, scale: jax.Array, epsilon: float) -> tuple[jax.Array, tuple]:
-    factor = jax.lax.rsqrt(row_sums(jnp.square(x)) / x.shape[-1] + epsilon)[..., None]
-    return x * factor * scale, (x, factor, scale)
-
-
-def _normalize_backward(epsilon: float, saved: tuple, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, factor, scale = saved
-    normed, inner = x * factor, grad * scale
-    along = row_sums(inner * normed)[..., None] / x.shape[-1]
-    return factor * (inner - normed * along), (grad * normed).sum(range(x.ndim - 1))
-
-
-normalize.defvjp(_normalize_forward, _normalize_backward)
-
-
 class Embedding(nnx.Module):
     """Token ids -> rows of the table; `attend` is the tied output head."""
 
@@ -170,25 +108,6 @@ class Head(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel_DV = self.kernel[...].astype(self.compute)
         return jnp.einsum("...D,DV->...V", x.astype(self.compute), kernel_DV, preferred_element_type=jnp.float32)
-
-
-@jax.custom_vjp
-def gate_silu(gate: jax.Array, up: jax.Array) -> jax.Array:
-    """silu(gate) * up; the backward pass keeps the two inputs and nothing between."""
-    return jax.nn.silu(gate) * up
-
-
-def _gate_silu_forward(gate: jax.Array, up: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return gate_silu(gate, up), (gate, up)
-
-
-def _gate_silu_backward(saved: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, jax.Array]:
-    gate, up = saved
-    share = jax.nn.sigmoid(gate)
-    return grad * up * share * (1 + gate * (1 - share)), grad * gate * share
-
-
-gate_silu.defvjp(_gate_silu_forward, _gate_silu_backward)
 
 
 class GatedMLP(nnx.Module):

@@ -1,0 +1,78 @@
+"""Softmax attention of gathered heads: M = (N / K) * T query rows meet the S keys of their kv head.
+
+The backward pass is written out and keeps the softmax's weights: autodiff would keep scores and powers too, and sum
+rows in the form that XLA:CPU runs slowest (core/reduction.py). Softmax and sums are in float32.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from r1jax.core.reduction import row_sums
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def attend_heads(
+    q_BKMH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, bias_BTS: jax.Array, scale: float
+) -> jax.Array:
+    """softmax(q k scale + bias) v -> [B, K, M, H], H the width of the values. The bias of a token [B, T, S] holds for
+    each of its M / T query rows.
+    """
+    return _attend_forward(q_BKMH, k_BKSH, v_BKSH, bias_BTS, scale)[0]
+
+
+def _attend_forward(
+    q: jax.Array, k: jax.Array, v: jax.Array, bias_BTS: jax.Array, scale: float
+) -> tuple[jax.Array, tuple]:
+    B, K, M, _ = q.shape
+    T, S = bias_BTS.shape[1:]
+    scores = jnp.einsum("BKMH,BKSH->BKMS", q, k, preferred_element_type=jnp.float32) * scale
+    scores = scores.reshape(B, K, M // T, T, S) + bias_BTS[:, None, None]
+    powers = jnp.exp(scores - scores.max(-1, keepdims=True))
+    weights = (powers / row_sums(powers)[..., None]).reshape(B, K, M, S).astype(v.dtype)
+    out = jnp.einsum("BKMS,BKSH->BKMH", weights, v)
+    return out, (q, k, v, weights, out)
+
+
+def _attend_backward(scale: float, saved: tuple, grad: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+    q, k, v, weights, out = saved
+    grad_v = jnp.einsum("BKMS,BKMH->BKSH", weights, grad)
+    grad_weights = jnp.einsum("BKMH,BKSH->BKMS", grad, v, preferred_element_type=jnp.float32)
+    mean = row_sums(grad.astype(jnp.float32) * out)[..., None]
+    grad_scores = (weights * (grad_weights - mean) * scale).astype(q.dtype)
+    grad_q = jnp.einsum("BKMS,BKSH->BKMH", grad_scores, k)
+    return grad_q, jnp.einsum("BKMS,BKMH->BKSH", grad_scores, q), grad_v, None
+
+
+attend_heads.defvjp(_attend_forward, _attend_backward)
+
+
+def attend_heads_prefixed(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    bias_BTS: jax.Array,
+    scale: float,
+    prefix_k_KPH: jax.Array,
+    prefix_v_KPH: jax.Array,
+) -> jax.Array:
+    """Gives what `attend_heads` gives for a prefix [K, P, H] put before the keys of each row: all rows meet it in one
+    matrix product a kv head. For decoding; autodiff makes its gradient.
+    """
+    B, K, M, H = q.shape
+    T, S = bias_BTS.shape[1:]
+    own = jnp.einsum("BKMH,BKSH->BKMS", q, k, preferred_element_type=jnp.float32) * scale
+    own = (own.reshape(B, K, M // T, T, S) + bias_BTS[:, None, None]).reshape(B, K, M, S)
+    q_KRH = q.transpose(1, 0, 2, 3).reshape(K, B * M, H)
+    shared = jnp.einsum("KRH,KPH->KRP", q_KRH, prefix_k_KPH, preferred_element_type=jnp.float32) * scale
+    split = lambda x: x.reshape(K, B, M, -1).transpose(1, 0, 2, 3)
+    peak = jnp.maximum(own.max(-1, keepdims=True), split(shared.max(-1, keepdims=True)))
+    own = jnp.exp(own - peak)
+    shared = jnp.exp(shared - peak.transpose(1, 0, 2, 3).reshape(K, B * M, 1))
+    total = own.sum(-1, keepdims=True) + split(shared.sum(-1, keepdims=True))
+    out = jnp.einsum("BKMS,BKSH->BKMH", own.astype(v.dtype), v)
+    out = out + split(jnp.einsum("KRP,KPH->KRH", shared.astype(v.dtype), prefix_v_KPH))
+    return (out / total).astype(v.dtype)
