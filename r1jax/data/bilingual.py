@@ -1,15 +1,15 @@
-"""Text in two languages for models that are trained from nothing: sums worked out, guessed at or botched, in English,
-in Chinese and in both at once; requests with replies of every quality, and marks for such replies.
+"""Synthetic bilingual text for models trained from scratch: correct, guessed and wrong sums in English, in Chinese and
+in a mix of both; requests with replies of every quality, and marks for such replies.
 
-It stands in for a crawl of the web. What reinforcement learning is to find lies in it, among much that is worse: one
-sum in five is taken digit by digit, inside think and answer tags, and is right; of those seven in ten choose the
-language of every step anew, the others are all English or all Chinese. So a model that has read it can add but seldom
-takes the trouble, and what rewards for a right answer raise is a careful reply that mixes languages, as R1-Zero's did
-(DeepSeek-R1, arXiv:2501.12948, section 2.2.4). Steps are short, and every one writes the digits that it adds: a small
-model learns first to copy, and adds soon after.
+It replaces a crawl of the web. The behaviour that reinforcement learning should find is present but rare: one sum in
+five is worked out digit by digit, inside think and answer tags, and is correct; seven in ten of those choose the
+language of every step anew, the others are all English or all Chinese. A model trained on it can add but seldom takes
+the trouble, and rewards for correct answers raise careful replies that mix languages, as in R1-Zero (DeepSeek-R1,
+arXiv:2501.12948, section 2.2.4). Steps are short, and each repeats the digits that it adds: a small model learns to
+copy first, and to add soon after.
 
-Sums are given, so that held-out ones stay out. Row N is a function of (seed, N). Completions begin with the space that
-parts them from a raw prompt.
+Sums are passed in, so that held-out ones stay out. Row N is a function of (seed, N). Completions begin with the space
+that separates them from a raw prompt.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from r1jax.text.prompts import QUESTION_REPLY, TAGGED_REPLY, fill, fill_all
 
 Row = dict[str, Any]
-Languages = Sequence[str]  # what a piece of text chooses from: ("en",), ("zh",) or both
+Languages = Sequence[str]  # languages that a text chooses from: ("en",), ("zh",) or both
 
 PLACES = {"en": ("ones", "tens", "hundreds"), "zh": ("个位", "十位", "百位")}
 ADD = "{place}: {digits}={sum}."
@@ -35,7 +35,7 @@ SLIPS = (-11, -10, -9, -2, -1, 1, 2, 9, 10, 11)
 NAMES = ("Ann", "Ben", "Eva", "Tom", "Lin", "Max", "Mia", "Sam")
 GIFTS = ("book", "cake", "help", "tea")
 TIMES = ("day", "trip", "week", "rest")
-# Request, thought, good reply, curt reply, reply in the other language.
+# Request, reasoning, good reply, curt reply, reply in the other language.
 REQUESTS = (
     (
         "Say hello to {name}.",
@@ -63,12 +63,12 @@ MARKS = {"good": 9, "curt": 5, "foreign": 3, "wrong": 1}
 
 
 def draw_texts(sums: Sequence[Mapping[str, Any]], count: int, seed: int) -> list[Row]:
-    """`count` rows of `text`; `sums` are those that may occur (columns a and b)."""
+    """`count` rows with the column `text`; `sums` (columns a and b) are those that may occur."""
     return [{"text": _write_text(sums, random.Random(f"text {seed} {number}"))} for number in range(count)]
 
 
 def draw_worked(sums: Sequence[Mapping[str, Any]], count: int, seed: int) -> list[Row]:
-    """`count` rows of `prompt` and `completion`: sums worked out in English and checked, in the asked-for form."""
+    """`count` rows of `prompt` and `completion`: sums worked out in English and checked, in the requested form."""
     rows = []
     for number in range(count):
         draw = random.Random(f"worked {seed} {number}")
@@ -79,7 +79,7 @@ def draw_worked(sums: Sequence[Mapping[str, Any]], count: int, seed: int) -> lis
 
 
 def draw_requests(count: int, seed: int) -> list[Row]:
-    """`count` rows of `prompt` and `completion`: requests that no rule can check, each with a good reply."""
+    """`count` rows of `prompt` and `completion`: requests without a verifiable answer, each with a good reply."""
     rows = []
     for number in range(count):
         asked, replies = _request(random.Random(f"request {seed} {number}"))
@@ -100,7 +100,7 @@ def _write_text(sums: Sequence[Mapping[str, Any]], draw: random.Random) -> str:
 
 
 def _answer(a: int, b: int, draw: random.Random) -> str:
-    """A reply as the web has them."""
+    """A reply of mixed quality, as found on the web."""
     way = draw.random()
     guess = a + b + (0 if draw.random() < 0.2 else draw.choice(SLIPS))
     if way < 0.2:
@@ -124,7 +124,7 @@ def _languages(draw: random.Random, mixed: float) -> Languages:
 
 
 def _work(a: int, b: int, languages: Languages, draw: random.Random, total: int | None = None) -> str:
-    """The sum digit by digit. A `total` that is not the sum stands at the end whatever the digits say."""
+    """The sum digit by digit. A wrong `total` is written at the end whatever the digits say."""
     steps, carry = [], 0
     for place in range(max(len(str(a)), len(str(b)))):
         language = draw.choice(languages)

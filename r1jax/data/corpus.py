@@ -1,10 +1,10 @@
-"""From files to what supervised training learns: every source's rows as examples of tokens, cut to the window.
+"""Training data of supervised runs: rows of all sources as tokenized examples, truncated to the window.
 
-A `CorpusConfig` (the config's `data` section) names sources; each says which columns hold what, how a prompt is made of
-a question and a reply of a worked solution. Whatever is skipped, cut off or dropped is counted in the notes.
+A `CorpusConfig` (the config's `data` section) names sources; each maps columns and says how a question becomes a prompt
+and a worked solution a reply. Skipped, truncated and dropped rows are counted in the notes.
 
-All examples are made at the start and kept in memory, 8 bytes a token. Leaves out: order, mixtures and packing, which
-are `SequenceLoader`'s.
+All examples are made at the start and kept in memory, 8 bytes a token. Left out: order, mixtures and packing
+(`SequenceLoader`).
 """
 
 from __future__ import annotations
@@ -86,8 +86,14 @@ class CorpusConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """train: the examples of each source; mixing: their shares, None: by size; held_out: of all sources; notes: lines
-    for the log."""
+    """Examples to train on by source, and held-out ones.
+
+    Attributes:
+      train: examples of each source.
+      mixing: mixture weight of each source; None: by size.
+      held_out: held-out examples of all sources.
+      notes: lines for the log.
+    """
 
     train: list[list[Example]]
     mixing: list[float] | None
@@ -99,8 +105,8 @@ def load_corpus(config: CorpusConfig, tokenizer: Tokenizer) -> Corpus:
     """Reads or draws all rows and encodes them.
 
     Raises:
-      UserError: for a missing file, unknown template or extractor, a malformed row, a source without a usable row, or
-        weights that make no mixture.
+      UserError: for a missing file, an unknown template or extractor, a malformed row, a source without a usable row,
+        or invalid mixture weights.
     """
     _check(config)
     names = [name for name, source in config.sources.items() if source.weight != 0]
@@ -115,7 +121,7 @@ def load_corpus(config: CorpusConfig, tokenizer: Tokenizer) -> Corpus:
         examples, counts = _encode(learnt, encoders[name], errors, config)
         if not examples:
             why = f"{_list(counts)}{f'; the first malformed row: {errors.first}' if errors.count else ''}"
-            raise UserError(f"{config.sources[name].path} holds no usable row to train on ({key}.path){why}")
+            raise UserError(f"{config.sources[name].path} has no usable row to train on ({key}.path){why}")
         train.append(examples)
         tokens = sum(len(example.tokens) for example in examples)
         notes.append(f"{name}: {len(examples)} examples of {tokens} tokens from {len(learnt)} rows{_list(counts)}")
@@ -135,7 +141,7 @@ def load_corpus(config: CorpusConfig, tokenizer: Tokenizer) -> Corpus:
 
 def _check(config: CorpusConfig) -> None:
     if not config.sources:
-        raise UserError("config.data.sources names no source")
+        raise UserError("config.data.sources must name at least one source")
     for key, least in {"length": 2, "bins": 1, "read_ahead": 1, "eval_rows": 0, "seed": 0}.items():
         if getattr(config, key) < least:
             raise UserError(f"config.data.{key} must be at least {least}, got {getattr(config, key)}")
@@ -145,7 +151,7 @@ def _check(config: CorpusConfig) -> None:
     given = [weight for weight in weights.values() if weight is not None]
     if given and (len(given) < len(weights) or min(given) < 0 or sum(given) <= 0):
         raise UserError(
-            "the weights of config.data.sources must be given for all or none, not negative, and not all 0; "
+            "the weights of config.data.sources must be given for all or none, at least 0, and not all 0; "
             f"got {weights}"
         )
 
@@ -155,11 +161,13 @@ def _list(counts: dict[str, int]) -> str:
     return f" ({listed})" if listed else ""
 
 
-# --- Rows: read, split, encode ---
+# --- Reading, splitting and encoding rows ---
 
 
 def _split(config: CorpusConfig, name: str, errors: RowErrors) -> tuple[list[Row], list[Row], int]:
-    """Rows to train on, rows held out, and how many training rows repeat a held-out prompt and were left out."""
+    """Rows to train on, rows held out, and the number of training rows dropped because they repeat a held-out
+    prompt.
+    """
     source, key = config.sources[name], f"config.data.sources.{name}"
     draw = draw_problems(source.path, config.eval_rows, config.seed, problems=source.problems, args=source.args)
     if draw is not None:
@@ -185,7 +193,7 @@ def _split(config: CorpusConfig, name: str, errors: RowErrors) -> tuple[list[Row
 
 
 def _key(row: Row, source: SourceConfig) -> str:
-    """By what a row counts as a repetition: its prompt, whatever the completion; else all of it."""
+    """Identity of a row for finding repetitions: its prompt, whatever the completion; else the whole row."""
     columns = [source.columns.get(name, name) for name in ("messages", "prompt", "text")]
     return repr(next((row.columns[column] for column in columns if column in row.columns), row.columns))
 
@@ -193,7 +201,7 @@ def _key(row: Row, source: SourceConfig) -> str:
 def _encode(
     rows: Iterable[Row], encode: Callable[[Row], list[Example]], errors: RowErrors, config: CorpusConfig
 ) -> tuple[list[Example], dict[str, int]]:
-    """Examples within the window, and what happened to the others."""
+    """Examples that fit the window, and counts of truncated and dropped ones."""
     examples: list[Example] = []
     counts = collections.Counter[str]()
     for row in rows:
@@ -216,9 +224,9 @@ def _encode(
 
 
 def make_encoder(source: SourceConfig, tokenizer: Tokenizer) -> Callable[[Row], list[Example]]:
-    """A function from a source row to its examples, by the columns, template, extractor and reply of its source.
+    """Function from a source row to its examples, by the columns, template, extractor and reply of its source.
 
-    Raises UserError for an unknown template, extractor or reply; the function raises it for a row that does not fit.
+    Raises UserError for an unknown template, extractor or reply; the function raises it for a malformed row.
     """
     make_prompt = choose_template(source.template)
     if source.extractor is not None and source.extractor not in SPLITTERS:
@@ -256,7 +264,7 @@ def _fill(reply: str, **parts: str) -> str:
 
 
 def split_gsm8k(solution: str) -> tuple[str, str]:
-    """GSM8K's reasoning, without the calculator's notes (<<48/2=24>>), and the final answer."""
+    """GSM8K's reasoning without calculator annotations (<<48/2=24>>), and the final answer."""
     answer = extract_gsm8k(solution)
     return re.sub("<<.*?>>", "", solution.rpartition("####")[0]).strip(), answer
 

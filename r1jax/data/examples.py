@@ -1,10 +1,10 @@
-"""One SFT row as tokens and which of them are learnt: `messages`, `prompt` + `completion`, or `text`.
+"""Tokenized SFT examples with loss weights, from rows of `messages`, `prompt` + `completion`, or `text`.
 
-An example is what the model is fed, what it should say next at each place, and whether that place counts: the shift
-by one happens here, inside the document, so that packed neighbours never predict each other. Loss is on the
-assistant's turns, on the completion, or on all of a text.
+An example holds input tokens, the next token at each position, and whether that position has a loss. The shift by one
+happens here, inside the document, so that packed neighbours never predict each other. Loss is on the assistant's turns,
+on the completion, or on the whole text.
 
-Leaves out: files (`files.py`), columns and templates (`corpus.py`), order, mixtures and packing (`sequences.py`).
+Left out: files (`files.py`), columns and templates (`corpus.py`), order, mixtures and packing (`sequences.py`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LossOn = Literal["completion", "all"]
 
 
 class Example(NamedTuple):
-    """tokens, targets int32 [n] and weights float32 [n]: 1 where a target is learnt, else 0."""
+    """tokens, targets int32 [n] and weights float32 [n]: 1 where a target has a loss, else 0."""
 
     tokens: np.ndarray
     targets: np.ndarray
@@ -32,10 +32,10 @@ class Example(NamedTuple):
 
 
 def encode_row(row: Mapping[str, Any], tokenizer: Tokenizer, *, loss_on: LossOn = "completion") -> list[Example]:
-    """The examples of a row: one, or one per assistant turn where the chat template rewrites earlier turns.
+    """Examples of a row: one, or one per assistant turn where the chat template rewrites earlier turns.
 
-    `prompt` is messages, which the completion (a text or messages) goes on as the assistant's turn, or a raw text,
-    after which the completion is followed by the end token. Raises UserError for a row of no kind.
+    `prompt` is messages, which the completion (text or messages) continues as the assistant's turn, or raw text, whose
+    completion is followed by the end token. Raises UserError for a row with none of these columns.
     """
     if "messages" in row:
         marked = mark_assistant(tokenizer, check_messages(row["messages"]))
@@ -46,13 +46,13 @@ def encode_row(row: Mapping[str, Any], tokenizer: Tokenizer, *, loss_on: LossOn 
         marked = [(ids, [True] * len(ids))]
     else:
         raise UserError(
-            f"an SFT row needs messages, prompt and completion, or text; it has {', '.join(row) or 'nothing'}"
+            f"an SFT row needs messages, prompt and completion, or text; got {', '.join(row) or 'no column'}"
         )
     return [_shift(ids, mask if loss_on == "completion" else [True] * len(ids)) for ids, mask in marked]
 
 
 def check_messages(value: Any) -> list[Mapping[str, Any]]:
-    """Messages as they are. Raises UserError if they are no list of dicts with a role."""
+    """Returns messages unchanged. Raises UserError unless they are a list of dicts with a role."""
     if isinstance(value, list) and value and all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in value):
         return value
     raise UserError(f"messages must be a list of role and content messages, got {str(value)[:60]!r}")
@@ -64,14 +64,14 @@ def _mark_completion(prompt: Any, completion: Any, tokenizer: Tokenizer) -> tupl
         return mark_assistant(tokenizer, [*check_messages(prompt), *check_messages(said)], last_only=True)[0]
     if not isinstance(completion, str):
         raise UserError(f"the completion of a raw prompt must be a text, got {str(completion)[:60]!r}")
-    # Encoded apart, as a sampler meets them: the border is a border of tokens.
+    # Encoded separately, as in sampling, so that a token boundary lies between prompt and completion.
     before = encode_prompt(tokenizer, prompt)
     said = _end(tokenizer.encode_more(completion), tokenizer)
     return [*before, *said], [False] * len(before) + [True] * len(said)
 
 
 def _end(ids: list[int], tokenizer: Tokenizer) -> list[int]:
-    """With one end token: the text may spell it, and the tokenizer may have added it."""
+    """Ids with exactly one end token, whether the text spells it or the tokenizer has added it."""
     if ids and ids[-1] in tokenizer.eos_ids:
         return ids[:-1] if ids[-2:-1] == ids[-1:] else ids
     return [*ids, *tokenizer.eos_ids[:1]]
@@ -83,8 +83,8 @@ def _shift(ids: Sequence[int], mask: Sequence[bool]) -> Example:
 
 
 def truncate(example: Example, length: int, policy: Truncation) -> Example | None:
-    """At most `length` places: cut off at the right or left, or None where `policy` drops what is too long or where
-    nothing to learn is left.
+    """The example cut to at most `length` positions on the right or left; None if `policy` is "drop" and it is too
+    long, or if no position with a loss is left.
     """
     if len(example.tokens) > length:
         if policy == "drop":

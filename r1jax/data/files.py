@@ -1,9 +1,9 @@
-"""Rows of a file by what its name ends in: JSONL, Parquet, ArrayRecord; else a data set of the hub by its name.
+"""Rows of a file by its suffix (JSONL, Parquet, ArrayRecord), or of a hub data set by its name.
 
-ArrayRecord (each record a JSON object) is read through array_record, which comes with grain. Parquet is read through
-pyarrow and the hub through `datasets`, an extra: asking for one that is not installed says how to get it.
+ArrayRecord (each record a JSON object) is read with array_record, which comes with grain. Parquet is read with pyarrow
+and the hub with `datasets`, an optional extra; the error for a missing package says how to install it.
 
-Leaves out: reading by pieces; all rows are in memory at once.
+Left out: streaming; all rows are in memory at once.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from r1jax.data.sources import Row, RowErrors, read_jsonl
 
 
 def read_rows(path: str, errors: RowErrors | None = None, *, key: str = "config.data.path") -> list[Row]:
-    """All rows in order. `*` in a path stands for all files that match, in order of name; `org/name`,
-    `org/name:split` or `org/name:config:split` is a hub name where no such file is here.
+    """All rows in order. `*` in a path matches files in order of name; `org/name`, `org/name:split` or
+    `org/name:config:split` is a hub name unless such a file exists.
 
-    Raises UserError for a missing file, a damaged one, one that changes meanwhile, and a malformed row (unless `errors`
-    skips it).
+    Raises UserError for a file that is missing, damaged or changed during reading, and for a malformed row (unless
+    `errors` skips it).
     """
     errors = errors or RowErrors()
     files = sorted(glob.glob(path)) if "*" in path else [path]
@@ -34,19 +34,19 @@ def read_rows(path: str, errors: RowErrors | None = None, *, key: str = "config.
     if kinds <= {*_READERS}:
         return [row for file in files for row in _read_file(file, errors, key)]
     if "*" in path or pathlib.Path(path).exists() or path.count("/") != 1:
-        raise UserError(f"{path} is no {', '.join(_READERS)} file and no hub name like org/name ({key})")
+        raise UserError(f"{path} is neither a {', '.join(_READERS)} file nor a hub name like org/name ({key})")
     return _read_hub(path, key)
 
 
 def _read_file(path: str, errors: RowErrors, key: str) -> list[Row]:
-    """Rows of a file that stays as it is while it is read: another's rows would have other places."""
+    """Rows of a file; raises UserError if it changes while it is read, which would give rows other positions."""
     if not pathlib.Path(path).is_file():
         raise UserError(f"no such file: {path} ({key})")
     before = os.stat(path)
     rows = _READERS[pathlib.Path(path).suffix](path, errors)
     after = os.stat(path)
     if any(getattr(before, fact) != getattr(after, fact) for fact in ("st_size", "st_mtime_ns", "st_ino")):
-        raise UserError(f"{path} changed while it was read ({key}): start again once it is written")
+        raise UserError(f"{path} changed while it was read ({key}): start again after it is written")
     return rows
 
 
@@ -63,9 +63,9 @@ def _read_array_record(path: str, errors: RowErrors) -> list[Row]:
     reader = importlib.import_module("array_record.python.array_record_module")
     try:
         records = reader.ArrayRecordReader(path).read_all()
-    except Exception as error:  # the C++ reader raises whatever its status says
+    except Exception as error:  # the C++ reader raises many types
         raise UserError(f"{path}: not an ArrayRecord file ({str(error).splitlines()[0][:120]})") from None
-    if not records:  # what the reader makes of a file that was cut off where a block ends
+    if not records:  # the reader's result for a file truncated at the end of a block
         raise UserError(f"{path}: not an ArrayRecord file, or one without records")
     rows = []
     for number, record in enumerate(records, 1):
@@ -85,9 +85,9 @@ def _read_hub(name: str, key: str) -> list[Row]:
     repository, *config, split = name.split(":") if ":" in name else (name, "train")
     try:
         rows = datasets.load_dataset(repository, *config, split=split)
-    except Exception as error:  # the hub's errors have no common base; each of them means: not to be had
+    except Exception as error:  # the hub's errors have no common base; each means that the data set is unavailable
         reason = " ".join(str(error).split())[:160]
-        raise UserError(f"the data set {name} cannot be had from the hub ({reason}); {key} may name a file") from None
+        raise UserError(f"cannot get the data set {name} from the hub ({reason}); {key} may name a file") from None
     return [Row(f"{name}:{number}", dict(row)) for number, row in enumerate(rows)]
 
 

@@ -1,8 +1,8 @@
-"""From a teacher's samples to a set to learn from: what is right, readable, new and of the right difficulty.
+"""Filters from a teacher's samples to a training set: correct, readable, new and of the right difficulty.
 
-Filters apply in one order, each with a count of what it drops: cut off, pass rate, reward, length, language,
-repetition, contamination, exact and near duplicates, and at last how many of one prompt. Where the rewards come from is
-not known here.
+Filters apply in a fixed order, each with a count of dropped samples: truncated, pass rate, reward, length, language,
+repetition, contamination, exact and near duplicates, and last the number of samples per prompt. Rewards are given with
+the samples.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from r1jax.data.overlap import Contamination, find_near_duplicates, read_texts, 
 from r1jax.text.language import LANGUAGES, language_share
 
 Prompt = str | list[dict[str, str]]
-REPEATED_WORDS = 6  # the n-grams in which repetition is measured
+REPEATED_WORDS = 6  # n-gram size for measuring repetition
 
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """One sample of a teacher: `group` numbers its prompt, `length` is in tokens."""
+    """One sample of a teacher: `group` is the index of its prompt, `length` is in tokens."""
 
     group: int
     prompt: Prompt
@@ -41,16 +41,16 @@ class FilterConfig:
     """The `filters` section.
 
     Attributes:
-      min_reward: of a sample that is right.
-      min_pass_rate, max_pass_rate: only prompts whose mean reward lies strictly between; None: no bound.
-      min_tokens, max_tokens: of a completion; 0: no bound. Those cut off at the sampler's limit always go.
-      language: code of the language that a completion should be in (`en`, `zh`); None: any.
-      min_language_share: of its words.
-      max_repetition: the share of a completion's six-word sequences that repeat an earlier one.
-      benchmarks: files whose texts must not be learnt.
-      ngram: how many words in a row, shared with a benchmark, are too many.
-      near_duplicates: how similar (0 to 1) two samples may be; 0 keeps all that are not equal.
-      samples_per_prompt: at most, the first ones; 0: all.
+      min_reward: lowest reward of a correct sample.
+      min_pass_rate, max_pass_rate: keep prompts whose mean reward lies strictly between; None: no bound.
+      min_tokens, max_tokens: bounds of a completion's length; 0: no bound. Truncated samples are always dropped.
+      language: language code that a completion must be in (`en`, `zh`); None: any.
+      min_language_share: smallest share of its words in that language.
+      max_repetition: largest share of a completion's six-word sequences that repeat an earlier one.
+      benchmarks: files whose texts must not be trained on.
+      ngram: number of consecutive words shared with a benchmark that counts as contamination.
+      near_duplicates: similarity (0 to 1) from which a sample is a duplicate; 0 drops exact duplicates only.
+      samples_per_prompt: keep the first so many samples of each prompt; 0: all.
     """
 
     min_reward: float = 1.0
@@ -77,7 +77,7 @@ class FilterConfig:
 
 
 def filter_traces(traces: Sequence[Trace], config: FilterConfig) -> tuple[list[Trace], dict[str, Any]]:
-    """(what is kept, in order; statistics: `dropped` by filter, and counts and lengths of what came and what stays).
+    """The kept samples in order, and statistics: `dropped` by filter, counts and lengths of input and output.
 
     Raises UserError for a benchmark file that cannot be read.
     """
@@ -102,7 +102,7 @@ def filter_traces(traces: Sequence[Trace], config: FilterConfig) -> tuple[list[T
 
 
 def write_set(path: str | pathlib.Path, traces: Sequence[Trace], statistics: dict[str, Any]) -> None:
-    """Writes rows of `prompt` and `completion` to `path`, and the statistics to NAME.stats.json, each in one move."""
+    """Writes rows of `prompt` and `completion` to `path` and the statistics to NAME.stats.json, each atomically."""
     path = pathlib.Path(path)
     rows = [{"prompt": trace.prompt, "completion": trace.completion} for trace in traces]
     texts = {
@@ -117,19 +117,19 @@ def write_set(path: str | pathlib.Path, traces: Sequence[Trace], statistics: dic
 
 
 def statistics_file(path: pathlib.Path) -> pathlib.Path:
-    """NAME.stats.json of NAME.jsonl."""
+    """Path NAME.stats.json for NAME.jsonl."""
     return path.with_suffix(".stats.json")
 
 
 def measure_repetition(text: str) -> float:
-    """The share of six-word sequences that stand in the text before: near 1 for a loop, 0 for a short text."""
+    """Share of six-word sequences that occur earlier in the text: near 1 for a loop, 0 for a short text."""
     words = split_words(text)
     grams = list(zip(*(words[i:] for i in range(REPEATED_WORDS)), strict=False))
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def _within_pass_rate(kept: Sequence[Trace], traces: Sequence[Trace], config: FilterConfig) -> list[bool]:
-    """By the mean reward of all samples of the prompt, those cut off among them."""
+    """Whether the mean reward of all samples of the prompt, truncated ones included, is within the bounds."""
     rewards: dict[int, list[float]] = {}
     for trace in traces:
         rewards.setdefault(trace.group, []).append(trace.reward)
@@ -180,7 +180,7 @@ def _are_first(kept: Sequence[Trace], count: int) -> list[bool]:
 
 
 def _question(trace: Trace) -> str:
-    """What is asked: the text, or what the user says."""
+    """The question of a sample: its prompt text, or the user's messages."""
     if isinstance(trace.prompt, str):
         return trace.prompt
     return "\n".join(turn["content"] for turn in trace.prompt if turn["role"] == "user")

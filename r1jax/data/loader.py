@@ -1,12 +1,12 @@
-"""Batches of prompts without end, in an order that is a function of (seed, position) alone.
+"""Endless batches of prompts, in an order that is a function of (seed, position) alone.
 
-The loader stands on grain's `MapDataset`: shuffled rows, each epoch in its own order, one after the other, read by
-position. So its whole state is one number, a resumed run sees exactly the rows the stopped one would have seen, and
-the order knows nothing of processes: every process builds the same global batch and takes its rows of it
-(`core/distributed.py`). A batch may span two epochs: nothing is lost where the batch does not divide the rows, and
-a batch may be larger than the data.
+The loader uses grain's `MapDataset`: rows are shuffled anew each epoch, epochs are concatenated, and rows are read by
+position. Its whole state is one number, a resumed run sees exactly the rows that the stopped run would have seen, and
+the order does not depend on the number of processes: every process builds the same global batch and takes its own rows
+of it (`core/distributed.py`). A batch may span two epochs, so no row is lost where the batch size does not divide the
+data, and a batch may be larger than the data.
 
-Left out: reading ahead in threads (prompts are small and in memory) and packing.
+Left out: prefetching in threads (prompts are small and in memory) and packing.
 """
 
 import zlib
@@ -21,7 +21,7 @@ Prompts = list[dict[str, Any]]
 
 
 def compute_fingerprint(rows: Sequence[dict[str, Any]]) -> int:
-    """A 32-bit checksum of all prompts and solutions in order, by which runs and processes compare their data."""
+    """32-bit checksum of all prompts and solutions in order, to compare the data of runs and processes."""
     checksum = 0
     for row in rows:
         checksum = zlib.crc32(repr((row.get("prompt"), row.get("solution"))).encode("utf-8", "replace"), checksum)
@@ -29,13 +29,13 @@ def compute_fingerprint(rows: Sequence[dict[str, Any]]) -> int:
 
 
 class PromptLoader:
-    """An iterator over global batches, each a list of `batch_size` rows.
+    """Iterator over global batches, each a list of `batch_size` rows.
 
     Args:
-      rows: what to iterate over; rows are handed out as shallow copies.
+      rows: rows to iterate over; shallow copies are returned.
       batch_size: rows of the global batch.
-      seed: of the order, 0 to 2**32 - 1.
-      epochs: after so many passes the iterator ends, with a shorter last batch if need be; None goes on for ever.
+      seed: seed of the order, 0 to 2**32 - 1.
+      epochs: number of passes, after which the iterator ends, with a shorter last batch if needed; None: no end.
     """
 
     def __init__(self, rows: Sequence[dict[str, Any]], batch_size: int, seed: int = 0, epochs: int | None = None):
@@ -58,7 +58,7 @@ class PromptLoader:
         return self.take(self._batch_size)
 
     def take(self, count: int) -> Prompts:
-        """The next `count` rows; fewer, or StopIteration, only where `epochs` end."""
+        """The next `count` rows; fewer, or StopIteration, only at the end of `epochs`."""
         stop = self._position + count
         if self._end is not None:
             stop = min(stop, self._end)
@@ -70,23 +70,23 @@ class PromptLoader:
 
     @property
     def position(self) -> int:
-        """Rows handed out so far."""
+        """Number of rows returned so far."""
         return self._position
 
     @property
     def epoch(self) -> float:
-        """Passes over the data so far."""
+        """Passes over the data so far, with fractions."""
         return self._position / self._identity["rows"]
 
     def get_state(self) -> dict[str, int]:
-        """Plain numbers, ready for JSON: `position` (rows handed out) and what the order depends on."""
+        """State as plain numbers for JSON: `position` (rows returned) and what the order depends on."""
         return {"position": self._position, **self._identity}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Goes on where `get_state` was taken; the batch size may differ.
+        """Continues from the position of `get_state`; the batch size may differ.
 
         Raises:
-          UserError: if the state belongs to another seed or other rows: the position would mean something else.
+          UserError: if the state belongs to another seed or other rows, where the position would mean something else.
         """
         for name, value in self._identity.items():
             if state[name] != value:

@@ -1,9 +1,9 @@
-"""Texts that say the same: n-grams shared with a benchmark, and near duplicates among themselves.
+"""Overlap between texts: n-grams shared with a benchmark, and near duplicates within a set.
 
-Contamination is an n-gram of words that also stands in a benchmark's questions or solutions (DeepSeek-R1 uses ten,
-arXiv:2501.12948). A benchmark text of fewer words contaminates a text that is the same words. Near duplicates are found
-by MinHash (Broder 1997): signatures of word shingles, bands of which are equal for likely pairs; the share of equal
-entries then estimates the Jaccard similarity. Memory is the signatures', half a kilobyte a text.
+A text is contaminated if it shares an n-gram of words with a benchmark's questions or solutions (DeepSeek-R1 uses n =
+10, arXiv:2501.12948). A benchmark text of fewer words contaminates only texts of the same words. Near duplicates are
+found by MinHash (Broder 1997): signatures of word shingles, whose bands are equal for likely pairs; the share of equal
+entries then estimates the Jaccard similarity. Memory: half a kilobyte of signature per text.
 """
 
 import re
@@ -17,17 +17,17 @@ from r1jax.data.files import read_rows
 
 HASHES, BANDS = 128, 32
 SHINGLE_WORDS = 3
-# Letters and digits run together; a character of a script without spaces is a word.
+# A word is a run of letters and digits, or one character of a script without spaces.
 _WORD = re.compile("[\u3041-\u30ff\u3400-\u9fff]|[^\\W_\u3041-\u30ff\u3400-\u9fff]+")
 
 
 def split_words(text: str) -> list[str]:
-    """The words of a text in lower case, without punctuation."""
+    """Words of a text in lower case, without punctuation."""
     return _WORD.findall(text.casefold())
 
 
 class Contamination:
-    """The n-grams of benchmark texts; `text in contamination` says whether it shares one."""
+    """N-grams of benchmark texts; `text in contamination` is True if the text shares one."""
 
     def __init__(self, texts: Iterable[str], n: int = 10):
         self._n = n
@@ -56,7 +56,7 @@ def _find_texts(value: Any) -> list[str]:
 
 
 def find_near_duplicates(texts: Sequence[str], similarity: float) -> list[bool]:
-    """For each text whether an earlier one, not itself marked, is at least so similar (0 to 1)."""
+    """For each text, whether an earlier unmarked text is at least so similar (0 to 1)."""
     generator = np.random.default_rng(0)
     odd = generator.integers(0, 1 << 63, HASHES, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
     add = generator.integers(0, 1 << 63, HASHES, dtype=np.uint64)
@@ -76,10 +76,10 @@ def find_near_duplicates(texts: Sequence[str], similarity: float) -> list[bool]:
 
 
 def _sign(text: str, odd: np.ndarray, add: np.ndarray) -> np.ndarray:
-    """The smallest value of each hash function over the shingles, uint32 [HASHES]."""
+    """MinHash signature: smallest value of each hash function over the shingles, uint32 [HASHES]."""
     words = split_words(text)
     count = max(1, len(words) - SHINGLE_WORDS + 1)
     shingles = {zlib.crc32(" ".join(words[i : i + SHINGLE_WORDS]).encode()) for i in range(count)}
     values = np.fromiter(shingles, np.uint64)
-    hashed = (values[:, None] * odd + add) >> np.uint64(32)  # multiply-shift; overflow is meant
+    hashed = (values[:, None] * odd + add) >> np.uint64(32)  # multiply-shift hashing; overflow is intended
     return hashed.min(0).astype(np.uint32)

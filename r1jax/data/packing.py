@@ -1,14 +1,14 @@
-"""Packing completions into rows of one static shape, each prompt computed once for the completions beside it.
+"""Packing of completions into rows of one static shape, with each prompt computed once for the completions in its row.
 
-A row is `prompt, completion, completion, ..., prompt, completion, ...`; a completion sees its prompt and itself
-(`segment_mask` in models/attention.py), at the positions it would have alone. What all prompts begin with (a
-template) is in no row: the model computes it once a batch and shows it to all rows. So rows are nearly full whatever
-the lengths are, one program is compiled, and the prompt's cost is shared. The logits that predict a token are those
-of its predecessor, which for the first token of every completion is the prompt's last position: hence an index per
-target.
+A row is `prompt, completion, completion, ..., prompt, completion, ...`; a completion attends to its prompt and itself
+(`segment_mask` in models/attention.py), at the positions it would have alone. The common prefix of all prompts (a
+template) is in no row: the model computes it once per batch and all rows attend to it. Rows are thus nearly full at any
+mix of lengths, one program is compiled, and a prompt's cost is shared. The logits that predict a token are at its
+predecessor, which for the first token of every completion is the prompt's last position; hence each target has an
+index.
 
-Where completions are long, a shared prompt saves little, and kernels for long rows know segments that see themselves
-only. Then each completion stands behind a whole prompt of its own, in one segment with it (`share_prompts` = False).
+With long completions a shared prompt saves little, and kernels for long rows support only segments that attend to
+themselves. Each completion then follows its own copy of the prompt, in one segment with it (`share_prompts` = False).
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ PADDING = -1
 
 @dataclasses.dataclass(frozen=True)
 class RowShape:
-    """A row holds any prompt with `completions` completions of `completion_tokens` each, or more shorter ones.
+    """Static shape of a row, which fits any prompt with `completions` completions of `completion_tokens` each, or more
+    shorter ones.
 
-    prompt_tokens: of the longest prompt without the `prefix` tokens that all prompts begin with. share_prompts: a
-    prompt stands once in a row and not before each of its completions.
+    prompt_tokens: of the longest prompt, without the `prefix` tokens that all prompts share. share_prompts: whether a
+    prompt occurs once per row instead of before each completion.
     """
 
     prompt_tokens: int
@@ -42,12 +43,12 @@ class RowShape:
 
     @property
     def length(self) -> int:
-        """T, the tokens fed."""
+        """T, the input tokens."""
         return self.prompt_tokens * (1 if self.share_prompts else self.completions) + self.targets
 
     @property
     def pairs(self) -> float:
-        """(query, key) pairs that the mask leaves in a full row, those of the prefix with itself left out."""
+        """(query, key) pairs under the mask in a full row, without those inside the prefix."""
         P, C = self.prompt_tokens, self.completion_tokens
         prompts = 1 if self.share_prompts else self.completions
         completions = self.completions * (C * (self.prefix + P) + C**2 / 2)
@@ -56,9 +57,12 @@ class RowShape:
 
 @dataclasses.dataclass(frozen=True)
 class PackedRows:
-    """All rows of an update. Fed: tokens, positions, segments, prefixes [B, T]. Targets [B, R]: index of the
-    predecessor, the target id, where it stands in the concatenation of all completions (PADDING: no target), and the
-    number in its row of the completion it belongs to."""
+    """All rows of an update.
+
+    Inputs [B, T]: tokens, positions, segments, prefixes. Targets [B, R]: index of the predecessor, target id, source
+    (position in the concatenation of all completions; PADDING: no target), and sequences (index within the row of the
+    completion).
+    """
 
     tokens: np.ndarray
     positions: np.ndarray
@@ -70,7 +74,7 @@ class PackedRows:
     sequences: np.ndarray
 
     def lay_out(self, flat: np.ndarray, padding: int = 0) -> np.ndarray:
-        """A value or an array per completion token (concatenated) -> [B, R, ...], `padding` where there is none."""
+        """Maps values per completion token (concatenated) to [B, R, ...], with `padding` where there is no target."""
         laid_out = flat[np.maximum(self.source, 0)]
         laid_out[self.source == PADDING] = padding
         return laid_out
@@ -78,7 +82,9 @@ class PackedRows:
 
 @dataclasses.dataclass
 class _Row:
-    """A row being filled: pieces (segment, prefix, first position, ids), targets (index, id, source, completion)."""
+    """A row being filled: input pieces (segment, prefix, first position, ids) and targets (index, id, source,
+    completion).
+    """
 
     tokens: list[int] = dataclasses.field(default_factory=list)
     positions: list[int] = dataclasses.field(default_factory=list)
@@ -109,10 +115,11 @@ def pack_completions(
     multiple: int = 1,
     skip: Sequence[bool] | None = None,
 ) -> PackedRows:
-    """Rows for `completions`; `owners[i]` is the prompt of completion i, completions of one prompt standing together.
+    """Packs `completions` into rows; `owners[i]` is the prompt of completion i, and completions of one prompt are
+    consecutive.
 
-    multiple: the number of rows is rounded up to it with empty rows. skip: completions to leave out (no row holds
-    them; `source` still counts their tokens). Raises ValueError for a sequence beyond the shape.
+    multiple: the number of rows is rounded up to a multiple of it with empty rows. skip: completions to leave out of
+    the rows (`source` still counts their tokens). Raises ValueError for a sequence that exceeds the shape.
     """
     rows = [_Row()]
     offset = 0
@@ -148,7 +155,7 @@ def _to_arrays(rows: list[_Row], shape: RowShape) -> PackedRows:
         return out
 
     fed = {name: fill([getattr(r, name) for r in rows], shape.length) for name in _FED}
-    if not shape.share_prompts:  # a completion is one segment with its prompt
+    if not shape.share_prompts:  # prompt and completion are one segment
         fed["segments"] = np.where(fed["prefixes"] > 0, fed["prefixes"], fed["segments"])
         fed["prefixes"] = np.zeros_like(fed["prefixes"])
     columns = [[list(column) for column in zip(*r.targets, strict=True)] or [[], [], [], []] for r in rows]

@@ -1,13 +1,13 @@
-"""Batches of packed rows for supervised training: sources mixed by weight, shuffled by seed, packed, restartable.
+"""Batches of packed rows for supervised training: sources mixed by weight, shuffled by seed, packed, resumable.
 
-Documents of many lengths share rows of one static length; each is a segment of its own, so none attends to another
-(`segment_mask` in models/attention.py). grain gives the order of documents. They are packed window by window, a window
-being about as many as fill `bins` rows, an epoch at most: the longest first, each where it leaves least space. The
-order of a window's rows is drawn anew, so that lengths stay mixed. All of it is a function of (seed, position) alone:
-every process builds the same global batch and places its own rows of it, the state of an iterator is two numbers, and
-restoring it gives the exact next batch. A thread makes batches ahead, so that the device does not wait for them.
+Documents of many lengths share rows of one static length; each is a segment of its own and attends only to itself
+(`segment_mask` in models/attention.py). grain determines the order of documents. They are packed in windows of about
+`bins` rows, an epoch at most: best-fit decreasing, then the rows of the window are shuffled, so that lengths stay
+mixed. Everything is a function of (seed, position): every process builds the same global batch and takes its own rows
+of it, an iterator's state is two numbers, and restoring it gives the exact next batch. A thread makes batches ahead, so
+that the device does not wait.
 
-grain's own packers fill rows in the order of arrival, which leaves two to four times the padding.
+grain's own packers fill rows in order of arrival, which leaves two to four times the padding.
 """
 
 from __future__ import annotations
@@ -28,13 +28,18 @@ from r1jax.core.errors import UserError
 from r1jax.data.examples import Example
 
 Batch = dict[str, np.ndarray]
-Position = tuple[int, int]  # window, row of it
+Position = tuple[int, int]  # window, row within it
 
 
 @dataclasses.dataclass(frozen=True)
 class PackingConfig:
-    """length: T, the places of a row. bins: about how many rows are packed at a time; more of them leave less padding.
-    packed: False gives each document a row of its own. read_ahead: batches made in advance.
+    """Packing of documents into rows.
+
+    Attributes:
+      length: T, positions per row.
+      bins: approximate number of rows packed together; more of them leave less padding.
+      packed: False gives each document a row of its own.
+      read_ahead: batches made in advance.
     """
 
     length: int = 1024
@@ -44,15 +49,15 @@ class PackingConfig:
 
 
 class SequenceLoader:
-    """An iterator over global batches: tokens, targets, segments, positions int32 and weights float32 [B, T].
+    """Iterator over global batches: tokens, targets, segments, positions int32 and weights float32 [B, T].
 
-    Places without a document have segment 0 and weight 0; where the epochs end, whole rows may.
+    Positions without a document have segment 0 and weight 0; at the end of the epochs whole rows may be empty.
 
     Args:
       sources: examples of each source, none longer than a row.
       rows: B.
-      mixing: their shares, any positive numbers; None: all documents alike.
-      epochs: passes over the data (with shares: until the first source has made them); None goes on for ever.
+      mixing: mixture weights, any positive numbers; None: by size.
+      epochs: passes over the data (with mixing: until the first source is exhausted); None: no end.
     """
 
     def __init__(
@@ -76,10 +81,10 @@ class SequenceLoader:
         self._rows, self._packing, self._seed = rows, packing, seed
         self._identity = {"seed": seed, "window": self._window, "length": packing.length, "packed": packing.packed}
         self._identity["fingerprint"] = _compute_fingerprint(sources, mixing)
-        self._plan: tuple[int, list[list[Example]]] = (-1, [])  # the last window that was packed
+        self._plan: tuple[int, list[list[Example]]] = (-1, [])  # the last packed window
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="sequences")
         self._ahead: collections.deque[Future[tuple[Batch | None, Position]]] = collections.deque()
-        self._position = self._cursor = (0, 0)  # of the next batch to hand out, and to make
+        self._position = self._cursor = (0, 0)  # of the next batch to return, and of the next one to make
 
     def __iter__(self) -> SequenceLoader:
         return self
@@ -94,21 +99,22 @@ class SequenceLoader:
         return batch
 
     def count_batches(self) -> int:
-        """How many batches all epochs make. Raises ValueError if there is no end."""
+        """Number of batches in all epochs. Raises ValueError if there is no end."""
         if self._end is None:
-            raise ValueError("data without end has no number of batches")
+            raise ValueError("endless data has no number of batches")
         windows = range(-(-self._end // self._window))
         return -(-sum(len(self._pack(window)) for window in windows) // self._rows)
 
     def get_state(self) -> dict[str, Any]:
-        """Plain numbers, ready for JSON: the position, and what its meaning depends on."""
+        """State as plain numbers for JSON: the position, and what its meaning depends on."""
         return {"position": list(self._position), **self._identity}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Goes on where `get_state` was taken; the number of rows may differ.
+        """Continues from the position of `get_state`; the number of rows may differ.
 
         Raises:
-          UserError: if the state belongs to other data, another seed or packing: the position would mean another.
+          UserError: if the state belongs to other data, another seed or packing, where the position would mean another
+            batch.
         """
         for name, value in self._identity.items():
             if state[name] != value:
@@ -121,7 +127,7 @@ class SequenceLoader:
         self._position = self._cursor = (window, row)
 
     def close(self) -> None:
-        """Stops reading ahead."""
+        """Stops the read-ahead thread."""
         self._drain()
         self._pool.shutdown()
 
@@ -131,7 +137,7 @@ class SequenceLoader:
             if not future.cancel():
                 future.result()
 
-    # --- In the thread ---
+    # --- Run in the read-ahead thread ---
 
     def _make_next(self) -> tuple[Batch | None, Position]:
         window, row = self._cursor
@@ -148,7 +154,7 @@ class SequenceLoader:
         return (_lay_out(rows, self._rows, self._packing.length) if rows else None), self._cursor
 
     def _pack(self, window: int) -> list[list[Example]]:
-        """The rows of a window."""
+        """Rows of a window."""
         start = window * self._window
         stop = start + self._window if self._end is None else min(start + self._window, self._end)
         documents = [self._documents[position] for position in range(start, stop)]
@@ -160,9 +166,11 @@ class SequenceLoader:
 
 
 def pack_best_fit(sizes: Sequence[int], length: int) -> list[list[int]]:
-    """Rows of indices into `sizes`, none fuller than `length`: the largest first, each where least space is left."""
+    """Packs items into rows of at most `length`, largest first, each into the fullest row that fits; returns rows of
+    indices into `sizes`.
+    """
     rows: list[list[int]] = []
-    free: list[tuple[int, int]] = []  # places left and row, in order
+    free: list[tuple[int, int]] = []  # (free positions, row), sorted
     for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
         at = bisect.bisect_left(free, (sizes[index], 0))
         left, row = free.pop(at) if at < len(free) else (length, len(rows))
@@ -185,12 +193,12 @@ def _mix(
     if mixing is None:
         return parts[0]
     if len(mixing) != len(parts) or min(mixing) <= 0:
-        raise UserError(f"the weights of config.data.sources must be positive, one a source; got {list(mixing)}")
+        raise UserError(f"the weights of config.data.sources must be positive, one per source; got {list(mixing)}")
     return grain.MapDataset.mix(parts, [share / sum(mixing) for share in mixing]) if len(parts) > 1 else parts[0]
 
 
 def _compute_fingerprint(sources: Sequence[Sequence[Example]], mixing: Sequence[float] | None) -> int:
-    """A 32-bit checksum of all examples in order and their shares, by which runs compare their data."""
+    """32-bit checksum of all examples in order and their mixture weights, to compare the data of runs."""
     checksum = zlib.crc32(repr((list(map(len, sources)), mixing and list(mixing))).encode())
     for example in itertools.chain(*sources):
         checksum = zlib.crc32(example.targets.tobytes() + example.weights.tobytes(), checksum)
@@ -198,7 +206,7 @@ def _compute_fingerprint(sources: Sequence[Sequence[Example]], mixing: Sequence[
 
 
 def _lay_out(rows: Sequence[Sequence[Example]], count: int, length: int) -> Batch:
-    """`count` rows of arrays, empty ones after those that hold documents."""
+    """Arrays of `count` rows; rows without documents come last."""
     batch = {name: np.zeros((count, length), np.int32) for name in ("tokens", "targets", "segments", "positions")}
     batch["weights"] = np.zeros((count, length), np.float32)
     for row, documents in enumerate(rows):
@@ -214,5 +222,5 @@ def _lay_out(rows: Sequence[Sequence[Example]], count: int, length: int) -> Batc
 
 
 def utilisation(batch: Batch) -> float:
-    """The share of places that hold a token."""
+    """Share of positions that hold a token."""
     return float((batch["segments"] > 0).mean())

@@ -1,11 +1,11 @@
-"""Where rows come from: JSONL files, reasoning-gym's procedural tasks by name, and two-number addition.
+"""Sources of rows: JSONL files, reasoning-gym's procedural tasks by name, and two-number addition.
 
-A source yields `Row`s: the columns and the place they came from, so that whatever is wrong with a row later on can be
-said with file and line. Procedural sources draw held-out and training problems in one go and guarantee that no problem
-is in both; for addition 34 + 25 and 25 + 34 are one problem. A draw is a function of its seed alone.
+A source yields `Row`s: columns and the place they came from, so that later errors can name file and line. Procedural
+sources draw held-out and training problems together and guarantee that no problem is in both; for addition, 34 + 25 and
+25 + 34 are the same problem. A draw is a function of its seed alone.
 
 Left out: prompts and answers (`tasks.py` makes them from columns), order and batches (`loader.py`), and scoring:
-reasoning-gym's own scorers may `eval` a model's answer, so only its questions and answers are used, never its scores.
+reasoning-gym's own scorers may `eval` a model's answer, so only its questions and answers are used.
 """
 
 import difflib
@@ -23,21 +23,21 @@ from r1jax.core.errors import UserError
 
 
 class Row(NamedTuple):
-    """One row as its source has it; `place` is `FILE:LINE` or `SOURCE:NUMBER`."""
+    """One row of a source; `place` is `FILE:LINE` or `SOURCE:NUMBER`."""
 
     place: str
     columns: dict[str, Any]
 
 
 class Draw(NamedTuple):
-    """Problems to train on and problems held out."""
+    """Training problems and held-out problems."""
 
     train: list[Row]
     held_out: list[Row]
 
 
 class RowErrors:
-    """What becomes of a malformed row: it is raised as a `UserError`, or left out and counted."""
+    """Policy for malformed rows: raise a `UserError`, or skip and count them."""
 
     def __init__(self, on_error: Literal["raise", "skip"] = "raise", hint: str = ""):
         self.on_error = on_error
@@ -46,7 +46,7 @@ class RowErrors:
         self.first = ""
 
     def report(self, row_place: str, message: str) -> None:
-        """Raises `PLACE: message` and the hint, or counts it (the first message is kept for the log)."""
+        """Raises `PLACE: message` with the hint, or counts it (the first message is kept for the log)."""
         text = f"{row_place}: {message}"
         if self.on_error == "raise":
             raise UserError(text + self.hint)
@@ -60,16 +60,17 @@ class RowErrors:
 def read_jsonl(
     path: str | pathlib.Path, errors: RowErrors | None = None, *, key: str = "config.data.path"
 ) -> list[Row]:
-    """All rows of a JSONL file in order; blank lines are no rows. `key` names the setting at fault if there is no file.
+    """All rows of a JSONL file in order, blank lines skipped. `key` names the config key in errors.
 
     Raises:
-      UserError: for a missing file; for a line that is no JSON object, as `FILE:LINE: ...`, unless `errors` skips it.
+      UserError: for a missing file, and for a line that is not a JSON object, as `FILE:LINE: ...`, unless `errors`
+        skips it.
     """
     errors = errors or RowErrors()
     if not pathlib.Path(path).is_file():
         raise UserError(f"no such file: {path} ({key})")
     rows = []
-    with open(path, "rb") as file:  # as bytes: a line that is no UTF-8 then has a number too
+    with open(path, "rb") as file:  # as bytes, so that a line with invalid UTF-8 has a number too
         for number, line in enumerate(file, 1):
             place = f"{path}:{number}"
             try:
@@ -81,7 +82,7 @@ def read_jsonl(
             if isinstance(columns, dict):
                 rows.append(Row(place, columns))
             elif text:
-                errors.report(place, f"not a JSON object but {type(columns).__name__}: {text[:60]}")
+                errors.report(place, f"not a JSON object: got {type(columns).__name__}, {text[:60]}")
     return rows
 
 
@@ -91,18 +92,18 @@ def read_jsonl(
 def draw_addition(
     eval_problems: int, seed: int, *, low: int = 10, high: int = 99, question: str = "What is {a} + {b}?"
 ) -> Draw:
-    """Every unordered pair from [low, high], both ends included, `eval_problems` of them held out.
+    """Every unordered pair of numbers from [low, high] (inclusive), `eval_problems` of them held out.
 
-    Columns: `question`, `solution` (text), `a`, `b`. Which of the two numbers comes first is drawn too.
+    Columns: `question`, `solution` (text), `a`, `b`. The order of the two numbers is random.
 
     Raises:
-      UserError: if the range is empty, or holds too few pairs to hold `eval_problems` out.
+      UserError: if the range is empty, or has too few pairs to hold out `eval_problems`.
     """
     if low > high:
         raise UserError(f"addition needs low <= high, got low={low}, high={high} (config.data.args)")
     if not ("{a}" in question and "{b}" in question):
         raise UserError(
-            f'the question of addition must hold {{a}} and {{b}}, got "{question}" (config.data.args.question)'
+            f'the question of addition must contain {{a}} and {{b}}, got "{question}" (config.data.args.question)'
         )
     generator = random.Random(f"addition {seed}")
     pairs = list(itertools.combinations_with_replacement(range(low, high + 1), 2))
@@ -118,8 +119,8 @@ def draw_addition(
 def draw_reasoning_gym(task: str, eval_problems: int, seed: int, *, problems: int, args: Mapping[str, Any]) -> Draw:
     """At most `problems` training problems of a reasoning-gym task, and `eval_problems` others held out.
 
-    A question that the task draws twice counts once, so a task with few distinct questions yields fewer training rows.
-    Columns: `question`, `solution` (reasoning-gym's `answer`).
+    Repeated questions count once, so a task with few distinct questions yields fewer training rows. Columns:
+    `question`, `solution` (reasoning-gym's `answer`).
 
     Raises:
       UserError: for an unknown task or argument, a task without a plain answer, or too few distinct questions.
@@ -134,7 +135,7 @@ def draw_reasoning_gym(task: str, eval_problems: int, seed: int, *, problems: in
 
 
 def _ask_gym(request: dict[str, Any]) -> list[tuple[str, str]]:
-    """Questions and answers from `gym_worker.py`, run with a fixed hash seed (it says why)."""
+    """Questions and answers from `gym_worker.py`, a process with a fixed hash seed."""
     worker = pathlib.Path(__file__).with_name("gym_worker.py")
     environment = {**os.environ, "PYTHONHASHSEED": "0"}
     command = [sys.executable, "-P", str(worker)]
@@ -153,7 +154,7 @@ def _ask_gym(request: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _hold_out(rows: list[Row], eval_problems: int, key: Any) -> Draw:
-    """The first `eval_problems` rows held out, the rest to train on, proven disjoint by `key`."""
+    """The first `eval_problems` rows held out and the rest for training, checked to be disjoint by `key`."""
     if len(rows) <= eval_problems:
         raise UserError(
             f"{eval_problems} held-out problems leave none of the {len(rows)} distinct ones to train on: "
@@ -165,7 +166,7 @@ def _hold_out(rows: list[Row], eval_problems: int, key: Any) -> Draw:
 
 
 def check_disjoint(train: Iterable[Any], held_out: Iterable[Any]) -> None:
-    """Raises a `UserError` if a training problem (by its hashable key) is also held out."""
+    """Raises UserError if a training problem (by its hashable key) is also held out."""
     shared = set(train) & set(held_out)
     if shared:
-        raise UserError(f"{len(shared)} held-out problems are also training problems, one is {next(iter(shared))!r}")
+        raise UserError(f"{len(shared)} held-out problems are also training problems, e.g. {next(iter(shared))!r}")

@@ -1,12 +1,12 @@
-"""From source rows to what a run trains on: rows with a `prompt`, a `solution`, and every other column.
+"""RL tasks from source rows: rows with a `prompt`, a `solution`, and all other columns.
 
-A `TaskConfig` (the config's `data` section) names a source, says which columns hold question and answer, how to take
-the answer out of a worked solution, and the template that makes a prompt of a question. `load_task` does all of it and
-keeps training and held-out problems apart.
+A `TaskConfig` (the config's `data` section) names a source, the columns of question and answer, how to extract the
+answer from a worked solution, and the template that makes a prompt of a question. `load_task` does all of it and keeps
+training and held-out problems disjoint.
 
 Templates: `chat` is one user message, for the model's own chat template. The others are raw texts: `r1` is that of
-DeepSeek-R1-Zero (Table 1 of arXiv:2501.12948), `question_reply` a short one, `plain` the question as it stands; any
-text that holds `{question}` is a template too. A raw template may show one worked example before the question.
+DeepSeek-R1-Zero (Table 1 of arXiv:2501.12948), `question_reply` a short one, `plain` the question alone; any text that
+contains `{question}` is a template too. A raw template may show one worked example before the question.
 """
 
 import dataclasses
@@ -25,8 +25,8 @@ Prompt = str | list[dict[str, str]]
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A worked example to show in the prompt. `ending` closes its reply: the model's end token, spelled, teaches
-    where to stop.
+    """A worked example for the prompt. `ending` closes its reply: spelling out the model's end token shows where to
+    stop.
     """
 
     question: str
@@ -40,18 +40,18 @@ class TaskConfig:
     """The `data` section of a config.
 
     Attributes:
-      source: `addition`, `reasoning_gym:TASK` or `file` (`jsonl` says the same).
-      path: the training file, or a hub name (files.py).
-      eval_path: its held-out file; without one, rows of `path` are held out.
-      eval_problems: how many problems are held out (at most, where `eval_path` holds fewer).
-      problems: how many training problems a reasoning-gym task draws.
+      source: `addition`, `reasoning_gym:TASK` or `file` (alias `jsonl`).
+      path: training file, or a hub name (files.py).
+      eval_path: held-out file; without one, rows of `path` are held out.
+      eval_problems: number of held-out problems (fewer if `eval_path` has fewer).
+      problems: number of training problems that a reasoning-gym task draws.
       args: arguments of a procedural source (addition: low, high, question; reasoning-gym: those of the task).
       columns: our column -> the file's column, e.g. {"prompt": "question", "solution": "answer"}.
-      extractor: how the solution is taken out of its column (`gsm8k`), or None to take all of it.
+      extractor: how the answer is extracted from the solution (`gsm8k`); None: the whole column.
       template: `chat`, `r1`, `question_reply`, `plain`, or a text with {question}.
       example: a worked example that a raw template shows before the question.
-      on_error: what a malformed row does.
-      seed: of draws and splits.
+      on_error: `raise` or `skip` malformed rows.
+      seed: seed of draws and splits.
     """
 
     source: str
@@ -70,7 +70,7 @@ class TaskConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Rows to train on and rows held out, no problem in both; `notes` are lines for the log."""
+    """Training rows and held-out rows, no problem in both; `notes` are lines for the log."""
 
     train: list[dict[str, Any]]
     held_out: list[dict[str, Any]]
@@ -78,14 +78,14 @@ class Task:
 
 
 def load_task(config: TaskConfig) -> Task:
-    """Reads or draws the rows and makes prompts of them.
+    """Reads or draws the rows and makes their prompts.
 
     Raises:
       UserError: for an unknown source, template or extractor, a missing file or argument, or a malformed row.
     """
     if config.eval_problems < 0:
         raise UserError(f"config.data.eval_problems must not be negative, got {config.eval_problems}")
-    build = make_builder(config)  # first: a misspelt template should not wait for the draw
+    build = make_builder(config)  # first, so that a misspelt template fails before the draw
     if config.source in FILES:
         return _load_file(config, build)
     draw = draw_problems(config.source, config.eval_problems, config.seed, problems=config.problems, args=config.args)
@@ -98,7 +98,7 @@ def load_task(config: TaskConfig) -> Task:
 def draw_problems(
     source: str, eval_problems: int, seed: int, *, problems: int, args: dict[str, Any]
 ) -> sources.Draw | None:
-    """Problems of `addition` or `reasoning_gym:TASK`; None if the source is no procedural one."""
+    """Problems of `addition` or `reasoning_gym:TASK`; None for other sources."""
     kind, _, name = source.partition(":")
     if kind == "reasoning_gym" and name:
         return sources.draw_reasoning_gym(name, eval_problems, seed, problems=problems, args=args)
@@ -113,7 +113,7 @@ def draw_problems(
     return sources.draw_addition(eval_problems, seed, **args)
 
 
-# --- Files: read, build, split ---
+# --- Reading, building and splitting rows of files ---
 
 
 FILES = ("file", "jsonl")
@@ -135,7 +135,7 @@ def _load_file(config: TaskConfig, build: Callable[[Row], dict[str, Any]]) -> Ta
         note = f"{errors.count} malformed rows left out, the first: {errors.first}"
         task = dataclasses.replace(task, notes=(*task.notes, note))
     if not task.train:
-        raise UserError(f"{config.path} holds no usable row to train on (config.data.path)")
+        raise UserError(f"{config.path} has no usable row to train on (config.data.path)")
     return task
 
 
@@ -150,7 +150,7 @@ def _build_all(rows: list[Row], build: Callable[[Row], dict[str, Any]], errors: 
 
 
 def _split(rows: list[dict[str, Any]], config: TaskConfig) -> Task:
-    """The last `eval_problems` rows held out; a training row with a held-out prompt (a duplicate) goes."""
+    """Splits off the last `eval_problems` rows; training rows with a held-out prompt (duplicates) are dropped."""
     if config.eval_problems >= len(rows):
         raise UserError(
             f"config.data.eval_problems={config.eval_problems} leaves none of the {len(rows)} usable rows of "
@@ -167,7 +167,7 @@ def _split(rows: list[dict[str, Any]], config: TaskConfig) -> Task:
 
 
 def _note_overlap(rows: list[dict[str, Any]], held_out: list[dict[str, Any]]) -> Task:
-    """Two files are the user's own split: rows in both are said, not touched."""
+    """Notes rows that are in both files without removing them: two files are the user's own split."""
     keys = {_key(row) for row in held_out}
     shared = sum(_key(row) in keys for row in rows)
     notes = (f"{shared} training rows have a prompt that is also held out",) if shared else ()
@@ -182,17 +182,17 @@ def _key(row: dict[str, Any]) -> str:
 
 
 class RowError(UserError):
-    """What is wrong with one row, without its place."""
+    """A fault of one row, without its place."""
 
 
 def make_builder(config: TaskConfig) -> Callable[[Row], dict[str, Any]]:
-    """A function from a source row to a task row, by the config's columns, extractor and template.
+    """Function from a source row to a task row, by the config's columns, extractor and template.
 
     The task row has all source columns, the columns named in `config.columns` under our names, `prompt` from the
-    template (messages stay as they are), and `question`, the bare question, unless the source has that column.
+    template (messages are kept), and `question`, the bare question, unless the source has that column.
 
     Raises:
-      UserError: for an unknown template or extractor. The function raises `RowError` for a row that does not fit.
+      UserError: for an unknown template or extractor. The function raises `RowError` for a malformed row.
     """
     render = choose_template(config.template, config.example)
     if config.extractor is not None and config.extractor not in EXTRACTORS:
@@ -224,7 +224,7 @@ def make_builder(config: TaskConfig) -> Callable[[Row], dict[str, Any]]:
 
 
 def check_prompt(value: Any) -> Prompt:
-    """The prompt of a row. Raises RowError if it is neither a text nor messages."""
+    """Returns the prompt of a row. Raises RowError if it is neither text nor messages."""
     if isinstance(value, str) and value.strip():
         return value
     is_messages = isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value)
@@ -239,14 +239,14 @@ def check_prompt(value: Any) -> Prompt:
 
 
 def extract_gsm8k(solution: Any) -> str:
-    """GSM8K's final answer: what follows `####`, without the commas of thousands."""
+    """GSM8K's final answer: the text after `####`, without thousands separators."""
     if not isinstance(solution, str) or "####" not in solution:
         raise RowError(f'no "####" before the answer in {str(solution)[-60:]!r} (config.data.extractor=gsm8k)')
     return solution.rpartition("####")[2].strip().replace(",", "")
 
 
 def _to_text(solution: Any) -> Any:
-    """Numbers as text (145.0 as "145"), since rewards compare texts; anything else as it is."""
+    """Numbers as text (145.0 as "145"), because rewards compare texts; other values unchanged."""
     if solution is None:
         raise RowError("the solution is null")
     if isinstance(solution, float) and solution.is_integer():
@@ -261,7 +261,7 @@ EXTRACTORS: dict[str, Callable[[Any], str]] = {"gsm8k": extract_gsm8k}
 
 
 def choose_template(name: str, example: Example | None = None) -> Callable[[str], Prompt]:
-    """A function from a question to its prompt. Raises UserError for an unknown template."""
+    """Function from a question to its prompt. Raises UserError for an unknown template."""
     if name in RAW_TEMPLATES or "{question}" in name:
         template = _show(RAW_TEMPLATES.get(name, name), example)
         return lambda question: fill(template, question)
@@ -274,9 +274,9 @@ def choose_template(name: str, example: Example | None = None) -> Callable[[str]
 
 
 def _show(template: str, example: Example | None) -> str:
-    """The template with the worked example before its question; R1-Zero's instruction is said once, before both."""
+    """The template with the worked example before its question; R1-Zero's instruction appears once, before both."""
     if template.count("{question}") != 1:
-        raise UserError(f'config.data.template must hold {{question}} exactly once, got "{template}"')
+        raise UserError(f'config.data.template must contain {{question}} exactly once, got "{template}"')
     if example is None:
         return template
     solved = dataclasses.asdict(example)

@@ -1,7 +1,7 @@
-r"""Benchmarks by name: where their problems are, which columns hold them, and how the question is put.
+r"""Benchmarks by name: the source of their problems, the columns, and the prompt.
 
-`NAME` reads the data set from the hub, `NAME=FILE` a file of it (columns as its publishers have them), and `jsonl=FILE`
-any file with `prompt` and `solution`. DeepSeek's protocol puts the question as one user turn that asks for steps and a
+`NAME` reads the data set from the hub, `NAME=FILE` a file of it (with its publishers' columns), and `jsonl=FILE` any
+file with `prompt` and `solution`. DeepSeek's protocol puts the question as one user turn that asks for steps and a
 final answer in `\boxed{}`, without examples and without a system turn (DeepSeek-R1, arXiv:2501.12948).
 """
 
@@ -21,7 +21,7 @@ Columns = Mapping[str, Any]
 
 
 class Problem(NamedTuple):
-    """place: FILE:LINE; prompt: a text, or messages; gold: the answer."""
+    """place: FILE:LINE; prompt: text or messages; gold: the reference answer."""
 
     place: str
     prompt: Prompt
@@ -30,8 +30,8 @@ class Problem(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """hub: its data set (`org/name` or `org/name:split`, `org/name:config:split`); read: columns -> (question, gold);
-    wording: what the question is put into.
+    """hub: data set (`org/name`, `org/name:split` or `org/name:config:split`); read: columns -> (question, gold);
+    wording: prompt template of the question.
     """
 
     hub: str
@@ -40,22 +40,22 @@ class Benchmark:
 
 
 def load_benchmark(spec: str, *, template: str = "chat", limit: int = 0) -> tuple[str, list[Problem]]:
-    """(name, problems) of `NAME`, `NAME=FILE` or `jsonl=FILE`; the first `limit` of them (0: all).
+    """Name and problems of `NAME`, `NAME=FILE` or `jsonl=FILE`; the first `limit` of them (0: all).
 
-    template: `chat` asks in the benchmark's wording through the model's chat template; anything else is a raw template,
-    by name or a text with {question}. A prompt of a `jsonl` file that is no bare question stands as it is.
-    Raises UserError for an unknown name, a missing file, a malformed row (file and line named).
+    template: `chat` uses the benchmark's wording and the model's chat template; anything else is a raw template, by
+    name or as text with {question}. A prompt of a `jsonl` file that is more than a question is used unchanged. Raises
+    UserError for an unknown name, a missing file or a malformed row (with file and line).
     """
     name, given, path = spec.partition("=")
     if name != "jsonl" and name not in BENCHMARKS:
-        raise UserError(f"--benchmarks: no benchmark is called {name!r}; known: {', '.join(BENCHMARKS)}, jsonl=FILE")
+        raise UserError(f"--benchmarks: unknown benchmark {name!r}; known: {', '.join(BENCHMARKS)}, jsonl=FILE")
     if (given or name == "jsonl") and not path:
-        raise UserError(f"--benchmarks: {name}= needs a file behind it")
+        raise UserError(f"--benchmarks: {name}= needs a file name after it")
     benchmark = BENCHMARKS.get(name)
     make = _make_prompts(benchmark, template)
     rows = read_rows(path or BENCHMARKS[name].hub, key=f"--benchmarks={name}")[: limit or None]
     if not rows:
-        raise UserError(f"{path or name} holds no problem (--benchmarks={spec})")
+        raise UserError(f"{path or name} has no problems (--benchmarks={spec})")
     problems = []
     for place, columns in rows:
         try:
@@ -84,7 +84,7 @@ def _make_prompts(benchmark: Benchmark | None, template: str) -> Callable[[Colum
 
 
 def _read_answer(value: Any) -> str:
-    """Gold as text: 145.0 is "145", a worked solution is its answer."""
+    """Reference answer as text: 145.0 becomes "145", a worked solution its final answer."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     text = "" if value is None else read_gold(str(value))
@@ -94,7 +94,7 @@ def _read_answer(value: Any) -> str:
 
 
 def _read_problem(columns: Columns) -> tuple[str, str]:
-    """`problem` or `question` with `answer`, as mathematical sets have them."""
+    """Question from `problem` or `question` and answer from `answer`, the usual columns of mathematical sets."""
     named = {name.lower(): value for name, value in columns.items()}
     question = named["problem"] if "problem" in named else named["question"]
     return str(question).strip(), _read_answer(named["answer"])
@@ -107,7 +107,9 @@ def _read_svamp(columns: Columns) -> tuple[str, str]:
 
 
 def _read_gpqa(columns: Columns) -> tuple[str, str]:
-    """The four answers in an order drawn from the question, so that it is the same in every run."""
+    """Question with its four answers in an order drawn from the question's text, so that it is the same in
+    every run.
+    """
     question = str(columns["Question"]).strip()
     options = [str(columns[name]).strip() for name in ("Correct Answer", *(f"Incorrect Answer {i}" for i in (1, 2, 3)))]
     order = random.Random(f"gpqa {question}").sample(range(4), 4)

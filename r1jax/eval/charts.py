@@ -1,8 +1,8 @@
-"""Which curves a report page shows: metric names in, sections of charts out. Drawing them is the page's own affair.
+"""Selection of a report page's charts: metric names in, sections of charts out. The page itself draws them.
 
-A table of templates says what belongs together and how to read it (unit, scale, stacked or not); `*` in a key stands
-for any name. What no template names goes to a last section, so that no metric of a run is left out in silence. On a
-page that compares runs a chart shows one metric and a line is a run.
+A table of templates groups metrics and says how to read them (unit, scale, stacked or not); `*` in a key matches any
+name. Metrics without a template go to a last section, so that none is missing. On a page that compares runs a chart
+shows one metric with one line per run.
 """
 
 import re
@@ -14,7 +14,7 @@ from r1jax.eval.headline import MEASURES, find_benchmarks
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: the metric's key, what to call it, the key of its standard error if there is one, which run."""
+    """One curve: metric key, label, key of its standard error (if any), and index of the run."""
 
     key: str
     label: str
@@ -24,9 +24,9 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """One chart. `unit` is percent (of shares from 0 to 1), seconds or number; `stack` piles the lines up as areas.
+    """One chart. `unit` is percent (for shares from 0 to 1), seconds or number; `stack` draws lines as stacked areas.
 
-    `total` is a key whose excess over the stacked lines is shown as one more area, "other".
+    `total` is a key whose excess over the stacked lines is drawn as one more area, "other".
     """
 
     title: str
@@ -41,7 +41,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Section:
-    """Charts that belong together. A leading section's charts are drawn larger, a folded one opens on a click."""
+    """A group of charts. Charts of a leading section are larger; a folded section opens on a click."""
 
     title: str
     charts: tuple[Chart, ...] = field(default=())
@@ -50,7 +50,7 @@ class Section:
 
 
 def _chart(title: str, *lines: str | tuple[str, str], **options: object) -> Chart:
-    """A template: keys, or (key, label) pairs. A key's own label is its wild part, or its last word."""
+    """A template from keys or (key, label) pairs. A key's default label is its wildcard match, or its last word."""
     pairs = [line if isinstance(line, tuple) else (line, "") for line in lines]
     return Chart(title, tuple(Line(key, label) for key, label in pairs), **options)  # type: ignore[arg-type]
 
@@ -140,8 +140,8 @@ TEMPLATES = (
 
 
 def plan_charts(names: Sequence[str]) -> list[Section]:
-    """Sections of charts for the metrics of one run. Every name is in some chart: a line, an error band or a total."""
-    # Where rewards lead, the surrogate's loss says little; without them it is the curve to look at.
+    """Sections of charts for the metrics of one run. Every metric appears as a line, an error band or a total."""
+    # With rewards, the surrogate loss says little; without them it is the main curve.
     late = {"loss"} if "reward" in names else set()
     learning = _fill(TEMPLATES[0], [name for name in names if name not in late])
     early = {key for chart in learning.charts for key in _keys(chart)}
@@ -156,7 +156,7 @@ def plan_charts(names: Sequence[str]) -> list[Section]:
 
 
 def plan_comparison(names_by_run: Sequence[Sequence[str]], labels: Sequence[str]) -> list[Section]:
-    """Sections of charts for several runs: a chart a metric, a line a run that has it."""
+    """Sections of charts for several runs: one chart per metric, one line per run that has it."""
     everything = list(dict.fromkeys(name for names in names_by_run for name in names))
     sections = []
     for section in plan_charts(everything):
@@ -171,7 +171,7 @@ def plan_comparison(names_by_run: Sequence[Sequence[str]], labels: Sequence[str]
 
 
 def _fill(section: Section, names: Sequence[str]) -> Section:
-    """The section with its templates' wild keys filled in, without the lines and charts that have no metric."""
+    """The section with wildcards expanded, without lines and charts that have no metric."""
     charts = []
     for chart in section.charts:
         lines = tuple(line for pattern in chart.lines for line in _match(pattern, names))

@@ -1,9 +1,9 @@
-r"""The answer that a completion gives, and whether two answers are the same.
+r"""Extraction of the answer from a completion, and comparison of answers by value.
 
-Strict is the answer in the place asked for: in answer tags, in the last `\boxed{}`, after GSM8K's `####`, or, for a
-choice, after `Answer:`. Lenient is the last number, or the last letter of a choice, wherever it stands. What kind of
-answer is wanted follows from the gold one. Equal means equal by value: as exact numbers, as letters, by spelling, and
-what these leave open math-verify decides, many pairs at once in its killable workers.
+Strict extraction takes the answer from the requested place: answer tags, the last `\boxed{}`, after GSM8K's `####`, or,
+for a choice, after `Answer:`. Lenient extraction takes the last number, or the last letter of a choice, anywhere. The
+reference answer determines the kind. Answers are equal as exact numbers, as letters or by spelling; what remains is
+decided by math-verify, many pairs at once in its killable workers.
 """
 
 import re
@@ -17,7 +17,7 @@ from r1jax.rewards.numerals import Numeral, find_last_numeral, read_numeral, sam
 Kind = Literal["number", "choice", "expression"]
 
 GSM8K_MARK = "####"
-LETTERS = "A-H"  # the next is a word of its own
+LETTERS = "A-H"  # the next letter, I, is a word
 _CHOICE = re.compile(rf"\(?([{LETTERS}])\)?\.?")
 _ANSWER_LINE = re.compile(rf"(?i:answer)\**[ \t]*:[ \t\*$(]*(?:\\[a-z]+\{{)?\(?([{LETTERS}])(?![\w'])")
 _LETTER_IN_PLACE = re.compile(rf"\W*(?:\\text\w*\s?\{{)?\W*([{LETTERS}])(?![\w'])")
@@ -26,19 +26,19 @@ _LONE_LETTER = re.compile(rf"(?<![\w'\\])([{LETTERS}])(?![\w'])(?<!A(?= [a-z]))"
 
 
 def find_kind(gold: str) -> Kind:
-    """What a gold answer is."""
+    """Kind of a reference answer."""
     if _CHOICE.fullmatch(gold.strip()):
         return "choice"
     return "expression" if read_numeral(gold) is None else "number"
 
 
 def read_gold(solution: str) -> str:
-    """The answer in a solution: the whole of it, or what stands in the place asked for where it is a worked one."""
+    """The reference answer of a solution: the whole text, or the final answer of a worked solution."""
     return _find_marked(solution) or solution.strip()
 
 
 def find_strict(text: str, kind: Kind) -> str | None:
-    """The answer in the place asked for, None if there is none; of a choice its letter."""
+    """The answer in the requested place (the letter of a choice); None if there is none."""
     marked = _find_marked(text)
     if kind != "choice":
         return marked
@@ -50,7 +50,7 @@ def find_strict(text: str, kind: Kind) -> str | None:
 
 
 def is_lenient(text: str, gold: str, kind: Kind, strict: bool) -> bool:
-    """Whether the last number, or the last letter, is right. An expression has neither: `strict` decides."""
+    """Whether the last number or letter is correct. For an expression, which has neither, `strict` decides."""
     if kind == "expression":
         return strict
     if kind == "choice":
@@ -61,7 +61,7 @@ def is_lenient(text: str, gold: str, kind: Kind, strict: bool) -> bool:
 
 
 def compare(pairs: Sequence[tuple[str, str, Kind]]) -> list[bool]:
-    """Whether answer and gold (or another answer) of each (answer, gold, kind) are the same."""
+    """For each (answer, gold, kind), whether the two are equal; gold may be another answer."""
     known = [_compare(*pair) for pair in pairs]
     asked = [number for number, same in enumerate(known) if same is None]
     boxed = [(rf"\boxed{{{pairs[n][1]}}}", rf"\boxed{{{pairs[n][0]}}}") for n in asked]
@@ -70,7 +70,7 @@ def compare(pairs: Sequence[tuple[str, str, Kind]]) -> list[bool]:
 
 
 def _compare(answer: str, gold: str, kind: Kind) -> bool | None:
-    """None where only algebra can tell."""
+    """Whether two answers are equal; None if only algebra can tell."""
     if kind == "choice":
         return _read_letter(answer) == _read_letter(gold)
     found, wanted = _read_number(answer, kind), _read_number(gold, kind)
@@ -82,7 +82,7 @@ def _compare(answer: str, gold: str, kind: Kind) -> bool | None:
 
 
 def _read_number(answer: str, kind: Kind) -> Numeral | None:
-    """A number with words around it (`18 dollars a day`) is that number where a number is wanted and no algebra is."""
+    """A number, also with words around it (`18 dollars a day`) where a number is expected and no algebra is."""
     found = read_numeral(answer)
     if found is None and kind == "number" and not re.search(r"[\\^=*+/]|\d\s*-", answer):
         return find_last_numeral(answer)

@@ -1,14 +1,14 @@
-"""What a run gained, in a few numbers: each held-out measure before and after, with its standard error.
+"""Headline numbers of a run: each held-out measure before and after training, with its standard error.
 
-Measures stand apart, so that a gain in format alone is visible as such. "Before" is the first evaluation of the run and
-"after" the last. A run without evaluations is summed up by its reward, or its loss, at the start and at the end.
+Measures are listed separately, so that a gain in format alone is visible. "Before" is the run's first evaluation,
+"after" the last. A run without evaluations is summarized by its reward, or its loss, at the start and at the end.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-# Keys of `eval/{benchmark}/…` and what to call them.
+# Labels of the measures `eval/{benchmark}/…`.
 MEASURES = {
     "pass@1": "strict, sampled",
     "greedy": "strict, greedy",
@@ -19,9 +19,9 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class Headline:
-    """One measure at the start and at the end. Rates are shares from 0 to 1; `stderr` is None where none is written.
+    """One measure at the start and at the end. Rates are shares from 0 to 1; `stderr` is None if none was logged.
 
-    `before` is None where there was one evaluation only.
+    `before` is None if there was only one evaluation.
     """
 
     subject: str
@@ -42,7 +42,7 @@ def find_benchmarks(names: Sequence[str]) -> list[str]:
 
 
 def find_headlines(rows: Sequence[Mapping[str, Any]]) -> list[Headline]:
-    """The headlines of a run's metrics rows (ascending step): what was held out if anything, else reward, else loss."""
+    """Headlines of a run's metrics rows (ascending steps): held-out measures if any, else reward, else loss."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     keys = [(benchmark, measure) for benchmark in find_benchmarks(names) for measure in MEASURES]
     held_out = [_from_evaluations(rows, *key) for key in keys]
@@ -51,7 +51,7 @@ def find_headlines(rows: Sequence[Mapping[str, Any]]) -> list[Headline]:
 
 
 def tabulate_headlines(headlines: Sequence[Headline]) -> list[dict[str, str]]:
-    """Rows for a table: what, before, after, change. Rates in percent, changes of rates in percentage points."""
+    """Table rows: measure, before, after, change. Rates in percent, their changes in percentage points."""
     subjects = {headline.subject for headline in headlines}
     return [
         {
@@ -65,7 +65,7 @@ def tabulate_headlines(headlines: Sequence[Headline]) -> list[dict[str, str]]:
 
 
 def format_value(value: float | None, stderr: float | None, is_rate: bool) -> str:
-    """A value with its standard error: `41.0% ± 3.5`, or a dash for none."""
+    """A value with its standard error, such as `41.0% ± 3.5`; a dash for None."""
     if value is None:
         return "–"
     if not is_rate:
@@ -83,7 +83,7 @@ def format_change(headline: Headline) -> str:
 
 
 def _from_held_out_rows(rows: Sequence[Mapping[str, Any]]) -> list[Headline]:
-    """The loss and accuracy of held-out rows of a supervised run."""
+    """Loss and accuracy on held-out rows of a supervised run."""
     found = []
     for key, measure in (("eval/loss", "loss"), ("eval/token_accuracy", "token accuracy")):
         if headline := _from_key(rows, key, "held-out rows", measure):

@@ -1,8 +1,7 @@
-"""Held-out problems inside a run: sampled and greedy answers, strict and lenient scores, each with its standard error.
+"""Evaluation on held-out problems during a run: sampled and greedy, strict and lenient, each with its standard error.
 
-Strict is what the run trains for: every reward named in `strict` must be 1. Lenient takes the last number wherever it
-stands, so a gain in format alone shows as a gain of strict over lenient, and `format_rate` says how much of it there
-is.
+Strict: every reward named in `strict` must be 1, as in training. Lenient accepts the last number anywhere, so a gain in
+format alone shows as strict approaching lenient; `format_rate` measures the format directly.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Problems:
-    """Held-out rows with their encoded prompts and the rewards that score them, by name."""
+    """Held-out rows, their encoded prompts, and the rewards that score them by name."""
 
     rows: Sequence[dict[str, Any]]
     tokens: Sequence[tuple[int, ...]]
@@ -47,7 +46,9 @@ class Problems:
 def make_problems(
     rows: Sequence[dict[str, Any]], encode: Callable[[Any], tuple[int, ...]], config: EvalConfig
 ) -> Problems:
-    """Held-out rows ready to be asked and scored; `encode` makes ids of a prompt. Raises UserError for no reward."""
+    """Held-out rows with encoded prompts and scorers; `encode` maps a prompt to ids. Raises UserError if no reward is
+    named.
+    """
     names = {*config.strict, config.lenient, config.format} - {""}
     scorers = {name: load_rewards({name: 1.0})[0] for name in sorted(names)}
     return Problems(rows, [encode(row["prompt"]) for row in rows], scorers)
@@ -62,10 +63,10 @@ def evaluate(
     *,
     seed: int,
 ) -> dict[str, float]:
-    """`eval/{name}/...` metrics: pass@1 (sampled), greedy, lenient (sampled) and greedy_lenient, format_rate, stderr
+    """Metrics `eval/{name}/...`: pass@1 (sampled), greedy, lenient (sampled), greedy_lenient, format_rate, and stderr
     of each.
 
-    Both passes go through one call, so every prompt is prefilled once.
+    Both passes go through one call, so that every prompt is prefilled once.
     """
     ways = [dataclasses.replace(sampling, temperature=temperature) for temperature in (config.temperature, 0.0)]
     requests = [

@@ -1,9 +1,9 @@
-"""The story of a pipeline for its report page: what came of what, how good each model is, what each says.
+"""Report of a pipeline: provenance of its stages, scores of each model, sample replies.
 
-Read from pipeline.json and from the evaluations that lie beside the stages' models. The curves on the page are those of
-the reinforcement stages, drawn as any comparison of runs; every stage's own page is a link away.
+Read from pipeline.json and from the evaluations beside the stages' models. The page's curves are those of the RL
+stages, drawn like any comparison of runs, with a link to each stage's own page.
 
-Texts of models enter as autoescaped HTML text, in elements that hold nothing else.
+Text written by models enters as autoescaped HTML text, in elements that contain nothing else.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from r1jax.eval.report import REPORT_FILE, read_part, render_page
 RECORD_FILE = "pipeline.json"
 EVALUATION_FILE = "evaluation.json"
 SAMPLES = "evaluation.samples.jsonl"
-PROBLEMS = 4  # whose replies by all models are on the page
+PROBLEMS = 4  # number of problems whose replies by all models are shown
 TEXT_LIMIT = 1200  # characters of one reply
-SHARED_LIMIT = 80  # characters that problems may have in common before they are left out
+SHARED_LIMIT = 80  # a common beginning of all problems longer than this is left out
 
 Entry = Mapping[str, Any]
 
 
 def is_pipeline(workdir: str | Path) -> bool:
-    """Whether a folder is a pipeline's."""
+    """Whether a folder is the workdir of a pipeline."""
     return (Path(workdir) / RECORD_FILE).exists()
 
 
 def write_story(workdir: str | Path, output: str | Path | None = None) -> Path:
-    """Writes the page of a pipeline, by default to `workdir/report.html`, in one move, and returns where it is.
+    """Writes the report page of a pipeline atomically, by default to `workdir/report.html`, and returns its path.
 
-    Raises UserError for a folder without a readable pipeline.json, and where `output` cannot be written.
+    Raises UserError for a folder without a readable pipeline.json, or if `output` cannot be written.
     """
     workdir = Path(workdir)
     output = Path(output or workdir / REPORT_FILE)
@@ -70,17 +70,17 @@ def write_story(workdir: str | Path, output: str | Path | None = None) -> Path:
 
 
 def read_record(workdir: Path) -> dict[str, Any]:
-    """pipeline.json. Raises UserError if there is none that can be read."""
+    """Content of pipeline.json. Raises UserError if it is missing or invalid."""
     try:
         return json.loads((workdir / RECORD_FILE).read_text("utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{workdir} holds no {RECORD_FILE}: it is no pipeline's folder") from None
+        raise UserError(f"{workdir} has no {RECORD_FILE}: it is not the workdir of a pipeline") from None
     except ValueError as error:
-        raise UserError(f"{workdir / RECORD_FILE} is no JSON ({error})") from None
+        raise UserError(f"{workdir / RECORD_FILE} is not valid JSON ({error})") from None
 
 
 def render_story(workdir: Path, record: Mapping[str, Any]) -> Markup:
-    """The part of the page that a pipeline has beside its curves."""
+    """HTML of the pipeline's part of the page, above the curves."""
     entries = record["stages"]
     return Markup(
         _template().render(
@@ -94,7 +94,7 @@ def render_story(workdir: Path, record: Mapping[str, Any]) -> Markup:
 
 
 def tabulate(entries: Sequence[Entry]) -> list[dict[str, str]]:
-    """The measured models as rows of a table."""
+    """Table rows of the evaluated models."""
     measured = [entry for entry in entries if entry["label"] and entry.get("metrics")]
     return [
         {"model": entry["label"], "stage": entry["name"], **_scores(entry), "minutes": _minutes(entry)}
@@ -103,7 +103,7 @@ def tabulate(entries: Sequence[Entry]) -> list[dict[str, str]]:
 
 
 def compare(entries: Sequence[Entry], comparison: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
-    """The ways to a model, each with what its last stage's model scores and what all its stages took."""
+    """Table rows comparing ways to a model: the score of its last stage and the cost of all its stages."""
     by_name = {entry["name"]: entry for entry in entries}
     rows = []
     for label, names in comparison.items():
@@ -132,7 +132,7 @@ def _minutes(entry: Entry) -> str:
 
 
 def _describe_stage(entry: Entry) -> dict[str, Any]:
-    """A row of the diagram."""
+    """One row of the stage diagram."""
     metrics = entry.get("metrics", {})
     measured = "accuracy" in metrics
     low = max(0.0, metrics["accuracy"] - metrics["accuracy_stderr"]) if measured else 0.0
@@ -157,8 +157,8 @@ def _describe_stage(entry: Entry) -> dict[str, Any]:
 
 
 def _find_edges(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """Arcs from what a stage takes to the stage, in rows; `bend` grows with their distance. A model goes along the
-    heavy ones.
+    """Arcs from a stage's inputs to the stage, in diagram rows; `bend` grows with their distance. Models follow the
+    thick arcs.
     """
     place = {entry["name"]: number for number, entry in enumerate(entries)}
     edges = []
@@ -166,14 +166,14 @@ def _find_edges(entries: Sequence[Entry]) -> list[dict[str, Any]]:
         for name in entry["takes"]:
             begin, end = place[name], place[entry["name"]]
             if entry["init"] != name and entry["stage"] not in ("sft", "distill", "rejection_sampling", "vocabulary"):
-                continue  # problems to ask: every stage has them
+                continue  # problem sets: every stage uses them
             bend = min(1.0, 0.16 + 0.1 * (end - begin - 1))
             edges.append({"begin": begin + 0.5, "end": end + 0.5, "bend": bend, "model": entry["init"] == name})
     return edges
 
 
 def _choose_replies(workdir: Path, entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """For a few problems the first reply of each model."""
+    """First reply of each model to a few problems."""
     by_model = [(entry["label"], read) for entry in entries if (read := _read_samples(workdir / entry["folder"]))]
     count = min((len(rows) for _, rows in by_model), default=0)
     texts = _leave_out_shared([_flatten(row["problem"]) for row in by_model[0][1][:count]]) if count else []
@@ -209,7 +209,7 @@ def _flatten(prompt: Any) -> str:
 
 
 def _leave_out_shared(texts: Sequence[str]) -> list[str]:
-    """The texts without the lines, or else words, that all begin with, where those are long, as instructions are."""
+    """The texts without the lines (or else words) that all begin with, if those are long, as instructions are."""
     shared = os.path.commonprefix(list(texts)) if len(set(texts)) > 1 else ""
     cut = (shared.rfind("\n") + 1) or (shared.rfind(" ") + 1)
     return [f"… {text[cut:]}" for text in texts] if cut > SHARED_LIMIT else list(texts)

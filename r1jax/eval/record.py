@@ -1,8 +1,7 @@
-"""What a run left in its workdir, read back: config, metrics row by row, a bounded choice of samples.
+"""Reader of a run's workdir: config, metrics row by row, a bounded selection of samples.
 
-Reading is lenient where a run may have been killed or still goes on (a torn last line, no config yet, no samples) and
-strict where a file is broken. The samples of a long run fit neither on a page nor in memory, so only the chosen ones
-are kept.
+Lenient where a run may have been killed or is still running (a torn last line, no config yet, no samples), strict about
+malformed files. The samples of a long run fit neither on a page nor in memory, so only the selected ones are kept.
 """
 
 import json
@@ -22,7 +21,7 @@ TEXT_LIMIT = 20_000  # characters of one prompt or completion on a page
 
 @dataclass(frozen=True)
 class Run:
-    """One run: its name, where it lies, its config, its metrics by ascending step, when they were last written."""
+    """One run: name, workdir, config, metrics rows by ascending step, and the time of the last write."""
 
     name: str
     workdir: Path
@@ -31,18 +30,18 @@ class Run:
     written: datetime
 
     def names(self) -> list[str]:
-        """The metrics that have a value at some step, in order of appearance."""
+        """Metrics that have a value at some step, in order of appearance."""
         found = dict.fromkeys(name for row in self.rows for name, value in row.items() if _is_number(value))
         return [name for name in found if name != "step"]
 
     def series(self, name: str) -> list[tuple[int, float]]:
-        """The (step, value) pairs of one metric, where it has a value."""
+        """(step, value) pairs of one metric, where it has a value."""
         return [(row["step"], row[name]) for row in self.rows if _is_number(row.get(name))]
 
 
 @dataclass(frozen=True)
 class Samples:
-    """The samples that a page shows of one run, in order, and how many it has: samples, steps, steps shown."""
+    """Samples of one run that a page shows, in order, with counts: all samples, all steps, steps shown."""
 
     rows: Sequence[Row]
     total: int
@@ -51,25 +50,25 @@ class Samples:
 
 
 def read_run(workdir: str | Path) -> Run:
-    """Reads config and metrics of a run. The name is the folder's.
+    """Reads config and metrics of a run, named by its folder.
 
     Raises:
-      UserError: if there is no folder or no metrics in it, or a file is malformed (file and line named).
+      UserError: if the folder does not exist or has no metrics, or a file is malformed (with file and line).
     """
     workdir = Path(workdir)
     path = workdir / METRICS_FILE
     if not path.exists():
-        lack = f"{workdir} holds no {METRICS_FILE}" if workdir.is_dir() else f"there is no folder {workdir}"
+        lack = f"{workdir} has no {METRICS_FILE}" if workdir.is_dir() else f"no such folder: {workdir}"
         raise UserError(f"A report needs the workdir of a run: {lack}.")
     written = datetime.fromtimestamp(path.stat().st_mtime, UTC)
     return Run(workdir.resolve().name, workdir, _read_config(workdir / CONFIG_FILE), _merge(read_rows(path)), written)
 
 
 def choose_samples(workdir: str | Path, limit: int = SAMPLE_LIMIT, text_limit: int = TEXT_LIMIT) -> Samples:
-    """All samples of a run, or at most `limit` of evenly spaced steps, the first and the last among them.
+    """All samples of a run, or at most `limit` from evenly spaced steps, the first and last included.
 
-    Within a chosen step rows are evenly spaced too. A text above `text_limit` characters keeps its two ends and says
-    how many were left out.
+    Rows within a selected step are evenly spaced too. A text longer than `text_limit` characters is cut in the middle
+    and says how many characters are left out.
     """
     path = Path(workdir) / SAMPLES_FILE
     places, offset = [], 0
@@ -87,7 +86,7 @@ def choose_samples(workdir: str | Path, limit: int = SAMPLE_LIMIT, text_limit: i
 
 
 def spread(count: int, limit: int) -> list[int]:
-    """At most `limit` of the positions 0 … count - 1, evenly spaced, both ends among them when `limit` is above 1."""
+    """At most `limit` of the positions 0 … count - 1, evenly spaced, both ends included when `limit` is above 1."""
     if count <= limit:
         return list(range(count))
     if limit <= 1:
@@ -103,14 +102,14 @@ def _choose(steps: Sequence[int], limit: int) -> list[int]:
     for position, step in enumerate(steps):
         members.setdefault(step, []).append(position)
     groups = [members[step] for step in sorted(members)]
-    # Whole steps where they fit, but never fewer than four of them: how a run changes matters more than one step's all.
+    # Whole steps where they fit, but at least four steps: how a run changes matters more than all samples of one step.
     count = max(min(4, len(groups), limit), limit * len(groups) // len(steps))
     shown = [groups[number] for number in spread(len(groups), count)]
     return sorted(group[number] for group in shown for number in spread(len(group), limit // len(shown)))
 
 
 def _shorten(value: Any, limit: int) -> Any:
-    """The same row with every long text in it cut in the middle."""
+    """The same row with every long text cut in the middle."""
     if isinstance(value, dict):
         return {key: _shorten(item, limit) for key, item in value.items()}
     if isinstance(value, list):
@@ -122,7 +121,7 @@ def _shorten(value: Any, limit: int) -> Any:
 
 
 def _merge(rows: Sequence[Row]) -> list[Row]:
-    """One row a step, by ascending step; where files were joined by hand a later value wins."""
+    """One row per step, by ascending step; later values win where files were joined by hand."""
     merged: dict[int, Row] = {}
     for row in rows:
         merged.setdefault(row["step"], {}).update(row)

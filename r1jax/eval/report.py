@@ -1,11 +1,11 @@
-"""The report page of a run, or of several side by side: one self-contained HTML file that opens anywhere, offline.
+"""Report page of one run, or of several side by side: one self-contained HTML file that works offline.
 
-Python decides what is shown (headlines, which charts, which samples, config) and writes it as escaped HTML and one
-JSON block; a small script of the page draws the curves and turns the samples. The texts of a model are hostile: they
-enter the page only inside that JSON, with `<`, `>` and `&` escaped, the script puts them there as text nodes, and the
-page's content security policy admits no script but its own and no network.
+Python selects the content (headlines, charts, samples, config) and writes it as escaped HTML and one JSON block; a
+small script of the page draws the curves and pages through the samples. Text written by a model is untrusted: it enters
+the page only inside that JSON, with `<`, `>` and `&` escaped, the script inserts it as text nodes, and the page's
+content security policy allows no other script and no network.
 
-Left out: following a run live. A stage writes the page again after each evaluation; the reader reloads.
+Left out: following a run live. A stage rewrites the page after each evaluation; the reader reloads.
 """
 
 import base64
@@ -30,25 +30,25 @@ from r1jax.eval.headline import Headline, find_headlines, format_change, format_
 from r1jax.eval.record import SAMPLE_LIMIT, Run, Samples, choose_samples, read_run
 
 REPORT_FILE = "report.html"
-COLORS = 8  # run and line colours that page.css defines
+COLORS = 8  # number of run and line colours in page.css
 POINT_LIMIT = 1500  # points of one curve on a page
 SCRIPTS = ("shapes.js", "charts.js", "samples.js", "page.js")
 
 
 def write_report(workdir: str | Path, output: str | Path | None = None) -> Path:
-    """Writes the page of one run, by default to `workdir/report.html`, and returns where it is.
+    """Writes the page of one run, by default to `workdir/report.html`, and returns its path.
 
     Raises:
-      UserError: if the folder holds no metrics, or a file of it is malformed.
+      UserError: if the folder has no metrics, or a file is malformed.
     """
     return write_comparison([workdir], output or Path(workdir) / REPORT_FILE)
 
 
 def write_comparison(workdirs: Sequence[str | Path], output: str | Path) -> Path:
-    """Writes one page of one or several runs to `output`, in one move, and returns where it is.
+    """Writes one page of one or several runs to `output`, atomically, and returns its path.
 
     Raises:
-      UserError: if a folder holds no metrics, a file of it is malformed, or `output` cannot be written.
+      UserError: if a folder has no metrics, a file is malformed, or `output` cannot be written.
     """
     runs = [read_run(workdir) for workdir in workdirs]
     samples = [choose_samples(workdir, SAMPLE_LIMIT // len(runs)) for workdir in workdirs]
@@ -71,10 +71,10 @@ def render_page(
     story: Markup | None = None,
     style: str = "",
 ) -> str:
-    """The HTML of the page of these runs and the samples chosen of each.
+    """HTML of the page of these runs and their selected samples.
 
-    labels, title: what the runs and the page are called (default: by their folders). story: HTML that goes before the
-    curves, with a `style` of its own.
+    labels, title: names of the runs and the page (default: from their folders). story: HTML placed above the curves,
+    with its own `style`.
     """
     labels = labels if labels is not None else _distinguish([run.workdir.resolve() for run in runs])
     script = "\n".join(read_part(name) for name in SCRIPTS)
@@ -104,7 +104,7 @@ def render_page(
 def _payload(
     labels: Sequence[str], runs: Sequence[Run], samples: Sequence[Samples], sections: Sequence[Section]
 ) -> Any:
-    """What the page's script works on."""
+    """Data for the page's script."""
     return {
         "runs": [{"label": label, **_pack_series(run)} for label, run in zip(labels, runs, strict=True)],
         "sections": [asdict(section) for section in sections],
@@ -113,7 +113,7 @@ def _payload(
 
 
 def _pack_series(run: Run) -> dict[str, Any]:
-    """Every metric's curve, and of how many steps a point of the longest is the mean: the page must say so."""
+    """Curve of every metric, and the number of steps averaged per point of the longest, which the page must state."""
     series = {name: run.series(name) for name in run.names()}
     longest = max(map(len, series.values()), default=0)
     return {"series": {name: _thin(points) for name, points in series.items()}, "stride": _stride(longest)}
@@ -124,7 +124,7 @@ def _stride(length: int) -> int:
 
 
 def _thin(points: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]]:
-    """Steps and values, to nine digits; of a very long run the means of neighbours, at the last one's step."""
+    """Steps and values, to nine digits; very long runs are averaged in blocks, at the last step of each."""
     width = _stride(len(points))
     blocks = [points[start : start + width] for start in range(0, len(points), width)]
     means = [sum(value for _, value in block) / len(block) for block in blocks]
@@ -138,7 +138,7 @@ def _embed(data: Any) -> str:
 
 
 def _group_gains(labels: Sequence[str], runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Headlines in groups of rows: the measures of one subject, or, of several runs, the runs under one measure."""
+    """Headlines grouped into table rows: the measures of one subject, or the runs of one measure."""
     alone = len(runs) == 1
     groups: dict[str, list[dict[str, Any]]] = {}
     for number, (label, run) in enumerate(zip(labels, runs, strict=True)):
@@ -151,7 +151,7 @@ def _group_gains(labels: Sequence[str], runs: Sequence[Run]) -> list[dict[str, A
 
 
 def _describe_span(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Between which steps the headlines of a group lie, where it is the same for all."""
+    """The steps between which the headlines of a group lie, if all agree."""
     spans = {(row["headline"].before_step, row["headline"].after_step) for row in rows}
     before, after = spans.pop()
     if spans or before is None:
@@ -161,7 +161,7 @@ def _describe_span(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
-    """What a reader asks first about a run: short words and values; what the config does not say is left out."""
+    """The main facts of a run as short labels and values; facts that the config lacks are omitted."""
     steps = [row["step"] for row in run.rows]
     seconds = sum(value for _, value in run.series("step_time"))
     facts = {
@@ -201,12 +201,12 @@ def _describe_choice(samples: Samples) -> str:
         return f"all {samples.total:,} samples"
     return (
         f"{len(samples.rows):,} of {samples.total:,} samples, from {samples.steps_shown:,} of {samples.steps:,} steps, "
-        "evenly spaced with the first and the last; the others are in samples.jsonl"
+        "evenly spaced, first and last included; all samples are in samples.jsonl"
     )
 
 
 def _tabulate_configs(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row a key: its dotted name, its value in each run as JSON, whether the runs agree."""
+    """One row per key: its dotted name, its value in each run as JSON, and whether the runs agree."""
     show = lambda value: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     flat = [{key: show(value) for key, value in flatten(config).items()} for config in configs]
     keys = dict.fromkeys(key for config in flat for key in config)
@@ -215,7 +215,7 @@ def _tabulate_configs(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, An
 
 
 def _distinguish(paths: Sequence[Path]) -> list[str]:
-    """The shortest ends of these paths that differ from one another; equal paths get a number."""
+    """The shortest path suffixes that differ from one another; equal paths get a number."""
     for depth in range(1, max(len(path.parts) for path in paths) + 1):
         labels = ["/".join(path.parts[-depth:]) for path in paths]
         if len(set(labels)) == len(labels):
@@ -236,7 +236,7 @@ def _template() -> jinja2.Template:
 
 
 def _track(headline: Headline) -> dict[str, str]:
-    """Where a headline's marks stand on a track from 0 to 100 %, as CSS lengths."""
+    """Positions of a headline's marks on a track from 0 to 100 %, as CSS lengths."""
     before = headline.after if headline.before is None else headline.before
     spread = [(before, headline.before_stderr or 0.0), (headline.after, headline.after_stderr or 0.0)]
     marks = {"before": before, "after": headline.after, "low": min(before, headline.after)}
@@ -249,5 +249,5 @@ def _track(headline: Headline) -> dict[str, str]:
 
 @functools.cache
 def read_part(name: str) -> str:
-    """A part of the page, by the name of its file."""
+    """A part of the page, by its file name."""
     return (resources.files("r1jax.eval") / "page" / name).read_text(encoding="utf-8")

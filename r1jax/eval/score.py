@@ -1,10 +1,10 @@
-"""Scores of completions against gold answers: pass@1, pass@k, majority vote, each a number with a definition.
+"""Scores of completions against reference answers:
 
-    pass@1         the mean over all completions of a problem, then over problems; its standard error is over problems
-    pass@k         the chance that one of k drawn completions is right, unbiased (Chen et al. 2021, arXiv 2107.03374)
-    cons@k         whether the commonest answer of the first k is right; ties go to the answer that came first
-    lenient_pass@1 the last number or letter counts, wherever it stands
-    format_rate    the share of completions with an answer in the place asked for
+    pass@1         mean over the completions of a problem, then over problems; its standard error is over problems
+    pass@k         probability that one of k drawn completions is correct, unbiased (Chen et al. 2021, 2107.03374)
+    cons@k         whether the most common answer of the first k is correct; the first to appear wins a tie
+    lenient_pass@1 the last number or letter counts, anywhere in the text
+    format_rate    share of completions with an answer in the requested place
 
 Answers vote together when they are equal by value; a completion without an answer has no vote.
 """
@@ -23,7 +23,7 @@ from r1jax.eval.extraction import Kind, compare, find_kind, find_strict, is_leni
 
 @dataclasses.dataclass(frozen=True)
 class Answered:
-    """A problem with its completions. `lengths` in tokens and `finish_reasons`, one a completion, where known."""
+    """A problem with its completions. `lengths` (tokens) and `finish_reasons`, one per completion, where known."""
 
     problem: Any
     gold: str
@@ -34,8 +34,8 @@ class Answered:
 
 @dataclasses.dataclass(frozen=True)
 class Graded:
-    """A problem's completions judged: extracted answers, right or not, strict and lenient; `votes[i]` is the number of
-    the first completion that gives the same answer (None: no answer).
+    """A problem's graded completions: extracted answers, strict and lenient correctness; `votes[i]` is the index of the
+    first completion with the same answer (None: no answer).
     """
 
     answers: list[str | None]
@@ -45,9 +45,10 @@ class Graded:
 
 
 def score(problems: Sequence[Answered], k: int = 0) -> tuple[dict[str, float | int | None], list[dict[str, Any]]]:
-    """(the scores of a benchmark, one row a problem for samples.jsonl).
+    """Scores of a benchmark, and one row per problem for samples.jsonl.
 
-    k: of pass@k and cons@k; 0 takes the smallest number of completions of a problem. Raises UserError for more.
+    k: of pass@k and cons@k; 0: the smallest number of completions of a problem. Raises UserError if a problem has
+    fewer.
     """
     least = min((len(problem.completions) for problem in problems), default=0)
     if not least:
@@ -76,7 +77,7 @@ def score(problems: Sequence[Answered], k: int = 0) -> tuple[dict[str, float | i
 
 
 def grade(problems: Sequence[Answered]) -> list[Graded]:
-    """Judges all completions; what only math-verify can tell is asked in two rounds for all problems together."""
+    """Grades all completions; comparisons that need math-verify go in two batches for all problems together."""
     kinds = [find_kind(problem.gold) for problem in problems]
     answers = [
         [find_strict(text, kind) for text in problem.completions] for problem, kind in zip(problems, kinds, strict=True)
@@ -94,27 +95,27 @@ def grade(problems: Sequence[Answered]) -> list[Graded]:
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
-    """The chance that k of n completions, `correct` of them right, drawn without replacement, hold a right one."""
+    """Probability that k of n completions, drawn without replacement, include one of the `correct` ones."""
     if n - correct < k:
         return 1.0
     return 1.0 - math.prod(1.0 - k / i for i in range(n - correct + 1, n + 1))
 
 
 def is_majority_right(grades: Graded, k: int) -> bool:
-    """Whether the answer with the most votes among the first k is right; the first to appear wins a tie."""
+    """Whether the answer with the most votes among the first k is correct; the first to appear wins a tie."""
     votes = [vote for vote in grades.votes[:k] if vote is not None]
     return bool(votes) and grades.correct[max(dict.fromkeys(votes), key=votes.count)]
 
 
 def mean_and_stderr(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
-    """The mean of values over problems and its standard error (n - 1 in the deviation; 0 for a single problem)."""
+    """Mean over problems and its standard error (sample standard deviation, n - 1; 0 for a single problem)."""
     count = len(values)
     return float(np.mean(values)), float(np.std(values, ddof=1) / math.sqrt(count)) if count > 1 else 0.0
 
 
 def _group_votes(answers: Sequence[Sequence[str | None]], kinds: Sequence[Kind]) -> list[list[int | None]]:
-    """For each completion the first one of its problem with the same answer."""
-    firsts: list[dict[str, int]] = []  # answers by spelling
+    """For each completion, the index of the first one of its problem with the same answer."""
+    firsts: list[dict[str, int]] = []  # first completion of each answer, by spelling
     pairs: list[tuple[int, str, str]] = []
     for p, found in enumerate(answers):
         spelled: dict[str, int] = {}

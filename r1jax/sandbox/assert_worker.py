@@ -1,13 +1,14 @@
-"""Two programs that test a model's functions without meeting in one process; run by path inside boxes.
+"""Runs a test of a model's functions in two processes, so that the test's asserts cannot be bypassed; run by path
+inside sandboxes.
 
     python assert_worker.py serve PROGRAM    runs the model's program, then answers requests to call what it defines
-    python assert_worker.py check TEST       runs the test, whose unknown names stand for the other program's; exit 0
-                                             says that it went through
+    python assert_worker.py check TEST       runs the test, resolving unknown names in the other process; exit code 0
+                                             means that the test passed
 
-Asserts in one process with a model's code prove nothing: it could leave with `sys.exit(0)`, answer with an object that
+Asserts in the same process as a model's code prove nothing: the code could call `sys.exit(0)`, return an object that
 equals everything, or rewrite the checker. Here only plain data crosses, as lines of JSON over pipes: None, bool, int,
-float, str, list, tuple, set, dict, of exactly these types. Any other object crosses as a handle that can be called,
-indexed, iterated and asked for attributes, and that equals nothing. The program sees arguments, never expected values.
+float, str, list, tuple, set, dict, of exactly these types. Any other object crosses as a handle, which can be called,
+indexed, iterated and asked for attributes, and which equals nothing. The program sees arguments, never expected values.
 
 Left out: functions as arguments, `isinstance` against the program's classes, changes to arguments below the top level.
 """
@@ -27,7 +28,7 @@ _MAX_ITEMS = 1_000_000
 
 
 def encode(value: Any, keep: Callable[[Any], int]) -> Any:
-    """Plain data as JSON; `keep(object)` gives the handle of anything else."""
+    """Encodes plain data as JSON; `keep(object)` returns a handle for any other object."""
     kind = type(value)
     if value is None or kind in (bool, int, float, str):
         return value
@@ -39,7 +40,7 @@ def encode(value: Any, keep: Callable[[Any], int]) -> Any:
 
 
 def decode(value: Any, find: Callable[[int], Any]) -> Any:
-    """The inverse of `encode`; `find(handle)` gives what a handle stands for."""
+    """Inverse of `encode`; `find(handle)` returns the object of a handle."""
     if not isinstance(value, dict):
         return value
     ((kind, content),) = value.items()
@@ -52,7 +53,7 @@ def decode(value: Any, find: Callable[[int], Any]) -> Any:
 
 
 def serve(path: str) -> None:
-    """Runs the program and answers requests until they end. What it prints goes nowhere."""
+    """Runs the program and answers requests until the input ends. Output of the program is discarded."""
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
@@ -102,7 +103,7 @@ def _operate(do: str, target: Any, args: list[Any], named: dict[str, Any]) -> An
 
 
 class Remote:
-    """Something of the program: a function, a class, an object. Equal to nothing but itself."""
+    """Proxy of a function, class or object of the program. Equal only to itself."""
 
     def __init__(self, link: "Link", place: dict[str, Any]) -> None:
         object.__setattr__(self, "_link", link)
@@ -133,7 +134,7 @@ class Remote:
 
 
 class Link:
-    """The checker's end of the pipes."""
+    """The checker's end of the pipes to the program."""
 
     def __init__(self) -> None:
         self.replies, self.requests = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
@@ -142,19 +143,19 @@ class Link:
         os.dup2(2, 1)
 
     def ask(self, do: str, place: dict[str, Any], args: Sequence[Any] = (), named: dict[str, Any] | None = None) -> Any:
-        """Has the program do something; returns the value, or raises the built-in exception of the same name."""
+        """Sends an operation to the program; returns its value, or raises the built-in exception of the same name."""
         request = {"do": do, **place, "args": encode(list(args), _place), "named": encode(named or {}, _place)}
         self.requests.write(json.dumps(request).encode() + b"\n")
         self.requests.flush()
         line = self.replies.readline(_MAX_LINE)
         if not line.endswith(b"\n"):
-            raise SystemExit("the program ended, or answered without end")
+            raise SystemExit("the program ended, or its answer exceeds the size limit")
         reply = json.loads(line)
         if "error" in reply:
             kind = getattr(builtins, str(reply["error"]), None)
             if do == "find":
                 raise NameError(place["name"])
-            # AssertionError is what the checker itself says; nobody else may.
+            # Only the checker itself may raise AssertionError.
             is_known = isinstance(kind, type) and issubclass(kind, Exception) and kind is not AssertionError
             raise kind("in the program") if is_known and kind else RuntimeError("in the program")
         find = lambda handle: Remote(self, {"object": int(handle)})
@@ -170,20 +171,20 @@ class Link:
 def _place(value: Any) -> int:
     if isinstance(value, Remote):
         return value._place["object"]
-    raise TypeError(f"{type(value).__name__} cannot be handed to the program")
+    raise TypeError(f"{type(value).__name__} cannot be passed to the program")
 
 
 def check(path: str) -> None:
-    """Runs the test with the program's names in reach."""
+    """Runs the test with the program's names defined."""
     with open(path, encoding="utf-8") as file:
         tree = ast.parse(file.read(), "test")
     link = Link()
     names: dict[str, Any] = {"__name__": "test", "__builtins__": builtins}
     for name in sorted(_unknown_names(tree)):
-        if name in sys.stdlib_module_names:  # A test that forgot an import must not get the program's own `math`.
+        if name in sys.stdlib_module_names:  # a test without an import must not get the program's own `math`
             names[name] = importlib.import_module(name)
             continue
-        with contextlib.suppress(NameError):  # Python says it again, where the name is used.
+        with contextlib.suppress(NameError):  # Python raises it again where the name is used
             names[name] = link.ask("find", {"name": name})
     exec(compile(tree, "test", "exec"), names)
 

@@ -1,19 +1,19 @@
-"""A box for programs that a model wrote: no network, no files but a scratch folder, hard limits, killed as a tree.
+"""Sandbox for programs written by a model: no network, no files except a scratch folder, hard limits, killed as a tree.
 
-Bubblewrap (0.8 or later, `apt-get install bubblewrap`) makes the box from kernel namespaces. Inside there is a
-read-only system (/usr and the Python that runs us, but not our virtual environment), the files of the run, a scratch
-folder in memory that is gone afterwards, and nothing else: no /proc, no /etc, no home, no network but an unconnected
-loopback, no capabilities, no further user namespaces, no process of ours to see, signal or trace.
+Bubblewrap (0.8 or later, `apt-get install bubblewrap`) builds the sandbox from kernel namespaces. Inside are a
+read-only system (/usr and the Python that runs us, without our virtual environment), the files of the run, and a
+temporary scratch folder in memory; there is no /proc, no /etc, no home, no network except an unconnected loopback, no
+capabilities, no further user namespaces, and no process of ours to see, signal or trace.
 
-Limits: wall time, CPU time, address space, file size and number of tasks by the kernel (`task_group`), resident memory
-and number of processes over the whole tree by a watch every few milliseconds, bytes of output while they are read.
-Whatever breaks one is killed with all its descendants: the box's first process dies with its parent, and a process
-namespace dies with its first process.
+Limits: the kernel enforces wall time, CPU time, address space, file size and number of tasks (`task_group`); a watcher
+checks resident memory and the number of processes of the whole tree every few milliseconds; output bytes are counted
+while they are read. A process that exceeds a limit is killed with all its descendants: the sandbox's first process dies
+with its parent, and a process namespace dies with its first process.
 
-Where the box cannot be made, `require_isolation` refuses, unless the config says in words that the risk is taken
-(`RISK_ACCEPTED`); the program then runs with our rights, under the limits only.
+If the sandbox cannot be created, `require_isolation` raises an error unless the config accepts the risk in words
+(`RISK_ACCEPTED`); the program then runs with our privileges, under the limits only.
 
-Left out: faults of the kernel itself (a virtual machine helps), and side channels such as the time that a run takes.
+Left out: faults of the kernel itself (a virtual machine helps), and side channels such as a run's duration.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ RISK_ACCEPTED = "none, and I accept that programs written by a model run with my
 SCRATCH, FILES = "/scratch", "/files"
 _WATCH_SECONDS = 0.02
 _CHUNK = 1 << 16
-# Found in the box under their own names if the system has them.
+# Mounted under the same names if the system has them.
 _SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin")
 _LIMITS = (
     'ulimit -c 0; ulimit -S -t "$1"; ulimit -H -t $(($1 + 1)); ulimit -v "$2"; ulimit -f "$3"; ulimit -n 256; '
@@ -51,7 +51,7 @@ Status = Literal["ok", "failed", "compile", "time", "memory", "processes", "outp
 
 @dataclass(frozen=True)
 class Limits:
-    """What one run may use: seconds of wall time and of CPU time, bytes, and processes (threads not counted)."""
+    """Resource limits of one run: seconds of wall time and CPU time, bytes, and processes (threads not counted)."""
 
     seconds: float = 5.0
     cpu_seconds: float = 5.0
@@ -63,7 +63,9 @@ class Limits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: `ok` is exit code 0, `failed` any other or a signal, else the limit that it broke."""
+    """Result of a run: `ok` is exit code 0, `failed` any other code or a signal, other statuses name the exceeded
+    limit.
+    """
 
     status: Status
     exit_code: int | None
@@ -74,9 +76,9 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Box:
-    """One run to be made: a command in the box, its input, and files by name, laid into `FILES` read-only.
+    """One run: a command, its stdin, and files by name, placed read-only into `FILES`.
 
-    `folder`, if given, is a folder of ours that the command sees as `SCRATCH` and may write into (to compile).
+    `folder`, if given, is a host folder that the command sees as a writable `SCRATCH` (for compiling).
     """
 
     command: Sequence[str]
@@ -87,21 +89,21 @@ class Box:
 
 
 def require_isolation(isolation: str = "bubblewrap") -> None:
-    """Raises UserError unless the box can be made, or `isolation` is `RISK_ACCEPTED`, word for word."""
+    """Raises UserError unless the sandbox can be created, or `isolation` equals `RISK_ACCEPTED`."""
     if isolation == RISK_ACCEPTED:
         return
     if isolation != "bubblewrap":
-        raise UserError(f'isolation must be "bubblewrap" or, word for word, "{RISK_ACCEPTED}", got {isolation!r}')
+        raise UserError(f'isolation must be "bubblewrap" or exactly "{RISK_ACCEPTED}", got {isolation!r}')
     if (fault := find_fault()) is not None:
         raise UserError(
-            f"programs written by a model are run in bubblewrap only, but {fault}; install version 0.8 or later "
-            f'(apt-get install bubblewrap), or take the risk by the reward\'s argument isolation = "{RISK_ACCEPTED}"'
+            f"programs written by a model run in bubblewrap only, but {fault}; install version 0.8 or later "
+            f'(apt-get install bubblewrap), or accept the risk with the reward argument isolation = "{RISK_ACCEPTED}"'
         )
 
 
 @functools.cache
 def find_fault() -> str | None:
-    """What keeps the box from being made on this machine, or None. Tried once, with a real run."""
+    """Reason why the sandbox cannot be created on this machine, or None. Tested once, with a real run."""
     if shutil.which("bwrap") is None:
         return "there is no bwrap command"
     if not Path(f"/proc/self/task/{os.getpid()}/children").exists():
@@ -113,7 +115,7 @@ def find_fault() -> str | None:
 
 
 def run(box: Box, isolation: str = "bubblewrap") -> Outcome:
-    """Runs a command in the box and waits for its end; the caller's thread must live until then."""
+    """Runs a command in the sandbox and waits for its end; the calling thread must live until then."""
     begin = time.monotonic()
     with contextlib.ExitStack() as stack:
         stdin = stack.enter_context(_memory_file(box.stdin))
@@ -122,9 +124,9 @@ def run(box: Box, isolation: str = "bubblewrap") -> Outcome:
 
 
 def run_pair(checker: Box, program: Box, isolation: str = "bubblewrap") -> Outcome:
-    """Runs two commands that talk, each one's stdout being the other's stdin; the outcome is the checker's.
+    """Runs two commands with each one's stdout connected to the other's stdin; returns the checker's outcome.
 
-    The checker's limits hold for both; what the program writes on stderr is lost.
+    The checker's limits apply to both; stderr of the program is discarded.
     """
     begin = time.monotonic()
     with contextlib.ExitStack() as stack:
@@ -137,13 +139,13 @@ def run_pair(checker: Box, program: Box, isolation: str = "bubblewrap") -> Outco
             _start(checker, isolation, stack, answered, asks, subprocess.PIPE),
             _start(program, isolation, stack, asked, answers, subprocess.DEVNULL),
         )
-        for end in ends:  # ours; else neither would ever see the other's end
+        for end in ends:  # close our copies; otherwise neither side would see the other's end of file
             end.close()
         return _watch_to_the_end(started, checker.limits, begin)
 
 
 def python_command(*arguments: str) -> tuple[str, ...]:
-    """A command of the Python that runs us, as it was before the virtual environment, deaf to settings."""
+    """Command of the base Python that runs us, outside the virtual environment and ignoring environment settings."""
     return (_python(), "-I", "-B", *arguments)
 
 
@@ -153,7 +155,9 @@ class _Started(NamedTuple):
     boxed: bool
 
     def kill(self) -> None:
-        """Kills what is left. In a box one blow is enough; without one, those that can be found are."""
+        """Kills the process and its descendants. In a sandbox one kill is enough; otherwise those that can be found are
+        killed.
+        """
         left = [] if self.boxed else _descendants(self.process.pid, 10_000)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -167,7 +171,7 @@ class _Started(NamedTuple):
 def _start(
     box: Box, isolation: str, stack: contextlib.ExitStack, stdin: IO[bytes], stdout: IO[bytes] | int, stderr: int
 ) -> _Started:
-    """Starts a box; it is dead when the stack is left."""
+    """Starts a sandboxed process, which is killed when the exit stack closes."""
     group = stack.enter_context(task_group(_most_tasks(box.limits)))
     if isolation == RISK_ACCEPTED:
         scratch = str(box.folder or stack.enter_context(tempfile.TemporaryDirectory(prefix="r1jax-run-")))
@@ -218,13 +222,13 @@ def _boxed_command(box: Box, files: Mapping[str, IO[bytes]]) -> list[str]:
         command += ["--perms", "0700", "--size", str(box.limits.scratch_bytes), "--tmpfs", SCRATCH]
     else:
         command += ["--bind", str(box.folder), SCRATCH]
-    # Only now, for the lines above make folders there; what is left writable has a size.
+    # Last, because the mounts above create folders there; the remaining writable folder has a size limit.
     command += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", SCRATCH]
     return [*command, *_limited(box)]
 
 
 def _bare_command(box: Box, scratch: str) -> list[str]:
-    """The command without a box. Its files lie in a folder of the scratch folder, and its paths are changed to them."""
+    """The command without a sandbox. Its files are in the scratch folder, and its paths are rewritten to them."""
     folder = Path(scratch, "files")
     for name, content in box.files.items():
         path = folder / name
@@ -245,7 +249,7 @@ def _limited(box: Box) -> list[str]:
     limits = box.limits
     values = (
         max(1, round(limits.cpu_seconds + 0.5)),
-        2 * limits.memory_bytes // 1024,  # address space, of which a program never uses all
+        2 * limits.memory_bytes // 1024,  # address space, which a program never uses in full
         limits.scratch_bytes // 512,
         _most_tasks(limits),
     )
@@ -253,13 +257,13 @@ def _limited(box: Box) -> list[str]:
 
 
 def _most_tasks(limits: Limits) -> int:
-    """The kernel's limit, in which threads count, and the box's own processes."""
+    """The kernel's task limit, which also counts threads and the sandbox's own processes."""
     return 4 * limits.processes
 
 
 @contextlib.contextmanager
 def _memory_file(content: bytes) -> Iterator[IO[bytes]]:
-    """A file that has no name anywhere, read from its beginning."""
+    """An anonymous file in memory, positioned at its beginning."""
     with tempfile.TemporaryFile() as file:
         file.write(content)
         file.flush()
@@ -268,7 +272,7 @@ def _memory_file(content: bytes) -> Iterator[IO[bytes]]:
 
 
 def _watch_to_the_end(started: Sequence[_Started], limits: Limits, begin: float) -> Outcome:
-    """Watches until the first process has ended or any has broken a limit, and kills them all."""
+    """Watches until the first process has ended or any process has exceeded a limit, then kills all."""
     processes = [each.process for each in started]
     pipes = {name: getattr(processes[0], name) for name in ("stdout", "stderr")}
     output = {name: bytearray() for name in pipes}
@@ -291,7 +295,7 @@ def _watch(
     limits: Limits,
     begin: float,
 ) -> Status | None:
-    """Reads the first process's pipes into `output` until it has ended (None) or a limit is broken (which)."""
+    """Reads the first process's pipes into `output` until it ends (None) or a limit is exceeded (its status)."""
     deadline, next_look = begin + limits.seconds, 0.0
     with selectors.DefaultSelector() as selector:
         for name, pipe in pipes.items():
@@ -307,7 +311,7 @@ def _watch(
                         return broken
                 next_look = now + _WATCH_SECONDS
             ended = processes[0].poll() is not None
-            # Without pipes to read this is a sleep.
+            # Without pipes this only sleeps.
             for key, _ in selector.select(0 if ended else min(_WATCH_SECONDS, deadline - now)):
                 data = pipes[key.data].read(_CHUNK)
                 if data:
@@ -315,7 +319,7 @@ def _watch(
                 elif data is not None:
                     selector.unregister(key.fileobj)
             if ended:
-                # The rest of what it wrote is in the pipes; a descendant that holds them open is not waited for.
+                # Its remaining output is in the pipes; a descendant that keeps them open is not waited for.
                 for name, pipe in pipes.items():
                     output[name].extend(pipe.read(limits.output_bytes) or b"")
             if sum(map(len, output.values())) > limits.output_bytes:
@@ -325,7 +329,7 @@ def _watch(
 
 
 def _look(pid: int, limits: Limits) -> Status | None:
-    """The limit over the whole tree that is broken at this moment, if one is."""
+    """Limit that the whole process tree exceeds at this moment, if any."""
     tree = _descendants(pid, 4 * limits.processes)
     if len(tree) > limits.processes + 3:  # bwrap, its first process, the shell's successor
         return "processes"
@@ -337,7 +341,7 @@ def _look(pid: int, limits: Limits) -> Status | None:
 
 
 def _descendants(pid: int, most: int) -> list[int]:
-    """The process ids below `pid`, a little over `most` of them at the most."""
+    """Process ids below `pid`; stops soon after `most` are found."""
     found: list[int] = []
     waiting = [pid]
     while waiting and len(found) <= most:

@@ -1,9 +1,9 @@
-"""The kernel's own limit on how many processes and threads a command and its descendants are, by a control group.
+"""Kernel limit on the number of processes and threads of a command and its descendants, by a control group.
 
-A resource limit (RLIMIT_NPROC) does not apply to root, and a watch that looks every few milliseconds comes too late: in
-that time a fork bomb takes the machine's process numbers from everybody, and then our own process cannot start a
-thread. A control group stops it at the limit. It can be made where ours may be written: by root, in most containers, in
-a delegated group. Linux, cgroups of version 1 (`pids` hierarchy) and 2; https://docs.kernel.org/admin-guide/cgroup-v2.html.
+A resource limit (RLIMIT_NPROC) does not apply to root, and polling every few milliseconds is too slow: by then a fork
+bomb has used up the machine's process ids, and our own process cannot start a thread. A control group stops it at the
+limit. One can be created where our own group is writable: as root, in most containers, in a delegated group. Linux,
+cgroups version 1 (`pids` hierarchy) and 2; https://docs.kernel.org/admin-guide/cgroup-v2.html.
 """
 
 from __future__ import annotations
@@ -23,22 +23,24 @@ _JOIN = 'echo $$ > "$0/cgroup.procs" && exec "$@"'
 
 @dataclass(frozen=True)
 class TaskGroup:
-    """A control group of one command."""
+    """Control group of one command."""
 
     folder: Path
 
     def enter(self, command: Sequence[str]) -> list[str]:
-        """The command, started inside."""
+        """The command wrapped so that it starts inside the group."""
         return ["/bin/sh", "-c", _JOIN, str(self.folder), *command]
 
     def was_full(self) -> bool:
-        """Whether a process or thread was refused."""
+        """Whether the kernel refused a process or thread."""
         return any(int(line.split()[1]) for line in (self.folder / "pids.events").read_text().splitlines())
 
 
 @contextlib.contextmanager
 def task_group(most: int) -> Iterator[TaskGroup | None]:
-    """A group for `most` tasks; None where none can be made. Whoever is inside must have been killed at the end."""
+    """Control group for at most `most` tasks; None where none can be created. All its processes must be dead
+    at exit.
+    """
     parent = _find_parent()
     if parent is None:
         yield None
@@ -52,7 +54,7 @@ def task_group(most: int) -> Iterator[TaskGroup | None]:
 
 @functools.cache
 def _find_parent() -> Path | None:
-    """The folder of our own group, if groups that count tasks can be made in it. Tried once."""
+    """Folder of our own control group, if groups that count tasks can be created in it. Tested once."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -79,7 +81,7 @@ def _make(parent: Path, most: int) -> Path:
 
 
 def _remove(folder: Path) -> None:
-    """Removes a group once the last of those who were killed in it is gone."""
+    """Removes a group after its last killed process is gone."""
     end = time.monotonic() + 5
     while True:
         try:

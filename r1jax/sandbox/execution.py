@@ -1,8 +1,8 @@
-"""Where code rewards have programs run: one interface, and its implementation on this machine, in the sandbox.
+"""Execution of programs for code rewards: one interface, and its local implementation in the sandbox.
 
-A provider is anything with `run(program, test) -> Outcome | None`; it is called from several threads. None says that
-the provider itself failed, and means "no reward". A service of one's own is a function `(isolation) -> provider` named
-in the config as `module:function`; the services that open-r1 uses (e2b, morph, piston) are not here.
+A provider is any object with `run(program, test) -> Outcome | None`; it is called from several threads. None means that
+the provider itself failed, and gives no reward. A custom service is a function `(isolation) -> provider`, named in the
+config as `module:function`; the services that open-r1 uses (e2b, morph, piston) are not included.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ _COMPILE_LIMITS = Limits(seconds=60, cpu_seconds=60, memory_bytes=1 << 30, outpu
 
 @dataclass(frozen=True)
 class Program:
-    """A program as text: Python, or C++ of one or more files by name (`more`), compiled once."""
+    """Source text of a program: Python, or C++ of one or more files by name (`more`), compiled once."""
 
     source: str
     language: str = "python"
@@ -36,10 +36,10 @@ class Program:
 
 @dataclass(frozen=True)
 class Test:
-    """One run: input on stdin, or Python asserts about what the program defines; then `ok` means that they hold.
+    """One run of a program: text on stdin, or Python asserts about its functions (`ok` then means that they hold).
 
-    `files` lie beside the program as `/files/NAME`. `input_file` and `output_file` are names in the scratch folder, for
-    programs that do not use stdin and stdout; the outcome's stdout is then that file.
+    `files` are placed beside the program as `/files/NAME`. `input_file` and `output_file` are names in the scratch
+    folder, for programs that do not use stdin and stdout; the outcome's stdout is then the content of that file.
     """
 
     stdin: str = ""
@@ -52,23 +52,23 @@ class Test:
 
 
 class Provider(Protocol):
-    """Runs one test of one program; None if it could not."""
+    """Interface of an execution service."""
 
     def run(self, program: Program, test: Test) -> Outcome | None:
-        """Called from several threads at once."""
+        """Runs one test of one program; None if the service failed. Called from several threads at once."""
 
 
 class LocalProvider:
     """Runs programs in the sandbox of this machine."""
 
     def __init__(self, isolation: str = "bubblewrap") -> None:
-        """Raises UserError where the sandbox is missing and its lack was not accepted."""
+        """Raises UserError if the sandbox is missing and the risk is not accepted."""
         sandbox.require_isolation(isolation)
         self.isolation = isolation
         self._compile = functools.lru_cache(maxsize=256)(self._compile_anew)
 
     def run(self, program: Program, test: Test) -> Outcome:
-        """The outcome; a program that does not compile has its compiler's, with status `compile`."""
+        """Outcome of the test; for a program that does not compile, the compiler's, with status `compile`."""
         files = {name: content.encode(errors="replace") for name, content in test.files}
         if program.language == "python":
             files["main.py"] = program.source.encode(errors="replace")
@@ -119,11 +119,11 @@ class LocalProvider:
 
 
 def make_provider(name: str, isolation: str = "bubblewrap") -> Provider:
-    """The provider of a name: `local`, or `module:function`. Raises UserError."""
+    """Provider by name: `local`, or `module:function`. Raises UserError."""
     if name == "local":
         return _local(isolation)
     if name in _ABSENT_SERVICES or ":" not in name:
-        raise UserError(f"code rewards run with provider_type local, or a module:function of your own; got {name!r}")
+        raise UserError(f"provider_type of code rewards must be local or a module:function, got {name!r}")
     module, _, function = name.partition(":")
     try:
         maker = getattr(importlib.import_module(module), function)
@@ -133,7 +133,7 @@ def make_provider(name: str, isolation: str = "bubblewrap") -> Provider:
 
 
 def warm_up(provider_type: str = "local", isolation: str = "bubblewrap") -> None:
-    """For rewards that run programs: what the config must mend is said at once, not after the first rollout."""
+    """Checks the provider before training starts, so that a config error shows before the first rollout."""
     make_provider(provider_type, isolation)
 
 
@@ -143,6 +143,6 @@ def _local(isolation: str) -> LocalProvider:
 
 
 def run_in_parallel(function: Callable[[Any], Any], jobs: Sequence[Any], count: int) -> list[Any]:
-    """Calls `function` on each job in `count` threads; they mostly wait for processes. Order is kept."""
+    """Calls `function` on each job in `count` threads, for jobs that mostly wait for processes. Keeps the order."""
     with ThreadPoolExecutor(max(1, count)) as pool:
         return list(pool.map(function, jobs))

@@ -1,9 +1,9 @@
-"""A model as a Hugging Face folder that transformers and vLLM load: config.json, safetensors, tokenizer files,
-generation_config.json.
+"""Export of a model as a Hugging Face folder that transformers and vLLM load: config.json, safetensors, tokenizer
+files, generation_config.json.
 
-Two ways in, one way out. `export_model` writes parameters that are in memory, in either layout and on any mesh;
-`convert` streams the tensors of any MODEL, whose parameters are never made. Both write all that the shape needs and
-nothing else, into a folder beside the target that is renamed at the end: what bears the name is whole.
+`export_model` writes parameters in memory, in either layout and on any mesh; `convert` streams the tensors of any MODEL
+without building its parameters. Both write exactly the tensors that the shape needs, into a temporary folder that is
+renamed at the end, so a folder under the final name is complete.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from r1jax.weights.pretrained import Opened, open_model
 from r1jax.weights.safetensors_writer import SHARD_BYTES, Spec, write_tensors
 
 DTYPES = ("float32", "bfloat16", "float16")
-# What a folder may hold beside its config and weights.
+# Files of a model folder besides its config and weights.
 SIDECARS = (
     "generation_config.json",
     "tokenizer.json",
@@ -54,7 +54,7 @@ def export_model(
 ) -> None:
     """Writes parameters of the shape `config` (of any family) as the new `folder`.
 
-    dtype: of floating tensors, but for the router's correction bias; None: as they are. Every process must call it.
+    dtype: of floating tensors, except the router's correction bias; None: unchanged. Every process must call it.
     """
     tensors = of_arrays(family_of(config), params)
     specs = choose_specs(tensors, tensors.dtype, dtype)
@@ -73,9 +73,9 @@ def convert(
 ) -> None:
     """Writes any MODEL as the new `folder`, tensor by tensor.
 
-    dtype: of floating tensors, but for the router's correction bias; None: each keeps its own, 8-bit blocks become
-    bfloat16 and GGUF's quantized blocks float32.
-    Raises UserError, naming file and tensor, for what is missing, cut off or unknown, and for a folder that exists.
+    dtype: of floating tensors, except the router's correction bias; None: each tensor keeps its own, 8-bit blocks
+    become bfloat16 and GGUF's quantized blocks float32. Raises UserError, naming file and tensor, for anything missing,
+    truncated or unknown, and for an existing folder.
     """
     check_new(folder)
     opened = open_model(source)
@@ -93,14 +93,14 @@ def convert(
 def describe_shape(
     config: Any, tokenizer: Tokenizer | None, folder: pathlib.Path, specs: Mapping[str, Spec] | None = None
 ) -> None:
-    """`describe` of a shape that no files came with."""
+    """Like `describe`, for a shape without source files."""
     _write_description(folder, family_of(config).to_hf(config), tokenizer, specs)
 
 
 def describe(opened: Opened, folder: pathlib.Path, specs: Mapping[str, Spec] | None = None) -> None:
-    """Writes all but the weights of a model into the folder: config.json, tokenizer files, generation_config.json.
+    """Writes the files of a model folder except its weights: config.json, tokenizer files, generation_config.json.
 
-    specs: of the weights, whose dtype the config names.
+    specs: of the weights; their dtype goes into config.json.
     """
     folder.mkdir(parents=True, exist_ok=True)
     hf = dict(opened.hf) if opened.folder is not None else opened.family.to_hf(opened.config)
@@ -137,12 +137,12 @@ def _write_description(
             counts[str(spec.dtype)] += spec.size
         hf["dtype" if "dtype" in hf else "torch_dtype"] = counts.most_common(1)[0][0]
     files = {} if (folder / "generation_config.json").exists() else {"generation_config.json": ids}
-    for name, content in {**files, "config.json": hf}.items():  # config.json last: where it is, the rest is
+    for name, content in {**files, "config.json": hf}.items():  # config.json last: if it exists, the rest does
         (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def choose_specs(needed: Parameters, stored: Callable[[str], np.dtype], dtype: str | None) -> dict[str, Spec]:
-    """What each tensor will be: of its stored dtype, or of `dtype` where it may change."""
+    """Shape and dtype of each tensor to write: its stored dtype, or `dtype` where it may change."""
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
 
@@ -154,15 +154,15 @@ def choose_specs(needed: Parameters, stored: Callable[[str], np.dtype], dtype: s
 
 
 def check_new(folder: str | pathlib.Path) -> None:
-    """Raises UserError if something is there already."""
+    """Raises UserError if the folder exists already."""
     folder = pathlib.Path(folder)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError(f"{folder} exists; name a folder that does not")
+        raise UserError(f"{folder} exists already; name a new folder")
 
 
 @contextlib.contextmanager
 def new_folder(folder: str | pathlib.Path) -> Iterator[pathlib.Path | None]:
-    """A folder to fill that becomes `folder` when all went well; None in a process that does not write."""
+    """A temporary folder that is renamed to `folder` on success; None in a process that does not write."""
     check_new(folder)
     target = pathlib.Path(folder).absolute()
     partial = target.with_name(f".{target.name}.partial")

@@ -1,7 +1,8 @@
-"""Weights in 8-bit floats with one scale a block (DeepSeek-V3, 2412.19437, section 3.3), seen as plain ones.
+"""Weights stored as 8-bit floats with one scale per block (DeepSeek-V3, 2412.19437, section 3.3), read as plain
+weights.
 
 Each [out, in] matrix `NAME` has a companion `NAME_scale_inv` [ceil(out / rows), ceil(in / columns)]; a weight is its
-8-bit value times the scale of its block. Which tensors are stored so, the companions say; the size of the blocks is in
+8-bit value times the scale of its block. A tensor is stored this way if it has a companion; the block size is in
 config.json.
 """
 
@@ -20,16 +21,14 @@ SUFFIX = "_scale_inv"
 
 
 class BlockScaled:
-    """Tensors of a file by name, those with block scales multiplied out (in float32) and the scales themselves
-    hidden.
-    """
+    """Tensors of a file by name, with block scales multiplied in (in float32) and the scale tensors hidden."""
 
     def __init__(self, file: TensorFile, block: tuple[int, int]):
         self.path, self._file, self._block = file.path, file, block
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All tensor names but those of scales."""
+        """All tensor names except those of scales."""
         return tuple(name for name in self._file.names if name in self)
 
     def __contains__(self, name: str) -> bool:
@@ -40,7 +39,7 @@ class BlockScaled:
         return self._file.shape(name)
 
     def dtype(self, name: str) -> np.dtype:
-        """The dtype that holds a tensor without loss worth the memory: bfloat16 for the scaled ones."""
+        """The dtype that `read` should be stored in: bfloat16 for scaled tensors, which loses nothing relevant."""
         return np.dtype(ml_dtypes.bfloat16) if self._is_scaled(name) else self._file.dtype(name)
 
     def read(self, name: str) -> np.ndarray:
@@ -50,7 +49,7 @@ class BlockScaled:
             return weight
         scales, (rows, columns) = name + SUFFIX, self._block
         if scales not in self._file:
-            raise UserError(f"{self.path}: no tensor {scales!r}, which {name!r} of 8-bit floats needs")
+            raise UserError(f"{self.path}: no tensor {scales!r}, the scales of the 8-bit tensor {name!r}")
         want = tuple(-(-size // part) for size, part in zip(weight.shape, self._block, strict=True))
         if self._file.shape(scales) != want:
             raise UserError(
@@ -67,7 +66,7 @@ class BlockScaled:
 
 
 def dequantize(file: TensorFile, hf: Mapping[str, Any]) -> TensorFile | BlockScaled:
-    """The file as config.json says its tensors are stored. Raises UserError for a method that is not known."""
+    """The file with its tensors dequantized as its config.json describes. Raises UserError for an unknown method."""
     quantization = hf.get("quantization_config")
     if not quantization:
         return file
@@ -75,6 +74,6 @@ def dequantize(file: TensorFile, hf: Mapping[str, Any]) -> TensorFile | BlockSca
     if method != "fp8" or not isinstance(block, (list, tuple)) or len(block) != 2:
         raise UserError(
             f"{file.path}: quantization_config.quant_method = {method!r} with weight_block_size = {block!r} is not "
-            "read here; known: 'fp8' in blocks of rows and columns"
+            "supported; known: 'fp8' in blocks of rows and columns"
         )
     return BlockScaled(file, (int(block[0]), int(block[1])))

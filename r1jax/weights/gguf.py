@@ -1,8 +1,8 @@
-"""A GGUF file seen as Hugging Face files: its config, and its tensors under their names there.
+"""A GGUF file presented as Hugging Face files: its config, and its tensors under Hugging Face names.
 
-Covers what llama.cpp writes for Llama, Qwen2 and Qwen3: the names `blk.N.attn_q`, ...; a Llama's query and key rows in
-its own rotary order, which are turned back (the Qwens' are left alone by its converter); Llama 3.1's rope scaling,
-written as one factor a pair. Quantized tensors arrive as float32.
+Covers llama.cpp's files of Llama, Qwen2 and Qwen3: the names `blk.N.attn_q`, ...; Llama's permuted rows of query and
+key matrices, which are permuted back (the converter leaves Qwen's unchanged); and Llama 3.1's rope scaling, stored as
+one factor per frequency. Quantized tensors are read as float32.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _ROPE_FACTORS = "rope_freqs.weight"
 
 
 class GGUFModel:
-    """Tensors of a GGUF file by Hugging Face name, in Hugging Face's layout."""
+    """Tensors of a GGUF file by Hugging Face name, in Hugging Face layout."""
 
     def __init__(self, file: TensorFile):
         self.path, self.metadata, self._file = file.path, file.metadata, file
@@ -49,11 +49,11 @@ class GGUFModel:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All tensors that a Hugging Face folder would hold."""
+        """All tensors that a Hugging Face folder would have."""
         return tuple(name for name in self._names if name != _ROPE_FACTORS)
 
     def dtype(self, name: str) -> np.dtype:
-        """The dtype that `read` gives."""
+        """The dtype that `read` returns."""
         return self._file.dtype(self._names[name])
 
     def read(self, name: str) -> np.ndarray:
@@ -69,8 +69,8 @@ class GGUFModel:
         return array
 
     def config(self) -> dict[str, Any]:
-        """What config.json would say. Raises UserError if a size is missing or positions are scaled in a way that the
-        header does not tell in full.
+        """The equivalent config.json. Raises UserError if a size is missing, or for a rope scaling that the header does
+        not describe completely.
         """
         metadata = self._file.metadata
         architecture = metadata.get("general.architecture")
@@ -83,7 +83,7 @@ class GGUFModel:
 
         if get("rope.scaling.type", "none") != "none":
             raise UserError(
-                f"{self.path}: {architecture}.rope.scaling is not read; use the model's Hugging Face folder"
+                f"{self.path}: {architecture}.rope.scaling is not supported; use the model's Hugging Face folder"
             )
         heads = get("attention.head_count")
         head_dim, theta = get("attention.key_length", get("embedding_length") // heads), get("rope.freq_base", 10_000.0)
@@ -104,7 +104,9 @@ class GGUFModel:
         }
 
     def _read_scaling(self, head_dim: int, theta: float) -> dict[str, Any] | None:
-        """Llama 3.1's scaling from what each frequency is divided by; only `factor` differs between released models."""
+        """Llama 3.1's rope scaling, from the divisor of each frequency; only `factor` differs between released
+        models.
+        """
         if _ROPE_FACTORS not in self._file:
             return None
         factors = self._file.read(_ROPE_FACTORS)

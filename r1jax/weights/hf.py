@@ -1,13 +1,12 @@
-"""Weights from files into place, driven by a family's table of names.
+"""Loading of Hugging Face tensors into parameters, driven by a family's table of names.
 
-A table maps each parameter of ours (a dotted path, `{}` for a number in it) to the tensor's name in the Hugging Face
-files and to how many of our leading axes are the input side of their [out, in] matrix (0: theirs is a vector; None: the
-same array in both).
-Where their name has more numbers than our path, ours is a stack: its first axis counts what theirs numbers (experts).
-Prediction depth i is their layer num_layers + i.
+A table maps each of our parameters (a dotted path, `{}` for an index) to the tensor's name in the Hugging Face files
+and to the number of our leading axes that form the input side of their [out, in] matrix (0: theirs is a vector; None:
+both arrays are equal). Where their name has more indices than our path, ours is a stack whose first axis is their extra
+index (experts). Prediction depth i is their layer num_layers + i.
 
-Tensors are read one at a time, and each is turned, cast and copied to its place in the shards of this process before
-the next is read. So beyond the shards themselves host memory holds one tensor, however many make a stacked parameter.
+Tensors are read one at a time; each is transposed, cast and copied into this process's shards before the next is read.
+Beyond the shards, host memory holds one tensor, however many form a stacked parameter.
 """
 
 from __future__ import annotations
@@ -43,10 +42,10 @@ class Source(Protocol):
 
 
 def load_weights(make: Callable[[], nnx.Module], names: Names, source: Source) -> Any:
-    """The model that `make` describes (never run with arrays), its weights read from `source`, each straight to its
-    place.
+    """The model that `make` builds (traced only, never run with arrays), with weights read from `source` straight into
+    their shards.
 
-    Raises UserError that names file and tensor for a missing one or a wrong shape.
+    Raises UserError, naming file and tensor, for a missing tensor or a wrong shape.
     """
     model: Any = nnx.eval_shape(make)
     graph, shapes = split(model)
@@ -68,10 +67,10 @@ Piece = tuple[tuple[int, ...], str, int | None]
 def find_pieces(
     keys: Sequence[Any], shape: Sequence[int], names: Names, counts: Sequence[int]
 ) -> tuple[int, list[Piece]]:
-    """(how many leading axes of a parameter count tensors; for each tensor the place on those axes, its name in the
-    files, and its `inputs` of the table).
+    """Number of leading axes of a parameter that index tensors, and for each tensor its index on those axes, its name
+    in the files, and its `inputs` of the table.
 
-    keys, shape: of the parameter in either layout; counts: the layers of each group of the model.
+    keys, shape: of the parameter in either layout; counts: number of layers in each group of the model.
     """
     numbers, rest = [[key] for key in keys if isinstance(key, int)], list(keys)
     stacked = keys[0] == "stacks"
@@ -91,14 +90,14 @@ def find_pieces(
 
 
 def _read(source: Source, name: str, inputs: int | None, shape: tuple[int, ...]) -> np.ndarray:
-    """One tensor in our shape: a view of what `source` gives."""
+    """One tensor in our shape, as a view of the source's array."""
     check_tensor(source, name, matrix_shape(shape, inputs))
     array = source.read(name)
     return array if inputs is None else array.T.reshape(shape)
 
 
 def matrix_shape(shape: tuple[int, ...], inputs: int | None) -> tuple[int, ...]:
-    """The shape that the files have of a tensor of ours."""
+    """Shape in the files of a tensor of ours."""
     if inputs is None:
         return shape
     sides = (math.prod(shape[inputs:]), math.prod(shape[:inputs]))
@@ -106,7 +105,7 @@ def matrix_shape(shape: tuple[int, ...], inputs: int | None) -> tuple[int, ...]:
 
 
 def check_tensor(source: Source, name: str, shape: tuple[int, ...]) -> None:
-    """Raises UserError unless the source has this tensor in this shape."""
+    """Raises UserError unless the source has this tensor with this shape."""
     if name not in source:
         raise UserError(f"{source.path}: no tensor {name!r}, which the model needs")
     if tuple(source.shape(name)) != tuple(shape):
@@ -116,7 +115,7 @@ def check_tensor(source: Source, name: str, shape: tuple[int, ...]) -> None:
 def _assemble(
     tensors: Iterator[tuple[tuple[int, ...], np.ndarray]], leaf: jax.ShapeDtypeStruct, placed: NamedSharding | None
 ) -> jax.Array:
-    """The parameter from its tensors, each at its place on the leading axes."""
+    """The parameter built from its tensors, each at its index on the leading axes."""
     everything = tuple(slice(0, size) for size in leaf.shape)
     wanted = [everything] if placed is None else list(placed.addressable_devices_indices_map(leaf.shape).values())
     indices = {_bounds(index, leaf.shape): None for index in wanted}
@@ -138,7 +137,7 @@ def _bounds(index: Any, shape: Sequence[int]) -> tuple[tuple[int, int], ...]:
 
 
 def _allocate(shape: Sequence[int], dtype: Any) -> np.ndarray:
-    """An array that starts at a multiple of 64 bytes: XLA:CPU takes such memory over without a copy."""
+    """An array aligned to 64 bytes, which XLA:CPU uses without a copy."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     raw = np.empty(size + 64, np.uint8)
     start = -raw.ctypes.data % 64

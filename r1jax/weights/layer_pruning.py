@@ -1,7 +1,7 @@
-"""A shallower model out of a deep one: some of its layers, the rest left out, to be healed by training.
+"""Layer pruning: a shallower model from some layers of a deeper one, to be healed by training.
 
-A student with its teacher's embeddings, head and every third layer learns from far fewer tokens than one from scratch
-(as in DistilBERT, arXiv:1910.01108). Left out: models whose layers are of several kinds.
+A student with its teacher's embeddings, head and every third layer needs far fewer training tokens than one from
+scratch (as in DistilBERT, arXiv:1910.01108). Left out: models with several kinds of layers.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ Choice = Literal["spread", "first"]
 
 
 def keep_layers(model: Transformer, count: int, choice: Choice = "spread") -> Transformer:
-    """The model, changed in place, with `count` of its layers: evenly spread, both ends among them, or the first.
+    """Keeps `count` layers of the model, changed in place: evenly spaced with both ends included, or the first ones.
 
-    Raises UserError for more layers than there are, and for layers of several kinds.
+    Raises UserError if the model has fewer layers, or layers of several kinds.
     """
     total = sum(model.counts)
     if not 1 <= count <= total:

@@ -1,7 +1,7 @@
-"""Tensors of a model with the adapters of a run added to them (W + s A B), one at a time.
+"""Tensors of a base model with a run's LoRA adapters added (W + s A B), one at a time.
 
-A checkpoint of low-rank adapters holds A [in..., r] and B [r, out...] in the paths of the kernels they change; the rest
-is the model that the run began from.
+A checkpoint of adapters stores A [in..., r] and B [r, out...] under the paths of the kernels that they change; all
+other tensors come from the model that the run started from.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Path = tuple[str | int, ...]
 
 
 class Adapted:
-    """The tensors of `base` with those of `saved` added, scaled by s = `scale`; `config` is the shape of both."""
+    """Tensors of `base` with the adapters of `saved` added, scaled by s = `scale`; both have the shape `config`."""
 
     def __init__(self, base: Source, saved: SavedArrays, family: ModuleType, config: Any, scale: float):
         self.path, self._base, self._saved, self._scale = saved.path, base, saved, scale
@@ -39,7 +39,7 @@ class Adapted:
         return self._base.dtype(name)
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor, of float32 where an adapter changes it."""
+        """One tensor, float32 if an adapter changes it."""
         tensor = self._base.read(name)
         if name not in self._places:
             return tensor
@@ -50,7 +50,7 @@ class Adapted:
 
 
 def holds_adapters(saved: SavedArrays) -> bool:
-    """Whether a checkpoint holds adapters alone."""
+    """Whether a checkpoint holds adapters only."""
     return bool(_find_adapters(saved))
 
 

@@ -1,7 +1,7 @@
-"""Parameters of ours, wherever they lie, seen as tensors under the hub's names: the way out, as hf.py is the way in.
+"""Our parameters presented as tensors under Hugging Face names, for writing; hf.py is the inverse.
 
-The same view serves parameters in memory, those of a checkpoint, and those of a shape alone (names and shapes that a
-model needs, nothing to read). One tensor is made at a time.
+The same view serves parameters in memory, those of a checkpoint, and those of a shape alone (names and shapes only).
+One tensor is made at a time.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ Path = tuple[str | int, ...]
 
 
 class Piece(NamedTuple):
-    """Where one tensor lies: a parameter of ours, a place on its first axes, and how it is turned."""
+    """Location of one tensor: a parameter of ours, an index on its first axes, and how it is transposed."""
 
     path: Path
     place: tuple[int, ...]
-    shape: tuple[int, ...]  # ours, behind the place
+    shape: tuple[int, ...]  # our shape after the index
     inputs: int | None
 
 
 class Parameters:
-    """Tensors by the hub's names, in the order of the layers; `read_part(path, place)` gives ours.
+    """Tensors by Hugging Face name, in order of the layers; `read_part(path, place)` returns our array.
 
-    With prediction depths come the copies that the released files hold with them.
+    With prediction depths, the copies of embedding and head that released files contain are included.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Parameters:
         return name in self._pieces
 
     def original(self, name: str) -> str:
-        """The tensor that `name` is a copy of; itself if it is none."""
+        """The tensor that `name` is a copy of; `name` itself if it is not a copy."""
         return self._copies.get(name, name)
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -83,11 +83,11 @@ class Parameters:
         return self._leaves[self._pieces[name].path].dtype
 
     def keeps_dtype(self, name: str) -> bool:
-        """Whether a tensor is float32 whatever the model is: a router's correction bias, which small steps move."""
+        """Whether a tensor stays float32 in any model dtype: a router's correction bias, whose updates are small."""
         return self._pieces[name].path[-1] == "correction_bias"
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor as the files have it."""
+        """One tensor in the layout of the files."""
         ours, place, _, inputs = self._pieces[name]
         array, shape = self._read_part(ours, place), self.shape(name)
         return array.reshape(shape[::-1]).T if inputs else array.reshape(shape)
@@ -101,17 +101,17 @@ def of_arrays(family: ModuleType, params: Params) -> Parameters:
 
 
 def of_checkpoint(family: ModuleType, saved: SavedArrays) -> Parameters:
-    """The parameters of a training state on disk, in either layout."""
+    """Parameters of a training state on disk, in either layout."""
     paths = [path for path in saved.paths if path[0] == "params"]
     leaves = {path[1:]: Spec(saved.shape(path), saved.dtype(path)) for path in paths}
     return Parameters(family, leaves, lambda path, place: saved.read(("params", *path), place), path=saved.path)
 
 
 def of_shape(family: ModuleType, config: Any) -> Parameters:
-    """What a model of this shape needs; nothing to read."""
+    """Parameters of a shape, without values to read."""
 
     def read_part(path: Path, place: tuple[int, ...]) -> np.ndarray:
-        raise ValueError(f"{path}: a shape has no numbers")
+        raise ValueError(f"{path}: a shape has no values")
 
     model = nnx.eval_shape(lambda: family.build(config, rngs=nnx.Rngs(0), scan_layers=True))
     leaves = jax.tree_util.tree_leaves_with_path(split(model)[1])
@@ -119,12 +119,12 @@ def of_shape(family: ModuleType, config: Any) -> Parameters:
 
 
 def family_of(config: Any) -> ModuleType:
-    """The module that a family's Config belongs to."""
+    """The module that defines a family's Config."""
     return importlib.import_module(type(config).__module__)
 
 
 def _count_layers(leaves: Mapping[Path, Spec]) -> list[int]:
-    """Layers of each group; those of the unrolled layout are one."""
+    """Number of layers in each group; one group in the unrolled layout."""
     groups = {path[1]: leaf.shape[0] for path, leaf in leaves.items() if path[0] == "stacks"}
     if groups:
         return [groups[group] for group in sorted(groups)]
@@ -136,5 +136,5 @@ def _keys(path: tuple) -> Path:
 
 
 def _order(name: str) -> list[str]:
-    """Layers by their number: each number is compared as one."""
+    """Sort key that compares the numbers in a name as numbers."""
     return [part.zfill(6) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

@@ -1,7 +1,7 @@
-"""A model by path: a Hugging Face folder, a .gguf file, a hub name (through huggingface_hub and its cache), or a run of
-ours, whose workdir describes the model it trains in a folder `model/` (weights/export.py writes it).
+"""Opening of a MODEL: a Hugging Face folder, a .gguf file, a hub name (through huggingface_hub and its cache), or a
+workdir of ours, whose `model/` folder describes the model (written by weights/export.py).
 
-The family is the one that models/families/registry.py names for the `model_type` of config.json.
+The family is the one that models/families/registry.py lists for the `model_type` of config.json.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from r1jax.weights.parameters import of_checkpoint
 
 log = logging.getLogger(__name__)
 
-DESCRIPTION = "model"  # of a workdir: config.json and tokenizer files of the model that it trains
+DESCRIPTION = "model"  # folder of a workdir with config.json and tokenizer files of the trained model
 
 
 def load_pretrained(
@@ -46,12 +46,12 @@ def load_pretrained(
     fetch: str = "",
     **options: Any,
 ) -> tuple[Transformer, Tokenizer | None]:
-    """(model, tokenizer) from MODEL; the tokenizer is None where the folder holds none.
+    """Loads a MODEL and its tokenizer (None where the folder has none).
 
-    dtype: of parameters and computation; `options` may name `dtypes` (both apart), `scan_layers` and `remat`.
-    mesh: where the weights go (default: the enclosing `use_mesh`, else the first device).
-    hub: a hub name to take where `path` is absent; fetch: the command that gets `path`, for the message.
-    Raises UserError, naming file and tensor, for anything missing, cut off or unknown.
+    dtype: of parameters and computation; `options` may set `dtypes` (both separately), `scan_layers` and `remat`. mesh:
+    where the weights are placed (default: the enclosing `use_mesh`, else the first device). hub: a hub name to use
+    where `path` does not exist; fetch: the command that creates `path`, for the message. Raises UserError, naming file
+    and tensor, for anything missing, truncated or unknown.
     """
     if mesh is not None and mesh is not current_mesh():
         with use_mesh(mesh):
@@ -68,10 +68,10 @@ def load_pretrained(
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """A MODEL of which nothing but headers is read.
+    """A MODEL of which only headers have been read.
 
-    source: its tensors by the hub's names. hf: what its config.json says. folder: where its tokenizer files are (None:
-    in the GGUF's header).
+    source: tensors by Hugging Face name. hf: content of config.json. folder: location of the tokenizer files (None: the
+    vocabulary is in the GGUF header).
     """
 
     path: pathlib.Path
@@ -82,16 +82,16 @@ class Opened:
     folder: pathlib.Path | None
 
     def read_tokenizer(self) -> Tokenizer | None:
-        """The tokenizer, None where there is none."""
-        if self.folder is None:  # its vocabulary is in the header, which is open already
+        """The tokenizer, or None if there is none."""
+        if self.folder is None:  # GGUF: the vocabulary is in the header
             return Tokenizer.from_gguf(self.source.metadata)
         return Tokenizer.from_path(self.folder)
 
 
 def open_model(path: str | pathlib.Path, *, hub: str = "", fetch: str = "") -> Opened:
-    """Opens MODEL: a folder, a .gguf file, a hub name, a workdir of a run or one of its checkpoints.
+    """Opens a MODEL: a folder, a .gguf file, a hub name, a workdir of a run or one of its checkpoints.
 
-    Raises UserError, naming file and tensor, for anything missing, cut off or unknown.
+    Raises UserError, naming file and tensor, for anything missing, truncated or unknown.
     """
     path = find_model(path, hub, fetch)
     find_source: Callable[[ModuleType, Any], Any]
@@ -115,28 +115,30 @@ def open_model(path: str | pathlib.Path, *, hub: str = "", fetch: str = "") -> O
 
 
 def _open_run(step: pathlib.Path, family: ModuleType, config: Any) -> Any:
-    """The tensors of a checkpoint; where it holds adapters, added to those of the model that its run began from."""
+    """Tensors of a checkpoint; adapters are added to the model that the run started from."""
     saved = SavedArrays(step)
     if not holds_adapters(saved):
         return of_checkpoint(family, saved)
     run = _read_json(step.parents[1] / "config.json")
     model, lora = run.get("model") or run["student"], run["lora"]
     if model.get("preset") or model.get("layers"):
-        raise UserError(f"{step}: adapters of a model that no file holds (config.model.preset, config.model.layers)")
+        raise UserError(
+            f"{step}: the base model of these adapters is not in a file (config.model.preset or config.model.layers)"
+        )
     base = open_model(model["path"], hub=model.get("hub", ""), fetch=model.get("fetch", ""))
     return Adapted(base.source, saved, family, config, lora["alpha"] / lora["rank"])
 
 
 def find_description(path: pathlib.Path) -> pathlib.Path:
-    """The folder that holds config.json and tokenizer files of a local MODEL: itself, or that of its run."""
+    """Folder with config.json and tokenizer files of a local MODEL: the model folder itself, or `model/` of its run."""
     step = find_step(path)
     return path if step is None else step.parents[1] / DESCRIPTION
 
 
 def find_step(path: pathlib.Path) -> pathlib.Path | None:
-    """The checkpoint that a workdir (its newest) or a folder in its checkpoints/ means; None for what is neither.
+    """Checkpoint folder of a workdir (the newest) or of a path inside its checkpoints/; None for other paths.
 
-    Raises UserError for a workdir that has none yet.
+    Raises UserError for a workdir without a checkpoint.
     """
     if path.parent.name == "checkpoints" and path.name.isdigit():
         return path
@@ -144,21 +146,21 @@ def find_step(path: pathlib.Path) -> pathlib.Path | None:
         return None
     newest = newest_checkpoint(path)
     if newest is None:
-        raise UserError(f"{path}: a run that has saved no checkpoint yet")
+        raise UserError(f"{path}: this run has not saved a checkpoint yet")
     return newest
 
 
 def require_tokenizer(tokenizer: Tokenizer | None, path: str | pathlib.Path) -> Tokenizer:
-    """The tokenizer, where a run needs one. Raises UserError if the model has none."""
+    """Returns the tokenizer. Raises UserError if the model has none."""
     if tokenizer is None:
-        raise UserError(f"{path} holds no tokenizer, which config.model needs for text")
+        raise UserError(f"{path} has no tokenizer, which config.model needs for text")
     return tokenizer
 
 
 def find_model(path: str | pathlib.Path, hub: str = "", fetch: str = "") -> pathlib.Path:
-    """The local folder or file of MODEL, or of the hub name `hub` where it is absent, fetched if need be.
+    """Local folder or file of a MODEL, or of the hub name `hub` where it does not exist, downloaded if necessary.
 
-    Raises UserError if there is none, naming the command `fetch` that gets it, if one is known.
+    Raises UserError if there is none; the message names the command `fetch` if one is given.
     """
     local, text = pathlib.Path(path), str(path)
     if local.exists():
@@ -170,33 +172,35 @@ def find_model(path: str | pathlib.Path, hub: str = "", fetch: str = "") -> path
         raise UserError(f"no such model file or folder: {text}{cure}")
     try:
         return _download(name)
-    except Exception as error:  # the hub's errors have no common base; each of them means: not to be had
+    except Exception as error:  # the hub's errors have no common base; each means that the model is unavailable
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         missing = f"no model at {text}, and " if hub else ""
-        raise UserError(f"{missing}{name} cannot be had from the hub ({reason}){cure}") from None
+        raise UserError(f"{missing}cannot get {name} from the hub ({reason}){cure}") from None
 
 
 def _download(name: str) -> pathlib.Path:
-    """A hub name's folder in the local cache; what is there already is not asked for again."""
+    """Folder of a hub name in the local cache; a complete copy is not requested again."""
     from huggingface_hub import snapshot_download
 
     patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
     try:
         folder = pathlib.Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
-        open_tensors(folder)  # a cache may hold only what another program asked for, or what a broken download left
+        open_tensors(folder)  # the cache may hold other files only, or an interrupted download
         return folder
     except (FileNotFoundError, UserError):  # LocalEntryNotFoundError: not in the cache
         return pathlib.Path(snapshot_download(name, allow_patterns=patterns))
 
 
 def drop_absent_depths(config: Any, names: Names, source: Source) -> Any:
-    """The config without prediction depths, if it announces some of which the files hold no tensor at all."""
+    """The config without its prediction depths, if the files hold none of their tensors."""
     depths = getattr(config, "mtp_depths", 0)
     theirs = [name for ours, (name, _) in names.items() if ours.startswith("mtp.")]
     layers = range(config.num_layers, config.num_layers + depths)
     if not depths or any(name.format(layer, 0) in source for layer in layers for name in theirs):
         return config
-    log.info("%s: the %d prediction depths that the config announces are not in the files", source.path, depths)
+    log.info(
+        "%s: the files lack the %d prediction depths (MTP) of the config; loading without them", source.path, depths
+    )
     return dataclasses.replace(config, mtp_depths=0)
 
 

@@ -1,7 +1,7 @@
-"""A training state from a checkpoint, in this run's layout of layers whatever layout it was saved in.
+"""Restores a training state from a checkpoint into this run's layer layout, whatever layout it was saved in.
 
-The arrays are restored as they were saved, each on shards like those it will have, and then stacked or unstacked in one
-program. In a state, everything of the parameters' form (moments) is turned like them.
+Arrays are restored as saved, with shardings like their final ones, and then stacked or unstacked in one jitted program.
+Parts of the state that mirror the parameters (optimizer moments) are converted too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from r1jax.models.transformer import stack, unstack
 
 
 def restore_state(checkpoints: Checkpoints, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
-    """(the state of a step in the places of `abstract`, its metadata). Raises UserError if it does not fit this run."""
+    """State of a step with the shardings of `abstract`, and its metadata. Raises UserError if it does not fit
+    this run.
+    """
     node: dict[str, Any] = next(
         (node for node in jax.tree.leaves(abstract, is_leaf=_has_layers) if _has_layers(node)), {}
     )
@@ -36,7 +38,7 @@ def restore_state(checkpoints: Checkpoints, step: int, abstract: Any) -> tuple[A
 
 
 def _count_saved(saved: SavedArrays) -> list[int]:
-    """Layers of each stack on disk, [] where layers lie by themselves."""
+    """Number of layers in each saved stack; [] for the unrolled layout."""
     stacked = [path for path in saved.paths if "stacks" in path]
     stacks = {path[path.index("stacks") + 1]: saved.shape(path)[0] for path in stacked}
     return [stacks[group] for group in range(len(stacks))]
@@ -47,7 +49,7 @@ def _has_layers(tree: Any) -> bool:
 
 
 def _turn(state: Any, turn: Callable[[Any], Any]) -> Any:
-    """The state with `turn` of every part that has layers."""
+    """The state with `turn` applied to every part that has layers."""
     return jax.tree.map(lambda tree: turn(tree) if _has_layers(tree) else tree, state, is_leaf=_has_layers)
 
 

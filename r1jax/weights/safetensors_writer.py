@@ -1,7 +1,7 @@
-"""Writes named tensors as safetensors, one file or several with an index, one tensor in memory at a time.
+"""Writes named tensors as safetensors, in one file or several with an index, one tensor in memory at a time.
 
-Names, shapes and dtypes are known before the first byte, so the header goes first and the tensors follow as they are
-read. In a file the widest dtypes come first: every tensor then begins at a multiple of its item size.
+Names, shapes and dtypes are known in advance, so the header is written first and tensors follow as they are read.
+Within a file the widest dtypes come first, so that every tensor is aligned to its item size.
 
 Format: https://github.com/huggingface/safetensors#format
 """
@@ -25,14 +25,14 @@ _NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 
 
 class Spec(NamedTuple):
-    """What a tensor will be."""
+    """Shape and dtype of a tensor to write."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -43,10 +43,11 @@ def write_tensors(
     *,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """model.safetensors, or shards of at most `shard_bytes` (one tensor at least) with model.safetensors.index.json.
+    """Writes model.safetensors, or shards of at most `shard_bytes` (at least one tensor each) with
+    model.safetensors.index.json.
 
-    `read(name)` gives a tensor of its spec's shape, of any dtype; it is cast. folder None: all is read in the
-    same order and nothing is written, as in a process that only takes part in gathering.
+    `read(name)` returns a tensor of its spec's shape, in any dtype; it is cast. folder None: everything is read in the
+    same order and nothing is written, for a process that only takes part in gathering.
     """
     shards: list[list[str]] = [[]]
     for name, spec in specs.items():
@@ -81,5 +82,5 @@ def _write_file(path: pathlib.Path, specs: Mapping[str, Spec], read: Callable[[s
         for name, spec in specs.items():
             array = np.asarray(read(name), spec.dtype, order="C")
             if array.shape != spec.shape:
-                raise ValueError(f"{name} has shape {array.shape}, announced as {spec.shape}")
+                raise ValueError(f"{name} must have shape {spec.shape}, got {array.shape}")
             stream.write(array.reshape(-1).view(np.uint8).data)

@@ -80,10 +80,10 @@ def test_bos_and_eos_stand_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({}, "it has nothing"),
+        ({}, "got no column"),
         (
             {"text": None, "prompt": "a"},
-            "an SFT row needs messages, prompt and completion, or text; it has text, prompt",
+            "an SFT row needs messages, prompt and completion, or text; got text, prompt",
         ),
         ({"messages": []}, "messages must be a list of role and content messages"),
         ({"messages": [{"content": "a"}]}, "messages must be a list of role and content messages"),

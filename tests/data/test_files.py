@@ -127,7 +127,9 @@ def test_a_hub_name_goes_to_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [row.columns for row in rows] == ROWS and rows[1].place == "org/name:test:1"
     assert len(read_rows("org/name")) == len(read_rows("org/name:main:test")) == 5
     assert asked == [("org/name", "test"), ("org/name", "train"), ("org/name", "main", "test")]
-    with pytest.raises(UserError, match=r"org/none cannot be had from the hub \(Dataset 'org/none' doesn't exist"):
+    with pytest.raises(
+        UserError, match=r"cannot get the data set org/none from the hub \(Dataset 'org/none' doesn't exist"
+    ):
         read_rows("org/none")
 
 
@@ -139,5 +141,5 @@ def test_without_the_extra_the_command_is_named(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("path", ["name", "rows.txt", "a/b/c"])
 def test_other_names_are_refused(path: str) -> None:
-    with pytest.raises(UserError, match=r"is no \.jsonl, \.parquet, .* file and no hub name"):
+    with pytest.raises(UserError, match=r"is neither a \.jsonl, \.parquet, .* file nor a hub name"):
         read_rows(path)

@@ -295,7 +295,7 @@ def test_the_end_of_a_mixture_is_that_of_the_first_source() -> None:
         ([make_source(3), []], {}, "every source of config.data needs at least one example"),
         ([[make_example(T + 1, 1)]], {}, f"an example of {T + 1} tokens is longer than config.data.length = {T}"),
         ([make_source(3)] * 2, {"mixing": [1.0, 0.0]}, "the weights of config.data.sources must be positive"),
-        ([make_source(3)] * 2, {"mixing": [1.0]}, "one a source; got [1.0]"),
+        ([make_source(3)] * 2, {"mixing": [1.0]}, "one per source; got [1.0]"),
     ],
 )
 def test_mistakes_are_said(sources: list, options: dict, message: str) -> None:
@@ -306,6 +306,6 @@ def test_mistakes_are_said(sources: list, options: dict, message: str) -> None:
 
 def test_data_without_end_has_no_count() -> None:
     loader = load([make_source(3)])
-    with pytest.raises(ValueError, match="without end"):
+    with pytest.raises(ValueError, match="endless data"):
         loader.count_batches()
     loader.close()

@@ -90,7 +90,7 @@ def test_addition_takes_other_ranges_and_words():
     [
         ({"eval_problems": 3, "low": 1, "high": 2}, "3 held-out problems leave none of the 3 distinct ones"),
         ({"eval_problems": 1, "low": 5, "high": 2}, "low <= high"),
-        ({"eval_problems": 1, "question": "What is {a}?"}, "must hold {a} and {b}"),
+        ({"eval_problems": 1, "question": "What is {a}?"}, "must contain {a} and {b}"),
     ],
 )
 def test_addition_says_what_cannot_be(kwargs: dict, message: str):
@@ -123,8 +123,8 @@ def test_reasoning_gym_rows_are_those_of_the_task():
     ("task", "args", "message"),
     [
         ("chain_sums", {}, "reasoning-gym task chain_sums (config.data.source) is unknown; similar: chain_sum"),
-        ("chain_sum", {"terms": 2}, "it refuses config.data.args={'terms': 2}"),
-        ("graph_color", {}, "reasoning-gym task graph_color (config.data.source): it gives no plain answer"),
+        ("chain_sum", {"terms": 2}, "it rejects config.data.args={'terms': 2}"),
+        ("graph_color", {}, "reasoning-gym task graph_color (config.data.source): it has no plain answer"),
     ],
 )
 def test_reasoning_gym_mistakes(task: str, args: dict, message: str):

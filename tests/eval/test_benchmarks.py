@@ -93,11 +93,11 @@ def test_the_hub_is_asked_by_name_config_and_split(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("spec", "rows", "message"),
     [
-        ("gsm9k", [], "no benchmark is called 'gsm9k'; known: gsm8k, svamp, aime24, aime25, math500, gpqa, jsonl=FILE"),
-        ("gsm8k=", [], "gsm8k= needs a file behind it"),
-        ("jsonl", [], "jsonl= needs a file behind it"),
+        ("gsm9k", [], "unknown benchmark 'gsm9k'; known: gsm8k, svamp, aime24, aime25, math500, gpqa, jsonl=FILE"),
+        ("gsm8k=", [], "gsm8k= needs a file name after it"),
+        ("jsonl", [], "jsonl= needs a file name after it"),
         ("gsm8k=none.jsonl", [], r"no such file: none.jsonl \(--benchmarks=gsm8k\)"),
-        ("gsm8k={}", [], r"file.jsonl holds no problem \(--benchmarks"),
+        ("gsm8k={}", [], r"file.jsonl has no problems \(--benchmarks"),
         ("gsm8k={}", [ROWS["gsm8k"], {"question": "?"}], r"file.jsonl:2: no column 'answer' \(--benchmarks"),
         ("svamp={}", [ROWS["gsm8k"]], "file.jsonl:1: no column 'Body'"),
         ("gpqa={}", [{"Question": "?"}], "file.jsonl:1: no column 'Correct Answer'"),

@@ -103,5 +103,5 @@ def test_before_anything_was_reinforced(pipeline: Path):
 
 def test_a_torn_record_is_told(tmp_path: Path):
     (tmp_path / "pipeline.json").write_text("{")
-    with pytest.raises(UserError, match="is no JSON"):
+    with pytest.raises(UserError, match="is not valid JSON"):
         write_story(tmp_path)

@@ -190,8 +190,8 @@ def test_command_writes_one_or_several(make_run: MakeRun, tmp_path: Path, monkey
     ("args", "message"),
     [
         ([], "folder of a run is missing"),
-        (["nowhere"], "there is no folder nowhere"),
-        (["."], "holds no metrics.jsonl"),
+        (["nowhere"], "no such folder: nowhere"),
+        (["."], "has no metrics.jsonl"),
         (["--colour=red"], "Unknown command line flag 'colour'"),
         (["run", "--output=nowhere/report.html"], "cannot be written to nowhere/report.html"),
     ],

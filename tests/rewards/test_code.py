@@ -150,7 +150,7 @@ def test_a_provider_that_fails_gives_no_reward(counting_provider):
 def test_mistakes(counting_provider):
     with pytest.raises(ValueError, match="must have the same language"):
         code_reward(["", ""], [info(), info(language="cpp")], enforce_same_language=True)
-    with pytest.raises(UserError, match="provider_type local, or a module:function of your own; got 'e2b'"):
+    with pytest.raises(UserError, match="provider_type of code rewards must be local or a module:function, got 'e2b'"):
         code_reward([""], [info()], provider_type="e2b")
     with pytest.raises(UserError, match="cannot import 'nowhere:f'"):
         code_reward([""], [info()], provider_type="nowhere:f")
@@ -164,7 +164,7 @@ def test_a_config_learns_at_once_what_it_must_mend():
     for name in ("code", "binary_code", "ioi_code", "cf_code"):
         with pytest.raises(UserError, match="isolation must be"):
             load_rewards({name: {"weight": 1.0, "isolation": "none"}})
-        with pytest.raises(UserError, match="provider_type local, or a module:function"):
+        with pytest.raises(UserError, match="provider_type of code rewards must be local or a module:function"):
             load_rewards({name: {"weight": 1.0, "provider_type": "piston"}})
         load_rewards({name: {"weight": 1.0, "isolation": RISK_ACCEPTED}})
 

@@ -87,7 +87,7 @@ MODEL = {"samples": None, "model": "{model}"}
         ({"limit": "-1"}, "limit must not be negative, got -1"),
         ({"output": "{folder}/mine.jsonl/out.json"}, "out.json cannot be written"),
         (MODEL, "error: --benchmarks is missing"),
-        ({**MODEL, "benchmarks": "gsm9k"}, "no benchmark is called 'gsm9k'"),
+        ({**MODEL, "benchmarks": "gsm9k"}, "unknown benchmark 'gsm9k'"),
         (
             {**MODEL, "benchmarks": "jsonl={folder}/rows.jsonl,jsonl={folder}/rows.jsonl"},
             "--benchmarks names rows twice",

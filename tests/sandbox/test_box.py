@@ -122,7 +122,7 @@ def test_many_at_once_do_not_share_anything():
 def test_without_isolation_it_refuses_unless_the_risk_is_accepted_in_words(monkeypatch):
     monkeypatch.setattr(sandbox, "find_fault", lambda: "there is no bwrap command")
     with pytest.raises(
-        UserError, match="bubblewrap only, but there is no bwrap command; install version 0.8 .*take the risk"
+        UserError, match="bubblewrap only, but there is no bwrap command; install version 0.8 .*accept the risk"
     ) as caught:
         require_isolation()
     assert "\n" not in str(caught.value)

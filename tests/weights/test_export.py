@@ -148,7 +148,7 @@ def test_a_run_is_a_model(tmp_path: Path, scan_layers: bool) -> None:
 
 def test_a_run_without_a_checkpoint_says_so(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(UserError, match="a run that has saved no checkpoint yet"):
+    with pytest.raises(UserError, match="this run has not saved a checkpoint yet"):
         load_pretrained(tmp_path)
     (tmp_path / "checkpoints" / "7").mkdir()
     with pytest.raises(UserError, match="model: not a model folder, config.json is missing"):
@@ -199,7 +199,7 @@ def fill_target(folder: Path) -> None:
     ("spoil", "arguments", "message"),
     [
         (drop_tensor, [], "DIR/in: no tensor 'model.layers.1.mlp.up_proj.weight', which the model needs"),
-        (fill_target, [], "DIR/out exists; name a folder that does not"),
+        (fill_target, [], "DIR/out exists already; name a new folder"),
         (None, ["--dtype=int8"], "dtype must be one of float32, bfloat16, float16, got 'int8'"),
         (None, ["more"], "two arguments are needed, SRC and DST, got 3 (see --help)"),
         (shutil.rmtree, [], "no such model file or folder: DIR/in"),

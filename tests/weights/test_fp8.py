@@ -96,7 +96,7 @@ def test_converted_it_is_bfloat16_and_bears_no_scales(tmp_path: Path, tensors: t
         (
             {f"{WEIGHT}_scale_inv": None},
             SETTINGS,
-            f"no tensor '{WEIGHT}_scale_inv', which '{WEIGHT}' of 8-bit floats needs",
+            f"no tensor '{WEIGHT}_scale_inv', the scales of the 8-bit tensor '{WEIGHT}'",
         ),
         (
             {f"{WEIGHT}_scale_inv": np.ones((5, 2), np.float32)},

@@ -175,7 +175,7 @@ def test_llama_31s_rope_scaling_is_read_from_its_factors(tmp_path: Path) -> None
     ("change", "message"),
     [
         ({"block_count": None}, "the header lacks llama.block_count"),
-        ({"rope__scaling__type": "yarn"}, "llama.rope.scaling is not read; use the model's Hugging Face folder"),
+        ({"rope__scaling__type": "yarn"}, "llama.rope.scaling is not supported; use the model's Hugging Face folder"),
     ],
 )
 def test_a_header_that_says_too_little_or_too_much(tmp_path: Path, change: dict[str, Any], message: str) -> None:

@@ -58,7 +58,7 @@ def test_adapters_are_added_to_the_base(tmp_path: Path, scan_layers: bool) -> No
     jax.tree.map(np.testing.assert_array_equal, split(again)[1], split(found)[1])
     fresh = {**run, "model": {**run["model"], "preset": "tiny_qwen2"}}
     (workdir / "config.json").write_text(json.dumps(fresh))
-    with pytest.raises(UserError, match="checkpoints/2: adapters of a model that no file holds"):
+    with pytest.raises(UserError, match="checkpoints/2: the base model of these adapters is not in a file"):
         load_pretrained(workdir)
     (workdir / "config.json").write_text(json.dumps(run))
     shutil.rmtree(base)

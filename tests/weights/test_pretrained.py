@@ -297,8 +297,8 @@ def test_a_hub_name_is_taken_from_the_cache_without_network(hub: Path, tiny_mode
 @pytest.mark.parametrize(
     ("path", "name", "message"),
     [
-        ("org/name", "", "^org/name cannot be had from the hub"),
-        ("models/none.gguf", "org/name", "^no model at models/none.gguf, and org/name cannot be had from the hub"),
+        ("org/name", "", "^cannot get org/name from the hub"),
+        ("models/none.gguf", "org/name", "^no model at models/none.gguf, and cannot get org/name from the hub"),
     ],
 )
 def test_without_cache_and_network_one_line_names_the_fetch(hub: Path, path: str, name: str, message: str) -> None:

@@ -63,5 +63,5 @@ def test_without_a_folder_all_is_read_in_the_order_of_writing(tmp_path: Path) ->
 
 
 def test_a_tensor_of_another_shape_is_no_tensor(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"a has shape \(3,\), announced as \(4,\)"):
+    with pytest.raises(ValueError, match=r"a must have shape \(4,\), got \(3,\)"):
         write_tensors(tmp_path, {"a": Spec((4,), np.dtype(np.float16))}, TENSORS.__getitem__)
