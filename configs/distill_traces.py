@@ -117,7 +117,7 @@ def get_config(arg: str = "") -> ConfigDict:
             format="" if is_chat else "r1_format_reward",
         )
     )
-    config.checkpoint = ConfigDict(dict(every_steps=3, keep=1))
+    config.checkpoint = ConfigDict(dict(every_steps=3, keep=2))
     config.log = ConfigDict(dict(samples_per_step=-1, show_every_steps=0, tensorboard=True, wandb_project=""))
     if not is_chat:
         config.data.example = ConfigDict(

@@ -86,7 +86,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.eval = ConfigDict(
         dict(name="digits", every_steps=5, temperature=1.0, strict=("number_reward",), lenient="number_reward")
     )
-    config.checkpoint = ConfigDict(dict(every_steps=0, keep=1))
+    config.checkpoint = ConfigDict(dict(every_steps=0, keep=2))
     config.log = ConfigDict(dict(samples_per_step=-1, show_every_steps=0, tensorboard=False))
     set_reward(config, args.reward)
     if args.loss == "r1":  # sixteen updates a step, of one group each

@@ -103,7 +103,7 @@ def get_config(arg: str = "") -> ConfigDict:
             format="r1_format_reward",
         )
     )
-    config.checkpoint = ConfigDict(dict(every_steps=0, keep=1))
+    config.checkpoint = ConfigDict(dict(every_steps=0, keep=2))
     config.log = ConfigDict(dict(samples_per_step=-1, show_every_steps=10, tensorboard=True, wandb_project=""))
     set_template(config, args.template)
     set_task(config, args.task)

@@ -343,7 +343,7 @@ class Stages:
                 self.size["rates"]["base" if init == "" else name], warmup=40 if init == "" and name == "base" else 4
             ),
             eval=dict(every_steps=0),
-            checkpoint=dict(every_steps=50, keep=1),
+            checkpoint=dict(every_steps=50, keep=2),
             log=dict(tensorboard=True),
         )
 
@@ -385,7 +385,7 @@ class Stages:
                 lenient="number_reward",
                 format="r1_format_reward",
             ),
-            checkpoint=dict(every_steps=every or 4, keep=1),
+            checkpoint=dict(every_steps=every or 4, keep=2),
             log=dict(samples_per_step=16, show_every_steps=0, tensorboard=True),
         )
 

@@ -83,6 +83,6 @@ def get_config(arg: str = "") -> ConfigDict:
         )
     )
     config.eval = ConfigDict(dict(every_steps=8))
-    config.checkpoint = ConfigDict(dict(every_steps=8, keep=1))
+    config.checkpoint = ConfigDict(dict(every_steps=8, keep=2))
     config.log = ConfigDict(dict(samples_per_step=-1, show_every_steps=0, tensorboard=True, wandb_project=""))
     return config

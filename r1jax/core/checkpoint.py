@@ -2,11 +2,15 @@
 beside them.
 
 A checkpoint exists once it is complete: orbax renames it into place, so a run killed while saving resumes from the
-one before.
+one before. Checksums are then written beside its files (checksums.py). Before a run resumes, its newest checkpoint is
+compared with them: a damaged one is moved to `checkpoints.damaged/` and the one before is taken.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
 import pathlib
 from typing import Any
 
@@ -15,7 +19,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 
+from r1jax.core import distributed
+from r1jax.core.checksums import find_damage, has_checksums, write_checksums
 from r1jax.core.errors import UserError
+
+log = logging.getLogger(__name__)
+
+FOLDER, DAMAGED = "checkpoints", "checkpoints.damaged"
 
 
 class Checkpoints:
@@ -23,15 +33,60 @@ class Checkpoints:
 
     def __init__(self, workdir: pathlib.Path, *, keep: int = 2):
         # On a CPU the "copy to the host" may be a view of buffers that the next update overwrites: save at once there.
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=jax.default_backend() != "cpu"
-        )
-        self._manager = ocp.CheckpointManager((workdir / "checkpoints").resolve(), options=options)
+        self._asynchronous = jax.default_backend() != "cpu"
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=self._asynchronous)
+        self._workdir = workdir.resolve()
+        self._manager = ocp.CheckpointManager(self._workdir / FOLDER, options=options)
 
     @property
     def latest(self) -> int | None:
-        """The newest complete step, or None."""
+        """The newest complete step that this process sees, or None."""
         return self._manager.latest_step()
+
+    def find_whole(self) -> int | None:
+        """The newest step whose files are as they were written, the same in every process; None where none was saved.
+
+        The first process says which step is the newest; each process compares its share of the files. Damaged
+        checkpoints are moved to `checkpoints.damaged/`, with a line in the log.
+        Raises UserError where checkpoints exist and none of them is whole.
+        """
+        moved = 0
+        while (step := self._agree_on_latest()) is not None:
+            if not (damage := self._find_damage(step)):
+                return step
+            place = self._set_aside(step)
+            log.warning("the checkpoint of step %d is damaged (%s); moved to %s", step, damage, place)
+            moved += 1
+        if moved:
+            raise UserError(
+                f"no whole checkpoint is left in {self._workdir / FOLDER}: {moved} damaged ones are in "
+                f"{self._workdir / DAMAGED}; name another --workdir to start anew"
+            )
+        return None
+
+    def _agree_on_latest(self) -> int | None:
+        step = distributed.from_first(np.int64(-1 if self.latest is None else self.latest))
+        return None if step < 0 else int(step)
+
+    def _find_damage(self, step: int) -> str:
+        """The damage that some process found; "" where none did."""
+        folder = self.folder(step)
+        damage = _find_missing(folder) or find_damage(folder, index=jax.process_index(), count=jax.process_count())
+        anywhere = distributed.any_process(bool(damage))
+        return damage or ("found by another process" if anywhere else "")
+
+    def _set_aside(self, step: int) -> pathlib.Path:
+        place = self._workdir / DAMAGED / str(step)
+        for number in range(1, 1000):
+            if not place.exists():
+                break
+            place = self._workdir / DAMAGED / f"{step}.{number}"
+        if distributed.is_writer():
+            place.parent.mkdir(exist_ok=True)
+            os.rename(self.folder(step), place)
+        distributed.wait(f"set aside {step}")
+        self._manager.reload()
+        return place
 
     def folder(self, step: int) -> pathlib.Path:
         """Where a step lies."""
@@ -39,8 +94,11 @@ class Checkpoints:
 
     def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
         """Starts to save; arrays may be donated as soon as this returns."""
+        self._seal()
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), facts=ocp.args.JsonSave(metadata))
         self._manager.save(step, args=args)
+        if not self._asynchronous:
+            self._seal()
 
     def restore(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
         """(state in the places of `abstract_state`, metadata). Raises UserError if it does not fit this run's model."""
@@ -68,7 +126,17 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for a save under way."""
         self._manager.wait_until_finished()
+        self._seal()
         self._manager.close()
+
+    def _seal(self) -> None:
+        """Writes this process's checksums of complete checkpoints that lack them."""
+        self._manager.wait_until_finished()
+        index, count = jax.process_index(), jax.process_count()
+        for step in self._manager.all_steps():
+            if (folder := self.folder(step)).is_dir() and not has_checksums(folder, index=index):
+                with contextlib.suppress(FileNotFoundError):  # the first process may be deleting an old step
+                    write_checksums(folder, index=index, count=count)
 
 
 class SavedArrays:
@@ -112,9 +180,24 @@ class SavedArrays:
 
 
 def newest_checkpoint(workdir: pathlib.Path) -> pathlib.Path | None:
-    """The folder of a run's newest complete checkpoint, or None; looks without touching a run under way."""
-    steps = [folder for folder in (workdir / "checkpoints").glob("*") if folder.name.isdigit()]
-    return max(steps, key=lambda folder: int(folder.name), default=None)
+    """The folder of a run's newest whole checkpoint, or None where it has saved none; moves and changes nothing.
+
+    Damaged ones are passed over with a warning. Raises UserError where all are damaged.
+    """
+    steps = [folder for folder in (workdir / FOLDER).glob("*") if folder.name.isdigit()]
+    for folder in sorted(steps, key=lambda folder: int(folder.name), reverse=True):
+        if not (damage := _find_missing(folder) or find_damage(folder)):
+            return folder
+        log.warning("%s is damaged (%s)", folder, damage)
+    if steps:
+        raise UserError(f"{workdir / FOLDER}: none of the {len(steps)} checkpoints is whole ({damage})")
+    return None
+
+
+def _find_missing(folder: pathlib.Path) -> str:
+    """A part that every checkpoint has and this one lacks; "" where all are there."""
+    parts = ("state/_METADATA", "state/manifest.ocdbt", "facts/metadata")
+    return next((f"{part} is missing" for part in parts if not (folder / part).is_file()), "")
 
 
 def _read_key(entry: Any) -> str | int:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from absl import flags
 
 from r1jax.core.errors import UserError
+from r1jax.core.exits import DONE, INTERRUPTED, MISTAKE, PreemptedError
 
 HELP = {"--help", "-help", "-h", "--helpfull", "--helpshort"}
 
@@ -25,22 +26,26 @@ def run_command(
 ) -> int:
     """Parses `arguments` into `values`, calls `action` with those that are no flags, and returns the exit code.
 
-    0 when all is well, 2 with `error: ...` for a user's mistake, 130 with `stopped` for Ctrl-C. Help is `document`,
-    the main's docstring, and the flags. Arguments that are no flags are a mistake unless the command is `positional`.
+    0 when all is well, 2 with `error: ...` for a user's mistake, 75 after SIGTERM, 130 with `stopped` for Ctrl-C
+    (core/exits.py). Help is `document`, the main's docstring, and the flags. Arguments that are no flags are a mistake
+    unless the command is `positional`.
     """
     try:
         if HELP & set(arguments):
             print(f"{document}\nFlags:")
             print(*(f"  --{name}: {values[name].help}" for name in values), sep="\n")
-            return 0
+            return DONE
         action(_parse(values, arguments, positional))
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return MISTAKE
+    except PreemptedError as error:
+        print(f"stopped by SIGTERM: {error}", file=sys.stderr)
+        return int(error.code or 0)
     except KeyboardInterrupt:
         print(f"\n{stopped}", file=sys.stderr)
-        return 130
-    return 0
+        return INTERRUPTED
+    return DONE
 
 
 def _parse(values: flags.FlagValues, arguments: Sequence[str], positional: bool) -> list[str]:

@@ -185,6 +185,15 @@ def from_first(tree: Any) -> Any:
     return jax.tree.map(_from_bytes, tree, sent)
 
 
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set in some process; every process must ask."""
+    if jax.process_count() == 1:
+        return flag
+    from jax.experimental import multihost_utils
+
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
 def _to_bytes(array: np.ndarray) -> np.ndarray:
     """As it travels: jax would narrow float64."""
     return np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)

@@ -2,32 +2,45 @@
 
 A checkpoint holds the stage's state and the metadata from which it goes on; everything written after it is taken back,
 so a resumed run leaves what an uninterrupted one leaves. A run is evaluated before, every N steps, and after.
+
+A step that is evaluated is saved before its evaluation where a save is due, its row in the checkpoint's metadata: a run
+that dies while it evaluates loses no training. Signals wait for the end of a step (core/interrupts.py), and a step that
+raises is followed by a save of the last finished one where the state still is that one's.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import pathlib
+import time
+from collections.abc import Iterator
 from typing import Any, Protocol
 
+import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from r1jax.core import console, distributed
 from r1jax.core.checkpoint import Checkpoints
-from r1jax.core.metrics import MetricsWriter
+from r1jax.core.interrupts import Interrupts
+from r1jax.core.locks import hold_lock
+from r1jax.core.metrics import METRICS_FILE, MetricsWriter, read_rows
 from r1jax.eval.report import write_report
 from r1jax.runs.model_setup import CheckpointConfig, LogConfig, is_due
-from r1jax.runs.workdir import check_config, write_config
+from r1jax.runs.workdir import check_config, set_aside, write_config
 from r1jax.weights.restore import restore_state
 
 _log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
+PENDING = "pending_row"  # in a checkpoint's metadata: the metrics of its step, whose evaluation was still to come
+
 
 class Stage(Protocol):
-    """What a stage gives the loop. `state` is a pytree of arrays, all that training changes."""
+    """The part of a stage that the loop calls. `state` is a pytree of arrays, all that training changes."""
 
     state: Any
 
@@ -59,38 +72,75 @@ class Loop:
     log: LogConfig
 
     def run(self, stage: Stage) -> None:
-        """From where the workdir stands to the last step; then the report page."""
-        checkpoints = Checkpoints(self.workdir, keep=self.checkpoint.keep)
-        start = checkpoints.latest
-        if start is not None:
-            check_config(self.config, self.workdir)
-            stage.state, metadata = restore_state(checkpoints, start, stage.abstract_state())
-            stage.resume(metadata)
-            if start >= self.steps:
-                _log.info("%s is finished: it holds step %d of %d, nothing is left", self.workdir, start, self.steps)
-            else:
-                _log.info("resuming %s from step %d of %d", self.workdir, start, self.steps)
-        writer = self._open_writer(start)
-        if start is None and (before := stage.evaluate()):
-            writer.write(0, before)
-        with console.Progress(self.steps, start=start or 0, title="step") as progress:
-            for step in range((start or 0) + 1, self.steps + 1):
-                metrics, samples = stage.step(step)
-                if is_due(step, self.eval_every, self.steps):
-                    metrics |= stage.evaluate()
-                self._write(writer, step, metrics, samples)
-                progress.update(step, metrics)
-                if samples and self.log.show_every_steps and step % self.log.show_every_steps == 0:
-                    console.show_samples(samples, limit=3)
-                if is_due(step, self.checkpoint.every_steps, self.steps):
-                    checkpoints.save(step, stage.state, stage.metadata())
-        checkpoints.close()
-        writer.close()
+        """From where the workdir stands to the last step; then the report page.
+
+        Raises UserError where the workdir is in use, belongs to another config, or holds no whole checkpoint;
+        PreemptedError or KeyboardInterrupt, after saving, where a signal asked to stop.
+        """
+        lock = hold_lock(self.workdir / ".lock", f"--workdir={self.workdir}") if distributed.is_writer() else None
+        with lock or contextlib.nullcontext(), Interrupts() as interrupts:
+            checkpoints = Checkpoints(self.workdir, keep=self.checkpoint.keep)
+            start, pending = self._restore(checkpoints, stage)
+            writer = self._open_writer(start)
+            saves = _Saves(checkpoints, stage, self.checkpoint, interrupts, start or 0)
+            if pending is not None and start is not None:
+                self._finish_row(writer, start, pending, stage)
+            if start is None and (before := stage.evaluate()):
+                writer.write(0, before)
+            with console.Progress(self.steps, start=start or 0, title="step") as progress, saves.rescue():
+                for step in range((start or 0) + 1, self.steps + 1):
+                    metrics, samples = stage.step(step)
+                    kept = self.log.samples_per_step
+                    writer.write_samples(step, samples if kept < 0 else samples[:kept])
+                    saves.note(step)
+                    due = saves.is_due(step, self.steps)
+                    if is_due(step, self.eval_every, self.steps):
+                        if due:
+                            saves.save(step, {PENDING: metrics})
+                        metrics |= stage.evaluate()
+                        due = False
+                    writer.write(step, metrics)
+                    progress.update(step, metrics)
+                    if samples and self.log.show_every_steps and step % self.log.show_every_steps == 0:
+                        console.show_samples(samples, limit=3)
+                    if due:
+                        saves.save(step)
+                    if interrupts.is_due(step) and step < self.steps:
+                        saves.save(step)
+                        checkpoints.close()
+                        writer.close()
+                        interrupts.stop(f"step {step} of {self.steps} is saved; the same command goes on from there")
+            checkpoints.close()
+            writer.close()
         if distributed.is_writer():
             _log.info("report: %s", write_report(self.workdir))
 
+    def _restore(self, checkpoints: Checkpoints, stage: Stage) -> tuple[int | None, Row | None]:
+        """(the step that the stage now stands at, its row if that was still to be written); None for a fresh start."""
+        start = checkpoints.find_whole()
+        if start is None:
+            if distributed.is_writer():
+                set_aside(self.workdir)
+            distributed.wait("set aside")
+            return None, None
+        check_config(self.config, self.workdir)
+        stage.state, metadata = restore_state(checkpoints, start, stage.abstract_state())
+        pending = metadata.pop(PENDING, None)
+        stage.resume(metadata)
+        if start >= self.steps:
+            _log.info("%s is finished: it holds step %d of %d, nothing is left", self.workdir, start, self.steps)
+        else:
+            _log.info("resuming %s from step %d of %d", self.workdir, start, self.steps)
+        return start, pending
+
+    def _finish_row(self, writer: MetricsWriter, step: int, row: Row, stage: Stage) -> None:
+        """Evaluates a step that was saved before its evaluation, unless its row is there already."""
+        there = any(row["step"] == step for row in read_rows(self.workdir / METRICS_FILE))
+        if not distributed.from_first(np.asarray(there)):
+            writer.write(step, row | stage.evaluate())
+
     def _open_writer(self, step: int | None) -> MetricsWriter:
-        """The writer, with everything after the checkpoint of `step` taken back (None: everything)."""
+        """The writer, with everything after the checkpoint of `step` taken back (None: nothing is there)."""
         writer = MetricsWriter(
             self.workdir,
             active=distributed.is_writer(),
@@ -102,7 +152,61 @@ class Loop:
             write_config(self.config, self.workdir)
         return writer
 
-    def _write(self, writer: MetricsWriter, step: int, metrics: Row, samples: list[Row]) -> None:
-        writer.write(step, metrics)
-        kept = self.log.samples_per_step
-        writer.write_samples(step, samples if kept < 0 else samples[:kept])
+
+class _Saves:
+    """When a run saves, and what is still unsaved."""
+
+    def __init__(
+        self, checkpoints: Checkpoints, stage: Stage, config: CheckpointConfig, interrupts: Interrupts, start: int
+    ):
+        self.checkpoints, self.stage, self.config, self.interrupts = checkpoints, stage, config, interrupts
+        self.saved = self.finished = start
+        self._metadata: Row = {}
+        self._updates = -1
+        self._time = time.monotonic()
+
+    def note(self, step: int) -> None:
+        """Takes in that a step is finished and not saved."""
+        self.finished, self._metadata, self._updates = step, self.stage.metadata(), _count_updates(self.stage.state)
+        self.interrupts.unsaved = True
+
+    def is_due(self, step: int, last: int) -> bool:
+        """Whether this step is saved: by its number, or by the first process's clock."""
+        if is_due(step, self.config.every_steps, last):
+            return True
+        minutes = self.config.every_minutes
+        late = minutes > 0 and time.monotonic() - self._time >= 60 * minutes
+        return bool(distributed.from_first(np.asarray(late)))
+
+    def save(self, step: int, more: Row | None = None) -> None:
+        """Saves the state after `step`, unless that is done; `more` goes beside the stage's metadata."""
+        if step == self.saved:
+            return
+        self.checkpoints.save(step, self.stage.state, self._metadata | (more or {}))
+        self.saved, self._time, self.interrupts.unsaved = step, time.monotonic(), False
+
+    @contextlib.contextmanager
+    def rescue(self) -> Iterator[None]:
+        """Saves the last finished step if the body raises and the state still is that step's; says what is left."""
+        try:
+            yield
+        except (Exception, KeyboardInterrupt):
+            if self.finished > self.saved:
+                if jax.process_count() == 1 and self._is_whole():
+                    self.save(self.finished)
+                    self.checkpoints.close()
+                    _log.warning("step %d was saved before the error below ended the run", self.finished)
+                else:
+                    left = f"step {self.saved} is the newest checkpoint" if self.saved else "no step was saved"
+                    _log.warning("step %d could not be saved; %s", self.finished, left)
+            raise
+
+    def _is_whole(self) -> bool:
+        """Whether the state is that of the last finished step: no array was given up and no update was made since."""
+        leaves = jax.tree.leaves(self.stage.state)
+        whole = not any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in leaves)
+        return whole and _count_updates(self.stage.state) == self._updates
+
+
+def _count_updates(state: Any) -> int:
+    return int(getattr(state, "updates", 0))

@@ -53,10 +53,19 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """A checkpoint every so many steps (0: only at the end), the newest `keep` kept."""
+    """When a run saves: after every `every_steps` steps (0: not by number), `every_minutes` minutes after the last save
+    (0: not by time), and at the end. keep: how many of the newest checkpoints are kept, at least 2, so that a damaged
+    one does not end the run.
+    """
 
     every_steps: int = 0
-    keep: int = 1
+    every_minutes: float = 10.0
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        check("checkpoint.keep", self.keep, self.keep >= 2, "must be at least 2, for the newest may be damaged")
+        check("checkpoint.every_steps", self.every_steps, self.every_steps >= 0, "must be 0 (off) or more")
+        check("checkpoint.every_minutes", self.every_minutes, self.every_minutes >= 0, "must be 0 (off) or more")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 
 from r1jax.core.config import flatten, to_json, unpack
 from r1jax.core.errors import UserError
-from r1jax.core.metrics import read_rows
+from r1jax.core.metrics import METRICS_FILE, SAMPLES_FILE, read_rows
 from r1jax.eval.headline import format_value
 from r1jax.runs.model_setup import ModelConfig, describe_model
 from r1jax.weights.pretrained import DESCRIPTION
@@ -21,6 +22,9 @@ log = logging.getLogger(__name__)
 
 # A resumed run may change these and what is in them: they do not change what the steps before it were.
 FREE_KEYS = ("steps", "eval", "checkpoint", "log", "model.scan_layers", "model.remat")
+
+# Not moved when records of an earlier start are: the lock that this start holds, the compiled programs.
+KEPT_IN_PLACE = (".lock", "compiled", "cache", "checkpoints")
 
 
 def write_config(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -34,6 +38,24 @@ def write_config(config: ConfigDict, workdir: pathlib.Path) -> None:
     section, description = config.get("model") or config.get("student"), workdir / DESCRIPTION
     if section and not (description / "config.json").exists():
         describe_model(unpack(ModelConfig, section, "model"), description)
+
+
+def set_aside(workdir: pathlib.Path) -> None:
+    """Moves what an earlier start wrote into a workdir without a checkpoint to WORKDIR.earlier-N, with a line."""
+    if not any(_has_rows(workdir / name) for name in (METRICS_FILE, SAMPLES_FILE)):
+        return
+    place = next(
+        place for n in itertools.count(1) if not (place := workdir.with_name(f"{workdir.name}.earlier-{n}")).exists()
+    )
+    place.mkdir()
+    for path in workdir.iterdir():
+        if path.name not in KEPT_IN_PLACE:
+            os.rename(path, place / path.name)
+    log.warning("%s holds rows of a run that saved no checkpoint; they were moved to %s", workdir, place)
+
+
+def _has_rows(file: pathlib.Path) -> bool:
+    return file.is_file() and file.stat().st_size > 0
 
 
 def check_config(config: ConfigDict, workdir: pathlib.Path) -> None:

@@ -31,7 +31,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "divergence": {"estimator": "full"},
             "optimizer": {"learning_rate": 4e-3, "schedule": "constant", "beta2": 0.95},
             "eval": {"name": "sums", "strict": ("number_reward",), "lenient": "number_reward", "format": ""},
-            "checkpoint": {"every_steps": 0, "keep": 1},
+            "checkpoint": {"every_steps": 0, "keep": 2},
             "log": {"samples_per_step": 4, "show_every_steps": 0, "tensorboard": False},
         }
     )

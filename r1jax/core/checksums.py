@@ -1,0 +1,79 @@
+"""Checksums of a checkpoint's files: written once it is complete, compared before it is restored.
+
+A damaged array file may still decode, into numbers that ruin a run without an error. Each process sums every n-th file
+of the folder into a file of its own, so that a pod shares the reading. CRC-32 finds accidents; it does not protect
+against malice. A checkpoint without checksums passes: an older one, or one whose process was killed just after it was
+complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+
+PREFIX = "checksums"
+_BLOCK = 1 << 22  # bytes read at once
+
+
+def write_checksums(folder: pathlib.Path, *, index: int = 0, count: int = 1) -> None:
+    """Writes `checksums.INDEX.json` into a complete checkpoint: size and CRC-32 of each `count`-th file."""
+    names = list_files(folder)[index::count]
+    entries = dict(zip(names, _measure(folder, names), strict=True))
+    draft = folder / f".{PREFIX}.{index}.draft"
+    with open(draft, "w", encoding="utf-8") as file:
+        json.dump(entries, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, folder / f"{PREFIX}.{index}.json")
+
+
+def has_checksums(folder: pathlib.Path, *, index: int = 0) -> bool:
+    """Whether the process of this index has written its checksums."""
+    return (folder / f"{PREFIX}.{index}.json").is_file()
+
+
+def find_damage(folder: pathlib.Path, *, index: int = 0, count: int = 1) -> str:
+    """The first file that is not as it was written, and how it differs; "" where all are.
+
+    Every `count`-th listed file is read, from the `index`-th on.
+    """
+    entries: dict[str, list[int]] = {}
+    for sums in sorted(folder.glob(f"{PREFIX}.*.json")):
+        try:
+            entries |= json.loads(sums.read_text("utf-8"))
+        except (OSError, ValueError):
+            return f"{sums.name} cannot be read"
+    names = sorted(entries)[index::count]
+    for name in names:
+        file = folder / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != entries[name][0]:
+            return f"{name} has {file.stat().st_size} bytes instead of {entries[name][0]}"
+    for name, found in zip(names, _measure(folder, names), strict=True):
+        if list(found) != list(entries[name]):
+            return f"{name} does not have the bytes that were written"
+    return ""
+
+
+def list_files(folder: pathlib.Path) -> list[str]:
+    """Paths of all files below a checkpoint's folder but the checksums, relative and sorted."""
+    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(path.as_posix() for path in files if not path.name.lstrip(".").startswith(f"{PREFIX}."))
+
+
+def _measure(folder: pathlib.Path, names: list[str]) -> list[tuple[int, int]]:
+    """(size, CRC-32) of each file; several are read at once, for the sum is computed outside of Python's lock."""
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        return list(pool.map(lambda name: _sum(folder / name), names))
+
+
+def _sum(file: pathlib.Path) -> tuple[int, int]:
+    size = total = 0
+    with open(file, "rb") as stream:
+        while block := stream.read(_BLOCK):
+            size, total = size + len(block), zlib.crc32(block, total)
+    return size, total

@@ -1,0 +1,66 @@
+"""SIGTERM, Ctrl-C and preemption notices as a question that a loop asks between its steps.
+
+A step must not be cut in two, for its arrays are donated. So while a finished step is unsaved, a signal sets a request,
+and the loop saves and stops at the next boundary. While nothing is unsaved, and at a second signal, it stops at once.
+
+With several processes SIGTERM belongs to jax's preemption service, which lets all of them agree on one step. Ctrl-C
+then acts as it does without this file.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+import jax
+
+from r1jax.core.exits import PreemptedError
+
+log = logging.getLogger(__name__)
+
+
+class Interrupts:
+    """A context in which signals wait for the end of a step; `unsaved` says whether there is something to save."""
+
+    def __init__(self) -> None:
+        self.unsaved = False
+        self._asked: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def is_due(self, step: int) -> bool:
+        """Whether the run is to save and stop after this step; every process asks after each step, all get one answer."""
+        if jax.process_count() == 1:
+            return self._asked is not None
+        from jax.experimental import multihost_utils
+
+        if multihost_utils.reached_preemption_sync_point(step):
+            self._asked = signal.SIGTERM
+        return self._asked is not None
+
+    def stop(self, message: str) -> None:
+        """Raises what the signal that came asks for: KeyboardInterrupt, or PreemptedError with the message."""
+        if self._asked == signal.SIGINT:
+            log.warning("stopped by Ctrl-C; %s", message)
+            raise KeyboardInterrupt
+        raise PreemptedError(message)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if self._asked is not None or not self.unsaved:
+            self._asked = number
+            self.stop("no step is unsaved" if not self.unsaved else "at once, before the step under way was saved")
+        self._asked = number
+        log.warning("%s: saving at the end of this step; again: stop at once", signal.Signals(number).name)

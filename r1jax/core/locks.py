@@ -1,0 +1,90 @@
+"""A lock on a workdir or an output file: one writer at a time, across processes and hosts.
+
+Two locks in one file: an advisory one of the system (flock), which a dead process cannot keep, and a lease (host,
+process, time) that is renewed while the holder lives, for hosts whose shared file system does not carry flock. A lease
+of a dead process, or one that was not renewed for LEASE_SECONDS, is taken over, with a line that says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import pathlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from r1jax.core.errors import UserError
+
+log = logging.getLogger(__name__)
+
+LEASE_SECONDS, RENEW_SECONDS = 300.0, 60.0
+
+
+@contextlib.contextmanager
+def hold_lock(file: pathlib.Path, what: str) -> Iterator[None]:
+    """Holds the lock `file` for the body; its folder is made if absent. `what` names what it protects, for messages.
+
+    Raises UserError where another live process holds it.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    stop = threading.Event()
+    try:
+        _take(handle, what)
+        lease = _read(handle)
+        if lease:
+            if lease.get("host") != socket.gethostname() and time.time() - lease.get("time", 0) < LEASE_SECONDS:
+                raise UserError(f"{what} is in use by {_describe(lease)}; wait for it to end, or stop it")
+            log.warning("%s was left by %s, which is gone; taken over", what, _describe(lease))
+        _write(handle)
+        threading.Thread(target=_renew, args=(handle, stop), name="lease", daemon=True).start()
+        try:
+            yield
+        finally:
+            stop.set()
+            with contextlib.suppress(OSError):
+                os.ftruncate(handle, 0)
+    finally:
+        stop.set()
+        os.close(handle)
+
+
+def _take(handle: int, what: str) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{what} is in use by {_describe(_read(handle))}; wait for it to end, or stop it") from None
+    except OSError as error:  # a file system without flock: the lease alone must do
+        log.info("no advisory lock for %s (%s)", what, error.strerror)
+
+
+def _read(handle: int) -> dict[str, Any]:
+    try:
+        lease = json.loads(os.pread(handle, 4096, 0))
+    except ValueError:
+        return {}
+    return lease if isinstance(lease, dict) else {}
+
+
+def _write(handle: int) -> None:
+    text = json.dumps({"host": socket.gethostname(), "process": os.getpid(), "time": round(time.time())})
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, text.encode(), 0)
+
+
+def _renew(handle: int, stop: threading.Event) -> None:
+    while not stop.wait(RENEW_SECONDS):
+        with contextlib.suppress(OSError):
+            _write(handle)
+
+
+def _describe(lease: dict[str, Any]) -> str:
+    if not lease:
+        return "another process"
+    return f"process {lease.get('process')} on {lease.get('host')}"
