@@ -42,7 +42,7 @@ class Interrupts:
         self._before.clear()
 
     def is_due(self, step: int) -> bool:
-        """Whether the run is to save and stop after this step; every process asks after each step, all get one answer."""
+        """Whether the run is to save and stop after this step; each process asks each step; all get one answer."""
         if jax.process_count() == 1:
             return self._asked is not None
         from jax.experimental import multihost_utils
