@@ -18,7 +18,7 @@ from typing import Any
 from r1jax.rewards import verifier
 from r1jax.rewards.completions import Completion, read_texts
 from r1jax.rewards.numerals import find_last_numeral, read_numeral, same_value, unwrap
-from r1jax.rewards.protocol import by_row
+from r1jax.rewards.protocol import by_row, declare_reward
 from r1jax.rewards.tags import ANSWER_CLOSE, ANSWER_OPEN
 
 _BRACES = re.compile(r"(?P<box>\\boxed\s{0,8}\{)|\\[{}]|(?P<open>\{)|(?P<close>\})")
@@ -29,7 +29,7 @@ _MAX_NESTED_BOXES = 4
 _LONE_LETTER = re.compile(r"\(([a-z])\)|([a-z])\)")
 
 
-@by_row
+@declare_reward(by_row=True, warm_up=verifier.warm_up)
 def accuracy_reward(completions: Sequence[Completion], solution: Sequence[Any], **columns: Any) -> list[float | None]:
     """Whether math-verify finds the reply's LaTeX answer equal to `solution` (gold first: order matters to it).
 
@@ -38,9 +38,6 @@ def accuracy_reward(completions: Sequence[Completion], solution: Sequence[Any], 
     """
     golds = [None if gold is None else str(gold) for gold in solution]
     return verifier.verify(list(zip(golds, read_texts(completions), strict=True)))
-
-
-accuracy_reward.warm_up = verifier.warm_up  # type: ignore[attr-defined]
 
 
 @by_row

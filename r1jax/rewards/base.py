@@ -22,8 +22,8 @@ mixes problems that a rule can check with requests that a judge reads:
     rewards.judge_reward = {"weight": 1.0, "domain": "general"}
 
 `compare_to` names another reward of the config that knows the truth (its weight may be 0): the metric `agreement` is
-then the share of pairs within a group that both order the same way. What else a reward may say of rows, and how it
-calls a model, is in `values.py`.
+then the share of pairs within a group that both order the same way. The optional protocol of rewards (rows apart, model
+calls, metrics, warm-up) is in `protocol.py`.
 
 A new reward of ours is one function, one line in `registry.py`, and one test; a user's needs no line.
 """
@@ -31,7 +31,6 @@ A new reward of ours is one function, one line in `registry.py`, and one test; a
 import dataclasses
 import difflib
 import functools
-import importlib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -42,8 +41,16 @@ import numpy as np
 
 from r1jax.core.errors import UserError
 from r1jax.rewards.completions import Completion
-from r1jax.rewards.protocol import Generate, OutOfLoss, Processes
-from r1jax.rewards.registry import REGISTRY, RewardFunction
+from r1jax.rewards.protocol import (
+    Generate,
+    OutOfLoss,
+    Processes,
+    RewardFunction,
+    as_reward,
+    name_of,
+    select_named,
+)
+from r1jax.rewards.registry import REWARDS, import_place
 
 # What `score` itself hands to every reward; a data column of the same name gives way.
 _OWN_COLUMNS = frozenset(("completions", "prompts", "completion_ids", "group_ids"))
@@ -53,7 +60,9 @@ _OWN_COLUMNS = frozenset(("completions", "prompts", "completion_ids", "group_ids
 class Reward:
     """A reward function with its weight; `name` is the function's `__name__` and names its metrics.
 
-    `gate` is None, True (a factor) or the value from which the gate is open. `domain` "" is all rows.
+    `gate` is None, True (a factor) or the value from which the gate is open. `domain` "" is all rows. `arguments` are
+    the config's, passed at every call. `make` builds the function of a reward that can ask a model, from its
+    `generate`; None for all others.
     """
 
     name: str
@@ -62,6 +71,16 @@ class Reward:
     gate: bool | float | None = None
     compare_to: str | None = None
     domain: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    make: Callable[[Generate | None], RewardFunction] | None = None
+
+    def __post_init__(self) -> None:
+        """Takes a plain function, or a partial, as well."""
+        function: Any = self.function
+        if isinstance(function, functools.partial) and not function.args:
+            object.__setattr__(self, "arguments", {**function.keywords, **self.arguments})
+            function = function.func
+        object.__setattr__(self, "function", as_reward(function))
 
 
 @dataclass(frozen=True)
@@ -83,13 +102,21 @@ class Scores:
 def load_rewards(spec: Mapping[str, Any], *, generate: Generate | None = None) -> tuple[Reward, ...]:
     """Resolves `{name: weight}` or `{name: {weight, gate, compare_to, domain, function, **arguments}}`, in order.
 
-    A name is in `REGISTRY` or is `module:function`; where a config cannot hold such a key (dots), `function` says it
-    and the name is free. Arguments go to the function by keyword; a function named `get_...` is called once with them
-    and returns the reward, as in open-r1. A reward's `warm_up`, if it has one, is called once, with those of
-    the arguments that it takes. `generate` goes to the
-    makers that take it. Raises UserError.
+    A name is in `REWARDS` or is `module:function`; where a config cannot hold such a key (dots), `function` says it
+    and the name is free. Arguments go to the function by keyword; a function named `get_...`, or a class, is called
+    once with them and returns the reward, as in open-r1. `generate` goes to the makers that take it. Each reward's
+    `warm_up` is called once. Raises UserError.
     """
-    rewards = [_load_reward(name, value, generate) for name, value in spec.items()]
+    return connect_rewards(read_rewards(spec), generate)
+
+
+def read_rewards(spec: Mapping[str, Any]) -> tuple[Reward, ...]:
+    """`load_rewards` for where the model is not there yet: all checks are made, and what asks no model is warmed up.
+
+    Makers that take `generate` are called with a stand-in, to check their arguments and learn their rewards' names;
+    the rewards raise RuntimeError when called, until `connect_rewards` has built them anew.
+    """
+    rewards = [_read_reward(name, value) for name, value in spec.items()]
     if not rewards:
         raise UserError("config.rewards: at least one reward must be named, got none")
     names = [reward.name for reward in rewards]
@@ -104,8 +131,22 @@ def load_rewards(spec: Mapping[str, Any], *, generate: Generate | None = None) -
                     f"got {reward.compare_to!r}"
                 )
             rewards[index] = dataclasses.replace(reward, compare_to=by_key[reward.compare_to])
-        _warm_up(reward.function)
+        if reward.make is None:
+            _warm_up(reward)
     return tuple(rewards)
+
+
+def connect_rewards(rewards: Sequence[Reward], generate: Generate | None) -> tuple[Reward, ...]:
+    """The rewards of `read_rewards`, those that can ask a model built with `generate`. Raises UserError where one needs
+    a model and `generate` is None.
+    """
+    connected = []
+    for reward in rewards:
+        if reward.make is not None:
+            reward = dataclasses.replace(reward, function=reward.make(generate), make=None)
+            _warm_up(reward)
+        connected.append(reward)
+    return tuple(connected)
 
 
 def score(
@@ -121,7 +162,7 @@ def score(
     """Scores B completions: `total` is the sum of weight times value over the rewards that apply, times the gates.
 
     `group_size` says that so many neighbours answer one prompt; rewards see it as the column `group_ids`. `processes`:
-    each of a run calls this with the same rows, and rewards that are marked `by_row` (values.py) share them. Raises
+    each of a run calls this with the same rows, and rewards that are marked `by_row` (protocol.py) share them. Raises
     UserError if a reward needs a column that is not there, or returns anything but B finite numbers or None.
     """
     count = len(completions)
@@ -138,14 +179,13 @@ def score(
     calls: list[dict[str, Any]] = []
     metrics: dict[str, float] = {}
     for reward in rewards:
-        function = _unbound(reward.function)
-        for call in getattr(function, "take_calls", list)():
+        for call in reward.function.take_calls():
             place = {"row": places[reward.name][call["row"]]} if "row" in call else {}
             calls.append({"reward": reward.name, **call, **place})
-        told: dict[str, float] = getattr(function, "take_metrics", dict)()
+        own = dict(reward.function.take_metrics())
         if reward.compare_to:
-            told["agreement"] = _agreement(by_name[reward.name], by_name[reward.compare_to], columns.get("group_ids"))
-        metrics |= {f"rewards/{reward.name}/{key}": value for key, value in told.items()}
+            own["agreement"] = _agreement(by_name[reward.name], by_name[reward.compare_to], columns.get("group_ids"))
+        metrics |= {f"rewards/{reward.name}/{key}": value for key, value in own.items()}
     return Scores(_total(rewards, by_name, count), by_name, np.array(dropped, dtype=bool), calls, metrics)
 
 
@@ -174,7 +214,7 @@ def _agreement(values: np.ndarray, truth: np.ndarray, group_ids: Sequence[int] |
     return float(alike / pairs) if pairs else math.nan
 
 
-def _load_reward(name: str, value: Any, generate: Generate | None) -> Reward:
+def _read_reward(name: str, value: Any) -> Reward:
     where = f"config.rewards.{name}"
     arguments = dict(value.items()) if hasattr(value, "items") else {"weight": value}
     gate, compare_to = arguments.pop("gate", None), arguments.pop("compare_to", None)
@@ -184,22 +224,28 @@ def _load_reward(name: str, value: Any, generate: Generate | None) -> Reward:
         raise UserError(f"{where}: a weight must be a finite number, got {weight!r}")
     if gate is not None and not (isinstance(gate, (bool, int, float)) and math.isfinite(gate)):
         raise UserError(f"{where}: a gate must be True or the value from which it is open, got {gate!r}")
-    function = _find_function(str(arguments.pop("function", name)), where)
-    function = _bind(function, arguments, where, generate)
-    return Reward(_name_of(function), function, float(weight), gate, compare_to, str(domain))
+    found: Any = _find_function(str(arguments.pop("function", name)), where)
+    is_maker = isinstance(found, type) or name_of(found).startswith("get_")
+    _check_arguments(found, arguments, where, is_maker)
+    make = None
+    if is_maker:
+        if "generate" in inspect.signature(found).parameters and "generate" not in arguments:
+            make = functools.partial(_make, found, arguments, where)
+        found, arguments = found(**arguments, **({"generate": _no_model} if make else {})), {}
+    return Reward(name_of(found), found, float(weight), gate, compare_to, str(domain), arguments, make)
 
 
-def _find_function(name: str, where: str) -> RewardFunction:
-    if name in REGISTRY:
-        return REGISTRY[name]
-    if ":" not in name:
-        close = difflib.get_close_matches(name, REGISTRY, n=3) or sorted(REGISTRY)
+def _find_function(name: str, where: str) -> Callable[..., Any]:
+    """The reward or maker of a name."""
+    if name in REWARDS:
+        name = REWARDS[name]
+    elif ":" not in name:
+        close = difflib.get_close_matches(name, REWARDS, n=3) or sorted(REWARDS)
         raise UserError(
             f"{where}: no reward is called {name!r}; did you mean {', '.join(close)}? (Or module:function.)"
         )
-    module_name, _, function_name = name.partition(":")
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
+        function = import_place(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"{where}: cannot import {name!r} ({error})") from error
     if not callable(function):
@@ -207,39 +253,41 @@ def _find_function(name: str, where: str) -> RewardFunction:
     return function
 
 
-def _bind(function: RewardFunction, arguments: dict[str, Any], where: str, generate: Generate | None) -> RewardFunction:
-    """The function with a config's arguments in place; a `get_...` function makes the reward from them."""
-    is_maker = _name_of(function).startswith("get_")
-    if not is_maker and not arguments:
-        return function
+def _check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any], where: str, is_maker: bool) -> None:
     known = inspect.signature(function).parameters.values()
     named = [p.name for p in known if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    takes_all = is_maker and any(p.kind is p.VAR_KEYWORD for p in known)
     # Columns reach a reward through **columns unseen; a misspelt argument must not.
-    if unknown := [key for key in arguments if key not in named or key in _OWN_COLUMNS]:
-        raise UserError(f"{where}: unknown argument {unknown[0]!r}; {_name_of(function)} takes {', '.join(named)}")
+    if unknown := [key for key in arguments if (key not in named and not takes_all) or key in _OWN_COLUMNS]:
+        choices = [name for name in named if name not in _OWN_COLUMNS and name != "generate"] or ["none"]
+        raise UserError(f"{where}: unknown argument {unknown[0]!r}; {name_of(function)} takes {', '.join(choices)}")
     if is_maker:
-        if "generate" in named and generate is not None:
-            arguments = {"generate": generate, **arguments}
-        needed = {p.name for p in known if p.default is p.empty and p.name in named}
+        needed = {p.name for p in known if p.default is p.empty and p.name in named} - {"generate"}
         if missing := needed - {*arguments}:
-            raise UserError(
-                f"{where}: {_name_of(function)} needs {', '.join(sorted(missing))}, which nothing gives here"
-            )
-        return function(**arguments)
-    return functools.partial(function, **arguments)
+            raise _missing(function, missing, where)
 
 
-def _warm_up(function: RewardFunction) -> None:
-    inner, bound = (function.func, function.keywords) if isinstance(function, functools.partial) else (function, {})
-    warm_up = getattr(inner, "warm_up", None)
-    if warm_up is not None:
-        known = inspect.signature(warm_up).parameters
-        warm_up(**{name: value for name, value in bound.items() if name in known})
+def _make(
+    maker: Callable[..., Any], arguments: Mapping[str, Any], where: str, generate: Generate | None
+) -> RewardFunction:
+    """Calls a maker that takes `generate`."""
+    if generate is not None:
+        return as_reward(maker(**arguments, generate=generate))
+    if inspect.signature(maker).parameters["generate"].default is inspect.Parameter.empty:
+        raise _missing(maker, {"generate"}, where)
+    return as_reward(maker(**arguments))
 
 
-def _name_of(function: Callable[..., Any]) -> str:
-    inner = function.func if isinstance(function, functools.partial) else function
-    return getattr(inner, "__name__", type(inner).__name__)
+def _missing(maker: Callable[..., Any], names: set[str], where: str) -> UserError:
+    return UserError(f"{where}: {name_of(maker)} needs {', '.join(sorted(names))}, which nothing gives here")
+
+
+def _no_model(prompts: Sequence[Completion]) -> Sequence[str | None]:
+    raise RuntimeError("a reward was called before connect_rewards gave it a model")
+
+
+def _warm_up(reward: Reward) -> None:
+    reward.function.warm_up(**select_named(reward.function.warm_up, reward.arguments))
 
 
 def _find_rows(reward: Reward, columns: Mapping[str, Any], count: int) -> Sequence[int]:
@@ -259,23 +307,24 @@ def _call(
 ) -> Sequence[float | None]:
     """The values of all rows; None where the reward does not look or does not apply."""
     selected = _select_columns(reward, columns)
-    by_row = getattr(_unbound(reward.function), "by_row", False)
-    mine = rows[processes.my_share(len(rows))] if processes and by_row else rows
+    shared = processes if reward.function.by_row else None
+    mine = rows[shared.my_share(len(rows))] if shared else rows
     if len(mine) < count:
         selected = {name: [column[row] for row in mine] for name, column in selected.items()}
-    values = reward.function(**selected) if mine else []
+    values = reward.function(**selected, **reward.arguments) if mine else []
     if len(values) != len(mine):
         raise UserError(f"reward {reward.name} must return one value a completion: {len(mine)}, got {len(values)}")
-    if processes and by_row:
-        numbers = np.array([math.nan if value is None else float(value) for value in values])
-        joined = processes.join_shares(numbers, len(rows)).tolist()
-        values = [None if math.isnan(value) else value for value in joined]
+    if shared:
+        values = _join_values(shared, values, len(rows))
     by_place = dict(zip(rows, values, strict=True))
     return [by_place.get(row) for row in range(count)]
 
 
-def _unbound(function: RewardFunction) -> RewardFunction:
-    return function.func if isinstance(function, functools.partial) else function
+def _join_values(processes: Processes, mine: Sequence[float | None], count: int) -> list[float | None]:
+    """The values of all processes' rows, marks of OutOfLoss included."""
+    pairs = [(math.nan if value is None else float(value), isinstance(value, OutOfLoss)) for value in mine]
+    joined = processes.join_shares(np.array(pairs, np.float64).reshape(-1, 2), count).tolist()
+    return [None if math.isnan(value) else OutOfLoss(value) if out else value for value, out in joined]
 
 
 def _select_columns(reward: Reward, columns: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -286,12 +335,10 @@ def _select_columns(reward: Reward, columns: Mapping[str, Any]) -> Mapping[str, 
             parameter.POSITIONAL_OR_KEYWORD,
             parameter.KEYWORD_ONLY,
         )
-        if required and parameter.name not in columns:
+        if required and parameter.name not in columns and parameter.name not in reward.arguments:
             raise UserError(
                 f"reward {reward.name} needs a data column {parameter.name!r}, got {', '.join(sorted(columns))}; "
                 "map one to that name in config.data"
             )
-    bound = reward.function.keywords if isinstance(reward.function, functools.partial) else {}
-    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-    wanted = columns if takes_all else {p.name for p in parameters}
-    return {name: column for name, column in columns.items() if name in wanted and name not in bound}
+    wanted = select_named(reward.function, columns)
+    return {name: column for name, column in wanted.items() if name not in reward.arguments}

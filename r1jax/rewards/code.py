@@ -24,7 +24,7 @@ from typing import Any
 
 from r1jax.core.errors import UserError
 from r1jax.rewards.completions import Completion, read_text
-from r1jax.rewards.protocol import by_row
+from r1jax.rewards.protocol import declare_reward
 from r1jax.sandbox.execution import Limits, Program, Provider, Test, make_provider, run_in_parallel, warm_up
 
 SECONDS_PER_TEST = 5.0
@@ -35,7 +35,7 @@ _verdicts: OrderedDict[bytes, bool] = OrderedDict()
 _verdicts_lock = threading.Lock()
 
 
-@by_row
+@declare_reward(by_row=True, warm_up=warm_up)
 def code_reward(
     completions: Sequence[Completion],
     verification_info: Sequence[Any],
@@ -68,7 +68,7 @@ def code_reward(
     return [values[row] for row in rows]
 
 
-@by_row
+@declare_reward(by_row=True, warm_up=warm_up)
 def binary_code_reward(
     completions: Sequence[Completion],
     verification_info: Sequence[Any],
@@ -159,7 +159,3 @@ def _passes(provider: Provider, limits: Limits, source: str, case: Mapping[str, 
             while len(_verdicts) > _MAX_VERDICTS:
                 _verdicts.popitem(last=False)
     return passes
-
-
-code_reward.warm_up = warm_up  # type: ignore[attr-defined]
-binary_code_reward.warm_up = warm_up  # type: ignore[attr-defined]

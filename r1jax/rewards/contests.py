@@ -20,7 +20,7 @@ from typing import Any, Literal
 from r1jax.core.errors import UserError
 from r1jax.rewards.code import extract_code, same_output
 from r1jax.rewards.completions import Completion
-from r1jax.rewards.protocol import by_row
+from r1jax.rewards.protocol import declare_reward
 from r1jax.sandbox.box import FILES
 from r1jax.sandbox.execution import Limits, Program, Provider, Test, make_provider, run_in_parallel, warm_up
 
@@ -28,7 +28,7 @@ NO_SUBMISSION, NO_COMPILE = -1.0, -0.1
 _MODES = ("pass_fail", "partial", "weighted_sum")
 
 
-@by_row
+@declare_reward(by_row=True, warm_up=warm_up)
 def ioi_code_reward(
     completions: Sequence[Completion],
     test_batch_size: int = 1,
@@ -53,7 +53,7 @@ def ioi_code_reward(
     ]
 
 
-@by_row
+@declare_reward(by_row=True, warm_up=warm_up)
 def cf_code_reward(
     completions: Sequence[Completion],
     test_batch_size: int = 1,
@@ -256,7 +256,3 @@ def _ask_checker(provider: Provider, checker: Program, stdin: str, expected: str
         return None
     first = re.match(rb"\s*([01](?:\.[0-9]{1,9})?|0?\.[0-9]{1,9})\b", outcome.stdout)
     return float(first[1]) if first and outcome.status == "ok" else 0.0
-
-
-ioi_code_reward.warm_up = warm_up  # type: ignore[attr-defined]
-cf_code_reward.warm_up = warm_up  # type: ignore[attr-defined]

@@ -12,15 +12,16 @@ unreadable: None ("does not apply") unless `unreadable` says a value.
 Left out: guarding the judge against answers that talk to it, beyond telling it so; a policy will find what pleases it.
 """
 
+import dataclasses
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from r1jax.core.errors import UserError
 from r1jax.rewards.completions import Completion, read_text, read_texts
 from r1jax.rewards.endpoint import Endpoint
-from r1jax.rewards.protocol import CallRecord, Generate
+from r1jax.rewards.protocol import AskingReward, Generate
 from r1jax.text import prompts as templates
 
 _NUMBER = r"(-?[0-9]{1,4}(?:\.[0-9]{1,6})?)"
@@ -31,6 +32,7 @@ _SCORE = re.compile(
 )
 _BARE = re.compile(rf"{_WRAP}{_NUMBER}[*_`\"'\])]{{0,8}}{_OUT_OF}\.?")
 _MAX_LENGTH = 20_000
+_SERVER_FIELDS = [field.name for field in dataclasses.fields(Endpoint) if field.name not in ("url", "model")]
 _NAMES = {"judge": templates.JUDGE, "judge_with_solution": templates.JUDGE_WITH_SOLUTION}
 
 
@@ -43,18 +45,20 @@ def get_judge_reward(
     max_characters: int = 8000,
     endpoint: str = "",
     model: str = "",
-    timeout_seconds: float = 60.0,
-    retries: int = 2,
-    parallel: int = 8,
-    max_tokens: int = 1024,
-    temperature: float = 0.0,
-) -> Callable[..., list[float | None]]:
+    **server: Any,
+) -> AskingReward[..., list[float | None]]:
     """A reward in 0..1: the judge's score over `highest`, the mean of the readable ones if `judgements` are several.
 
     `template` holds `{question}` and `{response}`, perhaps `{solution}`, or is the name "judge" or
-    "judge_with_solution"; of a long response the last `max_characters` are shown. An `endpoint` goes before `generate`;
-    the arguments behind it are its own. Raises UserError.
+    "judge_with_solution"; of a long response the last `max_characters` are shown. An `endpoint` (an address) with its
+    `model` is asked instead of `generate`; `server` are further fields of `Endpoint`, such as `timeout_seconds`, and
+    have its defaults. Raises UserError.
     """
+    if unknown := [name for name in server if name not in _SERVER_FIELDS]:
+        raise UserError(
+            f"judge_reward: unknown argument {unknown[0]!r}; it takes template, highest, unreadable, judgements, "
+            f"max_characters, endpoint, model, {', '.join(_SERVER_FIELDS)}"
+        )
     template = _NAMES.get(template, template)
     if "{question}" not in template or "{response}" not in template:
         raise UserError(
@@ -63,21 +67,12 @@ def get_judge_reward(
     if judgements < 1 or not highest > 0:
         raise UserError("judge_reward: judgements and highest must be positive")
     if endpoint:
-        generate = Endpoint(
-            endpoint,
-            model,
-            timeout_seconds=timeout_seconds,
-            retries=retries,
-            parallel=parallel,
-            max_tokens=max_tokens,
-            temperature=temperature,
-        )
+        generate = Endpoint(endpoint, model, **server)
     if generate is None:
         raise UserError(
             "judge_reward needs a judge: name an endpoint and its model, or run where a model is handed over"
         )
     ask: Generate = generate
-    record = CallRecord()
 
     def judge_reward(
         completions: Sequence[Completion], prompts: Sequence[Completion], **columns: Any
@@ -98,11 +93,11 @@ def get_judge_reward(
             call |= {"completion": reply or "", "score": score}
             if score is not None:
                 found.setdefault(call["row"], []).append(score / highest)
-        record.add(calls, sum(call["score"] is not None for call in calls))
+        reward.record(calls, sum(call["score"] is not None for call in calls))
         return [sum(found[row]) / len(found[row]) if row in found else unreadable for row in range(len(completions))]
 
-    record.attach(judge_reward)
-    return judge_reward
+    reward: AskingReward[..., list[float | None]] = AskingReward(judge_reward)
+    return reward
 
 
 def read_score(text: str, highest: float = 10.0) -> float | None:

@@ -13,9 +13,10 @@ from typing import Any
 
 from r1jax.rewards import verifier
 from r1jax.rewards.completions import Completion, read_texts
-from r1jax.rewards.protocol import by_row
+from r1jax.rewards.protocol import by_row, declare_reward
 
 
+@declare_reward(warm_up=verifier.warm_up)
 def len_reward(
     completions: Sequence[Completion],
     solution: Sequence[Any],
@@ -58,7 +59,7 @@ def get_cosine_scaled_reward(
     beyond `max_len` characters the value stays at its end, where open-r1's wave turns back.
     """
 
-    @by_row
+    @declare_reward(by_row=True, warm_up=verifier.warm_up)
     def cosine_scaled_reward(completions: Sequence[Completion], solution: Sequence[Any], **columns: Any) -> list[float]:
         """See `get_cosine_scaled_reward`. 1.0 where the gold cannot be read."""
         texts = read_texts(completions)
@@ -69,7 +70,6 @@ def get_cosine_scaled_reward(
             rewards.append(1.0 if right is None else last + 0.5 * (first - last) * (1.0 + wave))
         return rewards
 
-    cosine_scaled_reward.warm_up = verifier.warm_up  # type: ignore[attr-defined]
     return cosine_scaled_reward
 
 
@@ -98,6 +98,3 @@ def _are_correct(texts: Sequence[str], solution: Sequence[Any]) -> list[bool | N
     golds = [None if gold is None else str(gold) for gold in solution]
     verdicts = verifier.verify(list(zip(golds, texts, strict=True)), latex_gold=True)
     return [None if verdict is None else verdict == 1.0 for verdict in verdicts]
-
-
-len_reward.warm_up = verifier.warm_up  # type: ignore[attr-defined]

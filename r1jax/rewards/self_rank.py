@@ -20,13 +20,13 @@ watch the agreement with a reward that can be verified.
 import random
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from r1jax.core.errors import UserError
 from r1jax.rewards.answers import find_answer
 from r1jax.rewards.completions import Completion, read_text, read_texts
-from r1jax.rewards.protocol import CallRecord, Generate, OutOfLoss
+from r1jax.rewards.protocol import AskingReward, Generate, OutOfLoss
 from r1jax.rewards.ranking import Places, read_ranking
 from r1jax.text import prompts as templates
 
@@ -48,7 +48,7 @@ def get_self_rank_reward(
     max_characters: int = 2000,
     as_text: bool = False,
     seed: int = 0,
-) -> Callable[..., list[float | None]]:
+) -> AskingReward[..., list[float | None]]:
     """A reward in 0..1 from the ranking that `generate` writes of each group's own answers.
 
     `template` holds `{question}` and `{responses}`, or is the name "rank", "rank_brief" or "rank_shots" (worked pairs
@@ -69,7 +69,6 @@ def get_self_rank_reward(
     ):
         if value < least:
             raise UserError(f"self_rank_reward: {name} must be at least {least}, got {value}")
-    record = CallRecord()
 
     def self_rank_reward(
         completions: Sequence[Completion],
@@ -95,7 +94,7 @@ def get_self_rank_reward(
         replies = generate([call["prompt"] for call in asked]) if asked else []
         for call, reply in zip(asked, replies, strict=True):
             call |= {"completion": reply or "", "places": read_ranking(reply or "", call["responses"])}
-        record.add(asked, sum(call["places"] is not None for call in asked))
+        reward.record(asked, sum(call["places"] is not None for call in asked))
         rewards: list[float | None] = [None] * len(texts)
         for number, rows in enumerate(groups.values()):
             values = _average([texts[row] for row in rows], [call for call in asked if call["group"] == number])
@@ -105,8 +104,8 @@ def get_self_rank_reward(
                 rewards[row] = OutOfLoss(rewards[row] or 0.0)
         return rewards
 
-    record.attach(self_rank_reward)
-    return self_rank_reward
+    reward: AskingReward[..., list[float | None]] = AskingReward(self_rank_reward)
+    return reward
 
 
 def is_non_answer(text: str) -> bool:

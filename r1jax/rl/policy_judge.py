@@ -30,21 +30,16 @@ class JudgeConfig:
 
 
 class Judge:
-    """`judge(prompts) -> texts`, while `weights` are lent to it."""
+    """`judge(prompts) -> texts` by the model of `graph`, while `weights` are lent to it."""
 
-    def __init__(self, config: JudgeConfig, *, seed: int, slots: int):
-        self.config, self.seed, self.slots = config, seed, slots
-        self._sampler: Sampler | None = None
+    def __init__(self, config: JudgeConfig, graph: nnx.GraphDef, tokenizer: Tokenizer, *, seed: int, slots: int):
+        self.config, self.seed, self.tokenizer = config, seed, tokenizer
+        self._sampler = Sampler(graph, {}, tokenizer, tokenizer.eos_ids, slots=slots)
         self._step = self._asked = 0
-
-    def attach(self, graph: nnx.GraphDef, tokenizer: Tokenizer) -> None:
-        """The model that judges, once it is there."""
-        self._sampler = Sampler(graph, {}, tokenizer, tokenizer.eos_ids, slots=self.slots)
 
     @contextlib.contextmanager
     def weights(self, params: Params, step: int) -> Iterator[None]:
         """Lends the weights of a step."""
-        assert self._sampler is not None
         self._sampler.params, self._step, self._asked = params, step, 0
         try:
             yield
@@ -54,11 +49,10 @@ class Judge:
     def __call__(self, prompts: Sequence[str | Sequence[Mapping[str, Any]]]) -> list[str]:
         """One reply a prompt, in order."""
         sampler, config = self._sampler, self.config
-        assert sampler is not None and sampler.tokenizer is not None
         sampling = Sampling(config.temperature, 0, 1.0, 0.0, config.max_new_tokens, sampler.stop_ids)
         requests = [
             Request(
-                encode_prompt(sampler.tokenizer, prompt),
+                encode_prompt(self.tokenizer, prompt),
                 sampling,
                 zlib.crc32(f"judge {self.seed} {self._step} {number}".encode()),
             )

@@ -31,7 +31,7 @@ from r1jax.eval.held_out import evaluate, make_problems
 from r1jax.learner.state import TrainState
 from r1jax.learner.trainable import Trainable
 from r1jax.losses.advantage import group_advantages
-from r1jax.rewards.base import load_rewards
+from r1jax.rewards.base import connect_rewards, read_rewards
 from r1jax.rl.curriculum import Curriculum
 from r1jax.rl.grpo_config import GRPOConfig, read_config
 from r1jax.rl.policy_judge import Judge
@@ -64,8 +64,7 @@ class Run:
 
     def __init__(self, settings: GRPOConfig, config: ConfigDict, workdir: pathlib.Path):
         self.settings, self.config, self.workdir = settings, config, workdir
-        self.judge = Judge(settings.judge, seed=settings.seed, slots=settings.rollout.slots)
-        rewards = load_rewards(settings.rewards, generate=self.judge)
+        rewards = read_rewards(settings.rewards)  # their mistakes are found before the model is loaded
         if settings.curriculum.reward and settings.curriculum.reward not in (
             names := [reward.name for reward in rewards]
         ):
@@ -81,7 +80,8 @@ class Run:
         trainable = Trainable(model, settings.lora, seed=settings.seed)
         self.graph, routed = trainable.graph, model.routing[0] > 0
         check("train.replay_experts", True, routed or not settings.train.replay_experts, "needs a model with experts")
-        self.judge.attach(self.graph, self.tokenizer)
+        self.judge = Judge(settings.judge, self.graph, self.tokenizer, seed=settings.seed, slots=settings.rollout.slots)
+        rewards = connect_rewards(rewards, self.judge)
         self.encode = PromptEncoder(self.tokenizer)
         self.loader = PromptLoader(task.train, settings.rollout.prompts_per_step, seed=settings.seed)
         self._build_engine([*task.train, *task.held_out])

@@ -1,6 +1,8 @@
 """Rewards by name and their sum: names, weights, arguments, columns, None, and each mistake's one clear line."""
 
+import copy
 import functools
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -10,16 +12,20 @@ import numpy as np
 import pytest
 
 from r1jax.core.errors import UserError
-from r1jax.rewards.base import REGISTRY, load_rewards, score
+from r1jax.rewards.base import connect_rewards, load_rewards, read_rewards, score
 from r1jax.rewards.judge import get_judge_reward
+from r1jax.rewards.registry import REWARDS, import_place
 from r1jax.rewards.self_rank import get_self_rank_reward
+from r1jax.rewards.tags import format_reward
 from tests.core.test_distributed import start_two
 
 # Where open-r1's short name is no part of the function's.
 OPEN_R1_NAMES = {"len_reward": "length", "get_cosine_scaled_reward": "cosine"}
 ROOT = Path(__file__).resolve().parents[2]
 MINE = """
-from r1jax.rewards.protocol import OutOfLoss
+import functools
+from r1jax.core.errors import UserError
+from r1jax.rewards.protocol import OutOfLoss, RewardFunction, by_row
 
 def length_reward(completions, **columns):
     return [float(len(text)) for text in completions]
@@ -56,6 +62,42 @@ def get_asking_reward(generate, question="?"):
     asking_reward.take_calls = take_calls
     asking_reward.take_metrics = lambda: {"asked": 1.0}
     return asking_reward
+
+class AskingReward(RewardFunction):  # all of the protocol
+    def __init__(self, generate, question="?"):
+        self.generate, self.question, self.warm = generate, question, 0
+
+    def __call__(self, completions, **columns):
+        self.reply, = self.generate([self.question])
+        return [1.0] * len(completions)
+
+    def warm_up(self):
+        self.warm += 1
+
+    def take_calls(self):
+        return [{"prompt": self.question, "completion": self.reply}]
+
+    def take_metrics(self):
+        return {"warm": float(self.warm)}
+
+class Careful:  # a part of it, without our base class
+    by_row = True
+    warm = {}
+
+    def __call__(self, completions, level, bonus=0.0):
+        return [bonus + (1.0 if hard == "hard" else 0.0) for hard in level]
+
+    def warm_up(self, bonus):
+        self.warm["bonus"] = bonus
+
+careful = Careful()
+partly = functools.partial(scaled_reward, factor=3.0)
+placed = functools.partial(by_row(lambda shift, completions: [shift + len(text) for text in completions]), 10.0)
+
+def get_picky_asking_reward(generate, most):
+    if most < 1:
+        raise UserError("most must be positive")
+    return AskingReward(generate)
 
 def short_reward(completions, **columns):
     return [1.0]
@@ -110,7 +152,8 @@ def test_accuracy_reward_by_open_r1s_short_name():
 
 
 def test_registered_names_are_the_functions_names():
-    for name, function in REGISTRY.items():
+    for name, place in REWARDS.items():
+        function = import_place(place)
         plain = function.__name__.removeprefix("get_")
         short = plain.removesuffix("_reward")
         assert name in (plain, short, OPEN_R1_NAMES.get(function.__name__))
@@ -216,6 +259,57 @@ def test_makers_get_generate_and_their_calls_and_metrics_are_handed_on():
     assert score_texts({"number_reward": 1.0}, ["a"], solution=["7"]).calls == []
 
 
+def test_a_class_is_a_reward_with_the_whole_protocol():
+    spec = {"my_package.mine:AskingReward": {"weight": 2.0, "question": "how?"}}
+    scores = score_texts(spec, ["a"], generate=lambda prompts: [prompt.upper() for prompt in prompts])
+    assert scores.total.tolist() == [2.0]
+    assert scores.calls == [{"reward": "AskingReward", "prompt": "how?", "completion": "HOW?"}]
+    assert scores.metrics == {"rewards/AskingReward/warm": 1.0}
+
+
+def test_an_object_of_any_class_may_offer_a_part_of_the_protocol():
+    (reward,) = load_rewards({"my_package.mine:careful": {"bonus": 0.5}})
+    assert (reward.name, reward.function.by_row, reward.arguments) == ("Careful", True, {"bonus": 0.5})
+    assert sys.modules["my_package.mine"].Careful.warm == {"bonus": 0.5}
+    assert score_texts({"my_package.mine:careful": {"bonus": 0.5}}, ["a"], level=["hard"]).total.tolist() == [1.5]
+
+
+def test_partials_are_rewards_and_no_column_displaces_what_they_hold():
+    scores = score_texts({"my_package.mine:partly": 1.0, "my_package.mine:placed": 1.0}, ["aa"], factor=[7.0])
+    assert {name: values.tolist() for name, values in scores.by_name.items()} == {
+        "scaled_reward": [6.0],
+        "<lambda>": [12.0],
+    }
+    (changed,) = load_rewards({"my_package.mine:partly": {"factor": 5.0}})
+    assert changed.arguments == {"factor": 5.0}
+    assert load_rewards({"my_package.mine:placed": 1.0})[0].function.by_row
+
+
+def test_rewards_are_checked_before_their_model_is_there():
+    spec = {"my_package.mine:get_picky_asking_reward": {"most": 1}, "my_package.mine:length_reward": 1.0}
+    rewards = read_rewards(spec)
+    assert [reward.name for reward in rewards] == ["AskingReward", "length_reward"]
+    given = dict(prompts=["q"], completions=["a"], completion_ids=[[1]], columns={})
+    with pytest.raises(RuntimeError, match="before connect_rewards"):
+        score(rewards, **given)
+    connected = connect_rewards(rewards, lambda prompts: ["yes"] * len(prompts))
+    assert connected[1] is rewards[1]  # nothing that asks no model is built again
+    scores = score(connected, **given)
+    assert scores.total.tolist() == [2.0] and scores.metrics == {"rewards/AskingReward/warm": 1.0}
+    with pytest.raises(UserError, match="get_picky_asking_reward needs generate, which nothing gives here"):
+        connect_rewards(rewards, None)
+    for arguments, message in (({"most": 0}, "must be positive"), ({}, "needs most"), ({"mots": 1}, "'mots'; .*most")):
+        with pytest.raises(UserError, match=message):
+            read_rewards({"my_package.mine:get_picky_asking_reward": arguments})
+
+
+def test_a_marked_function_is_called_copied_and_pickled_like_any_other():
+    assert copy.deepcopy(format_reward) is format_reward
+    assert pickle.loads(pickle.dumps(format_reward)) is format_reward
+    assert format_reward(completions=["x"]) == format_reward(["x"]) == [0.0]
+    assert format_reward.__doc__.startswith("1.0 if the text opens") and repr(format_reward) == "<reward format_reward>"
+
+
 def test_agreement_with_the_truth_counts_ordered_pairs_within_groups():
     spec = {
         "my_package.mine:length_reward": {"weight": 1.0, "compare_to": "truth"},
@@ -233,7 +327,7 @@ def test_agreement_with_the_truth_counts_ordered_pairs_within_groups():
 
 def test_warm_up_is_called_once(monkeypatch):
     calls = []
-    monkeypatch.setattr(REGISTRY["accuracy_reward"], "warm_up", functools.partial(calls.append, 1))
+    monkeypatch.setattr(import_place(REWARDS["accuracy_reward"]), "warm_up", functools.partial(calls.append, 1))
     load_rewards({"accuracy_reward": 1.0, "format_reward": 1.0})
     assert calls == [1]
 
@@ -294,14 +388,15 @@ SHARED = """
 import numpy as np
 from r1jax.core import distributed
 from r1jax.rewards.base import Reward, score
-from r1jax.rewards.protocol import by_row
+from r1jax.rewards.protocol import OutOfLoss, by_row
 distributed.start()
 seen = {"alone": [], "whole": []}
 
 @by_row
 def alone_reward(completions, **columns):
     seen["alone"] += completions
-    return [None if text == "c3" else len(text) / 7 + int(text[1]) for text in completions]
+    values = [None if text == "c3" else len(text) / 7 + int(text[1]) for text in completions]
+    return [OutOfLoss(value) if text == "c4" else value for value, text in zip(values, completions)]
 
 def whole_reward(completions, **columns):
     seen["whole"] += completions
@@ -315,6 +410,7 @@ scores = score(rewards, **given, processes=distributed)
 expected = [2 / 7, 2 / 7 + 1, 2 / 7 + 2, np.nan, 2 / 7 + 4, np.nan, 2 / 7 + 6]
 np.testing.assert_array_equal(scores.by_name["alone_reward"], expected)
 np.testing.assert_array_equal(scores.by_name["whole_reward"], np.full(7, 7.0))
+assert scores.out_of_loss.tolist() == [text == "c4" for text in texts]
 assert seen["whole"] == texts
 distributed.finish()
 print("mine:", *seen["alone"], ";")
@@ -329,9 +425,9 @@ def test_processes_share_the_rows_of_rewards_that_judge_each_by_itself():
     assert seen == [["c0", "c1", "c2"], ["c3", "c4", "c6"]]
 
 
-@pytest.mark.parametrize("name", sorted(REGISTRY))
+@pytest.mark.parametrize("name", sorted(REWARDS))
 def test_all_judge_rows_by_themselves_but_those_that_see_others_or_ask_a_model(name):
-    function = REGISTRY[name]
+    function = import_place(REWARDS[name])
     if not function.__name__.startswith("get_"):
         made = function
     elif function in (get_judge_reward, get_self_rank_reward):

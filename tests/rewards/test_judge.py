@@ -94,6 +94,7 @@ def test_own_templates_scales_chat_and_the_solution():
         ({"endpoint": "localhost:8000", "model": "m"}, "must be an address such as http://.*got 'localhost:8000'"),
         ({"endpoint": "http://localhost:8000/v1"}, "needs model"),
         ({"generate": list, "judgements": 0}, "must be positive"),
+        ({"generate": list, "timeout_second": 1.0}, "unknown argument 'timeout_second'; it takes .*timeout_seconds"),
     ],
 )
 def test_mistakes(arguments, message):

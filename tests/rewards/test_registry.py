@@ -9,7 +9,8 @@ import pytest
 
 import r1jax.rewards
 from r1jax.core.errors import UserError
-from r1jax.rewards import get_reward_funcs
+from r1jax.rewards import get_reward_funcs, load_rewards, score
+from r1jax.rewards.registry import REWARDS, import_place
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = {
@@ -83,6 +84,24 @@ def test_everything_is_imported_from_one_place():
         r1jax.rewards.nothing  # noqa: B018
 
 
-def test_the_package_loads_nothing_until_asked():
-    code = "import r1jax.rewards, sys; assert not [m for m in sys.modules if m.startswith('r1jax.rewards.')]"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+def test_the_package_loads_its_table_alone_until_asked():
+    code = "import r1jax.rewards, sys; print(*[m for m in sys.modules if m.startswith('r1jax.rewards.')])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["r1jax.rewards.registry"]
+
+
+def test_a_reward_is_one_line_of_the_table(tmp_path, monkeypatch):
+    code = "def toy_reward(completions, **columns):\n    return [float(len(text)) for text in completions]\n"
+    (tmp_path / "toy_rewards.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(REWARDS, "toy", "toy_rewards:toy_reward")
+    (reward,) = load_rewards({"toy": 0.5})
+    scores = score([reward], prompts=["", ""], completions=["a", "bbb"], completion_ids=[[1], [1]], columns={})
+    assert scores.total.tolist() == [0.5, 1.5] and list(scores.by_name) == ["toy_reward"]
+    with pytest.raises(UserError, match="no reward is called 'toi'; did you mean toy"):
+        load_rewards({"toi": 0.5})
+
+
+def test_the_table_names_functions_that_are_there():
+    for place in REWARDS.values():
+        assert import_place(place).__name__ == place.partition(":")[2]
