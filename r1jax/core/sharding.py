@@ -4,17 +4,25 @@ Every parameter and activation names logical axes ("embed", "heads", "batch", ..
 axes; a config may replace single entries (`config.mesh.rules`). Placement of a whole state follows from shapes alone:
 abstract state -> shardings -> arrays created in place, so no host ever holds a model it cannot hold.
 
-Inside `use_mesh(mesh)` the functions here see mesh and rules; outside of it `constrain` does nothing, so the same model
-code runs on one device with no mesh at all.
+A `Layout` is a mesh with its rules. Inside `use_mesh(mesh, rules)` or `use_layout(layout)` the functions here see it;
+without one `constrain` does nothing, so the same model code runs on one device with no mesh at all.
+
+The layout in use belongs to a thread, as jax's own mesh does, and a new thread has none. So what computes (an engine,
+a learner, ...) keeps the `current_layout()` of where it was built, and its methods enter it (`in_layout`): called from
+any thread they run the same programs. Where a thread has entered no layout while another works on several devices,
+asking for one is an error: the identity in place of a constraint would be another program.
 """
 
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import dataclasses
+import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import jax
 import numpy as np
@@ -25,6 +33,8 @@ from r1jax.core.errors import UserError
 
 MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")  # neighbours last: they talk most
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Axes = tuple[str | None, ...]
 Rules = Mapping[str, str | tuple[str, ...] | None]
 
@@ -73,8 +83,54 @@ class MeshConfig:
         return {axis: getattr(self, axis) for axis in MESH_AXES}
 
 
-_rules: contextvars.ContextVar[Rules] = contextvars.ContextVar("rules", default=RULES)
-_mesh: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh", default=None)
+def _mesh_axes(target: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """What a rule names, as mesh axes."""
+    if isinstance(target, str):
+        return tuple(filter(None, (axis.strip() for axis in target.split(","))))
+    return tuple(target or ())
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A mesh (None: one device, nothing is placed) with the table from logical axes to its axes. Layouts are values:
+    equal ones mean the same programs.
+
+    rules: given as entries over `RULES`, kept as the whole table.
+    """
+
+    mesh: Mesh | None = None
+    rules: Rules = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        whole = {axis: _mesh_axes(target) for axis, target in {**RULES, **self.rules}.items()}
+        object.__setattr__(self, "rules", types.MappingProxyType(whole))
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash((self.mesh, frozenset(self.rules.items())))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @property
+    def devices(self) -> int:
+        """How many devices the layout spreads arrays over."""
+        return 1 if self.mesh is None else self.mesh.size
+
+
+ONE_DEVICE = Layout()
+
+
+class _Entered(threading.local):
+    """The layout that a thread has entered (None: none)."""
+
+    layout: Layout | None = None
+
+
+_entered = _Entered()
+_in_use: dict[object, Layout] = {}  # those of several devices that some thread is in, by the entry
+# jax knows the mesh of a program that it has traced but not the rules: this makes them part of the key of its caches.
+_traced_for = jax.make_user_context(None)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -115,19 +171,67 @@ def _arrange(devices: list[jax.Device], shape: tuple[int, ...]) -> np.ndarray:
 
 @contextlib.contextmanager
 def use_mesh(mesh: Mesh, rules: Rules | None = None) -> Iterator[Mesh]:
-    """Makes mesh and rules (entries over `RULES`) visible to `constrain`, `sharding` and jit for the body."""
-    mesh_token, rules_token = _mesh.set(mesh), _rules.set({**RULES, **(rules or {})})
-    try:
-        with jax.set_mesh(mesh):
-            yield mesh
-    finally:
-        _mesh.reset(mesh_token)
-        _rules.reset(rules_token)
+    """Makes mesh and rules (entries over `RULES`) the current layout of this thread for the body."""
+    with use_layout(Layout(mesh, rules or {})):
+        yield mesh
+
+
+@contextlib.contextmanager
+def use_layout(layout: Layout) -> Iterator[Layout]:
+    """Makes `layout` the current one of this thread for the body: seen by the functions here, by jax and by its caches
+    of traced and compiled programs.
+
+    Raises ValueError inside of a function that jax is tracing, unless the layout is the current one already.
+    """
+    before, entry = _entered.layout, object()
+    if layout == before:
+        yield layout
+        return
+    with contextlib.ExitStack() as stack:
+        if layout.mesh is not None or (before is not None and before.mesh is not None):
+            stack.enter_context(jax.set_mesh(layout.mesh))
+            stack.enter_context(_traced_for(None if layout.mesh is None else layout))
+        if layout.devices > 1:
+            _in_use[entry] = layout
+        _entered.layout = layout
+        try:
+            yield layout
+        finally:
+            _entered.layout = before
+            _in_use.pop(entry, None)
+
+
+def in_layout(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
+    """A method that runs inside of its object's `layout`, whatever thread calls it."""
+
+    @functools.wraps(method)
+    def run(self: Any, *args: P.args, **options: P.kwargs) -> R:
+        with use_layout(self.layout):
+            return method(self, *args, **options)
+
+    return run
+
+
+def current_layout() -> Layout:
+    """The layout that this thread has entered, `ONE_DEVICE` where it has entered none.
+
+    Raises RuntimeError where it has entered none and another thread works on several devices.
+    """
+    if _entered.layout is not None:
+        return _entered.layout
+    if others := list(_in_use.values()):
+        raise RuntimeError(
+            f"the thread {threading.current_thread().name!r} has entered no layout, while a mesh of "
+            f"{others[0].devices} devices is in use in this process, and what it computes would not be placed on them; "
+            "enter the layout of the thread that starts it (layout = current_layout() there, with use_layout(layout): "
+            "here), or with use_layout(ONE_DEVICE): to compute on one device"
+        )
+    return ONE_DEVICE
 
 
 def current_mesh() -> Mesh | None:
-    """The mesh of the enclosing `use_mesh`, or None."""
-    return _mesh.get()
+    """The mesh of the current layout, or None. Raises as `current_layout` does."""
+    return current_layout().mesh
 
 
 def partition(axes: Axes, shape: Sequence[int], mesh: Mesh, *, name: str = "array") -> PartitionSpec:
@@ -139,7 +243,7 @@ def partition(axes: Axes, shape: Sequence[int], mesh: Mesh, *, name: str = "arra
     """
     if len(axes) != len(shape):
         raise UserError(f"{name}: {len(axes)} axes {axes} for the shape {tuple(shape)}")
-    rules, used, spec = _rules.get(), set[str](), []
+    rules, used, spec = current_layout().rules, set[str](), []
     for axis, size in zip(axes, shape, strict=True):
         if axis is not None and axis not in rules:
             raise UserError(f"{name}: no rule for the logical axis {axis!r}; add it to config.mesh.rules")
@@ -169,13 +273,13 @@ def partition(axes: Axes, shape: Sequence[int], mesh: Mesh, *, name: str = "arra
 
 
 def sharding(axes: Axes, shape: Sequence[int], *, name: str = "array") -> NamedSharding | None:
-    """The sharding under the current mesh, or None outside of `use_mesh`."""
+    """The sharding under the current mesh, or None where there is none."""
     mesh = current_mesh()
     return None if mesh is None else NamedSharding(mesh, partition(axes, shape, mesh, name=name))
 
 
 def constrain(x: jax.Array, axes: Axes, *, name: str = "activation") -> jax.Array:
-    """Pins an activation to its logical axes; the identity outside of `use_mesh` or on one device."""
+    """Pins an activation to its logical axes; the identity without a mesh or on one device."""
     mesh = current_mesh()
     if mesh is None or mesh.size == 1:
         return x
@@ -183,21 +287,14 @@ def constrain(x: jax.Array, axes: Axes, *, name: str = "activation") -> jax.Arra
 
 
 def replicated() -> NamedSharding | None:
-    """Every device holds the whole array; None outside of `use_mesh`."""
+    """Every device holds the whole array; None without a mesh."""
     mesh = current_mesh()
     return None if mesh is None else NamedSharding(mesh, PartitionSpec())
 
 
 def batch_parts() -> int:
     """Into how many parts the batch axis is split under the current mesh."""
-    mesh = current_mesh()
-    if mesh is None:
+    layout = current_layout()
+    if layout.mesh is None:
         return 1
-    return math.prod(mesh.shape[a] for a in _mesh_axes(_rules.get()["batch"]))
-
-
-def _mesh_axes(target: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    """What a rule names, as mesh axes."""
-    if isinstance(target, str):
-        return tuple(filter(None, (axis.strip() for axis in target.split(","))))
-    return tuple(target or ())
+    return math.prod(layout.mesh.shape[a] for a in _mesh_axes(layout.rules["batch"]))

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from r1jax.core.sharding import current_layout, in_layout
 from r1jax.learner.balance import LOAD, shift_biases
 from r1jax.learner.state import TrainState
 from r1jax.models.transformer import Params
@@ -23,15 +24,20 @@ LossFn = Callable[[Params, Any], tuple[jax.Array, dict[str, jax.Array]]]
 
 
 class Learner:
-    """The jitted programs of an update for one loss and one optimizer. bias_rate: by how much an update moves the
-    correction biases of experts (learner/balance.py; 0: not at all)."""
+    """The jitted programs of an update for one loss and one optimizer.
+
+    It computes in the layout that it was built in, whatever thread calls it. bias_rate: by how much an update moves the
+    correction biases of experts (learner/balance.py; 0: not at all).
+    """
 
     def __init__(self, loss_fn: LossFn, optimizer: optax.GradientTransformation, *, bias_rate: float = 0.0):
         self.loss_fn, self.optimizer, self.bias_rate = loss_fn, optimizer, bias_rate
+        self.layout = current_layout()
         self.accumulate = jax.jit(self._accumulate, donate_argnums=1)
         self.apply = jax.jit(self._apply, donate_argnums=0)
         self.balance = jax.jit(self._balance, donate_argnums=0)
 
+    @in_layout
     def update(
         self, state: TrainState, batches: Iterable[Any]
     ) -> tuple[TrainState, dict[str, Any], list[dict[str, jax.Array]]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from r1jax.core.sharding import current_mesh, sharding
+from r1jax.core.sharding import current_layout, current_mesh, in_layout, sharding
 from r1jax.learner.step import LossFn
 from r1jax.models.lora import LoRAConfig, adapter_axes, init_adapters, merge_adapters
 from r1jax.models.transformer import Params, Transformer, logical_axes, split
@@ -21,6 +21,7 @@ class Trainable:
     model is one without arrays."""
 
     def __init__(self, model: Transformer, config: LoRAConfig, *, seed: int = 0):
+        self.layout = current_layout()
         self.graph, self.params = split(model)
         self.axes, self.base, self.scale = logical_axes(model), None, config.scale
         if config.rank:
@@ -33,6 +34,7 @@ class Trainable:
             self.params = shapes if is_abstract else jax.jit(make, out_shardings=places)()
         self._merge = jax.jit(lambda base, adapters: merge_adapters(base, adapters, self.scale))
 
+    @in_layout
     def whole(self, params: Params) -> Params:
         """The model's parameters of trained `params`: themselves, or merged with the base."""
         return params if self.base is None else self._merge(self.base, params)

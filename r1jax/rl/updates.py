@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from r1jax.core import distributed
-from r1jax.core.sharding import batch_parts, sharding
+from r1jax.core.sharding import batch_parts, current_layout, in_layout, sharding
 from r1jax.core.tree import count_parameters
 from r1jax.data.packing import PackedRows, RowShape, pack_completions
 from r1jax.learner.balance import LOAD, measure_load
@@ -63,6 +63,7 @@ class Updates:
         prefix: tuple[int, ...],
     ):
         self.settings, self.trainable, self.shape = settings, trainable, shape
+        self.layout = current_layout()
         graph, params, axes = trainable.graph, trainable.params, trainable.axes
         self.sizes = count_parameters(trainable.base or params)
         updates = settings.train.updates_per_step
@@ -102,6 +103,7 @@ class Updates:
             self.reference = state.reference
         self.policy = TrainState(state.params, state.opt_state, state.updates)
 
+    @in_layout
     def abstract_state(self) -> TrainState:
         """Shapes with shardings of `state`."""
         shapes = abstract_state(self.policy.params, self.trainable.axes, self.optimizer)
@@ -111,6 +113,7 @@ class Updates:
 
     # --- One step ---
 
+    @in_layout
     def measure_kl(self, groups: Groups, temperature: float) -> np.ndarray:
         """Each completion's divergence from the reference, summed over its tokens, by the sampler's log-probs [N]."""
         assert self.reference is not None
@@ -121,6 +124,7 @@ class Updates:
         kl = np.asarray(estimate_kl(sampler, reference, self.settings.loss), np.float64)
         return np.add.reduceat(kl, np.cumsum([0, *(len(c.tokens) for c in groups.completions)])[:-1])
 
+    @in_layout
     def take(
         self, groups: Groups, advantages_PG: np.ndarray, excluded_PG: np.ndarray, temperature: float
     ) -> tuple[dict[str, float], Work]:

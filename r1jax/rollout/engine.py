@@ -23,7 +23,7 @@ from flax import nnx
 
 from r1jax.core.distributed import fetch
 from r1jax.core.errors import UserError
-from r1jax.core.sharding import batch_parts, constrain
+from r1jax.core.sharding import batch_parts, constrain, current_layout, in_layout
 from r1jax.core.structs import Completion, Request
 from r1jax.models.transformer import Params, merge
 from r1jax.rollout.sampling import sample
@@ -32,7 +32,10 @@ from r1jax.rollout.slots import EngineConfig, Slots, constrain_slots, grow, init
 
 
 class Engine:
-    """Samples requests from a model of the given structure; weights are an argument of every call."""
+    """Samples requests from a model of the given structure; weights are an argument of every call.
+
+    It computes in the layout that it was built in, whatever thread calls it.
+    """
 
     def __init__(self, graph: nnx.GraphDef, config: EngineConfig):
         parts = batch_parts()
@@ -42,7 +45,7 @@ class Engine:
                     f"config.rollout.{key} = {getattr(config, key)} does not divide over the {parts} parts "
                     "of the batch axes"
                 )
-        self.graph, self.config = graph, config
+        self.graph, self.config, self.layout = graph, config, current_layout()
         self._init = jax.jit(functools.partial(_init, graph, config), static_argnums=1)
         self._prefill = jax.jit(functools.partial(_prefill, graph, len(config.prefix)))
         self._prefix = jax.jit(functools.partial(_prefix, graph, config.prefix))
@@ -50,6 +53,7 @@ class Engine:
         self._insert = jax.jit(insert, donate_argnums=0)
         self._decode = jax.jit(functools.partial(_decode, graph, config), donate_argnums=2, static_argnames="filtered")
 
+    @in_layout
     def generate(
         self,
         params: Params,

@@ -18,7 +18,7 @@ from flax import nnx
 
 from r1jax.core import console, distributed
 from r1jax.core.errors import UserError
-from r1jax.core.sharding import MESH_AXES, MeshConfig, batch_parts, make_mesh, use_mesh
+from r1jax.core.sharding import MESH_AXES, MeshConfig, batch_parts, current_layout, in_layout, make_mesh, use_mesh
 from r1jax.core.structs import Completion, Request
 from r1jax.models.transformer import Params, split
 from r1jax.rollout.engine import Engine
@@ -47,7 +47,7 @@ class Sampler:
         slots: int = 64,
     ):
         self.graph, self.params, self.tokenizer, self.stop_ids = graph, params, tokenizer, stop_ids
-        self.slots = slots
+        self.slots, self.layout = slots, current_layout()
         self._engines: dict[tuple[int, int, int, tuple[int, ...]], Engine] = {}
 
     @property
@@ -55,6 +55,7 @@ class Sampler:
         """Ids that the model has."""
         return self.params["embed"]["embedding"].shape[0]
 
+    @in_layout
     def generate(
         self,
         requests: Sequence[Request],

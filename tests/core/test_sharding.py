@@ -1,6 +1,10 @@
 """Meshes and placement on eight pretend devices, and every way the table can be asked for the impossible."""
 
 import re
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,17 +15,23 @@ from jax.sharding import PartitionSpec
 from r1jax.core.errors import UserError
 from r1jax.core.sharding import (
     MESH_AXES,
+    ONE_DEVICE,
     RULES,
+    Layout,
     MeshConfig,
     batch_parts,
     constrain,
+    current_layout,
     current_mesh,
+    in_layout,
     make_mesh,
     partition,
     replicated,
     sharding,
+    use_layout,
     use_mesh,
 )
+from tests.threads import run_in_thread
 
 
 @pytest.mark.parametrize(
@@ -173,3 +183,112 @@ def test_rules_name_no_axis_or_several(rule: str | tuple[str, ...] | None, spec:
         placed = sharding(("batch", None), (8, 3))
         assert placed is not None and placed.spec == PartitionSpec(spec, None)
         assert batch_parts() == parts
+
+
+# --- Layouts, and threads ---
+
+
+def test_layouts_are_values() -> None:
+    mesh = make_mesh(MeshConfig(data=4, tensor=2))
+    layout = Layout(mesh, {"batch": "data, fsdp"})
+    assert layout == Layout(make_mesh(MeshConfig(data=4, tensor=2)), {"batch": ("data", "fsdp")})
+    assert hash(layout) == hash(Layout(mesh, {"batch": ["data", "fsdp"]}))
+    assert layout != Layout(mesh) and layout != Layout(make_mesh(MeshConfig(data=8)), {"batch": "data, fsdp"})
+    assert layout.rules["vocab"] == ("tensor",) and layout.devices == 8
+    assert Layout() == ONE_DEVICE and ONE_DEVICE.devices == 1
+    with pytest.raises(TypeError):
+        layout.rules["batch"] = ()  # type: ignore[index]
+
+
+ASKED = {
+    "constrain": lambda: constrain(jnp.ones((8, 2)), ("batch", None)),
+    "traced": lambda: jax.jit(lambda x: constrain(x, ("batch", None)))(jnp.ones((8, 2))),
+    "sharding": lambda: sharding(("batch",), (8,)),
+    "replicated": replicated,
+    "batch_parts": batch_parts,
+    "current_mesh": current_mesh,
+    "current_layout": current_layout,
+    "partition": lambda: partition(("batch",), (8,), make_mesh(MeshConfig())),
+}
+
+
+@pytest.mark.parametrize("ask", ASKED.values(), ids=ASKED)
+def test_a_thread_that_entered_no_layout_is_told_so(ask: Callable[[], Any]) -> None:
+    """While a mesh is in use, not before and not after; and one that says that it wants one device gets that."""
+
+    def ask_for_one_device() -> Any:
+        with use_layout(ONE_DEVICE):
+            return ask()
+
+    run_in_thread(ask)
+    with use_mesh(make_mesh(MeshConfig())):
+        ask()
+        with pytest.raises(RuntimeError, match="has entered no layout, while a mesh of 8 devices is in use"):
+            run_in_thread(ask)
+        run_in_thread(ask_for_one_device)
+    run_in_thread(ask)
+
+
+def test_a_mesh_of_one_device_concerns_no_other_thread() -> None:
+    with use_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
+        assert run_in_thread(current_layout) == ONE_DEVICE != current_layout()
+
+
+def test_a_mesh_in_a_thread_is_not_the_callers() -> None:
+    """The mesh that a thread has entered is unseen by others, which may have entered another."""
+    both = threading.Barrier(2, timeout=60)
+
+    def count() -> int:
+        with use_mesh(make_mesh(MeshConfig(data=1, fsdp=4), jax.devices()[:4]), {"batch": None}):
+            both.wait()
+            parts = batch_parts()
+            both.wait()
+            return parts
+
+    with use_mesh(make_mesh(MeshConfig())), ThreadPoolExecutor(1) as pool:
+        other = pool.submit(count)
+        both.wait()
+        assert batch_parts() == 8
+        both.wait()
+        assert other.result() == 1
+
+
+class Doubler:
+    """What keeps the layout that it was built in."""
+
+    def __init__(self) -> None:
+        self.layout = current_layout()
+        self.double = jax.jit(lambda x: constrain(x * 2, ("batch", "mlp")))
+
+    @in_layout
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.double(x)
+
+
+@pytest.mark.parametrize("mesh", [None, MeshConfig(data=2, fsdp=2, tensor=2)], ids=["one", "eight"])
+def test_what_was_built_in_a_layout_computes_in_it_from_anywhere(mesh: MeshConfig | None) -> None:
+    with use_mesh(make_mesh(mesh), {"batch": "data"}) if mesh else use_layout(ONE_DEVICE):
+        x, double = np.ones((8, 8), np.float32), Doubler()
+        expected = double(x)
+    other = make_mesh(MeshConfig(data=1, fsdp=4), jax.devices()[:4])
+    with use_mesh(other):
+        found = [double(x), run_in_thread(lambda: double(x))]
+        assert current_mesh() is other
+    found += [double(x), run_in_thread(lambda: double(x))]
+    for array in found:
+        np.testing.assert_array_equal(array, expected)
+        assert array.sharding == expected.sharding
+    if mesh:
+        assert double.double._cache_size() == 1
+
+
+def test_one_function_is_another_program_under_each_layout() -> None:
+    """jax keeps programs by function and shapes: meshes and rules must be part of what it looks for."""
+    double = jax.jit(lambda x: constrain(x * 2, ("batch", None)))
+    share = lambda: {shard.data.shape for shard in double(np.ones((8, 8))).addressable_shards}
+    eight, four = make_mesh(MeshConfig()), make_mesh(MeshConfig(data=2, fsdp=2), jax.devices()[:4])
+    layouts = [(Layout(eight), 1), (Layout(four), 2), (Layout(four, {"batch": "data"}), 4), (Layout(four), 2)]
+    layouts += [(Layout(eight, {"batch": None}), 8), (ONE_DEVICE, 8), (Layout(eight), 1)]
+    for layout, rows in layouts:
+        with use_layout(layout):
+            assert share() == {(rows, 8)}, layout

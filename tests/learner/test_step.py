@@ -2,14 +2,17 @@
 
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from r1jax.core.sharding import MeshConfig, constrain, make_mesh, sharding, use_mesh
 from r1jax.learner.optimizer import OptimizerConfig, make_optimizer
 from r1jax.learner.state import TrainState, init_state
 from r1jax.learner.step import Learner
+from tests.threads import run_in_thread
 
 CONFIG = OptimizerConfig(learning_rate=0.1, clip_norm=0.5)
 AXES = {"kernel": ("embed", "mlp")}
@@ -74,3 +77,29 @@ def test_gradients_of_narrow_parameters_are_summed_in_float32() -> None:
     batches = [np.full((1, 1), value, np.float32) for value in (1.0, *[2.0**-10] * 1000)]
     _, outcome, _ = learner.update(state, batches)
     assert float(outcome["grad_norm"]) == pytest.approx(1 + 1000 / 1024, rel=1e-6)
+
+
+def test_a_thread_updates_by_the_same_programs_to_the_bit() -> None:
+    """Three updates on a mesh, the middle one from a thread that has entered none; each program is traced once."""
+    chex.clear_trace_counter()
+
+    @chex.assert_max_traces(n=1)
+    def pinned(params: Any, batch: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        hidden = constrain(jnp.tanh(batch @ params["kernel"]), ("batch", "mlp"))
+        return (hidden**2).sum(), {"rows": jnp.asarray(len(batch))}
+
+    def run(*threads: bool) -> tuple[Any, list[Any]]:
+        state, outcomes = init_state(place(), AXES, optimizer), []
+        for in_thread in threads:
+            call = lambda state=state: learner.update(state, [ROWS, ROWS])
+            state, outcome, _ = run_in_thread(call) if in_thread else call()
+            outcomes.append(jax.device_get(outcome))
+        return jax.device_get(state), outcomes
+
+    kernel = np.random.default_rng(1).normal(size=(3, 4)).astype(np.float32)
+    place = lambda: {"kernel": jax.device_put(kernel, sharding(AXES["kernel"], kernel.shape))}
+    optimizer = make_optimizer(CONFIG, 3)
+    with use_mesh(make_mesh(MeshConfig(data=4, tensor=2))):
+        learner = Learner(pinned, optimizer)
+        chex.assert_trees_all_equal(run(False, True, False), run(False, False, False))
+        assert learner.accumulate._cache_size() == learner.apply._cache_size() == 1

@@ -17,6 +17,7 @@ from r1jax.models import dispatch, exchange
 from r1jax.models.dispatch import Dispatch
 from r1jax.models.exchange import Kernels, Peers
 from tests.models.toy import assert_close
+from tests.threads import run_in_thread
 
 B, T, D, F, E, A = 8, 6, 8, 12, 8, 3
 AXES = {
@@ -102,6 +103,17 @@ def test_grouped_on_a_mesh_without_spread_experts_and_with_one_row() -> None:
         y, overflow = jax.jit(lambda *args: Dispatch()(*args, kernels))(*one)
     assert_close(y, reference("spread")[0][:1])
     assert overflow == 0
+
+
+def test_experts_in_a_thread_without_a_layout_are_an_error() -> None:
+    """They would otherwise take the way of one device, with all experts at each."""
+    kernels = Kernels(*(arrays()[name] for name in ("gate", "up", "down")))
+    ask = lambda: jax.eval_shape(Dispatch(), arrays()["x"], draw_choices("spread"), arrays()["weights"], kernels)
+    with use_mesh(make_mesh(MESHES["expert"])):
+        expected = ask()
+        with pytest.raises(RuntimeError, match="has entered no layout"):
+            run_in_thread(ask)
+    assert run_in_thread(ask) == expected
 
 
 @pytest.mark.parametrize(("mesh", "tokens"), [("", 10), ("expert", 4)], ids=["filled", "mesh"])

@@ -17,11 +17,14 @@ from r1jax.core.structs import Completion, Request, Sampling
 from r1jax.data.packing import RowShape, pack_completions
 from r1jax.learner.policy_objective import Scoring, score_rows
 from r1jax.models.transformer import Params, merge, split
+from r1jax.rollout import engine as engine_module
 from r1jax.rollout import slots as slots_module
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.slots import EngineConfig
 from r1jax.weights import load_pretrained
 from tests.rollout import naive
+from tests.threads import run_in_thread
+from tests.traces import limit_traces
 
 TOLERANCE = 1e-5
 PROMPT, NEW = 20, 14  # the engine's limits
@@ -247,15 +250,24 @@ def test_log_probs_are_those_of_the_trainer(tiny_model: Path, engine: tuple[Engi
     [(MeshConfig(data=8), PREFIX), (MeshConfig(data=2, fsdp=2, tensor=2), PREFIX), (MeshConfig(data=1, tensor=8), ())],
     ids=["data8", "data2-fsdp2-tensor2", "tensor8"],
 )
-def test_eight_devices_give_the_tokens_of_one(tiny_model: Path, mesh: MeshConfig, prefix: tuple[int, ...]):
+def test_eight_devices_give_the_tokens_of_one(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, mesh: MeshConfig, prefix: tuple[int, ...]
+):
+    """Also from a thread that has entered no mesh: there to the bit, by the same programs."""
     requests = make_requests(prefix)
     graph, params = load(tiny_model)
     config = dataclasses.replace(CONFIG, slots=8, prefill_batch=8, prefix=prefix)
     expected = Engine(graph, dataclasses.replace(CONFIG, prefix=prefix)).generate(params, requests)
+    limit_traces(monkeypatch, engine_module, _init=1, _prefill=1, _prefix=1, _decode=1, insert=1)
     with use_mesh(make_mesh(mesh)):
         graph, params = split(load_pretrained(tiny_model)[0])
-        found = Engine(graph, config).generate(params, requests)
+        sharded = Engine(graph, config)
+        found = sharded.generate(params, requests)
+        elsewhere = run_in_thread(lambda: sharded.generate(params, requests))
     assert_same(found, expected)
+    for one, other in zip(elsewhere, found, strict=True):
+        assert one.tokens == other.tokens
+        np.testing.assert_array_equal(one.logprobs, other.logprobs)
 
 
 # --- Mistakes ---
