@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
         find_stage(config.get("stage")).run(config, workdir)
         from r1jax.core import distributed  # imports jax, which mistakes in a config do not wait for
 
-        distributed.finish()
+        distributed.wait("the end of the run")
 
     stopped = "stopped; the same command resumes from the last checkpoint"
     return run_command(__doc__, values, arguments, train, stopped=stopped)

@@ -9,10 +9,11 @@ complete.
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+
+from r1jax.core.atomic_file import replace_file
 
 PREFIX = "checksums"
 _BLOCK = 1 << 22  # bytes read at once
@@ -22,12 +23,7 @@ def write_checksums(folder: pathlib.Path, *, index: int = 0, count: int = 1) -> 
     """Writes `checksums.INDEX.json` into a complete checkpoint: size and CRC-32 of each `count`-th file."""
     names = list_files(folder)[index::count]
     entries = dict(zip(names, _measure(folder, names), strict=True))
-    draft = folder / f".{PREFIX}.{index}.draft"
-    with open(draft, "w", encoding="utf-8") as file:
-        json.dump(entries, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, folder / f"{PREFIX}.{index}.json")
+    replace_file(folder / f"{PREFIX}.{index}.json", json.dumps(entries))
 
 
 def has_checksums(folder: pathlib.Path, *, index: int = 0) -> bool:

@@ -78,14 +78,6 @@ def find_cluster(environment: Mapping[str, str]) -> dict[str, Any] | None:
     return None
 
 
-def finish() -> None:
-    """Waits until all processes have come to the end, so that none takes a slow writer for dead."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices("the end of the run")
-
-
 def _whole(environment: Mapping[str, str], key: str, default: int) -> int:
     if not (text := environment.get(key, str(default))).isdigit():
         raise UserError(f"{key} must be a whole number, got {text!r}")
@@ -109,18 +101,20 @@ def _reach(coordinator: str, seconds: int) -> None:
         time.sleep(min(1.0, max(0.0, end - time.monotonic())))
 
 
+def wait(name: str) -> None:
+    """Returns when all processes have called this; `name` must be the same in each and tells the place in errors.
+
+    The last call of a run keeps a process that is done from ending, by which the others would take it for dead.
+    """
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
 def is_writer() -> bool:
     """True in the one process that writes metrics, samples and reports."""
     return jax.process_index() == 0
-
-
-def my_rows(count: int, *, index: int | None = None, processes: int | None = None) -> slice:
-    """My contiguous rows of a global batch of `count` rows. Raises UserError if they do not divide."""
-    processes = jax.process_count() if processes is None else processes
-    index = jax.process_index() if index is None else index
-    if count % processes:
-        raise UserError(f"a global batch of {count} rows does not divide over {processes} processes")
-    return my_share(count, index=index, processes=processes)
 
 
 def my_share(count: int, *, index: int | None = None, processes: int | None = None) -> slice:
@@ -163,14 +157,6 @@ def fetch(tree: Any) -> Any:
     from jax.experimental import multihost_utils
 
     return multihost_utils.process_allgather(tree, tiled=True)
-
-
-def wait(name: str) -> None:
-    """Until all processes have come here."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(name)
 
 
 def from_first(tree: Any) -> Any:

@@ -19,6 +19,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from r1jax.core.atomic_file import replace_file
 from r1jax.core.errors import UserError
 
 METRICS_FILE = "metrics.jsonl"
@@ -238,12 +239,7 @@ def _filter_rows(path: Path, keep: Callable[[Row], bool]) -> None:
     """Rewrites a file with the rows to keep, their bytes untouched, in one atomic move."""
     if not path.exists():
         return
-    draft = path.with_name(path.name + ".draft")
-    with open(draft, "wb") as file:
-        file.writelines(line.rstrip(b"\n") + b"\n" for line, row in iterate_rows(path) if keep(row))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
+    replace_file(path, (line.rstrip(b"\n") + b"\n" for line, row in iterate_rows(path) if keep(row)))
 
 
 def _number(value: Any) -> int | float:

@@ -21,7 +21,7 @@ from r1jax.data.examples import Example, LossOn, Truncation, encode_row, truncat
 from r1jax.data.files import read_rows
 from r1jax.data.sources import Row, RowErrors
 from r1jax.data.tasks import RowError, check_prompt, choose_template, draw_problems, extract_gsm8k
-from r1jax.text.prompts import TAGGED_REPLY
+from r1jax.text.prompts import TAGGED_REPLY, fill_all
 from r1jax.text.tokenizer import Tokenizer
 
 
@@ -236,6 +236,7 @@ def make_encoder(source: SourceConfig, tokenizer: Tokenizer) -> Callable[[Row], 
     if "{answer}" not in reply:
         known = ", ".join(REPLIES)
         raise UserError(f'config.data.sources.*.reply must be one of {known} or a text with {{answer}}, got "{reply}"')
+    places = [name for name in ("reasoning", "answer") if f"{{{name}}}" in reply]
     split = SPLITTERS[source.extractor] if source.extractor else lambda solution: ("", solution)
     procedural = source.path == "addition" or source.path.startswith("reasoning_gym:")
     columns = {**({"prompt": "question", "completion": "solution"} if procedural else {}), **source.columns}
@@ -252,15 +253,11 @@ def make_encoder(source: SourceConfig, tokenizer: Tokenizer) -> Callable[[Row], 
             built["prompt"] = make_prompt(prompt) if isinstance(prompt, str) else prompt
             if isinstance(built["completion"], str):
                 reasoning, answer = split(built["completion"])
-                built["completion"] = _fill(reply, reasoning=reasoning, answer=answer)
+                parts = {"reasoning": reasoning, "answer": answer}
+                built["completion"] = fill_all(reply, **{name: parts[name] for name in places})
         return encode_row(built, tokenizer, loss_on=source.loss_on)
 
     return encode
-
-
-def _fill(reply: str, **parts: str) -> str:
-    """All places filled at once, so that braces inside of a part stay as they are."""
-    return re.sub("{(reasoning|answer)}", lambda place: parts[place[1]], reply)
 
 
 def split_gsm8k(solution: str) -> tuple[str, str]:

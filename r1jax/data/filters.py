@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from r1jax.core.atomic_file import replace_file
 from r1jax.core.errors import UserError
 from r1jax.data.overlap import Contamination, find_near_duplicates, read_texts, split_words
 from r1jax.text.language import LANGUAGES, language_share
@@ -111,9 +111,7 @@ def write_set(path: str | pathlib.Path, traces: Sequence[Trace], statistics: dic
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     for place, text in texts.items():
-        draft = place.with_name(place.name + ".draft")
-        draft.write_text(text, "utf-8")
-        os.replace(draft, place)
+        replace_file(place, text)
 
 
 def statistics_file(path: pathlib.Path) -> pathlib.Path:

@@ -7,12 +7,12 @@ format alone shows as strict approaching lenient; `format_rate` measures the for
 from __future__ import annotations
 
 import dataclasses
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from r1jax.core.seeds import derive_seed
 from r1jax.core.structs import Completion, Request, Sampling
 from r1jax.eval.score import mean_and_stderr
 from r1jax.rewards.base import Reward, load_rewards, score
@@ -70,7 +70,7 @@ def evaluate(
     """
     ways = [dataclasses.replace(sampling, temperature=temperature) for temperature in (config.temperature, 0.0)]
     requests = [
-        Request(tokens, way, zlib.crc32(f"eval {seed} {index}".encode()))
+        Request(tokens, way, derive_seed("eval", seed, index))
         for way in ways
         for index, tokens in enumerate(problems.tokens)
     ]

@@ -18,6 +18,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from r1jax.core.atomic_file import replace_file
 from r1jax.core.errors import UserError
 from r1jax.core.metrics import METRICS_FILE
 from r1jax.eval.headline import format_value
@@ -60,10 +61,8 @@ def write_story(workdir: str | Path, output: str | Path | None = None) -> Path:
         story=render_story(workdir, record),
         style=read_part("story.css"),
     )
-    draft = output.with_name(output.name + ".draft")
     try:
-        draft.write_text(page, encoding="utf-8")
-        os.replace(draft, output)
+        replace_file(output, page)
     except OSError as error:
         raise UserError(f"The report cannot be written to {output}: {error.strerror}.") from error
     return output

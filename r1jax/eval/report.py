@@ -12,7 +12,6 @@ import base64
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import resources
@@ -23,6 +22,7 @@ import jinja2
 from markupsafe import Markup
 
 import r1jax
+from r1jax.core.atomic_file import replace_file
 from r1jax.core.config import flatten
 from r1jax.core.errors import UserError
 from r1jax.eval.charts import Section, plan_charts, plan_comparison
@@ -53,10 +53,8 @@ def write_comparison(workdirs: Sequence[str | Path], output: str | Path) -> Path
     runs = [read_run(workdir) for workdir in workdirs]
     samples = [choose_samples(workdir, SAMPLE_LIMIT // len(runs)) for workdir in workdirs]
     output = Path(output)
-    draft = output.with_name(output.name + ".draft")
     try:
-        draft.write_text(render_page(runs, samples), encoding="utf-8")
-        os.replace(draft, output)
+        replace_file(output, render_page(runs, samples))
     except OSError as error:
         raise UserError(f"The report cannot be written to {output}: {error.strerror}.") from error
     return output

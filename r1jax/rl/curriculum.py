@@ -8,12 +8,12 @@ position in the data) and of the rates, and the rates are in the checkpoint: a r
 from __future__ import annotations
 
 import dataclasses
-import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from r1jax.core.seeds import derive_seed
 from r1jax.data.loader import PromptLoader, compute_fingerprint
 
 # So many rows of the data are looked at for each prompt that is wanted; then it is taken whatever its rate.
@@ -50,7 +50,7 @@ class Curriculum:
             place = self.loader.position
             (row,) = self.loader.take(1)
             looks -= 1
-            draw = zlib.crc32(f"pools {self.seed} {place}".encode()) / 2**32
+            draw = derive_seed("pools", self.seed, place) / 2**32
             if looks >= 0 and self._is_extreme(self._rates.get(_key(row))) and draw < self.config.skip:
                 self._passed_over += 1
             else:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from flax import nnx
 
+from r1jax.core.seeds import derive_seed
 from r1jax.core.structs import Request, Sampling
 from r1jax.models.transformer import Params
 from r1jax.runs.sampler import Sampler
@@ -54,7 +54,7 @@ class Judge:
             Request(
                 encode_prompt(self.tokenizer, prompt),
                 sampling,
-                zlib.crc32(f"judge {self.seed} {self._step} {number}".encode()),
+                derive_seed("judge", self.seed, self._step, number),
             )
             for number, prompt in enumerate(prompts, start=self._asked)
         ]

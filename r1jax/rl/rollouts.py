@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import time
-import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from r1jax.core import distributed
+from r1jax.core.seeds import derive_seed
 from r1jax.core.structs import Request
 from r1jax.losses.advantage import group_advantages
 from r1jax.models.transformer import Params
@@ -109,7 +109,7 @@ class Rollouts:
         sampling = rollout.sampling_at(step, self.tokenizer.eos_ids)
         prompts = [self.encode(row["prompt"]) for row in rows]
         requests = [
-            Request(prompt, sampling, zlib.crc32(f"{self.settings.seed} {step} {p} {g}".encode()))
+            Request(prompt, sampling, derive_seed(self.settings.seed, step, p, g))
             for p, prompt in enumerate(prompts, start=first)
             for g in range(rollout.group_size)
         ]

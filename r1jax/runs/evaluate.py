@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from r1jax.core import console, distributed
+from r1jax.core.atomic_file import replace_file
 from r1jax.core.errors import UserError
 from r1jax.core.structs import Completion
 from r1jax.data.files import read_rows
@@ -96,9 +96,7 @@ def write_scores(output: str | pathlib.Path, model: str, scores: Scores, rows: S
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         for path, text in texts.items():
-            draft = path.with_name(path.name + ".draft")
-            draft.write_text(text, "utf-8")
-            os.replace(draft, path)
+            replace_file(path, text)
     except OSError as error:
         raise UserError(f"{output} cannot be written: {error.strerror}") from error
 

@@ -13,12 +13,13 @@ import json
 import logging
 import pathlib
 import time
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from r1jax.core import console, distributed
+from r1jax.core.atomic_file import replace_file
 from r1jax.core.errors import UserError
+from r1jax.core.seeds import derive_seed
 from r1jax.core.structs import Completion, Request, Sampling
 from r1jax.data.sources import Row
 from r1jax.runs.journal import Journal
@@ -72,7 +73,7 @@ def generate_file(
     _check_settings(pathlib.Path(output), settings)
     journal = Journal(output, len(rows), answers, active=distributed.is_writer())
     if distributed.is_writer():
-        _settings_file(pathlib.Path(output)).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+        replace_file(_settings_file(pathlib.Path(output)), json.dumps(settings, indent=2) + "\n")
     if len(journal.todo) < len(rows):
         log.info("%s: %d of %d rows are there already and kept", output, len(rows) - len(journal.todo), len(rows))
     try:
@@ -116,7 +117,7 @@ def sample_prompts(
                 on_row(numbers[request // G], [group[g] for g in range(G)])
 
         requests = [
-            Request(prompts[number], sampling, zlib.crc32(f"{config.seed} {number} {g}".encode()))
+            Request(prompts[number], sampling, derive_seed(config.seed, number, g))
             for number in numbers
             for g in range(G)
         ]

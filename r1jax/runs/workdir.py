@@ -11,6 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from r1jax.core.atomic_file import replace_file
 from r1jax.core.config import flatten, to_json, unpack
 from r1jax.core.errors import UserError
 from r1jax.core.metrics import METRICS_FILE, SAMPLES_FILE, read_rows
@@ -32,9 +33,7 @@ def write_config(config: ConfigDict, workdir: pathlib.Path) -> None:
     what a reader of the checkpoints must know of the model.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    draft = workdir / "config.json.draft"
-    draft.write_text(to_json(config), encoding="utf-8")
-    os.replace(draft, workdir / "config.json")
+    replace_file(workdir / "config.json", to_json(config))
     section, description = config.get("model") or config.get("student"), workdir / DESCRIPTION
     if section and not (description / "config.json").exists():
         describe_model(unpack(ModelConfig, section, "model"), description)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from r1jax.core import console, distributed
+from r1jax.core.atomic_file import replace_file
 from r1jax.core.config import unpack
 from r1jax.core.errors import UserError
 from r1jax.data.bilingual import draw_requests, draw_texts, draw_worked
@@ -84,6 +84,4 @@ def _pose(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _write(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
-    draft = path.with_name(path.name + ".draft")
-    draft.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
-    os.replace(draft, path)
+    replace_file(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

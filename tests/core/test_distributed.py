@@ -25,7 +25,7 @@ from r1jax.core.sharding import MeshConfig, make_mesh, replicated, sharding, use
 distributed.start()
 assert jax.process_count() == 2 and jax.device_count() == 4
 assert distributed.is_writer() == (jax.process_index() == 0)
-mine = distributed.my_rows(8)
+mine = distributed.my_share(8)
 batch = np.arange(24.0).reshape(8, 3)
 with use_mesh(make_mesh(MeshConfig(data=4))):
     placed = distributed.put_global(batch, sharding(("batch", None), batch.shape))
@@ -41,7 +41,7 @@ assert agreed["a"].dtype == np.float64 and agreed["b"].dtype == bool
 for count in (0, 1, 7, 8):
     whole = np.arange(2.0 * count).reshape(count, 2) / 7
     np.testing.assert_array_equal(distributed.join_shares(whole[distributed.my_share(count)], count), whole)
-distributed.finish()
+distributed.wait("the end")
 print("process", jax.process_index(), "rows", mine.start, mine.stop)
 """
 
@@ -71,11 +71,9 @@ def start_two(program: str, *args: str) -> list[subprocess.Popen]:
 
 def test_rows_of_all_processes_are_the_batch() -> None:
     rows = np.arange(12)
-    parts = [rows[distributed.my_rows(12, index=i, processes=3)] for i in range(3)]
+    parts = [rows[distributed.my_share(12, index=i, processes=3)] for i in range(3)]
     np.testing.assert_array_equal(np.concatenate(parts), rows)
-    assert distributed.my_rows(12) == slice(0, 12)
-    with pytest.raises(UserError, match="a global batch of 12 rows does not divide over 5 processes"):
-        distributed.my_rows(12, index=0, processes=5)
+    assert distributed.my_share(12) == slice(0, 12)
 
 
 def test_shares_of_all_processes_are_the_whole() -> None:
@@ -105,7 +103,7 @@ def test_one_host_starts_and_writes_by_itself(monkeypatch: pytest.MonkeyPatch) -
     assert distributed.is_writer() and jax.process_count() == 1
     numbers = {"a": np.arange(2.0)}
     assert distributed.from_first(numbers) is numbers
-    distributed.finish()
+    distributed.wait("the end")
 
 
 @pytest.mark.parametrize(("count", "index"), [(None, "0"), ("2", None), ("two", "0")])

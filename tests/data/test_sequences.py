@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax.core.distributed import my_rows
+from r1jax.core.distributed import my_share
 from r1jax.core.errors import UserError
 from r1jax.data.examples import Example
 from r1jax.data.sequences import Batch, PackingConfig, SequenceLoader, pack_best_fit, utilisation
@@ -108,7 +108,7 @@ with use_mesh(make_mesh(MeshConfig(data=4))):
         place = {name: sharding(("batch", None), array.shape) for name, array in batch.items()}
         held = {name: array.addressable_shards for name, array in distributed.put_global(batch, place).items()}
         mine += marks([{name: np.concatenate([s.data for s in shards]) for name, shards in held.items()}])
-distributed.finish()
+distributed.wait("the end")
 print("mine:", *mine, ";")
 """
 
@@ -187,7 +187,7 @@ def test_processes_take_rows_of_one_global_batch() -> None:
     for processes in (1, 2, 4):
         parts = [
             [
-                {name: array[my_rows(8, index=index, processes=processes)] for name, array in batch.items()}
+                {name: array[my_share(8, index=index, processes=processes)] for name, array in batch.items()}
                 for batch in take(load([source], rows=8), 3)
             ]
             for index in range(processes)

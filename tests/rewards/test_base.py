@@ -412,7 +412,7 @@ np.testing.assert_array_equal(scores.by_name["alone_reward"], expected)
 np.testing.assert_array_equal(scores.by_name["whole_reward"], np.full(7, 7.0))
 assert scores.out_of_loss.tolist() == [text == "c4" for text in texts]
 assert seen["whole"] == texts
-distributed.finish()
+distributed.wait("the end")
 print("mine:", *seen["alone"], ";")
 """
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from r1jax.core.atomic_file import replace_file
 from r1jax.core.checkpoint import SavedArrays, newest_checkpoint
 from r1jax.eval.pipeline_report import RECORD_FILE, SAMPLES
 from r1jax.runs.workdir import FREE_KEYS
@@ -57,9 +57,7 @@ class Record:
         """In one move: a kill leaves the old record or the new one."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         values = {"stages": list(self.entries.values()), "comparison": self.comparison, "redone": self.redone}
-        draft = self.path.with_name(RECORD_FILE + ".draft")
-        draft.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", "utf-8")
-        os.replace(draft, self.path)
+        replace_file(self.path, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
