@@ -209,7 +209,7 @@ def policy_programs(
     logprobs = jax.jit(lambda params, batch: score_rows(graph, params, batch, scoring)[0])
     counts = (rows * shape.length, rows * shape.targets, rows * shape.pairs)
     return [
-        *update_programs(learner, state, batch, shapes.work.train(*counts)),
+        *update_programs(learner, state, {}, batch, shapes.work.train(*counts)),
         Program("logprobs", logprobs, (state.params, batch), shapes.work.forward(*counts)),
     ]
 
@@ -291,11 +291,11 @@ def supervised_programs(settings: SFTConfig) -> list[Program]:
     batch["token_share"] = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated())
     loss = make_supervised_loss(shapes.graph, settings.loss, chunk=train.logits_chunk)
     learner = Learner(trainable.wrap(loss), optimizer, bias_rate=settings.loss.bias_rate)
-    fed, counts = trainable.feed(batch), (rows * length, rows * length, rows * length**2 / 2)
-    measure = jax.jit(lambda params, batch: learner.loss_fn(params, batch)[1])
+    frozen, counts = trainable.frozen, (rows * length, rows * length, rows * length**2 / 2)
+    measure = jax.jit(lambda params, frozen, batch: learner.loss_fn(params, frozen, batch)[1])
     programs = [
-        *update_programs(learner, state, fed, shapes.work.train(*counts, ahead=settings.loss.mtp_weight > 0)),
-        Program("measure", measure, (state.params, fed), shapes.work.forward(*counts)),
+        *update_programs(learner, state, frozen, batch, shapes.work.train(*counts, ahead=settings.loss.mtp_weight > 0)),
+        Program("measure", measure, (state.params, frozen, batch), shapes.work.forward(*counts)),
     ]
     held = {"accumulate": state.opt_state, "apply": base, "measure": state.opt_state}
     return [dataclasses.replace(program, resident=held[program.name]) for program in programs]
@@ -307,12 +307,12 @@ def place_params(params: Params, axes: Params) -> Params:
     return jax.tree.map(place, params, axes)
 
 
-def update_programs(learner: Learner, state: TrainState, batch: Any, useful_flops: float) -> list[Program]:
+def update_programs(learner: Learner, state: TrainState, frozen: Any, batch: Any, useful_flops: float) -> list[Program]:
     """A micro-batch's gradient added to the sum, and the optimizer's step; gradients are summed in float32."""
     wide = lambda p: jax.ShapeDtypeStruct(p.shape, jnp.promote_types(p.dtype, jnp.float32), sharding=p.sharding)
     gradients = jax.tree.map(wide, state.params)
     return [
-        Program("accumulate", learner.accumulate, (state.params, gradients, batch), useful_flops),
+        Program("accumulate", learner.accumulate, (state.params, gradients, frozen, batch), useful_flops),
         Program("apply", learner.apply, (state, gradients), 0.0),
     ]
 

@@ -1,20 +1,20 @@
 """The losses of a student beside its teacher, which sees the same rows and gets no gradient.
 
-Batches are pairs (the teacher's parameters, a batch): of `learner/policy_objective.py` where the student's own samples
-are learnt from, of `learner/supervised.py` where given texts are.
+The teacher's parameters are `frozen["teacher"]`; batches are those of `learner/policy_objective.py` where the student's
+own samples are learnt from, and of `learner/supervised.py` where given texts are.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from r1jax.learner.policy_objective import Scoring, compare_sampler, read_states
-from r1jax.learner.step import LossFn
+from r1jax.learner.policy_objective import Batch, Scoring, compare_sampler, read_states
+from r1jax.learner.step import Frozen, LossFn
 from r1jax.losses.divergences import forward_kl, reverse_kl, sampled_reverse_kl
 from r1jax.losses.logprobs import map_positions, score_logits
 from r1jax.models.transformer import Params, merge
@@ -37,10 +37,9 @@ def make_on_policy_loss(
 ) -> LossFn:
     """The reverse KL of a micro-batch of the student's samples; sums as those of the GRPO loss, and "kl"."""
 
-    def loss_fn(params: Params, fed: tuple[Params, Any]) -> tuple[jax.Array, dict[str, jax.Array]]:
-        teacher_params, batch = fed
+    def loss_fn(params: Params, frozen: Frozen, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         student, hidden_BRD = read_states(graph, params, batch, scoring)
-        other, other_BRD = read_states(teacher, jax.lax.stop_gradient(teacher_params), batch, scoring)
+        other, other_BRD = read_states(teacher, frozen["teacher"], batch, scoring)
         temperature = batch.get("temperature", scoring.temperature)
 
         def measure(hidden: jax.Array, others: jax.Array, targets: jax.Array) -> tuple[jax.Array, ...]:
@@ -65,9 +64,8 @@ def make_logits_loss(graph: nnx.GraphDef, teacher: nnx.GraphDef, config: Diverge
     """The forward KL of a micro-batch of packed rows. Sums as those of the supervised loss, and "kl", its share of the
     update's."""
 
-    def loss_fn(params: Params, fed: tuple[Params, Any]) -> tuple[jax.Array, dict[str, jax.Array]]:
-        teacher_params, batch = fed
-        student, other = merge(graph, params), merge(teacher, jax.lax.stop_gradient(teacher_params))
+    def loss_fn(params: Params, frozen: Frozen, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        student, other = merge(graph, params), merge(teacher, frozen["teacher"])
         places = {"positions": batch["positions"], "segment_ids": batch["segments"]}
         hidden_BTD, other_BTD = (model.hidden(batch["tokens"], **places).hidden for model in (student, other))
 

@@ -9,6 +9,7 @@ what the sampler's chose, -1 where there is no target.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,12 +18,15 @@ import numpy as np
 from flax import nnx
 
 from r1jax.learner.balance import LOAD
-from r1jax.learner.step import LossFn
+from r1jax.learner.step import Frozen, LossFn
 from r1jax.losses.logprobs import gather_positions, token_logprobs
 from r1jax.losses.policy import LOG_RATIO_LIMIT, PolicyLossConfig, policy_loss
 from r1jax.models.transformer import Params, merge
 
 Batch = dict[str, jax.Array]
+
+# The arrays of a batch from which log-probs are computed; the others belong to the loss.
+SCORED = ("tokens", "positions", "segments", "prefixes", "index", "targets", "temperature", "experts")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +43,15 @@ def read_states(graph: nnx.GraphDef, params: Params, batch: Batch, scoring: Scor
     """(the model, its states [B, R, D] from which the targets of packed rows are predicted)."""
     model, hidden_BRD, _ = _read(graph, params, batch, scoring)
     return model, hidden_BRD
+
+
+def make_scorer(graph: nnx.GraphDef, scoring: Scoring) -> Callable[[Params, Batch], jax.Array]:
+    """The function (parameters of a policy, the `SCORED` arrays of a batch) -> log-probs of its targets [B, R]."""
+
+    def score(params: Params, batch: Batch) -> jax.Array:
+        return score_rows(graph, params, batch, scoring)[0]
+
+    return score
 
 
 def score_rows(graph: nnx.GraphDef, params: Params, batch: Batch, scoring: Scoring) -> tuple[jax.Array, jax.Array]:
@@ -95,7 +108,7 @@ def make_loss(graph: nnx.GraphDef, config: PolicyLossConfig, scoring: Scoring, *
     or where it has none those of the sampler.
     """
 
-    def loss_fn(params: Params, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss_fn(params: Params, frozen: Frozen, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         logprobs, entropy, router = _score(graph, params, batch, scoring)
         old = batch.get("old_logprobs", batch["sampler_logprobs"])
         old = jax.lax.stop_gradient(logprobs) if on_policy else old

@@ -1,8 +1,12 @@
 """One update: gradients of micro-batches added up, then clip and AdamW.
 
-The loss is injected: `loss_fn(params, batch) -> (loss, sums)`, where the micro-batch losses of one update add up to
-the update's loss (denominators are global, made by the caller). So the number of micro-batches is free and nothing
-recompiles. Gradients are summed in float32 whatever the parameters' dtype is.
+The loss is injected: `loss_fn(params, frozen, batch) -> (loss, sums)`, where the micro-batch losses of one update add
+up to the update's loss (denominators are global, made by the caller). So the number of micro-batches is free and
+nothing recompiles. Gradients are summed in float32 whatever the parameters' dtype is.
+
+`frozen` holds by name the parameters that the loss reads and does not train: "base" (the model under adapters),
+"teacher", "reference". They are arguments of the compiled program (closed over, they would become constants in it),
+get no gradient and are not donated.
 """
 
 from __future__ import annotations
@@ -20,7 +24,8 @@ from r1jax.learner.balance import LOAD, shift_biases
 from r1jax.learner.state import TrainState
 from r1jax.models.transformer import Params
 
-LossFn = Callable[[Params, Any], tuple[jax.Array, dict[str, jax.Array]]]
+Frozen = dict[str, Params]
+LossFn = Callable[[Params, Frozen, Any], tuple[jax.Array, dict[str, jax.Array]]]
 
 
 class Learner:
@@ -39,7 +44,7 @@ class Learner:
 
     @in_layout
     def update(
-        self, state: TrainState, batches: Iterable[Any]
+        self, state: TrainState, frozen: Frozen, batches: Iterable[Any]
     ) -> tuple[TrainState, dict[str, Any], list[dict[str, jax.Array]]]:
         """One optimizer step over micro-batches -> (state, {loss, grad_norm}, the sums of each micro-batch).
 
@@ -50,7 +55,7 @@ class Learner:
         for batch in batches:
             if gradients is None:
                 gradients = jax.tree.map(_zeros, state.params)
-            gradients, loss, sums_here = self.accumulate(state.params, gradients, batch)
+            gradients, loss, sums_here = self.accumulate(state.params, gradients, frozen, batch)
             losses.append(loss)
             if LOAD in sums_here:
                 loads.append(sums_here.pop(LOAD))
@@ -64,8 +69,10 @@ class Learner:
             state = self.balance(state, outcome[LOAD]) if self.bias_rate else state
         return state, outcome, sums
 
-    def _accumulate(self, params: Params, gradients: Params, batch: Any) -> tuple[Params, jax.Array, dict]:
-        (loss, sums), new = jax.value_and_grad(self.loss_fn, has_aux=True)(params, batch)
+    def _accumulate(
+        self, params: Params, gradients: Params, frozen: Frozen, batch: Any
+    ) -> tuple[Params, jax.Array, dict]:
+        (loss, sums), new = jax.value_and_grad(self.loss_fn, has_aux=True)(params, frozen, batch)
         return jax.tree.map(lambda a, b: a + b.astype(a.dtype), gradients, new), loss, sums
 
     def _apply(self, state: TrainState, gradients: Params) -> tuple[TrainState, jax.Array]:

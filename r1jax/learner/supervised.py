@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 
 from r1jax.learner.balance import LOAD
-from r1jax.learner.step import LossFn
+from r1jax.learner.step import Frozen, LossFn
 from r1jax.losses.logprobs import score_targets
 from r1jax.losses.prediction import mtp_loss
 from r1jax.models.mtp import predict_ahead
@@ -64,7 +64,7 @@ def make_loss(graph: nnx.GraphDef, config: SupervisedConfig, *, chunk: int = 0) 
     (token, expert) pairs a bounded buffer had no place for.
     """
 
-    def loss_fn(params: Params, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss_fn(params: Params, frozen: Frozen, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         model = merge(graph, params)
         weights, places = batch["weights"], {"positions": batch["positions"], "segment_ids": batch["segments"]}
         states = model.hidden(batch["tokens"], **places)

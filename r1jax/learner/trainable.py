@@ -6,12 +6,10 @@ engine, an export) asks for `whole`. A frozen base has no moments and is in no c
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 
 from r1jax.core.sharding import current_layout, current_mesh, in_layout, sharding
-from r1jax.learner.step import LossFn
+from r1jax.learner.step import Frozen, LossFn
 from r1jax.models.lora import LoRAConfig, adapter_axes, init_adapters, merge_adapters
 from r1jax.models.transformer import Params, Transformer, logical_axes, split
 
@@ -40,11 +38,12 @@ class Trainable:
         return params if self.base is None else self._merge(self.base, params)
 
     def wrap(self, loss_fn: LossFn) -> LossFn:
-        """A loss of the model's parameters as a loss of what is trained, over batches from `feed`."""
+        """A loss of the model's parameters as a loss of what is trained; it reads the base from `frozen`."""
         if self.base is None:
             return loss_fn
-        return lambda params, fed: loss_fn(merge_adapters(fed[0], params, self.scale), fed[1])
+        return lambda params, frozen, batch: loss_fn(merge_adapters(frozen["base"], params, self.scale), frozen, batch)
 
-    def feed(self, batch: Any) -> Any:
-        """A batch for `wrap`'s loss. The base goes in as an argument: closed over, it would be a constant."""
-        return batch if self.base is None else (self.base, batch)
+    @property
+    def frozen(self) -> Frozen:
+        """The base by its name among what a loss reads and does not train; {} without adapters."""
+        return {} if self.base is None else {"base": self.base}

@@ -18,10 +18,11 @@ from r1jax.core.sharding import batch_parts, current_layout, in_layout, sharding
 from r1jax.core.tree import count_parameters
 from r1jax.data.packing import PackedRows, RowShape, pack_completions
 from r1jax.learner.balance import LOAD, measure_load
+from r1jax.learner.objective import Objective
 from r1jax.learner.optimizer import make_optimizer, make_schedule
-from r1jax.learner.policy_objective import Scoring, make_loss, score_rows, summarize
+from r1jax.learner.policy_objective import SCORED, Scoring, make_scorer, summarize
 from r1jax.learner.state import TrainState, abstract_state, init_state
-from r1jax.learner.step import Learner
+from r1jax.learner.step import Frozen, Learner
 from r1jax.learner.trainable import Trainable
 from r1jax.losses.aggregation import token_weights
 from r1jax.losses.policy import estimate_kl
@@ -52,7 +53,8 @@ class PolicyState(TrainState):
 class Updates:
     """The policy in training: its state, its reference (None: no KL term), and the programs that change them.
 
-    State and reference are what is trained, all parameters or adapters (learner/trainable.py).
+    State and reference are what is trained, all parameters or adapters (learner/trainable.py). scoring: how log-probs
+    of rows of `shape` are computed. objective: the loss, which reads them.
     """
 
     def __init__(
@@ -60,20 +62,19 @@ class Updates:
         settings: GRPOConfig,
         trainable: Trainable,
         shape: RowShape,
-        prefix: tuple[int, ...],
+        scoring: Scoring,
+        objective: Objective,
     ):
-        self.settings, self.trainable, self.shape = settings, trainable, shape
+        self.settings, self.trainable, self.shape, self.objective = settings, trainable, shape, objective
         self.layout = current_layout()
-        graph, params, axes = trainable.graph, trainable.params, trainable.axes
+        params, axes = trainable.params, trainable.axes
         self.sizes = count_parameters(trainable.base or params)
-        updates = settings.train.updates_per_step
-        total = settings.steps * updates
+        total = settings.steps * settings.train.updates_per_step
         self.schedule = make_schedule(settings.optimizer, total)
         self.optimizer = make_optimizer(settings.optimizer, total)
-        scoring = Scoring(settings.rollout.temperature, settings.train.logits_chunk, prefix)
-        loss = make_loss(graph, settings.loss, scoring, on_policy=updates == 1)
-        self.learner = Learner(trainable.wrap(loss), self.optimizer, bias_rate=settings.train.bias_rate)
-        self.logprobs = jax.jit(lambda params, batch: score_rows(graph, params, batch, scoring)[0])
+        loss = trainable.wrap(objective.loss_fn)
+        self.learner = Learner(loss, self.optimizer, bias_rate=settings.train.bias_rate)
+        self.logprobs = jax.jit(make_scorer(trainable.graph, scoring))
         self.reference = jax.tree.map(jnp.copy, params) if settings.loss.kl_coefficient else None
         self.policy: TrainState = init_state(params, axes, self.optimizer)
         self._mix = jax.jit(_mix)
@@ -81,6 +82,12 @@ class Updates:
     def weights(self) -> Params:
         """The present parameters of the model; with LoRA a merged copy."""
         return self.trainable.whole(self.policy.params)
+
+    @property
+    def frozen(self) -> Frozen:
+        """By name what the updates read and do not train: the base under adapters, a teacher, the reference."""
+        reference = {} if self.reference is None else {"reference": self.reference}
+        return {**self.trainable.frozen, **self.objective.frozen, **reference}
 
     # --- What a checkpoint holds ---
 
@@ -134,6 +141,8 @@ class Updates:
         update measures one group at least.
         """
         settings, G = self.settings, advantages_PG.shape[1]
+        if not self.objective.uses_advantages:
+            advantages_PG = np.ones_like(advantages_PG)
         P = len(groups.prompts) // settings.train.updates_per_step
         plans = []
         for first in range(0, len(groups.prompts), P):
@@ -155,8 +164,8 @@ class Updates:
             plans = [self._add_logprobs("reference_logprobs", self.reference, *plan, temperature) for plan in plans]
         outcomes, sums = [], []
         for packed, arrays in plans:
-            batches = map(self.trainable.feed, self._batches(packed, arrays, temperature))
-            self.policy, outcome, parts = self.learner.update(self.policy, batches)
+            batches = self._batches(packed, arrays, temperature)
+            self.policy, outcome, parts = self.learner.update(self.policy, self.frozen, batches)
             outcomes.append(outcome)
             sums.append(parts)
         outcomes, sums = distributed.fetch((outcomes, sums))
@@ -235,7 +244,8 @@ class Updates:
     ) -> tuple[PackedRows, Arrays]:
         """Log-probs of the rows under trained `params`, back as one value per completion token."""
         weights = self.trainable.whole(params)
-        parts = [self.logprobs(weights, batch) for batch in self._batches(packed, arrays, temperature)]
+        batches = self._batches(packed, arrays, temperature)
+        parts = [self.logprobs(weights, {k: batch[k] for k in SCORED if k in batch}) for batch in batches]
         laid_out = np.concatenate(distributed.fetch(parts))
         flat = np.zeros_like(arrays["sampler_logprobs"])
         inside = packed.source >= 0

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -28,6 +28,8 @@ from r1jax.core.sharding import make_mesh, use_mesh
 from r1jax.data.loader import PromptLoader
 from r1jax.data.tasks import load_task
 from r1jax.eval.held_out import evaluate, make_problems
+from r1jax.learner.objective import Objective
+from r1jax.learner.policy_objective import Scoring, make_loss
 from r1jax.learner.state import TrainState
 from r1jax.learner.trainable import Trainable
 from r1jax.losses.advantage import group_advantages
@@ -45,9 +47,13 @@ from r1jax.runs.loop import Loop
 from r1jax.runs.model_setup import check, load_model
 from r1jax.runs.workdir import describe_change
 from r1jax.text.encoding import PromptEncoder, find_prefix
+from r1jax.text.tokenizer import Tokenizer
 from r1jax.weights.pretrained import require_tokenizer
 
 log = logging.getLogger(__name__)
+
+# (the policy, its tokenizer, how log-probs are computed) -> the loss of its updates.
+ObjectiveMaker = Callable[[Trainable, Tokenizer, Scoring], Objective]
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -59,10 +65,29 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         Run(settings, config, workdir).train()
 
 
-class Run:
-    """One run: the parts, built once, and the loop over steps."""
+def make_policy_objective(settings: GRPOConfig) -> ObjectiveMaker:
+    """The maker of the GRPO loss that config.loss describes."""
 
-    def __init__(self, settings: GRPOConfig, config: ConfigDict, workdir: pathlib.Path):
+    def make(trainable: Trainable, tokenizer: Tokenizer, scoring: Scoring) -> Objective:
+        on_policy = settings.train.updates_per_step == 1
+        return Objective(make_loss(trainable.graph, settings.loss, scoring, on_policy=on_policy))
+
+    return make
+
+
+class Run:
+    """One run: the parts, built once, and the loop over steps. make_objective: makes the loss of the updates once the
+    model is loaded (None: the GRPO loss).
+    """
+
+    def __init__(
+        self,
+        settings: GRPOConfig,
+        config: ConfigDict,
+        workdir: pathlib.Path,
+        *,
+        make_objective: ObjectiveMaker | None = None,
+    ):
         self.settings, self.config, self.workdir = settings, config, workdir
         rewards = read_rewards(settings.rewards)  # their mistakes are found before the model is loaded
         if settings.curriculum.reward and settings.curriculum.reward not in (
@@ -85,7 +110,10 @@ class Run:
         self.encode = PromptEncoder(self.tokenizer)
         self.loader = PromptLoader(task.train, settings.rollout.prompts_per_step, seed=settings.seed)
         self._build_engine([*task.train, *task.held_out])
-        self.updates = self._build_updates(trainable)
+        prefix = self.prefix[: self.shape.prefix]
+        scoring = Scoring(settings.rollout.temperature, settings.train.logits_chunk, prefix)
+        objective = (make_objective or make_policy_objective(settings))(trainable, self.tokenizer, scoring)
+        self.updates = Updates(settings, trainable, self.shape, scoring, objective)
         curriculum = Curriculum(settings.curriculum, self.loader, settings.seed)
         self.rollouts = Rollouts(settings, self.engine, curriculum, self.encode, self.tokenizer, rewards)
         self.problems = make_problems(task.held_out, self.encode, settings.eval)
@@ -125,9 +153,6 @@ class Run:
                 record_experts=self.settings.train.replay_experts,
             ),
         )
-
-    def _build_updates(self, trainable: Trainable) -> Updates:
-        return Updates(self.settings, trainable, self.shape, self.prefix[: self.shape.prefix])
 
     # --- The loop's parts of this stage ---
 

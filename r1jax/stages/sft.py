@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -31,9 +31,10 @@ from r1jax.data.sequences import PackingConfig, SequenceLoader, utilisation
 from r1jax.eval.headline import find_headlines, tabulate_headlines
 from r1jax.eval.record import read_run
 from r1jax.learner.balance import LOAD, measure_load
+from r1jax.learner.objective import Objective
 from r1jax.learner.optimizer import make_optimizer, make_schedule
 from r1jax.learner.state import TrainState, abstract_state, init_state
-from r1jax.learner.step import Learner, LossFn
+from r1jax.learner.step import Learner
 from r1jax.learner.supervised import Batch, make_loss, share_weights, split_batch, summarize
 from r1jax.learner.trainable import Trainable
 from r1jax.models.flops import count_work
@@ -41,9 +42,13 @@ from r1jax.runs.hardware import peak_flops
 from r1jax.runs.loop import Loop
 from r1jax.runs.model_setup import check_divides, load_model
 from r1jax.stages.sft_config import SFTConfig, read_config
+from r1jax.text.tokenizer import Tokenizer
 from r1jax.weights.pretrained import require_tokenizer
 
 log = logging.getLogger(__name__)
+
+# (the model, its tokenizer) -> the loss of its updates.
+ObjectiveMaker = Callable[[Trainable, Tokenizer], Objective]
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -55,10 +60,28 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         Run(settings, config, workdir).train()
 
 
-class Run:
-    """One run: the parts, built once, and what a step is."""
+def make_supervised_objective(settings: SFTConfig) -> ObjectiveMaker:
+    """The maker of the supervised loss that config.loss describes."""
 
-    def __init__(self, settings: SFTConfig, config: ConfigDict, workdir: pathlib.Path):
+    def make(trainable: Trainable, tokenizer: Tokenizer) -> Objective:
+        return Objective(make_loss(trainable.graph, settings.loss, chunk=settings.train.logits_chunk))
+
+    return make
+
+
+class Run:
+    """One run: the parts, built once, and what a step is. make_objective: makes the loss once the model is loaded
+    (None: the supervised loss).
+    """
+
+    def __init__(
+        self,
+        settings: SFTConfig,
+        config: ConfigDict,
+        workdir: pathlib.Path,
+        *,
+        make_objective: ObjectiveMaker | None = None,
+    ):
         self.settings, self.config, self.workdir = settings, config, workdir
         rows = settings.train.rows_per_step
         check_divides("train.rows_per_step", rows, "train.micro_batch_size x devices", self._rows_per_batch())
@@ -76,9 +99,11 @@ class Run:
         self.held_out = share_weights(self._pack_held_out(corpus.held_out))
         self.optimizer = make_optimizer(settings.optimizer, self.steps)
         self.schedule = make_schedule(settings.optimizer, self.steps)
-        loss = self.trainable.wrap(self._make_loss())
+        objective = (make_objective or make_supervised_objective(settings))(self.trainable, self.tokenizer)
+        self.frozen = {**self.trainable.frozen, **objective.frozen}
+        loss = self.trainable.wrap(objective.loss_fn)
         self.learner = Learner(loss, self.optimizer, bias_rate=settings.loss.bias_rate)
-        self.measure = jax.jit(lambda params, batch: self.learner.loss_fn(params, batch)[1])
+        self.measure = jax.jit(lambda params, frozen, batch: self.learner.loss_fn(params, frozen, batch)[1])
         self.state: TrainState = init_state(self.trainable.params, self.trainable.axes, self.optimizer)
         self.num_tokens = 0
         count = lambda params: sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -91,9 +116,6 @@ class Run:
             sum(map(len, corpus.train)),
             len(corpus.held_out),
         )
-
-    def _make_loss(self) -> LossFn:
-        return make_loss(self.trainable.graph, self.settings.loss, chunk=self.settings.train.logits_chunk)
 
     # --- Data ---
 
@@ -114,13 +136,10 @@ class Run:
     def _rows_per_batch(self) -> int:
         return self.settings.train.micro_batch_size * batch_parts()
 
-    def _place(self, batch: Batch) -> Any:
-        """A micro-batch on its devices, with what the loss is to be fed beside it."""
+    def _place(self, batch: Batch) -> Batch:
+        """A micro-batch on its devices."""
         place = lambda x: sharding(("batch", None)[: np.ndim(x)], np.shape(x), name="micro-batch")
-        return self.trainable.feed(self._feed(distributed.put_global(batch, jax.tree.map(place, batch))))
-
-    def _feed(self, batch: Batch) -> Any:
-        return batch
+        return distributed.put_global(batch, jax.tree.map(place, batch))
 
     # --- The loop's parts of this stage ---
 
@@ -152,7 +171,7 @@ class Run:
         batch = self._next(step)
         read = time.perf_counter()
         parts = share_weights(split_batch(batch, self._rows_per_batch()))
-        self.state, outcome, sums = self.learner.update(self.state, map(self._place, parts))
+        self.state, outcome, sums = self.learner.update(self.state, self.frozen, map(self._place, parts))
         outcome, sums = distributed.fetch((outcome, sums))
         end = time.perf_counter()
         fed, targets = int((batch["segments"] > 0).sum()), int((batch["weights"] > 0).sum())
@@ -190,7 +209,7 @@ class Run:
         if not self.held_out:
             return {}
         begin = time.perf_counter()
-        sums = [self.measure(self.state.params, self._place(batch)) for batch in self.held_out]
+        sums = [self.measure(self.state.params, self.frozen, self._place(batch)) for batch in self.held_out]
         metrics = summarize(distributed.fetch(sums))
         kept = {f"eval/{name}": metrics[name] for name in ("loss", "token_accuracy")}
         return {**kept, "time/eval": time.perf_counter() - begin}

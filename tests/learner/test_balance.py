@@ -71,14 +71,14 @@ def train(rate: float, updates: int) -> tuple[list[float], np.ndarray]:
     model = MoE(WIDTH, 4, EXPERTS, ACTIVE, gate=Gate("sigmoid", bias=True), dtypes=FLOAT32, rngs=nnx.Rngs(0), std=0.5)
     graph, params = split(model)
     learner = Learner(
-        lambda params, x: loss_fn(graph, params, x), make_optimizer(OptimizerConfig(1e-3), 1), bias_rate=rate
+        lambda params, frozen, x: loss_fn(graph, params, x), make_optimizer(OptimizerConfig(1e-3), 1), bias_rate=rate
     )
     wrapped = {"layers": {0: params}}
     state = init_state(wrapped, {"layers": {0: logical_axes(model)}}, learner.optimizer)
     random, history = np.random.default_rng(0), []
     for _ in range(updates):
         x = random.normal(0.5, 1.0, size=(2, 1, TOKENS, WIDTH)).astype(np.float32)
-        state, outcome, sums = learner.update(state, x)
+        state, outcome, sums = learner.update(state, {}, x)
         assert all(LOAD not in part for part in sums) and outcome[LOAD].sum() == 2 * TOKENS * ACTIVE
         history.append(measure_load(outcome[LOAD])["router/max_violation"])
     return history, np.asarray(state.params["layers"][0]["router"]["correction_bias"])

@@ -91,7 +91,7 @@ def run(stage: str, family: str, mesh: str) -> tuple[float, Params]:
             batch = put_global(
                 whole, {k: sharding(("batch", None)[: np.ndim(x)], np.shape(x)) for k, x in whole.items()}
             )
-        (value, _), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, batch)
+        (value, _), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, {}, batch)
         return float(value), jax.device_get(gradient)
 
 

@@ -18,7 +18,7 @@ from tests.stages.runs import CONFIG, read_params, train, untimed
 AXES = {"kernel": ("embed", "mlp"), "scale": ("embed",)}
 
 
-def loss_fn(params: Any, batch: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+def loss_fn(params: Any, frozen: Any, batch: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
     return (jnp.tanh(batch * params["scale"] @ params["kernel"]) ** 2).sum(), {}
 
 
@@ -32,7 +32,7 @@ def run(dtype: str, offload: bool) -> Any:
     state = init_state(jax.tree.map(place, params, shapes.params), AXES, optimizer)
     learner = Learner(loss_fn, optimizer)
     for _ in range(3):
-        state, _, _ = learner.update(state, [random.normal(size=(2, 8)).astype(np.float32) for _ in range(2)])
+        state, _, _ = learner.update(state, {}, [random.normal(size=(2, 8)).astype(np.float32) for _ in range(2)])
         kinds = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim}
         assert kinds == {"pinned_host" if offload else "device"}
     assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves(state.params)} == {"device"}

@@ -43,7 +43,7 @@ def run(
     learner = Learner(loss_fn, make_optimizer(OptimizerConfig(), 1))
     gradient, losses, sums = jax.tree.map(jnp.zeros_like, params), [], []
     for batch in rows.batches(size, *names, **other):
-        gradient, loss, part = learner.accumulate(params, gradient, batch)
+        gradient, loss, part = learner.accumulate(params, gradient, {}, batch)
         losses.append(float(loss))
         sums.append(part)
     return sum(losses), jax.device_get(gradient), summarize([sums])
@@ -111,14 +111,14 @@ def test_the_sampler_is_compared_with_the_first_update_whatever_the_old_logprobs
     graph, params = rows.model()
     loss_fn = make_loss(graph, OFF_POLICY, SCORING, on_policy=False)
     (batch,) = rows.batches(8)
-    loss, sums = jax.jit(loss_fn)(params, batch)
+    loss, sums = jax.jit(loss_fn)(params, {}, batch)
     later = {name: value + 1 for name, value in sums.items()}
     metrics = summarize([[sums], [later]])
     arrays = rows.update().arrays
     difference = np.abs(rows.update().logprobs - arrays["sampler_logprobs"])
     assert metrics["sampling/sampling_logp_difference/mean"] == pytest.approx(difference.mean(), abs=2e-6)
     assert metrics["sampling/sampling_logp_difference/max"] == pytest.approx(difference.max(), abs=2e-5)
-    old = jax.jit(loss_fn)(params, {**batch, "old_logprobs": batch["sampler_logprobs"]})
+    old = jax.jit(loss_fn)(params, {}, {**batch, "old_logprobs": batch["sampler_logprobs"]})
     assert loss == old[0]  # the sampler's are the old ones
 
 
@@ -127,12 +127,12 @@ def test_padding_has_no_entropy() -> None:
     graph, params = rows.model()
     loss_fn = jax.jit(make_loss(graph, OFF_POLICY, SCORING, on_policy=True))
     (batch,) = rows.batches(8)
-    _, whole = loss_fn(params, batch)
+    _, whole = loss_fn(params, {}, batch)
     inside = np.asarray(batch["weights"]) > 0
     filled = {name: value[inside.any(1)] for name, value in batch.items()}
     filled["targets"] = jnp.where(inside[inside.any(1)], filled["targets"], 7)
     assert len(filled["tokens"]) < 8 and not inside.all(1)[inside.any(1)].all()
-    _, parts = loss_fn(params, filled)
+    _, parts = loss_fn(params, {}, filled)
     assert int(whole["tokens"]) == inside.sum() == len(rows.update().entropy)
     assert float(whole["entropy"]) == pytest.approx(rows.update().entropy.sum(), rel=1e-5)
     assert float(parts["entropy"]) == pytest.approx(float(whole["entropy"]), rel=1e-6)

@@ -37,7 +37,7 @@ def test_twenty_steps_have_the_losses_of_torch(tiny_model: pathlib.Path) -> None
     state, losses = init_state(params, logical_axes(model), optimizer), []
     for tokens, weights in zip(golden["tokens"], golden["weights"], strict=True):
         batches = share_weights(split_batch(shift(tokens, weights), 2))
-        state, _, sums = learner.update(state, batches)
+        state, _, sums = learner.update(state, {}, batches)
         losses.append(summarize(sums)["loss"])
     assert losses[-1] < losses[0] / 2
     np.testing.assert_allclose(losses, golden["losses"], rtol=1e-3)

@@ -19,7 +19,7 @@ AXES = {"kernel": ("embed", "mlp")}
 ROWS = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
 
 
-def loss_fn(params: Any, batch: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+def loss_fn(params: Any, frozen: Any, batch: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
     """A share of one sum over all rows."""
     return (jnp.tanh(batch @ params["kernel"]) ** 2).sum(), {"rows": jnp.asarray(len(batch))}
 
@@ -33,9 +33,9 @@ def start() -> tuple[Learner, TrainState]:
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_an_update_does_not_depend_on_its_cut(size: int) -> None:
     learner, state = start()
-    expected, whole, _ = learner.update(state, [ROWS])
+    expected, whole, _ = learner.update(state, {}, [ROWS])
     learner, state = start()
-    state, outcome, sums = learner.update(state, (ROWS[at : at + size] for at in range(0, 8, size)))
+    state, outcome, sums = learner.update(state, {}, (ROWS[at : at + size] for at in range(0, 8, size)))
     assert [int(part["rows"]) for part in sums] == [size] * (8 // size)
     assert float(outcome["loss"]) == pytest.approx(float(whole["loss"]), rel=1e-6)
     assert float(outcome["grad_norm"]) == pytest.approx(float(whole["grad_norm"]), rel=1e-6)
@@ -44,8 +44,8 @@ def test_an_update_does_not_depend_on_its_cut(size: int) -> None:
 
 def test_norm_is_of_the_whole_gradient_before_clipping() -> None:
     learner, state = start()
-    (loss, _), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params, ROWS)
-    state, outcome, _ = learner.update(state, [ROWS[:3], ROWS[3:]])
+    (loss, _), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params, {}, ROWS)
+    state, outcome, _ = learner.update(state, {}, [ROWS[:3], ROWS[3:]])
     assert float(outcome["loss"]) == pytest.approx(float(loss), rel=1e-6)
     norm = float(np.linalg.norm(gradient["kernel"]))
     assert norm > CONFIG.clip_norm and float(outcome["grad_norm"]) == pytest.approx(norm, rel=1e-6)
@@ -54,28 +54,28 @@ def test_norm_is_of_the_whole_gradient_before_clipping() -> None:
 
 def test_an_update_without_rows_leaves_the_state_alone() -> None:
     learner, state = start()
-    after, outcome, sums = learner.update(state, [])
+    after, outcome, sums = learner.update(state, {}, [])
     assert after is state and outcome == {"loss": 0.0, "grad_norm": 0.0} and sums == []
 
 
 def test_the_old_state_is_given_up() -> None:
     learner, state = start()
     old = state.params["kernel"]
-    learner.update(state, [ROWS])
+    learner.update(state, {}, [ROWS])
     assert old.is_deleted()
 
 
 def test_gradients_of_narrow_parameters_are_summed_in_float32() -> None:
     """A thousand small gradients behind a large one: a bfloat16 sum would stand still."""
 
-    def linear(params: Any, batch: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def linear(params: Any, frozen: Any, batch: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         return (params["kernel"].astype(jnp.float32) * batch).sum(), {}
 
     optimizer = make_optimizer(CONFIG, 3)
     learner = Learner(linear, optimizer)
     state = init_state({"kernel": jnp.ones((1, 1), jnp.bfloat16)}, AXES, optimizer)
     batches = [np.full((1, 1), value, np.float32) for value in (1.0, *[2.0**-10] * 1000)]
-    _, outcome, _ = learner.update(state, batches)
+    _, outcome, _ = learner.update(state, {}, batches)
     assert float(outcome["grad_norm"]) == pytest.approx(1 + 1000 / 1024, rel=1e-6)
 
 
@@ -84,14 +84,14 @@ def test_a_thread_updates_by_the_same_programs_to_the_bit() -> None:
     chex.clear_trace_counter()
 
     @chex.assert_max_traces(n=1)
-    def pinned(params: Any, batch: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def pinned(params: Any, frozen: Any, batch: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         hidden = constrain(jnp.tanh(batch @ params["kernel"]), ("batch", "mlp"))
         return (hidden**2).sum(), {"rows": jnp.asarray(len(batch))}
 
     def run(*threads: bool) -> tuple[Any, list[Any]]:
         state, outcomes = init_state(place(), AXES, optimizer), []
         for in_thread in threads:
-            call = lambda state=state: learner.update(state, [ROWS, ROWS])
+            call = lambda state=state: learner.update(state, {}, [ROWS, ROWS])
             state, outcome, _ = run_in_thread(call) if in_thread else call()
             outcomes.append(jax.device_get(outcome))
         return jax.device_get(state), outcomes
@@ -103,3 +103,27 @@ def test_a_thread_updates_by_the_same_programs_to_the_bit() -> None:
         learner = Learner(pinned, optimizer)
         chex.assert_trees_all_equal(run(False, True, False), run(False, False, False))
         assert learner.accumulate._cache_size() == learner.apply._cache_size() == 1
+
+
+def test_what_is_frozen_is_an_argument_without_gradient_and_is_kept() -> None:
+    """The loss of a student beside its teacher: the teacher is no constant of the program and comes out as it went
+    in, and a changed teacher needs no new program.
+    """
+
+    def distil(params: Any, frozen: Any, batch: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        gap = batch @ params["kernel"] - batch @ frozen["teacher"]["kernel"]
+        return (gap**2).sum(), {}
+
+    optimizer = make_optimizer(CONFIG, 3)
+    learner = Learner(distil, optimizer)
+    state = init_state({"kernel": jnp.ones((4, 4))}, {"kernel": ("embed", "mlp")}, optimizer)
+    batch = np.ones((2, 4), np.float32)
+    teachers = [{"kernel": jnp.full((4, 4), value)} for value in (2.0, 1.0)]
+    gradients = jax.tree.map(jnp.zeros_like, state.params)
+    traced = learner.accumulate.trace(state.params, gradients, {"teacher": teachers[0]}, batch)
+    assert not traced.jaxpr.consts
+    for teacher, expected in zip(teachers, (2 * 4**2, 0.0), strict=True):
+        gradients = jax.tree.map(jnp.zeros_like, state.params)
+        _, loss, _ = learner.accumulate(state.params, gradients, {"teacher": teacher}, batch)
+        assert float(loss) == expected * 4 and not teacher["kernel"].is_deleted()
+    assert learner.accumulate._cache_size() == 1

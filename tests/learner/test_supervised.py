@@ -56,7 +56,7 @@ def run(graph: Any, params: Params, size: int, chunk: int = 0) -> tuple[Params, 
     learner = Learner(make_loss(graph, LOSS, chunk=chunk), make_optimizer(OptimizerConfig(), 1))
     gradient, losses, sums = jax.tree.map(jnp.zeros_like, params), [], []
     for piece in share_weights(split_batch(batch(), size)):
-        gradient, loss, part = learner.accumulate(params, gradient, place(piece))
+        gradient, loss, part = learner.accumulate(params, gradient, {}, place(piece))
         losses.append(float(loss))
         sums.append(part)
     return jax.device_get(gradient), sum(losses), summarize(sums)
@@ -145,7 +145,7 @@ def test_rows_of_padding_alone_make_no_nan() -> None:
     for graph, params in (llama(), deepseek()):
         learner = Learner(make_loss(graph, LOSS), make_optimizer(OptimizerConfig(), 1))
         zeros = jax.tree.map(jnp.zeros_like, params)
-        gradient, loss, sums = learner.accumulate(params, zeros, share_weights([empty])[0])
+        gradient, loss, sums = learner.accumulate(params, zeros, {}, share_weights([empty])[0])
         assert float(loss) == 0 and summarize([sums])["token_accuracy"] == 0
         assert all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(gradient))
 

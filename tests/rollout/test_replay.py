@@ -71,7 +71,7 @@ def train(dtypes: Dtypes, *, replays: bool, scan_layers: bool = False) -> dict[s
         batch["experts"] = packed.lay_out(np.concatenate([c.experts for c in completions if c.experts is not None]), -1)
     graph, params = model(FLOAT32, scan_layers)
     loss = make_loss(graph, PolicyLossConfig(), Scoring(), on_policy=True)
-    (_, sums), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, batch)
+    (_, sums), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, {}, batch)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
     assert sums.pop(LOAD).shape == (LAYERS, CONFIG.num_experts)
     return summarize([[sums]])

@@ -163,8 +163,8 @@ def test_training_leaves_the_files_alone(tmp_path: Path) -> None:
     graph, params = split(model)
     optimizer = make_optimizer(OptimizerConfig(learning_rate=0.1), 1)
     state = init_state(params, logical_axes(model), optimizer)
-    loss: LossFn = lambda params, tokens: (jax.nn.logsumexp(merge(graph, params)(tokens), axis=-1).mean(), {})
-    state, _, _ = Learner(loss, optimizer).update(state, [TOKENS])
+    loss: LossFn = lambda params, frozen, tokens: (jax.nn.logsumexp(merge(graph, params)(tokens), axis=-1).mean(), {})
+    state, _, _ = Learner(loss, optimizer).update(state, {}, [TOKENS])
     assert int(state.updates) == 1 and (folder / "model.safetensors").read_bytes() == before
 
 

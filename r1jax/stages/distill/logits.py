@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -16,14 +15,14 @@ from r1jax.core import console, distributed
 from r1jax.core.config import unpack
 from r1jax.core.sharding import make_mesh, use_mesh
 from r1jax.learner.distillation import DivergenceConfig, make_logits_loss
-from r1jax.learner.step import LossFn
-from r1jax.learner.supervised import Batch
+from r1jax.learner.objective import Objective
+from r1jax.learner.trainable import Trainable
 from r1jax.models.transformer import merge
 from r1jax.runs.model_setup import ModelConfig, check
 from r1jax.stages import sft
-from r1jax.stages.distill.teacher import load_teacher
+from r1jax.stages.distill.teacher import Teacher, load_teacher
 from r1jax.stages.sft_config import SFTConfig, check_settings
-from r1jax.weights.pretrained import require_tokenizer
+from r1jax.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,21 +51,21 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     console.set_up_logging()
     distributed.start()
     with use_mesh(make_mesh(settings.mesh), settings.mesh.rules):
-        Run(settings, config, workdir).train()
+        make_run(settings, config, workdir).train()
 
 
-class Run(sft.Run):
-    """An SFT run whose loss is by the teacher."""
+def make_run(settings: LogitsConfig, config: ConfigDict, workdir: pathlib.Path) -> sft.Run:
+    """An SFT run whose loss is the forward KL to the teacher."""
 
-    settings: LogitsConfig
+    def make_objective(trainable: Trainable, tokenizer: Tokenizer) -> Objective:
+        student = merge(trainable.graph, trainable.base or trainable.params)
+        return teach(settings, trainable, load_teacher(settings.teacher, student, tokenizer))
 
-    def _make_loss(self) -> LossFn:
-        graph = self.trainable.graph
-        student = merge(graph, self.trainable.base or self.trainable.params)
-        tokenizer = require_tokenizer(self.tokenizer, self.settings.model.path)
-        self.teacher = load_teacher(self.settings.teacher, student, tokenizer)
-        settings = self.settings
-        return make_logits_loss(graph, self.teacher.graph, settings.divergence, chunk=settings.train.logits_chunk)
+    return sft.Run(settings, config, workdir, make_objective=make_objective)
 
-    def _feed(self, batch: Batch) -> Any:
-        return self.teacher.params, batch
+
+def teach(settings: LogitsConfig, trainable: Trainable, teacher: Teacher) -> Objective:
+    """The forward KL to `teacher` on given texts."""
+    chunk = settings.train.logits_chunk
+    loss = make_logits_loss(trainable.graph, teacher.graph, settings.divergence, chunk=chunk)
+    return Objective(loss, {"teacher": teacher.params})

@@ -10,26 +10,22 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from r1jax.core import console, distributed
 from r1jax.core.config import unpack
 from r1jax.core.sharding import make_mesh, use_mesh
-from r1jax.data.packing import PackedRows, RowShape
 from r1jax.learner.distillation import DivergenceConfig, make_on_policy_loss
+from r1jax.learner.objective import Objective
 from r1jax.learner.policy_objective import Scoring
-from r1jax.learner.step import Learner
 from r1jax.learner.trainable import Trainable
 from r1jax.models.transformer import merge
 from r1jax.rl.grpo_config import GRPOConfig, check_settings, expand_preset
-from r1jax.rl.rollout_batch import Groups
-from r1jax.rl.updates import Arrays, Updates, Work
 from r1jax.runs.model_setup import ModelConfig, check
 from r1jax.stages import grpo
 from r1jax.stages.distill.teacher import Teacher, load_teacher
+from r1jax.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,41 +55,20 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     console.set_up_logging()
     distributed.start()
     with use_mesh(make_mesh(settings.mesh), settings.mesh.rules):
-        Run(settings, config, workdir).train()
+        make_run(settings, config, workdir).train()
 
 
-class Run(grpo.Run):
-    """A GRPO run whose updates are by the teacher."""
+def make_run(settings: OnPolicyConfig, config: ConfigDict, workdir: pathlib.Path) -> grpo.Run:
+    """A GRPO run whose loss is the reverse KL to the teacher."""
 
-    settings: OnPolicyConfig
-
-    def _build_updates(self, trainable: Trainable) -> Updates:
+    def make_objective(trainable: Trainable, tokenizer: Tokenizer, scoring: Scoring) -> Objective:
         student = merge(trainable.graph, trainable.base or trainable.params)
-        teacher = load_teacher(self.settings.teacher, student, self.tokenizer)
-        return TaughtUpdates(self.settings, trainable, self.shape, self.prefix[: self.shape.prefix], teacher)
+        return teach(settings, trainable, load_teacher(settings.teacher, student, tokenizer), scoring)
+
+    return grpo.Run(settings, config, workdir, make_objective=make_objective)
 
 
-class TaughtUpdates(Updates):
-    """Updates of the student by the reverse KL to its teacher on its own samples."""
-
-    def __init__(
-        self,
-        settings: OnPolicyConfig,
-        trainable: Trainable,
-        shape: RowShape,
-        prefix: tuple[int, ...],
-        teacher: Teacher,
-    ):
-        super().__init__(settings, trainable, shape, prefix)
-        scoring = Scoring(settings.rollout.temperature, settings.train.logits_chunk, prefix)
-        loss = make_on_policy_loss(trainable.graph, teacher.graph, settings.divergence, scoring)
-        self.teacher, self.learner = teacher, Learner(trainable.wrap(loss), self.optimizer)
-
-    def take(
-        self, groups: Groups, advantages_PG: np.ndarray, excluded_PG: np.ndarray, temperature: float
-    ) -> tuple[dict[str, float], Work]:
-        """The update of a step: every completion teaches, whatever it earned."""
-        return super().take(groups, np.ones_like(advantages_PG), excluded_PG, temperature)
-
-    def _batches(self, packed: PackedRows, arrays: Arrays, temperature: float) -> list[Any]:
-        return [(self.teacher.params, batch) for batch in super()._batches(packed, arrays, temperature)]
+def teach(settings: OnPolicyConfig, trainable: Trainable, teacher: Teacher, scoring: Scoring) -> Objective:
+    """The reverse KL to `teacher` on the student's own samples; every completion teaches, whatever it earned."""
+    loss = make_on_policy_loss(trainable.graph, teacher.graph, settings.divergence, scoring)
+    return Objective(loss, {"teacher": teacher.params}, uses_advantages=False)

@@ -26,7 +26,7 @@ def distil(stage: Any, config: str, workdir: pathlib.Path, **changes: Any) -> Ro
     values = apply_overrides(load_config(str(FOLDER / config)), overrides)
     settings = stage.read_config(values)
     with use_mesh(make_mesh(settings.mesh, jax.devices()[:1])):
-        stage.Run(settings, values, workdir).train()
+        stage.make_run(settings, values, workdir).train()
     return read_rows(workdir / "metrics.jsonl")
 
 
