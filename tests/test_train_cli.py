@@ -184,7 +184,7 @@ def test_slots_that_do_not_divide_over_the_devices(
 ):
     args = [TINY, f"--config.model.path={tiny_model}", "--config.rollout.slots=12"]
     said = run_for_real(tmp_path, args, monkeypatch, capsys)
-    assert "config.rollout.slots = 12 does not divide over the 8 parts" in said
+    assert "config.rollout.slots must be divisible by the 8 shards of the batch axes, got 12" in said
 
 
 def test_a_prompt_beyond_the_limit_is_found_at_the_start(

@@ -1,8 +1,8 @@
-"""Grouped-query attention (Ainslie et al. 2023), with and without a cache, and the masks.
+"""Grouped-query attention (Ainslie et al. 2023), with and without a cache, and attention masks.
 
-Queries of one kv head are gathered into rows, so scores are one batched matmul a kv head: the form XLA runs well on
-CPU, GPU and TPU alike. Softmax in float32. A row that may see nothing (padding) gets some finite mean, never NaN;
-nobody reads it.
+The queries of one kv head are gathered into rows, so scores are one batched matmul per kv head, which XLA runs well on
+CPU, GPU and TPU. Softmax in float32. A row without visible keys (padding) gives a finite mean, never NaN, and is not
+used.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _MOST_PIECES, _SHORTEST_PIECE = 4, 64
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Context:
-    """What all layers of one forward pass share: rotary tables, the mask as a bias [B, T, S] (for long rows the
-    segments that it follows from), which tokens are valid [B, T] (not padding), the cache column written (or None).
+    """Shared inputs of all layers in one forward pass: rotary tables, the mask as a bias [B, T, S] (for long rows as
+    segments), valid tokens [B, T] (not padding), and the cache column to write (or None).
     """
 
     rope: tuple[jax.Array, jax.Array]
@@ -40,16 +40,16 @@ class Context:
 
 
 def mask_bias(mask_BTS: jax.Array) -> jax.Array:
-    """0 where a query may see a key, hugely negative elsewhere; float32."""
+    """Additive mask: 0 where a query may attend to a key, hugely negative elsewhere; float32."""
     return jnp.where(mask_BTS, 0.0, NEGATIVE).astype(jnp.float32)
 
 
 def segment_mask(segments_BT: jax.Array, prefixes_BT: jax.Array | None = None) -> jax.Array:
-    """Causal mask [B, T, T] of packed rows: a token sees earlier tokens of its own segment and of the segment it
+    """Causal mask [B, T, T] of packed rows: a token attends to earlier tokens of its own segment and of the segment it
     continues.
 
-    Segment 0 is padding. `prefixes` names, per token, the segment whose tokens come before it (0: none): several
-    completions in a row share one prompt that way.
+    Segment 0 is padding. `prefixes` names, per token, the segment that comes before its own (0: none), so that several
+    completions in a row share one prompt.
     """
     length = segments_BT.shape[1]
     causal = jnp.tril(jnp.ones((length, length), bool))
@@ -71,12 +71,12 @@ def attend(
     causal: bool = False,
     scale: float | None = None,
 ) -> jax.Array:
-    """softmax(q k scale + bias) v with N / K query heads a kv head -> [B, T, N, H], H the width of the values, which
+    """softmax(q k scale + bias) v with N / K query heads per kv head -> [B, T, N, H], H the width of the values, which
     may differ from that of queries and keys.
 
-    prefix: {"k", "v"} [1, K, P, H] that all rows see before their own. `decoding` (many short rows, no gradient)
-    holds it once for all of them; else it is put before the keys of each row. causal: query t sees no key behind t,
-    so that pieces of the queries need not meet all keys. scale: 1 / sqrt(H) of the keys by default.
+    prefix: {"k", "v"} [1, K, P, H], to which all rows attend before their own keys. With `decoding` (many short rows,
+    no gradient) it is kept once for all rows; otherwise it is concatenated to the keys of each row. causal: query t
+    attends to no key after t, so blocks of queries may skip later keys. scale: default 1 / sqrt(H) of the keys.
     """
     B, T, N, H = q_BTNH.shape
     K = k_BKSH.shape[1]
@@ -113,10 +113,10 @@ def attend(
 class Attention(nnx.Module):
     """Grouped-query self-attention with rotary positions.
 
-    qkv_bias: queries, keys and values have biases (Qwen2). norm_epsilon: each head's queries and keys are normalized
-    before they are rotated, with this epsilon and one scale for all heads (Qwen3); None: they are not.
-    Its cache: {"k": [B, K, H, S], "v": [B, K, S, H]}, the form in which each is multiplied: XLA:CPU takes four times as
-    long for the scores of one query if keys lie as values do. A prefix is the same for one row, seen by all.
+    qkv_bias: queries, keys and values have biases (Qwen2). norm_epsilon: RMSNorm of each head's queries and keys before
+    rotation, with this epsilon and one scale for all heads (Qwen3); None: no norm. Cache: {"k": [B, K, H, S], "v": [B,
+    K, S, H]}, each in the layout of its product: XLA:CPU takes four times as long for the scores of one query if keys
+    are laid out like values. A prefix has the same form for one row, shared by all.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
-"""The KV cache: an argument and a result of the model, never hidden state.
+"""The KV cache, an argument and a result of the model, never hidden state.
 
-All rows write their next tokens at one common `column`, so an append is one contiguous in-place update on every
-platform. Which columns a row may see is its `visible` mask; positions are the caller's. The rollout engine treats the
-columns after the prompt as a ring: a row that starts anew hides its ring, and no row lives longer than one turn of
-it.
+All rows write their next tokens at a common `column`, so an append is one contiguous in-place update on every platform.
+A row's `visible` mask says which columns it attends to; positions are given by the caller. The rollout engine uses the
+columns after the prompt as a ring buffer: a row that restarts hides its old columns, and no row is longer than the
+ring.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ from r1jax.core.sharding import constrain
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Cache:
-    """`layers`: per layer the attention's own arrays [B, K, ...] (grouped: keys [B, K, H, S], values [B, K, S, H]), a
-    list, or one stack [L, B, K, ...].
+    """Keys and values of all layers.
 
-    visible [B, S]: columns that hold a token of this row. column: int32 scalar, where the next tokens are written.
+    Attributes:
+      layers: each layer's attention arrays [B, K, ...] (grouped-query: keys [B, K, H, S], values [B, K, S, H]), as a
+        list or as one stack [L, B, K, ...].
+      visible: [B, S], columns that contain a token of the row.
+      column: int32 scalar, where the next tokens are written.
     """
 
     layers: Any
@@ -37,19 +40,21 @@ class Cache:
 
 
 def constrain_layers(layers: Any) -> Any:
-    """Pins the arrays of all layers, [L,] [B, K, ...], to their place: rows over the batch axes, heads over theirs."""
+    """Sharding constraint on the arrays of all layers, [L,] [B, K, ...]: rows over the batch axes, heads over
+    theirs.
+    """
     axes = ("batch", "kv_heads", None, None)
     return jax.tree.map(lambda x: constrain(x, (*(None,) * (x.ndim - 4), *axes), name="cache"), layers)
 
 
 def append(buffer: jax.Array, new: jax.Array, column: jax.Array, *, axis: int) -> jax.Array:
-    """Writes `new` into `buffer` at `column` along `axis`, in place where the buffer is donated or a loop carry."""
+    """Writes `new` into `buffer` at `column` along `axis`, in place if the buffer is donated or a loop carry."""
     return jax.lax.dynamic_update_slice_in_dim(buffer, new.astype(buffer.dtype), column, axis=axis)
 
 
 def cache_mask(cache: Cache, tokens: int) -> tuple[jax.Array, jax.Array]:
-    """(mask [B, T, S], visible [B, S] afterwards) for `tokens` new tokens a row: earlier visible columns, and
-    causally the new ones.
+    """Mask [B, T, S] for `tokens` new tokens per row (earlier visible columns, and the new ones causally), and
+    `visible` [B, S] after them.
     """
     columns = jnp.arange(cache.length)
     new_TS = (columns >= cache.column) & (columns <= cache.column + jnp.arange(tokens)[:, None])

@@ -1,28 +1,28 @@
-"""How tokens get to their experts and back: one signature, several ways, the same numbers.
+"""Dispatch of tokens to their experts and back: one signature, several methods, the same results.
 
     Dispatch(way)(x [B, T, D], choice [B, T, A], weights [B, T, A], kernels) -> (y [B, T, D], overflow)
 
-y is the sum over a token's A chosen experts of weight * down(silu(gate(x)) * up(x)). A choice of E or more is no
-expert: padding tokens have only such, cost nothing and get zeros.
+y is the sum over a token's A selected experts of weight * down(silu(gate(x)) * up(x)). A choice of E or more means no
+expert: padding tokens have only such choices, cost nothing and give zeros.
 
-dense           every expert on every token, then the chosen ones; the reference, and no cheaper than it sounds.
-grouped         rows sorted by expert, one matrix product by groups (models/ops/grouped_matmul.py). Where the mesh
-                spreads experts over devices, it is one of the following that the platform has: ragged on TPU and GPU,
-                else all_to_all.
-all_to_all      rows travel to their experts' devices and back in buffers of one size for every pair of devices.
-ragged          the same with one buffer for all that a device receives (`jax.lax.ragged_all_to_all`; where a platform
-                has none, the CPU, it is imitated by gathering everything, which is for tests).
-all_gather      rows of all devices come together, each device adds what its experts give, the sums are scattered.
+dense           every expert on every token, then a selection; the reference, and as expensive as it sounds. grouped
+rows sorted by expert, one grouped matrix product (models/ops/grouped_matmul.py). Where the mesh
+                shards experts, the exchange that the platform supports: ragged on TPU and GPU, else all_to_all.
+all_to_all      rows travel to their experts' devices and back in buffers of equal size per pair of devices. ragged
+the same with one buffer for everything that a device receives (`jax.lax.ragged_all_to_all`; emulated
+                by an all-gather on CPU, which lacks it, for tests).
+all_gather      rows of all devices are gathered, each device adds its experts' results, and the sums are scattered.
 
-Under a mesh all but `dense` run as programs of one device (models/exchange.py): what `config.mesh.rules` says of
-"experts" names the devices that exchange rows; hidden widths may be split over others, which add up their shares.
+Under a mesh all methods except `dense` run as per-device programs (models/exchange.py): the rule for "experts" in
+`config.mesh.rules` names the axes of the devices that exchange rows; hidden widths may be sharded over other axes,
+whose partial results are summed.
 
-No token is dropped unless `buffer_factor` is set: then buffers hold that multiple of what would come if experts were
-equally loaded, and `overflow` counts the (token, expert) pairs that found no place. Few tokens a device (decoding) are
-never bounded: their loads differ by more than any such multiple, and exact buffers are small.
+No token is dropped unless `buffer_factor` is set: buffers then hold that multiple of the perfectly balanced load, and
+`overflow` counts the (token, expert) pairs that did not fit. Batches of few tokens per device (decoding) are never
+bounded: their loads are too uneven for any such multiple, and exact buffers are small.
 
-Buffers hold A rows and more for every token. `tokens` bounds them: so many tokens of a device travel at once, one turn
-after the other, and the backward pass computes each turn again instead of keeping its buffers.
+Buffers hold A rows or more per token. `tokens` bounds them: that many tokens of a device are exchanged at a time, and
+the backward pass recomputes each turn instead of keeping its buffers.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ FEW_TOKENS = 32
 
 @dataclasses.dataclass(frozen=True)
 class Dispatch:
-    """A way, the size of its buffers over the mean (0: whatever comes fits), and how many tokens of a device travel at
-    once (0: all).
+    """Dispatch method and its buffer limits.
 
-    Raises UserError for a way that is not known, and for what `dense` has not.
+    way: one of WAYS. buffer_factor: buffer size over the mean load (0: unbounded). tokens: tokens of a device exchanged
+    at a time (0: all). Raises UserError for an unknown way, and for limits with `dense`.
     """
 
     way: str = "grouped"
@@ -63,16 +63,16 @@ class Dispatch:
 
     def __post_init__(self) -> None:
         if self.way not in WAYS:
-            raise UserError(f"dispatch {self.way!r} is not known; known: {', '.join(WAYS)}")
+            raise UserError(f"config.model.dispatch must be one of {', '.join(WAYS)}, got {self.way!r}")
         if self.buffer_factor < 0 or (self.buffer_factor and self.way == "dense"):
             raise UserError(f"dispatch {self.way!r} cannot have a buffer_factor of {self.buffer_factor}")
         if self.tokens < 0 or (self.tokens and self.way == "dense"):
-            raise UserError(f"dispatch {self.way!r} cannot have {self.tokens} tokens travel at once")
+            raise UserError(f"dispatch {self.way!r} cannot exchange {self.tokens} tokens at a time")
 
     def __call__(
         self, x_BTD: jax.Array, choice_BTA: jax.Array, weights_BTA: jax.Array, kernels: Kernels
     ) -> tuple[jax.Array, jax.Array]:
-        """(y [B, T, D], how many pairs were dropped: float32, over all devices)."""
+        """Output y [B, T, D], and the number of dropped pairs: float32, over all devices."""
         if self.way == "dense":
             return run_dense(x_BTD, choice_BTA, weights_BTA, kernels), jnp.zeros(())
         mesh = current_mesh()
@@ -104,7 +104,7 @@ class Dispatch:
         return placed(x_BTD, choice_BTA, weights_BTA, *kernels)
 
     def _program(self, peers: Peers) -> Callable:
-        """What one device does with its rows."""
+        """The program of one device."""
         way = self.way
         if way == "grouped":
             way = "all_gather" if peers.devices == 1 else "ragged" if peers.native else "all_to_all"
@@ -128,8 +128,8 @@ GROUPED = Dispatch()
 def take_turns(
     send: Callable[..., tuple[jax.Array, jax.Array]], flat: tuple[jax.Array, ...], tokens: int, *, nobody: int
 ) -> tuple[jax.Array, jax.Array]:
-    """`send(x [M, D], choice [M, A], weights [M, A])` over at most `tokens` rows at a time; the rows that fill up the
-    last turn choose `nobody`.
+    """`send(x [M, D], choice [M, A], weights [M, A])` over at most `tokens` rows at a time; padding rows of the last
+    turn choose `nobody`.
     """
     rows = len(flat[0])
     turns = -(-rows // tokens)
@@ -142,7 +142,7 @@ def take_turns(
 
 
 def run_dense(x_BTD: jax.Array, choice_BTA: jax.Array, weights_BTA: jax.Array, kernels: Kernels) -> jax.Array:
-    """All experts on all tokens."""
+    """Every expert on every token."""
     chosen_BTAE = choice_BTA[..., None] == jnp.arange(len(kernels.gate))
     weights_BTE = jnp.where(chosen_BTAE, weights_BTA[..., None], 0).sum(-2)
     gate, up = (jnp.einsum("BTD,EDF->BTEF", x_BTD, kernel) for kernel in kernels[:2])
@@ -151,5 +151,5 @@ def run_dense(x_BTD: jax.Array, choice_BTA: jax.Array, weights_BTA: jax.Array, k
 
 
 def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    """The mesh axes of one dimension of a PartitionSpec."""
+    """Mesh axes of one dimension of a PartitionSpec."""
     return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)

@@ -1,12 +1,12 @@
-"""Experts on one device of several: its tokens' rows go to the devices of their experts, and come back.
+"""Expert exchange in a per-device program: token rows go to the devices of their experts and back.
 
 Every function has the signature
 
     by_x(x [M, D], choice [M, A], weights [M, A], kernels, peers, factor) -> (y [M, D], overflow)
 
-and runs in a program of one device, with its own M tokens and, of E experts, the E / X in `kernels`; `peers` names the
-X devices that exchange rows. Choices count all experts; E and more are none. A pair is a token and one of its choices,
-numbered m * A + a; N = M * A pairs want S places in a buffer. Two index arrays tie them, each the inverse of the other:
+and runs on one device, with its own M tokens and, of E experts, the E / X in `kernels`; `peers` names the X devices
+that exchange rows. Choices index all experts; E and above mean none. A pair is a token and one of its choices, numbered
+m * A + a; the N = M * A pairs are assigned to S places of a buffer by two index arrays, inverse to each other:
 `pair_S`, the pair at each place (N: none), and `place_MA`, the place of each pair (S: none).
 """
 
@@ -24,7 +24,7 @@ from r1jax.models.ops.silu_gate import gate_silu
 
 
 class Kernels(NamedTuple):
-    """What the experts are: gate and up [E, D, F], down [E, F, D]."""
+    """Expert weights: gate and up [E, D, F], down [E, F, D]."""
 
     gate: jax.Array
     up: jax.Array
@@ -32,7 +32,9 @@ class Kernels(NamedTuple):
 
 
 class Peers(NamedTuple):
-    """The devices that exchange rows: mesh axes, how many devices, and whether their platform has ragged exchange."""
+    """Devices that exchange rows: mesh axes, number of devices, and whether the platform has a native ragged
+    exchange.
+    """
 
     axes: tuple[str, ...]
     devices: int
@@ -43,17 +45,17 @@ Result = tuple[jax.Array, jax.Array]
 
 
 def size(mesh: Mesh, axes: tuple[str, ...]) -> int:
-    """How many devices some axes of a mesh make."""
+    """Number of devices along some axes of a mesh."""
     return math.prod(mesh.shape[axis] for axis in axes)
 
 
-# --- By gathering everything ---
+# --- Exchange by all-gather ---
 
 
 def by_all_gather(
     x_MD: jax.Array, choice_MA: jax.Array, weights_MA: jax.Array, kernels: Kernels, peers: Peers, factor: float
 ) -> Result:
-    """Also what a device does that has all experts: it exchanges nothing."""
+    """All-gather, compute, reduce-scatter. Also the single-device path, which exchanges nothing."""
     active, experts = choice_MA.shape[1], len(kernels.gate)
     if peers.devices > 1:
         gather = lambda array: jax.lax.all_gather(array, peers.axes, tiled=True)
@@ -76,13 +78,13 @@ def by_all_gather(
     return y_MD, _overflow(sizes_E, kept_E)
 
 
-# --- By buffers of one size ---
+# --- Exchange by equal buffers ---
 
 
 def by_all_to_all(
     x_MD: jax.Array, choice_MA: jax.Array, weights_MA: jax.Array, kernels: Kernels, peers: Peers, factor: float
 ) -> Result:
-    """A buffer [X, P, D]: P places for what goes from one device to one other."""
+    """All-to-all with buffers [X, P, D]: P places from one device to each other device."""
     X, experts = peers.devices, len(kernels.gate)
     expert_N = choice_MA.reshape(-1)
     places = _limit(len(x_MD) * min(choice_MA.shape[1], experts), len(expert_N) // X, factor)
@@ -108,14 +110,14 @@ def by_all_to_all(
     return combine(back_SD, pair_S, place_MA, weights_MA), _overflow(sizes_XE, kept_XE)
 
 
-# --- By as many rows as there are ---
+# --- Ragged exchange ---
 
 
 def by_ragged(
     x_MD: jax.Array, choice_MA: jax.Array, weights_MA: jax.Array, kernels: Kernels, peers: Peers, factor: float
 ) -> Result:
-    """Rows sorted by expert are sent as they lie; a device has one buffer for all that it receives, in the order of
-    senders. Every device knows all sizes, so all agree on who finds no place: the last ones.
+    """Sends rows sorted by expert, without padding; a device has one buffer for all rows that it receives, in order of
+    senders. Every device knows all sizes, so all agree on which rows do not fit: the last ones.
     """
     X, experts = peers.devices, len(kernels.gate)
     expert_N = choice_MA.reshape(-1)
@@ -153,7 +155,7 @@ def exchange_ragged(
     *,
     peers: Peers,
 ) -> jax.Array:
-    """`jax.lax.ragged_all_to_all`, or the same by gathering all operands where the platform has none."""
+    """`jax.lax.ragged_all_to_all`, or an emulation by all-gather where the platform lacks it."""
     sizes = (input_offsets_X, send_sizes_X, output_offsets_X, recv_sizes_X)
     if peers.native:
         return jax.lax.ragged_all_to_all(operand, output, *sizes, axis_name=peers.axes)
@@ -170,13 +172,13 @@ def exchange_ragged(
 
 
 def run_experts(rows_SD: jax.Array, sizes_E: jax.Array, kernels: Kernels) -> jax.Array:
-    """Rows in groups by expert through their experts; rows behind the groups give zeros."""
+    """Applies experts to rows grouped by expert; rows after the groups give zeros."""
     gate, up = (grouped_matmul(rows_SD, kernel, sizes_E) for kernel in kernels[:2])
     return grouped_matmul(gate_silu(gate, up), kernels.down, sizes_E)
 
 
 def sort_and_run(rows_SD: jax.Array, expert_S: jax.Array, kernels: Kernels) -> jax.Array:
-    """Rows in any order, each through its expert (E: none, zeros), in the order they came in."""
+    """Applies to each row its expert (E: none, zeros), for rows in any order; keeps the order."""
     order_S = jnp.argsort(expert_S, stable=True)
     place_S1 = invert(order_S)[:, None]
     out_SD = run_experts(spread(rows_SD, order_S, place_S1), count_rows(expert_S, len(kernels.gate)), kernels)
@@ -184,18 +186,18 @@ def sort_and_run(rows_SD: jax.Array, expert_S: jax.Array, kernels: Kernels) -> j
 
 
 def combine(out_SD: jax.Array, pair_S: jax.Array, place_MA: jax.Array, weights_MA: jax.Array) -> jax.Array:
-    """[M, D]: the weighted sum of each token's rows, added up in float32."""
+    """[M, D]: weighted sum of each token's rows, accumulated in float32."""
     out_MAD = collect(out_SD, pair_S, place_MA).astype(jnp.float32)
     return (out_MAD * weights_MA[..., None]).sum(1).astype(out_SD.dtype)
 
 
 def count_rows(expert_N: jax.Array, experts: int) -> jax.Array:
-    """[E]: how many rows each expert has; numbers of E and more are nobody's."""
+    """[E]: number of rows of each expert; indices of E and above are ignored."""
     return (expert_N[:, None] == jnp.arange(experts)).sum(0, dtype=jnp.int32)
 
 
 def cut(sizes: jax.Array, places: int) -> jax.Array:
-    """What of groups one behind the other fits into so many places; an array's axes are read as one."""
+    """Truncates consecutive group sizes to a capacity; an array's axes are read as one."""
     ends = jnp.minimum(jnp.cumsum(sizes.reshape(-1)), places)
     return jnp.diff(ends, prepend=0).reshape(sizes.shape)
 
@@ -210,7 +212,7 @@ def _starts(sizes: jax.Array) -> jax.Array:
 
 
 def _limit(most: int, mean: int, factor: float) -> int:
-    """Places of a buffer: for all that can come, or `factor` times the mean."""
+    """Number of places in a buffer: enough for the maximum, or `factor` times the mean."""
     return max(1, min(most, math.ceil(mean * factor))) if factor else most
 
 
@@ -218,13 +220,13 @@ def _overflow(sizes: jax.Array, kept: jax.Array) -> jax.Array:
     return (sizes.sum() - kept.sum()).astype(jnp.float32)
 
 
-# Each place holds one pair at most, so the gradient of a gather is the gather of the opposite direction; autodiff would
-# add up rows one by one instead.
+# Each place holds at most one pair, so the gradient of a gather is the gather in the opposite direction; autodiff would
+# use a scatter-add, row by row.
 
 
 @jax.custom_vjp
 def spread(x_MD: jax.Array, pair_S: jax.Array, place_MA: jax.Array) -> jax.Array:
-    """[S, D]: at each place the row of its pair's token, zeros where there is none."""
+    """[S, D]: the token row of the pair at each place, zeros where there is none."""
     return _take(x_MD, pair_S // place_MA.shape[1])
 
 

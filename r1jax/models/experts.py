@@ -1,10 +1,10 @@
-"""A mixture of experts in place of an MLP: a router chooses A of E small MLPs for each token (DeepSeekMoE, 2401.06066).
+"""Mixture of experts in place of an MLP: a router selects A of E small MLPs for each token (DeepSeekMoE, 2401.06066).
 
-Two gates: "sigmoid" (DeepSeek-V3, 2412.19437, section 2.1.2), balanced without a loss by a correction bias that takes
-part in the choice and not in the weight, and that no gradient moves (learner/balance.py does); and "softmax"
-(DeepSeek-V2, 2405.04434; Qwen3, 2505.09388). How tokens get to their experts is in models/dispatch.py.
+Two gates: "sigmoid" (DeepSeek-V3, 2412.19437, section 2.1.2), balanced without an auxiliary loss by a correction bias
+that affects the selection but not the weights, has no gradient and is updated by learner/balance.py; and "softmax"
+(DeepSeek-V2, 2405.04434; Qwen3, 2505.09388). models/dispatch.py moves tokens to their experts.
 
-The router works in float32, its correction bias is float32 whatever the model's dtype.
+The router computes in float32, and its correction bias is float32 in any model dtype.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ GateKind = Literal["sigmoid", "softmax"]
 
 @dataclasses.dataclass(frozen=True)
 class Gate:
-    """How experts are chosen and weighed.
+    """Selection and weighting of experts.
 
-    kind: what makes scores of the router's numbers. bias: a correction is added for the choice alone. groups,
-    active_groups: experts come in `groups` equal groups, and a token's all lie in its best `active_groups`; a group is
-    as good as its two best experts together ("sigmoid") or its best one ("softmax"). normalize: the weights of the
-    chosen are divided by their sum. scale: then multiplied.
+    kind: function from router logits to scores. bias: a correction is added for the selection only. groups,
+    active_groups: experts form `groups` equal groups, and a token's experts all lie in its best `active_groups`; a
+    group is ranked by the sum of its two best scores ("sigmoid") or by its best one ("softmax"). normalize: the
+    selected weights are divided by their sum. scale: factor applied to the weights at the end.
     """
 
     kind: GateKind = "softmax"
@@ -45,8 +45,9 @@ class Gate:
 
 
 class Routing(NamedTuple):
-    """Scores [B, T, E] of all experts, the chosen ones [B, T, A], and their weights [B, T, A]; float32. own: what was
-    chosen where another choice was told."""
+    """Scores [B, T, E] of all experts, the selected ones [B, T, A] and their weights [B, T, A]; float32. own: the
+    router's own selection where another one was imposed.
+    """
 
     scores: jax.Array
     choice: jax.Array
@@ -55,24 +56,28 @@ class Routing(NamedTuple):
 
 
 class Router(nnx.Module):
-    """Scores by one linear map, then the gate's choice."""
+    """Scores from one linear map, then the gate's selection."""
 
     def __init__(
         self, width: int, experts: int, active: int, *, gate: Gate, dtypes: Dtypes, rngs: nnx.Rngs, std: float
     ):
         if experts % gate.groups or not 0 < gate.active_groups <= gate.groups:
             raise UserError(
-                f"{experts} experts in {gate.groups} groups, {gate.active_groups} of them active: impossible"
+                f"{experts} experts cannot form {gate.groups} equal groups with {gate.active_groups} active ones"
             )
         if not 0 < active <= experts // gate.groups * gate.active_groups:
-            raise UserError(f"{active} active experts of {experts} in {gate.active_groups} of {gate.groups} groups")
+            raise UserError(
+                f"{active} active experts do not fit into {gate.active_groups} of {gate.groups} groups (of {experts})"
+            )
         self.active, self.gate = active, gate
         self.kernel = weight(rngs, (width, experts), ("embed", None), dtypes, std=std)
         if gate.bias:
             self.correction_bias = weight(rngs, (experts,), (None,), FLOAT32, std=0.0)
 
     def __call__(self, x_BTD: jax.Array, experts_BTA: jax.Array | None = None) -> Routing:
-        """experts_BTA: choices to take in place of one's own (-1: one's own); the weights follow from the scores."""
+        """Routes tokens. experts_BTA: selection to impose (-1: the router's own); its weights follow from the
+        scores.
+        """
         kernel_DE = self.kernel[...].astype(jnp.float32)
         logits_BTE = jnp.matmul(x_BTD.astype(jnp.float32), kernel_DE, precision="highest")
         scores = jax.nn.sigmoid(logits_BTE) if self.gate.kind == "sigmoid" else jax.nn.softmax(logits_BTE)
@@ -109,7 +114,7 @@ class Router(nnx.Module):
 
 
 class Experts(nnx.Module):
-    """The weights of E gated MLPs."""
+    """Weights of E gated MLPs."""
 
     def __init__(self, width: int, hidden: int, experts: int, *, dtypes: Dtypes, rngs: nnx.Rngs, std: float):
         self.compute = dtypes.compute
@@ -119,23 +124,23 @@ class Experts(nnx.Module):
         self.down = weight(rngs, (experts, hidden, width), outward, dtypes, std=std)
 
     def kernels(self) -> Kernels:
-        """In the dtype of computation."""
+        """The weights in the compute dtype."""
         return Kernels(*(kernel[...].astype(self.compute) for kernel in (self.gate, self.up, self.down)))
 
 
 class MoE(nnx.Module):
-    """`active_experts` of `num_experts` MLPs of width `expert_size`, and one of width `shared_hidden` (0: none) that
-    sees every token.
+    """`active_experts` of `num_experts` MLPs of width `expert_size`, plus one of width `shared_hidden` (0: none) for
+    every token.
 
-    Called with the tokens that are valid (not padding); beside the output it gives
-    "load" [E]: how many tokens chose each expert.
-    "choice" [B, T, A]: the chosen experts of each token.
-    "overflow": how many choices found no place in a buffer (0 unless `buffer_factor` bounds it).
-    "balance": the loss of equations 17-20 of DeepSeek-V3 without alpha, a row being a sequence, each times its valid
-    tokens: over the number of tokens it is their mean, 1 at perfect balance. As there, what counts is the choice by
-    scores alone, without bias and groups.
-    Told another's choices (router replay: a trainer uses the sampler's, 2510.11370), also "replayed", how many of them
-    valid tokens took over, and "agreed", how many of these they would have made themselves.
+    Called with the mask of valid tokens (not padding); returns the output and statistics:
+    "load" [E]: number of tokens that selected each expert.
+    "choice" [B, T, A]: the selected experts of each token.
+    "overflow": number of choices that did not fit a buffer (0 unless `buffer_factor` bounds it).
+    "balance": the loss of equations 17-20 of DeepSeek-V3 without alpha, a row being a sequence, times the row's valid
+    tokens: divided by the number of tokens it is their mean, 1 at perfect balance. As in the paper it counts the
+    selection by scores alone, without bias and groups.
+    With an imposed selection (router replay: a trainer uses the sampler's, 2510.11370) also "replayed", the number of
+    imposed choices of valid tokens, and "agreed", how many of them the router would have made itself.
     """
 
     def __init__(
@@ -176,12 +181,12 @@ class MoE(nnx.Module):
 
 
 def group_layers(routes: Iterable[bool], make_block: Callable[[nnx.Rngs, bool], Any]) -> list[tuple[int, Callable]]:
-    """Runs of layers with or without experts as a Transformer's groups: (how many, `make_block` for this kind)."""
+    """Runs of layers with or without experts as a Transformer's groups: (count, `make_block` for that kind)."""
     makers = {kind: (lambda rngs, kind=kind: make_block(rngs, kind)) for kind in (False, True)}
     return [(len(list(run)), makers[kind]) for kind, run in itertools.groupby(routes)]
 
 
 def _count(choice_BTA: jax.Array, valid_BT: jax.Array, experts: int) -> jax.Array:
-    """[B, E]: how many valid tokens of each row chose each expert, float32."""
+    """[B, E]: number of valid tokens of each row that selected each expert, float32."""
     chosen = (choice_BTA[..., None] == jnp.arange(experts)) & valid_BT[..., None, None]
     return chosen.sum((1, 2), dtype=jnp.float32)

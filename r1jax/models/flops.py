@@ -1,8 +1,8 @@
-"""Useful FLOPs of a model by formula: what a perfect implementation would have to multiply, whatever the compiler does.
+"""Useful FLOPs of a model by formula, independent of the compiler.
 
-2 a weight that a token meets (of E experts the A active ones), and 4 a pair of query and key and unit of head width, a
-query meeting the keys up to its own; a gradient costs twice the forward pass. Recomputation, masked pairs and padding
-are no use. Embedding look-ups, norms and softmax are left out, as everybody leaves them out.
+Per token 2 for every weight that the token uses (of E experts the A active ones), and per query-key pair 4 per unit of
+head width, a query attending to keys up to its own; a backward pass costs twice the forward pass. Recomputation, masked
+pairs and padding do not count. Embedding look-ups, norms and softmax are not counted, as is conventional.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from r1jax.models.transformer import Params
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """FLOPs of a forward pass: `body` a token fed, `head` a position whose logits are computed, `pair` a pair of query
-    and key in all layers; `ahead` a token fed, for what predicts further ahead.
+    """Forward FLOPs of a model: `body` per input token, `head` per position with logits, `pair` per query-key pair in
+    all layers; `ahead` per input token for the prediction depths.
     """
 
     body: float
@@ -28,17 +28,17 @@ class Work:
     ahead: float = 0.0
 
     def forward(self, tokens: float, targets: float, pairs: float) -> float:
-        """Of so many tokens, positions with logits, and pairs of query and key."""
+        """Forward FLOPs of a batch with these numbers of input tokens, positions with logits and query-key pairs."""
         return self.body * tokens + self.head * targets + self.pair * pairs
 
     def train(self, tokens: float, targets: float, pairs: float, *, ahead: bool = False) -> float:
-        """Forward and backward. ahead: also of the prediction depths, which have logits too, where there are any."""
+        """FLOPs of forward and backward pass. ahead: include the prediction depths and their logits."""
         depths = (self.ahead * tokens + self.head * targets) if ahead and self.ahead else 0.0
         return 3 * (self.forward(tokens, targets, pairs) + depths)
 
 
 def count_work(params: Params, config: Any) -> Work:
-    """The work of a model from the shapes of its parameters and its sizes."""
+    """Forward FLOPs of a model, from its config and the shapes of its parameters."""
     share = getattr(config, "active_experts", 1) / getattr(config, "num_experts", 1)
     totals = {"embed": 0.0, "head": 0.0, "mtp": 0.0, "body": 0.0}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -52,7 +52,7 @@ def count_work(params: Params, config: Any) -> Work:
 
 
 def _pair(config: Any) -> float:
-    """A query, a key and its value in one layer, by all heads."""
+    """FLOPs of one query-key-value pair in one layer, over all heads."""
     if (latents := getattr(config, "latents", None)) is not None:
         return 2.0 * config.num_heads * (latents.plain_dim + latents.rotary_dim + latents.value_dim)
     return 4.0 * config.num_heads * config.head_dim

@@ -1,4 +1,4 @@
-"""A model with fresh weights, each drawn where it belongs: no host holds more than its share."""
+"""Initialization of a model on the mesh: each device draws its own shards, so no host holds the whole model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from r1jax.models.transformer import logical_axes, merge, split
 
 
 def init_weights(make: Callable[[], nnx.Module]) -> Any:
-    """The model that `make` builds, on the current mesh."""
+    """Builds the model of `make` with fresh weights on the current mesh."""
     model = nnx.eval_shape(make)
     graph, shapes = split(model)
     places = None

@@ -1,8 +1,8 @@
-"""The small parts every family is made of: linear maps, RMSNorm, embedding, gated MLP.
+"""Basic layers of all families: linear map, RMSNorm, embedding, output head, gated MLP.
 
-A weight is born on one line with its shape, logical axes and initializer (`weight`), so placement is read where the
-weight is made. Kernels are stored [in..., out...], the form XLA multiplies fastest; `weights/hf.py` turns files into
-it. Norms are computed in float32 whatever the compute dtype.
+Every weight is declared on one line with shape, logical axes and initializer (`weight`). Kernels are stored [in...,
+out...], the form XLA multiplies fastest; `weights/hf.py` converts files to it. Norms are computed in float32 in any
+compute dtype.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from r1jax.models.ops.silu_gate import gate_silu
 
 @dataclasses.dataclass(frozen=True)
 class Dtypes:
-    """`param` is how weights are stored, `compute` how they are multiplied."""
+    """`param` is the storage dtype of weights, `compute` the dtype of matrix products."""
 
     param: str = "float32"
     compute: str = "float32"
@@ -33,7 +33,7 @@ FLOAT32 = Dtypes()
 
 
 def weight(rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes, dtypes: Dtypes, *, std: float | None) -> nnx.Param:
-    """A parameter with its logical axes: normal with `std`; zeros where `std` is 0, ones where it is None."""
+    """A parameter with logical axes: normal with `std`, zeros for std 0, ones for None."""
     dtype = jnp.dtype(dtypes.param)
     if std:
         value = (std * jax.random.normal(rngs.params(), shape, dtype)).astype(dtype)
@@ -45,7 +45,7 @@ def weight(rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes, dtypes: Dtypes, *
 class Linear(nnx.Module):
     """x[B, T, in...] -> [B, T, out...]; `kernel` is [in..., out...], `bias` [out...] or None.
 
-    One plain matrix product: XLA:CPU copies the kernel of an einsum that contracts two axes at once.
+    Computed as one plain matrix product: XLA:CPU copies the kernel of an einsum that contracts two axes.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class RMSNorm(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """Token ids -> rows of the table; `attend` is the tied output head."""
+    """Token ids to rows of the table; `attend` is the tied output head."""
 
     def __init__(self, vocab_size: int, width: int, *, dtypes: Dtypes, rngs: nnx.Rngs, std: float):
         self.compute = dtypes.compute
@@ -99,7 +99,7 @@ class Embedding(nnx.Module):
 
 
 class Head(nnx.Module):
-    """An output head of its own: hidden [..., D] -> float32 logits [..., V]."""
+    """Untied output head: hidden [..., D] -> float32 logits [..., V]."""
 
     def __init__(self, width: int, vocab_size: int, *, dtypes: Dtypes, rngs: nnx.Rngs, std: float):
         self.compute = dtypes.compute
@@ -113,7 +113,7 @@ class Head(nnx.Module):
 class GatedMLP(nnx.Module):
     """down(silu(gate(x)) * up(x)) (SwiGLU, Shazeer 2020).
 
-    An MLP is called with the tokens that are valid and gives the statistics of its router; this one has none.
+    Shares the signature of MoE: takes the mask of valid tokens and returns router statistics, which are empty here.
     """
 
     def __init__(self, width: int, hidden: int, *, dtypes: Dtypes, rngs: nnx.Rngs, std: float):

@@ -1,9 +1,9 @@
-"""Low-rank adapters (LoRA, Hu et al. 2021, 2106.09685): beside a frozen kernel W a product s A B of rank r is learnt.
+"""Low-rank adapters (LoRA, Hu et al. 2021, 2106.09685): a frozen kernel W plus a trained product s A B of rank r.
 
-Adapters are a small tree of parameters of their own, in the paths of the kernels that they change: {"a": [in..., r],
-"b": [r, out...]}; B begins at zero, so a fresh adapter changes nothing. `merge_adapters` gives the parameters
-W + s A B, with s = alpha / r, that everything else already understands: the loss (which differentiates through it),
-the engine, and the export. Left out: adapters of expert banks and of the table, dropout, several adapters at once.
+Adapters are a small parameter tree under the paths of the kernels that they change: {"a": [in..., r], "b": [r,
+out...]}; B is initially zero, so a fresh adapter changes nothing. `merge_adapters` returns the parameters W + s A B, s
+= alpha / r, for the loss (which differentiates through it), the engine and the export. Left out: adapters of expert
+weights and of the embedding, dropout, several adapters at once.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from r1jax.models.transformer import Params, Transformer
 
 @dataclasses.dataclass(frozen=True)
 class LoRAConfig:
-    """rank: 0 is no LoRA, all parameters are trained. targets: patterns (`*` for anything) of the dotted names of
-    linear maps without the layer's number: "attention.*", "*.query", "mlp.down".
+    """Low-rank adapters of a run. rank: 0 trains all parameters without LoRA. targets: patterns (`*` is a wildcard) for
+    the dotted names of linear maps without layer numbers: "attention.*", "*.query", "mlp.down".
     """
 
     rank: int = 0
@@ -35,15 +35,15 @@ class LoRAConfig:
 
     @property
     def scale(self) -> float:
-        """s, what A B is multiplied by."""
+        """s, the factor of A B."""
         return self.alpha / max(self.rank, 1)
 
 
 def init_adapters(model: Transformer, config: LoRAConfig, *, seed: int = 0) -> Params:
-    """Fresh float32 adapters for the linear maps of `model` that the targets name.
+    """Fresh float32 adapters for the linear maps of `model` that match the targets.
 
-    A is drawn as `nn.Linear` draws its weights (uniform within 1 / sqrt(in)), B is zero. Raises UserError where a
-    target names none.
+    A is initialized like `nn.Linear` (uniform within 1 / sqrt(in)), B is zero. Raises UserError for a target without a
+    match.
     """
     adapters: Params = {}
     for number, (path, linear) in enumerate(_find_targets(model, config)):
@@ -52,7 +52,7 @@ def init_adapters(model: Transformer, config: LoRAConfig, *, seed: int = 0) -> P
 
 
 def adapter_axes(model: Transformer, config: LoRAConfig) -> Params:
-    """The logical axes of `init_adapters`' arrays."""
+    """Logical axes of the arrays of `init_adapters`."""
     axes: Params = {}
     for path, linear in _find_targets(model, config):
         _put(axes, path, _axes(linear))
@@ -60,7 +60,7 @@ def adapter_axes(model: Transformer, config: LoRAConfig) -> Params:
 
 
 def merge_adapters(params: Params, adapters: Params, scale: float) -> Params:
-    """The parameters with W + scale A B for every adapted kernel W; computed in float32, stored in W's dtype."""
+    """Parameters with W + scale A B for every adapted kernel W; computed in float32, stored in W's dtype."""
     if set(adapters) == {"a", "b"}:
         return {**params, "kernel": _add(params["kernel"], adapters["a"], adapters["b"], scale)}
     return {
@@ -69,19 +69,19 @@ def merge_adapters(params: Params, adapters: Params, scale: float) -> Params:
 
 
 def _find_targets(model: Transformer, config: LoRAConfig) -> list[tuple[tuple, Linear]]:
-    """The linear maps that the targets name, with their paths, sorted."""
+    """Linear maps that match the targets, with their paths, sorted."""
     found = [(path, linear) for path, linear in nnx.iter_graph(model) if isinstance(linear, Linear)]
     matches = lambda path, target: fnmatch.fnmatchcase(".".join(_name(path)), target)
     for target in config.targets:
         if not any(matches(path, target) for path, _ in found):
             known = ", ".join(sorted({".".join(_name(path)) for path, _ in found}))
-            raise UserError(f'config.lora.targets: no linear map is called "{target}"; there are {known}')
+            raise UserError(f'config.lora.targets: no linear map matches "{target}"; known: {known}')
     chosen = [pair for pair in found if any(matches(pair[0], target) for target in config.targets)]
     return sorted(chosen, key=lambda pair: str(pair[0]))
 
 
 def _add(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
-    """A stack of kernels (a leading axis of layers) has a stack of adapters."""
+    """W + scale A B; stacked kernels (a leading layer axis) have stacked adapters."""
     lead = a.shape[: a.ndim + b.ndim - 2 - kernel.ndim]
     rank = a.shape[-1]
     product = a.reshape(*lead, -1, rank) @ b.reshape(*lead, rank, -1)
@@ -103,7 +103,7 @@ def _axes(linear: Linear) -> dict[str, Axes]:
 
 
 def _name(path: tuple) -> list[str]:
-    """The words of a path, without the list it stands in ("layers", "stacks", "mtp") and its number."""
+    """Parts of a path without its list ("layers", "stacks", "mtp") and its index."""
     words = [str(part) for part in path]
     return words[2:] if len(words) > 2 and words[1].isdigit() else words
 

@@ -1,15 +1,15 @@
 """Multi-head latent attention (DeepSeek-V2, 2405.04434, section 2.1; DeepSeek-V3, 2412.19437, section 2.1.1).
 
-Keys and values of all heads are linear maps of one latent a token, and one rotated key is shared by all heads: the
-cache holds the normed latent and that key, 512 + 64 values a token and layer in V3. Two forms give the same numbers:
+Keys and values of all heads are linear maps of one latent per token, and one rotated key is shared by all heads: the
+cache stores the normalized latent and that key, 512 + 64 values per token and layer in V3. Two forms give the same
+result:
 
-plain      keys and values of every head are made from the latents; cheap where there are many queries (training,
-           prefill).
-absorbed   queries are taken through the keys' map and attend to the latents themselves, one shared kv head of width
-           512 + 64; the mean latent is taken through the values' map. Cheap where there are few queries (decode).
+plain      expands keys and values of every head from the latents; cheap for many queries (training, prefill). absorbed
+multiplies queries by the key map and attends to the latents directly, one shared kv head of width
+           512 + 64; the mean latent is multiplied by the value map. Cheap for few queries (decoding).
 
-Which one runs follows from the static shapes, by the count of multiplications, or is told by `form`. Latent norms have
-epsilon 1e-6 whatever the model's, as the released code has it.
+Static shapes decide by the number of multiplications, unless `form` is set. Latent norms use epsilon 1e-6 in every
+model, as in the released code.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ EPSILON = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class LatentSizes:
-    """Widths of latent attention: of the queries' latent (0: queries come straight from the input), of the latent of
-    keys and values, and a head's of keys without position, rotated keys, and values."""
+    """Widths of latent attention: latent of the queries (0: queries come from the input directly), latent of keys and
+    values, and per head the unrotated keys, rotated keys and values.
+    """
 
     query_latent: int
     latent: int
@@ -44,7 +45,7 @@ class LatentSizes:
 
 
 class LatentAttention(nnx.Module):
-    """Latent self-attention. Its cache: {"latent": [B, 1, S, C + R]}, normed latent and rotated key of each token."""
+    """Latent self-attention. Cache: {"latent": [B, 1, S, C + R]}, normalized latent and rotated key of each token."""
 
     def __init__(
         self,
@@ -59,8 +60,9 @@ class LatentAttention(nnx.Module):
         rngs: nnx.Rngs,
         std: float,
     ):
-        """scale: of the scores. interleaved: rotated pairs are neighbours in the files' layout, not half a head
-        apart."""
+        """scale: of the scores. interleaved: rotated pairs are neighbours in the files' layout, not half a
+        head apart.
+        """
         self.sizes, self.scale, self.form, self.dtype = sizes, scale, form, dtypes.compute
         self.rotate = rotate_pairs if interleaved else rotate
         shared: dict[str, Any] = dict(dtypes=dtypes, rngs=rngs, std=std)
@@ -102,13 +104,13 @@ class LatentAttention(nnx.Module):
         return self.query_up(self.query_norm(self.query_down(x_BTD))) if self.sizes.query_latent else self.query(x_BTD)
 
     def _latents(self, x_BTD: jax.Array, context: Context) -> jax.Array:
-        """[B, 1, T, C + R]: what the cache holds of each token."""
+        """[B, 1, T, C + R]: cache entry of each token."""
         latent, rotary = jnp.split(self.kv_down(x_BTD), [self.sizes.latent], axis=-1)
         key = self.rotate(rotary[:, :, None], context.rope)[:, :, 0]
         return jnp.concatenate([self.kv_norm(latent), key], axis=-1)[:, None]
 
     def _absorbs(self, queries: int, keys: int) -> bool:
-        """Whether the absorbed form takes fewer multiplications; a head's, both sides."""
+        """Whether the absorbed form needs fewer multiplications per head."""
         if self.form != "auto":
             return self.form == "absorbed"
         sizes = self.sizes
@@ -135,8 +137,8 @@ class LatentAttention(nnx.Module):
     def _absorbed(
         self, q_BTNH: jax.Array, kv_B1SC: jax.Array, context: Context, prefix: jax.Array | None, decoding: bool
     ) -> jax.Array:
-        """The weighted mean is taken of the whole rows: dropping the rotated key's share afterwards is cheaper than
-        copying the cache without it.
+        """Attention on latents. The weighted mean covers whole cache rows: dropping the rotated key's part afterwards
+        is cheaper than copying the cache without it.
         """
         plain_dim = self.sizes.plain_dim
         key_up, value_up = jnp.split(self.kv_up.kernel[...].astype(self.dtype), [plain_dim], axis=-1)

@@ -1,12 +1,12 @@
 """Multi-token prediction (DeepSeek-V3, 2412.19437, section 2.2; Gloeckle et al. 2024, 2404.19737).
 
-Behind the model stand further depths of one block each. Depth d takes, at every position i, the state of the depth
-before (of the model itself at first) and the embedding of token i + d, and predicts token i + d + 1 with the model's
-own head. The causal chain is kept: position i sees nothing beyond token i + d.
+Prediction depths of one block each follow the model. Depth d takes, at position i, the state of the previous depth
+(initially the model's) and the embedding of token i + d, and predicts token i + d + 1 with the model's own head.
+Position i depends on no token after i + d.
 
-As the released weights and the programs that serve them have it: the projection's input is the embedding's norm
-first, then the state's (the paper's equation 21 has them the other way round), and the state handed on is the one the
-head reads, after the final norm. Left out: drafting with these depths while decoding.
+As in the released weights and inference code, the projection's input is [norm(embedding); norm(state)] (equation 21 of
+the paper has the opposite order), and the state passed on is the one after the final norm, which the head reads. Left
+out: speculative decoding with these depths.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class MTPBlock(nnx.Module):
     def __call__(
         self, embedded_BTD: jax.Array, hidden_BTD: jax.Array, context: Context
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Normed states [B, T, D] and the block's router statistics."""
+        """Normalized states [B, T, D] and the block's router statistics."""
         both = jnp.concatenate([self.embedding_norm(embedded_BTD), self.hidden_norm(hidden_BTD)], axis=-1)
         x_BTD, _, router = self.block(self.projection(both), context, None, None)
         return self.norm(x_BTD), router
@@ -51,11 +51,11 @@ def predict_ahead(
     positions: jax.Array | None = None,
     segment_ids: jax.Array | None = None,
 ) -> tuple[list[jax.Array], dict[str, jax.Array]]:
-    """(normed states [B, T, D] of every depth, for `model.unembed`; router statistics stacked over the depths).
+    """Normalized states [B, T, D] of every depth, for `model.unembed`, and router statistics stacked over depths.
 
-    hidden_BTD: what `model.hidden` gives for the same tokens, positions and segments. At position i depth d (from 1)
-    predicts token i + d + 1; where token i + d is not of the same segment, it gives numbers without meaning, which no
-    other position sees. Rows that share a prompt (`prefix_ids`) have no single token after it and are not for this.
+    hidden_BTD: output of `model.hidden` for the same tokens, positions and segments. At position i depth d (from 1)
+    predicts token i + d + 1; where token i + d is in another segment, the result is meaningless and no other position
+    depends on it. Not for rows that share a prompt (`prefix_ids`), which has no single next token.
     """
     segments = jnp.ones(tokens_BT.shape, jnp.int32) if segment_ids is None else segment_ids
     states, routers = [], []
@@ -70,5 +70,5 @@ def predict_ahead(
 
 
 def shift_left(x_BT: jax.Array, count: int) -> jax.Array:
-    """x[:, t + count] at t; zeros behind the end."""
+    """x[:, t + count] at t; zeros past the end."""
     return jnp.pad(x_BT[:, count:], ((0, 0), (0, min(count, x_BT.shape[1]))))

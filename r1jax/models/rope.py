@@ -1,8 +1,7 @@
-"""Rotary positions (Su et al. 2021, 2104.09864) and their long-context scalings: linear, Llama 3.1's, YaRN.
+"""Rotary position embedding (Su et al. 2021, 2104.09864) and its long-context scalings: linear, Llama 3.1's, YaRN.
 
-All is static from the config: a scaling applies at every length. Tables are computed in float32 whatever the compute
-dtype, once a forward pass. YaRN (Peng et al. 2023, 2309.00071) with DeepSeek's `mscale` (2405.04434), as transformers
-reads the same keys.
+Scaling is static and applies at every length. Tables are computed in float32, once per forward pass. YaRN (Peng et al.
+2023, 2309.00071) with DeepSeek's `mscale` (2405.04434) reads config keys as transformers does.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ Tables = tuple[jax.Array, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3.1's frequency scaling ("llama3"), or the plain linear one (all frequencies over `factor`)."""
+    """Llama 3.1's frequency scaling ("llama3"), or linear scaling (all frequencies divided by `factor`)."""
 
     kind: str = "llama3"
     factor: float = 8.0
@@ -30,10 +29,11 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class YaRN:
-    """Frequencies that turn less than `beta_slow` times within `original_positions` are divided by `factor`, those that
-    turn more than `beta_fast` times are kept, with a ramp between, whose ends are whole pairs if `truncate`.
+    """YaRN scaling: frequencies with fewer than `beta_slow` turns within `original_positions` are divided by `factor`,
+    those with more than `beta_fast` turns are kept, with a linear ramp between, whose ends are rounded to whole pairs
+    if `truncate`.
 
-    mscale, mscale_all_dim (0: not given) or `attention_factor` itself decide the length of what is rotated
+    mscale, mscale_all_dim (0: not given) or an explicit `attention_factor` determine the length of rotated vectors
     (`attention_factor`) and the scale of DeepSeek's scores (`score_factor`).
     """
 
@@ -48,7 +48,7 @@ class YaRN:
 
 
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | YaRN | None) -> jax.Array:
-    """Angular frequencies [H/2] in radians a position."""
+    """Angular frequencies [H/2] in radians per position."""
     frequencies = theta ** -(jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     if scaling is None:
         return frequencies
@@ -64,22 +64,22 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | YaRN | 
 
 
 def _yarn_share(head_dim: int, theta: float, scaling: YaRN) -> jax.Array:
-    """How much of each frequency [H/2] is kept: 1 for fast pairs, 0 for slow ones."""
+    """Kept share of each frequency [H/2]: 1 for fast pairs, 0 for slow ones."""
 
     def find_pair(turns: float) -> float:
-        """Index of the pair, as a real number, that turns so often within the original positions."""
+        """Real-valued index of the pair with so many turns within the original positions."""
         return head_dim * math.log(scaling.original_positions / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
     low, high = find_pair(scaling.beta_fast), find_pair(scaling.beta_slow)
     if scaling.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, head_dim - 1)
-    span = high - low or 0.001  # transformers' guard against a ramp without width
+    span = high - low or 0.001  # transformers' guard against a ramp of zero width
     return 1 - jnp.clip((jnp.arange(head_dim // 2, dtype=jnp.float32) - low) / span, 0.0, 1.0)
 
 
 def attention_factor(scaling: RopeScaling | YaRN | None) -> float:
-    """What YaRN multiplies rotated queries and keys by; 1 for all others."""
+    """YaRN's factor on rotated queries and keys; 1 without YaRN."""
     if not isinstance(scaling, YaRN):
         return 1.0
     if scaling.attention_factor is not None:
@@ -90,7 +90,7 @@ def attention_factor(scaling: RopeScaling | YaRN | None) -> float:
 
 
 def score_factor(scaling: RopeScaling | YaRN | None) -> float:
-    """What DeepSeek multiplies attention scores by for a context longer by YaRN's factor."""
+    """DeepSeek's factor on attention scores for a context extended by YaRN."""
     return _mscale(scaling.factor, scaling.mscale_all_dim) ** 2 if isinstance(scaling, YaRN) else 1.0
 
 
@@ -99,7 +99,7 @@ def _mscale(factor: float, scale: float) -> float:
 
 
 def rope_tables(positions_BT: jax.Array, frequencies: jax.Array, factor: float = 1.0) -> Tables:
-    """cos and sin [B, T, 1, H/2] times `factor`, made once a forward pass and shared by all layers."""
+    """cos and sin [B, T, 1, H/2] times `factor`, made once per forward pass and shared by all layers."""
     angles = positions_BT[..., None, None].astype(jnp.float32) * frequencies
     return factor * jnp.cos(angles), factor * jnp.sin(angles)
 
@@ -113,7 +113,8 @@ def rotate(x_BTNH: jax.Array, tables: Tables) -> jax.Array:
 def rotate_pairs(x_BTNH: jax.Array, tables: Tables) -> jax.Array:
     """Rotary embedding of neighbours (2i, 2i + 1), DeepSeek's layout.
 
-    The result has the first ones of all pairs before the second ones: queries and keys alike, so scores are the same.
+    The result has the first elements of all pairs before the second ones, in queries and keys alike, so scores are the
+    same.
     """
     pairs = x_BTNH.astype(jnp.float32).reshape(*x_BTNH.shape[:-1], -1, 2)
     return _turn(pairs[..., 0], pairs[..., 1], tables).astype(x_BTNH.dtype)
@@ -126,7 +127,7 @@ def _turn(first: jax.Array, second: jax.Array, tables: Tables) -> jax.Array:
 
 
 def write_scaling(scaling: RopeScaling | YaRN | None) -> dict[str, Any] | None:
-    """A scaling as `rope_scaling` of a Hugging Face config.json, which `weights/hf.py` reads back."""
+    """A scaling as `rope_scaling` of a Hugging Face config.json, the inverse of `hf_config.read_rope`."""
     if scaling is None:
         return None
     if isinstance(scaling, YaRN):

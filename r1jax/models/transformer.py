@@ -1,10 +1,10 @@
-"""The decoder that all families share: embedding, a stack of blocks, norm, head; for training, prefill and decode.
+"""The decoder shared by all families: embedding, blocks, norm, head; for training, prefill and decoding.
 
-The layers come in groups of equal blocks (three dense, then 58 with experts). They are a list of blocks (`layers`,
-unrolled: fastest on CPU) or one block a group whose weights carry a leading layer axis (`stacks`, scanned: 61 layers
-compile in seconds): the switch `scan_layers`. Initial values do not depend on the switch; `unstack` and `stack` lead
-from one layout to the other, and a checkpoint, which holds that of its run, is read into either. `split` and `merge`
-are the border of the module system: below it parameters are a plain nested dict.
+Layers form groups of equal blocks (three dense, then 58 with experts). They are a list of blocks (`layers`, unrolled:
+fastest on CPU) or one block per group whose weights have a leading layer axis (`stacks`, scanned: 61 layers compile in
+seconds), by the switch `scan_layers`. Initial values do not depend on it; `unstack` and `stack` convert between the
+layouts, and a checkpoint of either is read into the other. `split` and `merge` are the border of the module system:
+below it parameters are a plain nested dict.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ REMAT_POLICIES: dict[str, Any] = {
 
 
 class States(NamedTuple):
-    """What a forward pass gives: normed states [B, T, D], the cache after it (None without one), and the statistics of
-    the routers, stacked over the layers that have one ("load" [L, E], "balance" [L]); {} where none has.
+    """Result of a forward pass: normalized states [B, T, D], the cache after it (None without one), and router
+    statistics stacked over the layers with a router ("load" [L, E], "balance" [L]; {} if there is none).
     """
 
     hidden: jax.Array
@@ -48,8 +48,8 @@ class States(NamedTuple):
 class Block(nnx.Module):
     """Pre-norm attention and MLP with residuals.
 
-    `attention(x, context, cache, prefix) -> (y, cache)` with `init_cache(rows, columns)`; `mlp(x, valid) -> (y,
-    statistics of its router, {} if it has none)`, which one with a router may also be told its choices.
+    `attention(x, context, cache, prefix) -> (y, cache)` with `init_cache(rows, columns)`; `mlp(x, valid) -> (y, router
+    statistics, {} without a router)`; a routed MLP also accepts preset expert ids.
     """
 
     def __init__(self, attention: Any, mlp: Any, attention_norm: RMSNorm, mlp_norm: RMSNorm):
@@ -67,11 +67,10 @@ class Block(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """A decoder-only language model over groups of blocks: (how many, `make_block(rngs)`) from the first layer on.
+    """Decoder-only language model of groups of blocks: (count, `make_block(rngs)`), first layer first.
 
-    `config` needs vocab_size, hidden_size, head_dim (the width that is rotated), rope_theta, rope_scaling,
-    norm_epsilon, tie_embeddings, initializer_std. `extra`: makers of modules that predict further ahead
-    (models/mtp.py).
+    `config` needs vocab_size, hidden_size, head_dim (the rotated width), rope_theta, rope_scaling, norm_epsilon,
+    tie_embeddings, initializer_std. `extra`: makers of prediction depths (models/mtp.py).
     """
 
     def __init__(
@@ -108,7 +107,7 @@ class Transformer(nnx.Module):
         prefix_ids: jax.Array | None = None,
         cache: Cache | None = None,
     ) -> jax.Array | tuple[jax.Array, Cache]:
-        """float32 logits [B, T, V]; with a cache also the cache after these tokens. Arguments as in `hidden`."""
+        """float32 logits [B, T, V]; with a cache also the updated cache. Arguments as in `hidden`."""
         states = self.hidden(
             tokens_BT, positions=positions, segment_ids=segment_ids, prefix_ids=prefix_ids, cache=cache
         )
@@ -126,12 +125,12 @@ class Transformer(nnx.Module):
         prefix: Any = None,
         experts: jax.Array | None = None,
     ) -> States:
-        """Final normed states, cache and router statistics.
+        """Final normalized states, cache and router statistics.
 
-        positions [B, T]: rotary positions, 0.. by default. segment_ids, prefix_ids [B, T]: packing, see `segment_mask`.
-        cache: appended to at its common column; rows see their visible columns. prefix: what all rows begin with, as
-        `prefix` gives it; `positions` must go on from there. experts [L, B, T, A]: choices that the routers of the L
-        layers that have one are told instead of making their own, which they do where it is -1.
+        positions [B, T]: rotary positions, default 0, 1, .... segment_ids, prefix_ids [B, T]: packing, see
+        `segment_mask`. cache: appended to at its common column; rows attend to their visible columns. prefix: keys and
+        values of a common beginning of all rows, from `prefix`; `positions` must continue it. experts [L, B, T, A]:
+        expert ids imposed on the L layers with a router; where they are -1, the router selects.
         """
         context, visible = self.make_context(tokens_BT, positions, segment_ids, prefix_ids, cache)
         x_BTD = constrain(self.embed(tokens_BT), ("batch", "sequence", "act_embed"))
@@ -143,11 +142,11 @@ class Transformer(nnx.Module):
         return States(self.norm(x_BTD), Cache(layers, visible, cache.column + tokens_BT.shape[1]), router)
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
-        """Normed states [..., D] -> float32 logits [..., V]."""
+        """Normalized states [..., D] -> float32 logits [..., V]."""
         return self.embed.attend(hidden) if self.head is None else self.head(hidden)
 
     def prefix(self, tokens_P: jax.Array) -> Any:
-        """Per layer the keys and values of tokens that all rows of later calls begin with; differentiable."""
+        """Per-layer keys and values of tokens that all rows of later calls begin with; differentiable."""
         cache = self.hidden(tokens_P[None], cache=self.init_cache(1, tokens_P.shape[0])).cache
         assert cache is not None
         return cache.layers
@@ -162,7 +161,9 @@ class Transformer(nnx.Module):
         return Cache(constrain_layers(layers), jnp.zeros((rows, columns), bool), jnp.zeros((), jnp.int32))
 
     def runner(self, block: nnx.Module) -> tuple[Callable, Params]:
-        """(`run(params, *args)`: calls the module, rematerialized as this model's blocks are; its parameters)."""
+        """`run(params, *args)`, which calls the module with this model's rematerialization, and the module's
+        parameters.
+        """
         graph, params = split(block)
 
         def run(params: Params, *args: Any) -> Any:
@@ -179,7 +180,7 @@ class Transformer(nnx.Module):
         prefixes: jax.Array | None = None,
         cache: Cache | None = None,
     ) -> tuple[Context, Any]:
-        """What the blocks share, and the columns visible afterwards (None without a cache)."""
+        """Shared inputs of the blocks, and the visible columns afterwards (None without a cache)."""
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
         config, length = self.config, tokens_BT.shape[1]
@@ -188,7 +189,7 @@ class Transformer(nnx.Module):
         valid = jnp.ones(tokens_BT.shape, bool) if segments is None else segments != 0
         if cache is not None:
             mask, visible = cache_mask(cache, length)
-            whole = length >= LONG_ROW and cache.length == length  # these tokens are all that the cache will hold
+            whole = length >= LONG_ROW and cache.length == length  # these tokens fill the whole cache
             return Context(rope, Segments() if whole else mask_bias(mask), valid, cache.column), visible
         if length >= LONG_ROW:
             return Context(rope, Segments(segments, prefixes), valid), None
@@ -197,7 +198,7 @@ class Transformer(nnx.Module):
 
     @property
     def routing(self) -> tuple[int, int]:
-        """(how many layers have a router, how many experts it chooses a token)."""
+        """Number of layers with a router, and number of experts selected per token."""
         blocks = zip(self.stacks, self.counts, strict=True) if self.scan_layers else ((b, 1) for b in self.layers)
         found = [(count, block.mlp.router.active) for block, count in blocks if hasattr(block.mlp, "router")]
         return sum(count for count, _ in found), max((active for _, active in found), default=0)
@@ -240,7 +241,9 @@ class Transformer(nnx.Module):
         prefixes: Any,
         experts: jax.Array | None,
     ) -> tuple[jax.Array, Any, dict]:
-        """The caches are a carry, updated in place layer by layer: as scan outputs they would be copied every step."""
+        """Scans one group of layers. Caches are a carry, updated in place: as scan outputs they would be copied every
+        step.
+        """
         run, params = self.runner(block)
 
         def body(carry: tuple, layer: tuple) -> tuple[tuple, dict]:
@@ -256,13 +259,13 @@ class Transformer(nnx.Module):
 
 
 def join_routers(routers: Sequence[dict], join: Callable) -> dict[str, jax.Array]:
-    """Statistics of all layers that route as one dict, by `join` (stack single layers, concatenate groups)."""
+    """Router statistics of all routed layers as one dict, by `join` (stack single layers, concatenate groups)."""
     routing = [router for router in routers if router]
     return jax.tree.map(lambda *xs: join(xs), *routing) if routing else {}
 
 
 def _stacked_block(make_block: MakeBlock, keys: jax.Array) -> Block:
-    """One block whose weights are those of all layers of a group, stacked along a new first axis "layers"."""
+    """One block with the weights of all layers of a group, stacked along a new first axis "layers"."""
     graph, _ = split(nnx.eval_shape(lambda: make_block(nnx.Rngs(params=keys[0]))))
     block = merge(graph, jax.vmap(lambda key: split(make_block(nnx.Rngs(params=key)))[1])(keys))
     for _, variable in nnx.iter_graph(block):
@@ -272,27 +275,27 @@ def _stacked_block(make_block: MakeBlock, keys: jax.Array) -> Block:
 
 
 def split(module: nnx.Module) -> tuple[nnx.GraphDef, Params]:
-    """(structure, parameters as a plain nested dict)."""
+    """Structure of a module, and its parameters as a plain nested dict."""
     graph, state = nnx.split(module)
     return graph, nnx.to_pure_dict(state)
 
 
 def merge(graph: nnx.GraphDef, params: Params) -> Any:
-    """The module back from `split`'s two halves."""
+    """The module of a structure and parameters from `split`."""
     return nnx.merge(graph, params)
 
 
 def logical_axes(module: nnx.Module) -> Params:
-    """The logical axes of every parameter, in the shape of `split(module)[1]`, as tuples."""
+    """Logical axes of every parameter as tuples, in the structure of `split(module)[1]`."""
     _, state = nnx.split(module)
     axes = jax.tree.map(lambda v: v.get_metadata("axes"), state, is_leaf=lambda x: isinstance(x, nnx.Variable))
     return axes if isinstance(axes, dict) else nnx.to_pure_dict(axes)
 
 
 def unstack(params: Params, counts: Sequence[int] = (), take: Callable[[Any, int], Any] = operator.getitem) -> Params:
-    """Scanned -> canonical layout: the rows of all `stacks` become `layers` {0: ..., 1: ...}. Canonical parameters pass
-    through. counts: the layers of each group (none given: as many as the arrays have rows); `take(array, row)` is what
-    a row is.
+    """Scanned -> canonical layout: the rows of all `stacks` become `layers` {0: ..., 1: ...}. Canonical parameters are
+    returned unchanged. counts: layers of each group (default: the rows of the arrays); `take(array, row)` extracts a
+    row.
     """
     if "stacks" not in params:
         return params
@@ -304,8 +307,8 @@ def unstack(params: Params, counts: Sequence[int] = (), take: Callable[[Any, int
 
 
 def stack(params: Params, counts: Sequence[int] = (), join: Callable[[Sequence], Any] = jnp.stack) -> Params:
-    """Canonical -> scanned layout with groups of `counts` layers (none given: all are one group). Scanned parameters
-    pass through. `join(arrays)` is what their stack is.
+    """Canonical -> scanned layout with groups of `counts` layers (default: one group). Scanned parameters are returned
+    unchanged. `join(arrays)` stacks the arrays of a group.
     """
     if "stacks" in params:
         return params

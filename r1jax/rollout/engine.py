@@ -1,13 +1,13 @@
-"""The rollout engine: prompts of ids in, sampled ids and their log-probs out, all under jit with static shapes.
+"""Rollout engine: token ids of prompts in, sampled ids and their log-probs out, jitted with static shapes.
 
-Slots are rows of one KV cache. What all prompts begin with (a template) is computed once a call and held once. The
-rest of a prompt is prefilled once (without the head) and copied into the slots of its group; a slot starts by feeding
-the prompt's last token, so every forward pass of a slot gives one sampled token. All slots write at one common column
-of a ring behind the prompt columns (models/cache.py): the append is one in-place update. The ring grows in a few steps
-until it is filled for the first time, then turns. The decode program runs until enough slots are idle, or the cache has
-to grow; the scheduler then refills the slots. The engine knows tokens only.
+Slots are rows of one KV cache. A common prefix of all prompts (a template) is computed once per call and stored once.
+The rest of each prompt is prefilled once (without the head) and copied into the slots of its group; a slot starts with
+the prompt's last token, so that every forward pass of a slot gives one sampled token. All slots write at one common
+column of a ring buffer after the prompt columns (models/cache.py), so an append is one in-place update. The ring grows
+in a few steps until it is full for the first time, then wraps around. The decode program runs until enough slots are
+idle or the cache has to grow; the scheduler then refills the slots. The engine works on tokens only.
 
-Left out: paged caches, chunked prefill, speculation.
+Left out: paged caches, chunked prefill, speculative decoding.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Engine:
         for key in ("slots", "prefill_batch"):
             if getattr(config, key) % parts:
                 raise UserError(
-                    f"config.rollout.{key} = {getattr(config, key)} does not divide over the {parts} parts "
-                    "of the batch axes"
+                    f"config.rollout.{key} must be divisible by the {parts} shards of the batch axes, "
+                    f"got {getattr(config, key)}"
                 )
         self.graph, self.config, self.layout = graph, config, current_layout()
         self._init = jax.jit(functools.partial(_init, graph, config), static_argnums=1)
@@ -60,10 +60,10 @@ class Engine:
         requests: Sequence[Request],
         on_complete: Callable[[int, Completion], None] = lambda number, completion: None,
     ) -> list[Completion]:
-        """One completion a request, in order. Requests with equal prompts share one prefill.
+        """One completion per request, in order. Requests with equal prompts share one prefill.
 
-        `on_complete(number of the request, completion)` is told of each as it ends, in no certain order.
-        Raises UserError for a prompt or a limit beyond the engine's columns.
+        `on_complete(index of the request, completion)` is called as each one ends, in any order. Raises UserError for a
+        prompt or a limit that exceeds the engine's columns.
         """
         for request in requests:
             self._check(request)
@@ -90,18 +90,18 @@ class Engine:
         config, sampling = self.config, request.sampling
         if not 1 <= len(request.tokens) <= config.max_prompt_tokens:
             raise UserError(
-                f"a prompt of {len(request.tokens)} tokens, but 1 to {config.max_prompt_tokens} fit; "
+                f"a prompt must have 1 to {config.max_prompt_tokens} tokens, got {len(request.tokens)}; "
                 "change config.rollout.max_prompt_tokens"
             )
         if tuple(request.tokens[: len(config.prefix)]) != config.prefix or len(request.tokens) == len(config.prefix):
-            raise UserError(f"a prompt does not go on from the {len(config.prefix)} tokens of the engine's prefix")
+            raise UserError(f"a prompt must begin with the {len(config.prefix)} tokens of the engine's prefix")
         if not 1 <= sampling.max_new_tokens <= config.max_new_tokens:
             raise UserError(
-                f"a limit of {sampling.max_new_tokens} new tokens, but 1 to {config.max_new_tokens} fit; "
+                f"a request must have a limit of 1 to {config.max_new_tokens} tokens, got {sampling.max_new_tokens}; "
                 "change config.rollout.max_new_tokens"
             )
         if len(sampling.stop_ids) > config.max_stop_ids:
-            raise UserError(f"{len(sampling.stop_ids)} stop ids, but at most {config.max_stop_ids} are supported")
+            raise UserError(f"a request must have at most {config.max_stop_ids} stop ids, got {len(sampling.stop_ids)}")
 
 
 def _prefix(graph: nnx.GraphDef, prefix: tuple[int, ...], params: Params) -> Any:
@@ -110,8 +110,8 @@ def _prefix(graph: nnx.GraphDef, prefix: tuple[int, ...], params: Params) -> Any
 
 
 def _prefill(graph: nnx.GraphDef, start: int, params: Params, prefix: Any, tokens: jax.Array) -> Any:
-    """Keys and values of prompts [P, Tp] behind the prefix of `start` tokens; columns past a prompt's end stay
-    unseen.
+    """Keys and values of prompts [P, Tp] after the prefix of `start` tokens; columns past a prompt's end stay
+    invisible.
     """
     model = merge(graph, params)
     positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1]), tokens.shape)
@@ -122,7 +122,7 @@ def _prefill(graph: nnx.GraphDef, start: int, params: Params, prefix: Any, token
 
 
 def _init(graph: nnx.GraphDef, config: EngineConfig, params: Params, columns: int) -> Slots:
-    """All slots idle, the cache empty."""
+    """All slots idle, with an empty cache."""
     model = merge(graph, params)
     return init_slots(config, model.init_cache(config.slots, columns), model.routing)
 
@@ -142,7 +142,7 @@ def _decode(
     *,
     filtered: bool,
 ) -> Slots:
-    """Samples token after token until `idle_limit` slots are idle, or a cache that is yet to grow is full."""
+    """Samples tokens until `idle_limit` slots are idle, or until a cache that can still grow is full."""
     model = merge(graph, params)
     first, ring, length = config.prompt_columns, config.max_new_tokens, slots.cache.length
     turns = length == first + ring
@@ -155,7 +155,7 @@ def _decode(
         uniform = jax.vmap(lambda seed, done: jax.random.uniform(jax.random.fold_in(jax.random.key(seed), done)))
         token, logprob = sample(logits_BV, uniform(slots.seed, slots.done), slots.knobs, filtered=filtered)
         row = jnp.arange(token.shape[0])
-        at = jnp.where(slots.active, slots.done, ring)  # idle rows write nowhere
+        at = jnp.where(slots.active, slots.done, ring)  # out of range for idle rows, which write nothing
         done = slots.done + slots.active
         stopped = (token[:, None] == slots.stop).any(-1)
         experts = slots.experts

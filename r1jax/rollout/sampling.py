@@ -1,9 +1,9 @@
-"""One token from logits, by inverse CDF, with its log-prob.
+"""Sampling of one token from logits by inverse CDF, with its log-prob.
 
-The log-prob is that of the distribution after temperature and before top-k / top-p / min-p, which is what a trainer
-can recompute. Noise is one uniform number a row (seed, step), so a request's tokens do not depend on the batch around
-it; Gumbel noise over the vocabulary would cost more than the head on CPU. The filters cut at a value: tokens that tie
-with the last one kept are kept too.
+The log-prob belongs to the distribution after temperature and before top-k / top-p / min-p, which a trainer can
+recompute. The randomness is one uniform number per row, from (seed, step), so that a request's tokens do not depend on
+the batch around it; Gumbel noise over the vocabulary would cost more than the output head on CPU. The filters cut at a
+value: tokens tied with the last kept one are kept too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _WINDOW = 512
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class SamplingArrays:
-    """Sampling parameters of each row, as arrays [B]; see `structs.Sampling`."""
+    """Sampling parameters of each row as arrays [B]; see `structs.Sampling`."""
 
     temperature: jax.Array | np.ndarray
     top_k: jax.Array | np.ndarray
@@ -32,18 +32,20 @@ class SamplingArrays:
 def sample(
     logits_BV: jax.Array, uniform_B: jax.Array, knobs: SamplingArrays, *, filtered: bool
 ) -> tuple[jax.Array, jax.Array]:
-    """(token [B] int32, log-prob [B] float32). `filtered` (static) compiles the top-k / top-p / min-p path."""
+    """Sampled token [B] int32 and its log-prob [B] float32. `filtered` (static) compiles the top-k / top-p / min-p
+    path.
+    """
     greedy = knobs.temperature <= 0
     scaled_BV = logits_BV / jnp.where(greedy, 1.0, knobs.temperature)[:, None]
     peak_B = scaled_BV.max(-1)
     blocks, mass = _block_masses(scaled_BV, peak_B)
-    # Behind barriers the sum is compiled alone: a row without a filter gets the same bits where others have one.
+    # Barriers make the sum compile separately, so an unfiltered row gets the same bits whether or not others filter.
     log_mass_B = jnp.log(jax.lax.optimization_barrier(jax.lax.optimization_barrier(mass).sum(-1)))
     if filtered:
         cutoff_B = _cutoff(scaled_BV, peak_B + log_mass_B, peak_B, knobs)
         blocks, mass = _block_masses(jnp.where(scaled_BV >= cutoff_B[:, None], scaled_BV, -jnp.inf), peak_B)
     drawn_B = _invert(blocks, mass, peak_B, uniform_B)
-    # The largest of a vocabulary takes as long to find as all of the rest here, so it is sought only where a row asks.
+    # Finding the largest logit takes as long as everything else here, so it is done only where a row needs it.
     best_B = jax.lax.cond(greedy.any(), lambda: jnp.argmax(logits_BV, -1).astype(jnp.int32), lambda: drawn_B)
     token_B = jnp.where(greedy, best_B, drawn_B)
     chosen_B = jnp.take_along_axis(scaled_BV, token_B[:, None], axis=-1)[:, 0]
@@ -51,7 +53,7 @@ def sample(
 
 
 def _block_masses(scaled_BV: jax.Array, peak_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(scaled logits in blocks of tokens [B, X, 256], the mass exp(scaled - peak) of each block [B, X])."""
+    """Scaled logits in blocks of tokens [B, X, 256], and the mass exp(scaled - peak) of each block [B, X]."""
     B, V = scaled_BV.shape
     count = -(-V // _BLOCK)
     padded = jnp.pad(scaled_BV, ((0, 0), (0, count * _BLOCK - V)), constant_values=-jnp.inf)
@@ -60,20 +62,18 @@ def _block_masses(scaled_BV: jax.Array, peak_B: jax.Array) -> tuple[jax.Array, j
 
 
 def _invert(blocks: jax.Array, mass: jax.Array, peak_B: jax.Array, uniform_B: jax.Array) -> jax.Array:
-    """The first token whose cumulative mass exceeds uniform * total; in two levels, so that no [B, V] array is
-    stored.
-    """
+    """First token whose cumulative mass exceeds uniform * total, in two levels, so that no [B, V] array is stored."""
     target = uniform_B * mass.sum(-1)
     block, before = _search(mass, target)
     inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
-    rest = jnp.maximum(target - before, 0.0)  # rounding below 0 would lead to a first token without mass
+    rest = jnp.maximum(target - before, 0.0)  # below 0 by rounding, it would select a token without mass
     offset, _ = _search(jnp.exp(inside - peak_B[:, None]), rest)
     return (block * _BLOCK + offset).astype(jnp.int32)
 
 
 def _search(mass: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(first index whose cumulative mass exceeds the target, mass before it); rounding never leads past the last
-    mass.
+    """First index whose cumulative mass exceeds the target (never past the last mass by rounding), and the mass before
+    it.
     """
     cumulative = jnp.cumsum(mass, -1)
     last = mass.shape[-1] - 1 - jnp.argmax(mass[:, ::-1] > 0, -1)
@@ -83,10 +83,10 @@ def _search(mass: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _cutoff(scaled_BV: jax.Array, log_total_B: jax.Array, peak_B: jax.Array, knobs: SamplingArrays) -> jax.Array:
-    """The smallest scaled logit that stays after top-k, then top-p of what is left, then min-p.
+    """Smallest scaled logit that is kept after top-k, then top-p of the remainder, then min-p.
 
-    Sorting the vocabulary is slow, so a window of the largest is tried first; the whole is sorted only where a row
-    needs it.
+    Sorting the vocabulary is slow, so a window of the largest logits is tried first, and all are sorted only where a
+    row needs it.
     """
     V = scaled_BV.shape[-1]
     on_k = knobs.top_k > 0

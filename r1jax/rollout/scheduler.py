@@ -1,7 +1,7 @@
-"""The host side of the engine: which request sits in which slot.
+"""Host side of the engine: assignment of requests to slots.
 
-Requests are grouped by prompt, so that each prompt is prefilled once and its whole group starts from that. Order of
-prompts is the order of arrival. The scheduler sees finished rows only as numpy arrays.
+Requests are grouped by prompt, so that each prompt is prefilled once and its whole group starts from it. Prompts are
+processed in order of arrival. The scheduler sees finished rows only, as numpy arrays.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from r1jax.rollout.slots import EngineConfig, SlotUpdate
 
 
 class Scheduler:
-    """Assigns requests to free slots and collects what they sampled."""
+    """Assigns requests to free slots and collects their completions."""
 
     def __init__(self, requests: Sequence[Request], config: EngineConfig):
         self._requests, self._config = requests, config
@@ -31,19 +31,19 @@ class Scheduler:
 
     @property
     def finished(self) -> bool:
-        """All requests are answered."""
+        """Whether all requests are complete."""
         return not (self._waiting or self._ready or (self._slot_request >= 0).any())
 
     @property
     def idle_limit(self) -> int:
-        """How many slots must be idle before the host is asked again: a share while requests wait, else all of them."""
+        """Number of idle slots at which decoding returns to the host: a share while requests wait, else all slots."""
         slots = self._config.slots
         if not (self._waiting or self._ready):
             return slots
         return max(1, int(slots * self._config.refill_share))
 
     def refill(self) -> Iterator[tuple[np.ndarray | None, SlotUpdate]]:
-        """Yields (prompt tokens [P, Tp] to prefill, or None to go on with the last batch; what to insert)."""
+        """Yields (prompt tokens [P, Tp] to prefill, or None to continue with the last batch; the slot update)."""
         free = deque(np.flatnonzero(self._slot_request < 0).tolist())
         while free and (self._ready or self._waiting):
             tokens = None if self._ready else self._next_prompts()
@@ -60,7 +60,7 @@ class Scheduler:
         logprobs: np.ndarray,
         experts: np.ndarray | None = None,
     ) -> list[tuple[int, Completion]]:
-        """Takes the rows that ended since the last call: (number of the request, completion)."""
+        """Returns the rows that ended since the last call: (index of the request, completion)."""
         ended = []
         for slot in np.flatnonzero((self._slot_request >= 0) & ~active):
             index, count = int(self._slot_request[slot]), done[slot]
@@ -79,7 +79,7 @@ class Scheduler:
         return [result for result in self._results if result is not None]
 
     def _next_prompts(self) -> np.ndarray:
-        """What follows the prefix of the next prompts [P, Tp]; their requests become ready."""
+        """The next prompts [P, Tp] without their prefix; their requests become ready."""
         P, start = self._config.prefill_batch, len(self._config.prefix)
         tokens = np.zeros((P, self._config.prompt_columns), np.int32)
         for row in range(min(P, len(self._waiting))):

@@ -1,4 +1,4 @@
-"""Slots: the rows of the engine's cache with what is being sampled in each, and how requests are put into them."""
+"""Slots: the rows of the engine's cache with their sampling state, and how requests are put into them."""
 
 from __future__ import annotations
 
@@ -14,19 +14,23 @@ from r1jax.core.sharding import constrain
 from r1jax.models.cache import Cache, constrain_layers
 from r1jax.rollout.sampling import SamplingArrays
 
-_SHORTEST_PIECE = 32  # columns; each length of the cache is a program to compile
+_SHORTEST_PIECE = 32  # columns; each length of the cache compiles one more program
 
 
 @dataclasses.dataclass(frozen=True)
 class EngineConfig:
     """Static shapes of the engine.
 
-    slots: sequences decoded at once. max_prompt_tokens, max_new_tokens: longest prompt and completion. prefix: ids that
-    every prompt begins with; they are computed once a call and held once. prefill_batch: prompts a prefill.
-    refill_share: the share of slots that must be idle before the host refills them while requests wait. cache_pieces:
-    in how many steps, at most, the cache grows to its length as the ring fills for the first time, so that early tokens
-    do not meet columns that nobody wrote yet; growing holds the old cache and the new one at once.
-    record_experts: completions tell which experts were chosen, for a trainer that replays them.
+    Attributes:
+      slots: sequences decoded at once.
+      max_prompt_tokens, max_new_tokens: longest prompt and completion.
+      prefill_batch: prompts per prefill.
+      refill_share: share of slots that must be idle before the host refills them while requests wait.
+      cache_pieces: largest number of steps in which the cache grows while the ring fills for the first time, so that
+        early tokens do not attend over unwritten columns; growing holds the old and the new cache at once.
+      max_stop_ids: most stop ids per request.
+      prefix: ids that every prompt begins with, computed once per call and stored once.
+      record_experts: completions include the selected experts, for a trainer that replays them.
     """
 
     slots: int = 64
@@ -41,12 +45,12 @@ class EngineConfig:
 
     @property
     def prompt_columns(self) -> int:
-        """Cache columns of a prompt: what follows the prefix."""
+        """Cache columns of a prompt, without the prefix."""
         return self.max_prompt_tokens - len(self.prefix)
 
     @property
     def cache_lengths(self) -> list[int]:
-        """Columns of the cache as it grows, the whole of it last."""
+        """Columns of the cache as it grows; the last is its full length."""
         pieces = max(1, min(self.cache_pieces, self.max_new_tokens // _SHORTEST_PIECE))
         return [self.prompt_columns + -(-self.max_new_tokens * piece // pieces) for piece in range(1, pieces + 1)]
 
@@ -54,11 +58,11 @@ class EngineConfig:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Slots:
-    """The changing state of the engine, one row a slot.
+    """Changing state of the engine, one row per slot.
 
-    token: next id to feed; position: its rotary position; done: ids sampled so far; limit: ids at most; active: still
-    sampling; seed: of the request; stop [B, Z]: its stop ids, -1 unused; tokens, logprobs [B, R]: what was sampled;
-    experts [B, R, L, A]: what the routers chose meanwhile (None: not recorded).
+    token: next id to feed; position: its rotary position; done: number of ids sampled so far; limit: most ids; active:
+    still sampling; seed: of the request; stop [B, Z]: its stop ids, -1 unused; tokens, logprobs [B, R]: sampled so far;
+    experts [B, R, L, A]: the routers' selections (None: not recorded).
     """
 
     cache: Cache
@@ -78,9 +82,9 @@ class Slots:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class SlotUpdate:
-    """What the scheduler puts into slots, one entry a slot.
+    """Requests to insert, one entry per slot.
 
-    slot: which (out of range: nothing); prompt: row of the prefilled batch; columns: prompt tokens behind the prefix;
+    slot: index (out of range: ignored); prompt: row of the prefilled batch; columns: prompt tokens after the prefix;
     position: of the prompt's last token, which is fed first.
     """
 
@@ -119,7 +123,7 @@ def init_slots(config: EngineConfig, cache: Cache, routing: tuple[int, int]) -> 
 
 
 def constrain_slots(slots: Slots) -> Slots:
-    """Rows over the batch axes, and the cache as the model has it."""
+    """Sharding constraint: rows over the batch axes, and the cache like the model's."""
     rows = lambda x: constrain(x, ("batch",) + (None,) * (x.ndim - 1), name="slots")
     fields = {f.name: getattr(slots, f.name) for f in dataclasses.fields(Slots) if f.name != "cache"}
     layers, visible = constrain_layers(slots.cache.layers), rows(slots.cache.visible)
@@ -128,7 +132,7 @@ def constrain_slots(slots: Slots) -> Slots:
 
 
 def grow(slots: Slots, empty: Cache) -> Slots:
-    """The same slots with a cache of the shapes of `empty`, a longer one."""
+    """The same slots with a longer cache, of the shapes of `empty`."""
     fill = lambda x, shape: jnp.pad(x, [(0, new - old) for old, new in zip(x.shape, shape.shape, strict=True)])
     old = slots.cache
     cache = Cache(jax.tree.map(fill, old.layers, empty.layers), fill(old.visible, empty.visible), old.column)
@@ -136,9 +140,9 @@ def grow(slots: Slots, empty: Cache) -> Slots:
 
 
 def insert(slots: Slots, prompts: Any, fill: SlotUpdate) -> Slots:
-    """Copies prompts (their part behind the prefix) into slots and starts them."""
+    """Copies prompts (their part after the prefix) into slots and starts them."""
     cache, at = slots.cache, fill.slot
-    prompt_B = jnp.full(slots.active.shape, -1).at[at].set(fill.prompt, mode="drop")  # -1: the slot goes on
+    prompt_B = jnp.full(slots.active.shape, -1).at[at].set(fill.prompt, mode="drop")  # -1: the slot is unchanged
     copy = functools.partial(_copy_prompts, prompt_B=prompt_B)
     visible = jnp.arange(cache.length) < (fill.columns - 1)[:, None]
     put = lambda old, new: old.at[at].set(new, mode="drop")
@@ -159,11 +163,11 @@ def insert(slots: Slots, prompts: Any, fill: SlotUpdate) -> Slots:
 
 
 def _copy_prompts(buffer: jax.Array, prompts: jax.Array, *, prompt_B: jax.Array) -> jax.Array:
-    """A cache's array [L,] [B, K, ...] with a row of `prompts` [L,] [P, K, ...] in the first columns of each slot that
-    takes one.
+    """A cache array [L,] [B, K, ...] with rows of `prompts` [L,] [P, K, ...] copied into the first columns of each
+    updated slot.
 
-    Every slot picks its row: rows that look for their slot would have to be on every device, as many as there are
-    slots. Layers go one by one, since all prompts of one layer are on every device meanwhile.
+    Slots gather their rows; scattering rows to slots would need them on every device, as many as there are slots.
+    Layers are processed one at a time, because all prompts of a layer are on every device during the copy.
     """
     if buffer.ndim > 4:  # scanned layers carry a leading layer axis
         one = lambda index, x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False)
@@ -174,6 +178,6 @@ def _copy_prompts(buffer: jax.Array, prompts: jax.Array, *, prompt_B: jax.Array)
     slot = ("batch", "kv_heads", None, None)
     everywhere = constrain(prompts, (None, *slot[1:]), name="prompts")
     rows = constrain(jnp.take(everywhere, jnp.maximum(prompt_B, 0), axis=0), slot, name="slots")
-    old = buffer[:, *map(slice, rows.shape[1:])]  # the prompts have fewer columns, else equal sizes
+    old = buffer[:, *map(slice, rows.shape[1:])]  # prompts have fewer columns and otherwise equal sizes
     taken = jnp.where((prompt_B >= 0)[:, None, None, None], rows, old)
     return jax.lax.dynamic_update_slice(buffer, taken, (0, 0, 0, 0))

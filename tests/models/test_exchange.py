@@ -163,7 +163,7 @@ def test_ragged_exchange_lowers_where_the_platform_has_it(platform: str) -> None
 def test_impossible_buffers_and_experts_that_do_not_divide_are_refused() -> None:
     with pytest.raises(UserError, match="dispatch 'dense' cannot have a buffer_factor of 1.0"):
         Dispatch("dense", 1.0)
-    with pytest.raises(UserError, match="dispatch 'dense' cannot have 8 tokens travel at once"):
+    with pytest.raises(UserError, match="dispatch 'dense' cannot exchange 8 tokens at a time"):
         Dispatch("dense", tokens=8)
     kernels = Kernels(*(arrays()[name][:6] for name in ("gate", "up", "down")))
     with (

@@ -88,5 +88,5 @@ def test_latent_attention_and_depths_can_be_adapted() -> None:
 
 
 def test_a_target_that_names_nothing_is_an_error_that_lists_the_names() -> None:
-    with pytest.raises(UserError, match=r'config\.lora\.targets: no linear map is called "q_proj"; .*attention\.query'):
+    with pytest.raises(UserError, match=r'config\.lora\.targets: no linear map matches "q_proj"; .*attention\.query'):
         init_adapters(build(), LoRAConfig(2, targets=("mlp.*", "q_proj")))

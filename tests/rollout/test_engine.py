@@ -277,10 +277,10 @@ def test_eight_devices_give_the_tokens_of_one(
     ("request_", "message"),
     [
         (Request((5,) * (PROMPT + 1), Sampling(max_new_tokens=2)), "config.rollout.max_prompt_tokens"),
-        (Request((), Sampling(max_new_tokens=2)), "a prompt of 0 tokens"),
+        (Request((), Sampling(max_new_tokens=2)), f"a prompt must have 1 to {PROMPT} tokens, got 0"),
         (Request((5,), Sampling(max_new_tokens=NEW + 1)), "config.rollout.max_new_tokens"),
-        (Request((5,), Sampling(max_new_tokens=0)), "a limit of 0 new tokens"),
-        (Request((5,), Sampling(max_new_tokens=2, stop_ids=tuple(range(9)))), "9 stop ids, but at most 8"),
+        (Request((5,), Sampling(max_new_tokens=0)), f"a limit of 1 to {NEW} tokens, got 0"),
+        (Request((5,), Sampling(max_new_tokens=2, stop_ids=tuple(range(9)))), "at most 8 stop ids, got 9"),
     ],
 )
 def test_what_does_not_fit_is_named_before_anything_runs(
@@ -306,6 +306,8 @@ def test_slots_and_prefills_divide_over_the_mesh(tiny_model: Path, key: str):
     graph, _ = load(tiny_model)
     with (
         use_mesh(make_mesh(MeshConfig(data=4, tensor=2))),
-        pytest.raises(UserError, match=f"config.rollout.{key} = 6 does not divide over the 4"),
+        pytest.raises(
+            UserError, match=f"config.rollout.{key} must be divisible by the 4 shards of the batch axes, got 6"
+        ),
     ):
         Engine(graph, config)

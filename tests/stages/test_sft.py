@@ -186,8 +186,8 @@ def test_adapters_alone_are_trained_and_saved(tiny_model: pathlib.Path, tmp_path
         ),
         ({"train__logits_chunk": 24}, r"config\.train\.logits_chunk = 24 must divide config\.data\.length = 64"),
         ({"lora__rank": -1}, r"config\.lora\.rank must not be negative"),
-        ({"lora__rank": 2, "lora__targets": "q_proj"}, r'config\.lora\.targets: no linear map is called "q_proj"'),
-        ({"model__preset": "huge"}, "no model shape is named 'huge'"),
+        ({"lora__rank": 2, "lora__targets": "q_proj"}, r'config\.lora\.targets: no linear map matches "q_proj"'),
+        ({"model__preset": "huge"}, "unknown model shape 'huge'"),
         (
             {"model__preset": "tiny_llama"},
             r"config\.model\.sizes\.vocab_size: tiny_llama has 256 rows for the 260 tokens",

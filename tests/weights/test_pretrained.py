@@ -218,10 +218,10 @@ def cut_file(folder: Path) -> None:
         (lambda folder: (folder / "config.json").write_text("{,"), "DIR/config.json: not JSON"),
         (
             lambda folder: edit_config(folder, model_type="mamba"),
-            "DIR: model_type 'mamba' is not known here; known: .*llama",
+            "DIR: unknown model_type 'mamba'; known: .*llama",
         ),
-        (lambda folder: edit_config(folder, model_type="pretrained"), "DIR: model_type 'pretrained' is not known here"),
-        (lambda folder: edit_config(folder, model_type=...), "DIR: model_type '' is not known here"),
+        (lambda folder: edit_config(folder, model_type="pretrained"), "DIR: unknown model_type 'pretrained'"),
+        (lambda folder: edit_config(folder, model_type=...), "DIR: unknown model_type ''"),
         (lambda folder: edit_config(folder, hidden_size=...), "DIR: config.json lacks the key 'hidden_size'"),
         (lambda folder: edit_config(folder, hidden_size=32), "DIR: tensor 'model.embed_tokens.weight' has shape"),
         (lambda folder: edit_config(folder, attention_bias=True), "DIR: attention_bias = True is not known"),

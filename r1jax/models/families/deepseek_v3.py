@@ -1,8 +1,9 @@
 """The DeepSeek family: V3 and R1 (latent attention, sigmoid gate without auxiliary loss, multi-token prediction), and
-the shape of V2 and V2-Lite (softmax gate, groups by their best expert, queries with or without a latent).
+the architecture of V2 and V2-Lite (softmax gate, expert groups ranked by their best expert, queries with or without a
+latent).
 
 Sources: DeepSeek-V3 (2412.19437), DeepSeek-V2 (2405.04434), DeepSeek-R1 (2501.12948); names as in the Hugging Face
-files, where the prediction depths are the layers behind the last and hold copies of embedding and head.
+files, where prediction depths are layers after the last one, with copies of embedding and head.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ from r1jax.models.transformer import Block, Transformer
 class Config:
     """Sizes of a DeepSeek model; defaults are a toy for tests.
 
-    The first `dense_layers` and all but every `expert_interval`-th of the others have a plain MLP. The shared experts
-    are one MLP of `shared_experts` times an expert's width. mtp_depths: prediction depths behind the model.
+    The first `dense_layers` layers, and all others except every `expert_interval`-th, have a plain MLP. The shared
+    experts are one MLP, `shared_experts` times as wide as an expert. mtp_depths: number of prediction depths after the
+    model.
     """
 
     vocab_size: int = 256
@@ -56,7 +58,7 @@ class Config:
 
     @property
     def head_dim(self) -> int:
-        """The width that is rotated."""
+        """Width of the rotated part of a head."""
         return self.latents.rotary_dim
 
     def routes(self, layer: int) -> bool:
@@ -140,7 +142,7 @@ HF_NAMES: Names = {
     "mtp.{}.norm.scale": ("model.layers.{}.shared_head.norm.weight", None),
 }
 
-# what the files hold a second time with each prediction depth: name there -> the parameter it is a copy of
+# Tensors that the files repeat in each prediction depth: their name -> the parameter that they copy.
 HF_COPIES: Mapping[str, str] = {
     "model.layers.{}.embed_tokens.weight": "embed.embedding",
     "model.layers.{}.shared_head.head.weight": "head.kernel",
@@ -154,9 +156,9 @@ _GATES: Mapping[str, tuple[GateKind, str]] = {
 
 
 def from_hf(hf: Mapping[str, Any]) -> Config:
-    """Our sizes from a Hugging Face config.json.
+    """Sizes from a Hugging Face config.json.
 
-    Raises KeyError for a key that must be there, UserError for one that asks for what this family has not.
+    Raises KeyError for a missing key, UserError for a value that this family does not support.
     """
     theta, scaling = read_rope(hf)
     return Config(
@@ -191,7 +193,7 @@ def from_hf(hf: Mapping[str, Any]) -> Config:
 
 
 def _read_gate(hf: Mapping[str, Any]) -> Gate:
-    """V3 chooses by sigmoid and correction bias, V2 by softmax; nothing else is published."""
+    """The gate of a config.json: V3 selects by sigmoid and correction bias, V2 by softmax; no other is published."""
     kind, method = _GATES[hf.get("model_type", "deepseek_v3")]
     limited = kind == "softmax" and hf.get("topk_method") == "group_limited_greedy"
     known = {**_FIXED, "scoring_func": kind, "topk_method": "group_limited_greedy" if limited else method}
@@ -212,7 +214,7 @@ def _read_gate(hf: Mapping[str, Any]) -> Gate:
 
 
 def to_hf(config: Config) -> dict[str, Any]:
-    """What config.json says of these sizes, in the keys of the released files."""
+    """The config.json of these sizes, with the keys of the released files."""
     sigmoid, gate, sizes = config.gate.kind == "sigmoid", config.gate, config.latents
     kind = "deepseek_v3" if sigmoid else "deepseek_v2"
     method = "noaux_tc" if sigmoid else "group_limited_greedy" if gate.groups > 1 else "greedy"
@@ -263,7 +265,7 @@ def build(
     attention_form: Form = "auto",
     **options: Any,
 ) -> Transformer:
-    """The model with fresh weights. `options`: scan_layers, remat."""
+    """The model with fresh weights; `options`: scan_layers, remat."""
     width, std = config.hidden_size, config.initializer_std
     head = config.latents.plain_dim + config.latents.rotary_dim
     scale = head**-0.5 * score_factor(config.rope_scaling)

@@ -1,8 +1,6 @@
-"""What the dense families share: one set of sizes, one table of names, one block (pre-norm, grouped-query attention,
-SwiGLU).
+"""Shared parts of the dense families: sizes, table of names, and block (pre-norm, grouped-query attention, SwiGLU).
 
-A family's file says which of the options its models have (`qkv_bias`, `qk_norm`), what else its config.json may ask
-for, and its published sizes.
+A family's file sets its options (`qkv_bias`, `qk_norm`), the keys of its config.json, and its published sizes.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from r1jax.models.transformer import Block, Transformer
 class DenseConfig:
     """Sizes of a dense model; defaults are a toy for tests.
 
-    qkv_bias: queries, keys and values have biases. qk_norm: each head's queries and keys are normalized.
+    qkv_bias: queries, keys and values have biases. qk_norm: queries and keys are normalized per head.
     """
 
     vocab_size: int = 256
@@ -47,7 +45,7 @@ class DenseConfig:
 
 C = TypeVar("C", bound=DenseConfig)
 
-# ours -> (theirs, axes that their [out, in] matrix has on its input side in ours; None: no transposition)
+# our name -> (their name, number of our axes on the input side of their [out, in] matrix; None: not transposed)
 NAMES: Names = {
     "embed.embedding": ("model.embed_tokens.weight", None),
     "layers.{}.attention_norm.scale": ("model.layers.{}.input_layernorm.weight", None),
@@ -74,9 +72,10 @@ NORM_NAMES: Names = {
 
 
 def read_config(make: type[C], hf: Mapping[str, Any], fixed: Mapping[str, Any], **options: Any) -> C:
-    """The sizes `make` of a Hugging Face config.json. `fixed`: keys with the one value that is known; absent is fine.
+    """Sizes of class `make` from a Hugging Face config.json. `fixed`: keys with their only supported value, which may
+    be absent.
 
-    Raises KeyError for a key that must be there, UserError for one that asks for what the family has not.
+    Raises KeyError for a missing key, UserError for a value that the family does not support.
     """
     for key, known in fixed.items():
         if hf.get(key, known) != known:
@@ -101,7 +100,7 @@ def read_config(make: type[C], hf: Mapping[str, Any], fixed: Mapping[str, Any], 
 
 
 def refuse_windows(hf: Mapping[str, Any]) -> None:
-    """Raises UserError if a layer attends within a sliding window, which Qwen's files can say in two ways."""
+    """Raises UserError if a layer uses sliding-window attention, which Qwen's files express in two ways."""
     kinds = set(hf.get("layer_types") or ["full_attention"])
     window = hf.get("sliding_window", 4096) if hf.get("use_sliding_window") else None
     if not hf.get("layer_types") and window is not None and hf["num_hidden_layers"] > hf.get("max_window_layers", 28):
@@ -111,7 +110,7 @@ def refuse_windows(hf: Mapping[str, Any]) -> None:
 
 
 def write_config(config: DenseConfig, fixed: Mapping[str, Any]) -> dict[str, Any]:
-    """What config.json says of these sizes, beside `fixed`: the family's own keys."""
+    """The config.json of these sizes, plus `fixed`, the family's own keys."""
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
@@ -131,7 +130,7 @@ def write_config(config: DenseConfig, fixed: Mapping[str, Any]) -> dict[str, Any
 
 
 def make_block(config: DenseConfig, make_mlp: Callable[[], Any], *, dtypes: Dtypes, rngs: nnx.Rngs) -> Block:
-    """One layer around the MLP that `make_mlp` gives."""
+    """One layer around the MLP that `make_mlp` returns."""
     norm: dict[str, Any] = dict(epsilon=config.norm_epsilon, dtypes=dtypes, rngs=rngs)
     attention = Attention(
         config.hidden_size,
@@ -148,7 +147,7 @@ def make_block(config: DenseConfig, make_mlp: Callable[[], Any], *, dtypes: Dtyp
 
 
 def build(config: DenseConfig, *, rngs: nnx.Rngs, dtypes: Dtypes = FLOAT32, **options: Any) -> Transformer:
-    """The model with fresh weights. `options`: scan_layers, remat."""
+    """The model with fresh weights; `options`: scan_layers, remat."""
 
     def make(rngs: nnx.Rngs) -> Block:
         shared: dict[str, Any] = dict(dtypes=dtypes, rngs=rngs, std=config.initializer_std)

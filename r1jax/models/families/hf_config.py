@@ -1,4 +1,4 @@
-"""What every family reads from Hugging Face files: its table of tensor names, and the RoPE keys of config.json."""
+"""Parts of Hugging Face files that all families read: the type of name tables, and the RoPE keys of config.json."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Names = Mapping[str, tuple[str, int | None]]
 
 
 def read_rope(hf: Mapping[str, Any]) -> tuple[float, RopeScaling | YaRN | None]:
-    """(theta, scaling) from `rope_scaling` (hub files) or `rope_parameters` (newer files).
+    """RoPE theta and scaling from `rope_scaling` (hub files) or `rope_parameters` (newer files).
 
-    Raises UserError for a kind that is not known or that lacks a key.
+    Raises UserError for an unknown kind or a missing key.
     """
     parameters = hf.get("rope_parameters") or {}
     scaling = parameters if parameters else hf.get("rope_scaling") or {}

@@ -18,7 +18,7 @@ from r1jax.models.rope import RopeScaling
 
 @dataclasses.dataclass(frozen=True)
 class Config(dense.DenseConfig):
-    """Sizes of a Llama."""
+    """Sizes of a Llama model."""
 
 
 _LLAMA31: dict[str, Any] = dict(
@@ -41,14 +41,14 @@ _FIXED = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}
 
 
 def from_hf(hf: Mapping[str, Any]) -> Config:
-    """Our sizes from a Hugging Face config.json.
+    """Sizes from a Hugging Face config.json.
 
-    Raises KeyError for a key that must be there, UserError for one that asks for what this family has not.
+    Raises KeyError for a missing key, UserError for a value that this family does not support.
     """
     return dense.read_config(Config, hf, _FIXED)
 
 
 def to_hf(config: Config) -> dict[str, Any]:
-    """What config.json says of these sizes, in the keys of the released files."""
+    """The config.json of these sizes, with the keys of the released files."""
     named = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
     return dense.write_config(config, {**named, **_FIXED})

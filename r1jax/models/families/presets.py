@@ -1,4 +1,4 @@
-"""Published shapes by name, over all families of this folder, and how many parameters a shape has."""
+"""Published model shapes by name, over all families, and parameter counts."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from r1jax.models.transformer import split
 
 
 class Count(NamedTuple):
-    """Parameters of a model: all but the prediction depths, those that one token meets, those of the depths.
+    """Parameter counts of a model: all except prediction depths, those active per token, those of the prediction
+    depths.
 
-    A token meets all but the experts that are not chosen for it; a row of the embedding counts as the whole table.
+    Active parameters exclude unselected experts; the embedding counts as a whole table.
     """
 
     total: int
@@ -28,18 +29,17 @@ class Count(NamedTuple):
 
 
 def find_preset(name: str) -> tuple[ModuleType, Any]:
-    """(family, config) of a name such as `qwen2.5_7b`. Raises UserError for an unknown one."""
+    """Family and config of a name such as `qwen2.5_7b`. Raises UserError for an unknown one."""
     presets = {preset: family for family in load_families().values() for preset in family.VARIANTS}
     if name not in presets:
-        raise UserError(f"no model shape is named {name!r}; known: {', '.join(sorted(presets))}")
+        raise UserError(f"unknown model shape {name!r}; known: {', '.join(sorted(presets))}")
     return presets[name], presets[name].VARIANTS[name]
 
 
 def replace_sizes(sizes: Any, changes: Mapping[str, Any]) -> Any:
-    """The shape with some of its sizes changed; those that are shapes themselves (`latents`, `gate`) by a mapping of
-    what is to change in them.
+    """The shape with some sizes changed; nested shapes (`latents`, `gate`) take a mapping of their changes.
 
-    Raises UserError for a name that the shape has not, and for numbers in the place of a shape.
+    Raises UserError for an unknown name, and for a number in place of a nested shape.
     """
     known = {field.name: getattr(sizes, field.name) for field in dataclasses.fields(sizes)}
     if strange := set(changes) - set(known):
@@ -48,13 +48,13 @@ def replace_sizes(sizes: Any, changes: Mapping[str, Any]) -> Any:
     for name, value in changes.items():
         whole = dataclasses.is_dataclass(known[name])
         if whole and not isinstance(value, Mapping):
-            raise UserError(f"config.model.sizes.{name} must say which of its sizes change, got {value!r}")
+            raise UserError(f"config.model.sizes.{name} must map names of its sizes to new values, got {value!r}")
         new[name] = replace_sizes(known[name], value) if whole else value
     return dataclasses.replace(sizes, **new)
 
 
 def count_parameters(family: ModuleType, config: Any) -> Count:
-    """How many parameters a shape has; makes no array."""
+    """Parameter counts of a shape; makes no array."""
     model = nnx.eval_shape(lambda: family.build(config, rngs=nnx.Rngs(0), scan_layers=True))
     total = active = ahead = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(split(model)[1]):

@@ -1,7 +1,7 @@
-"""The Qwen2 family: Qwen2, Qwen2.5, Qwen2.5-Math, and what DeepSeek-R1 distilled into them. A Llama whose queries, keys
-and values have biases.
+"""The Qwen2 family: Qwen2, Qwen2.5, Qwen2.5-Math, and DeepSeek-R1's distillations into them. Llama with biases on
+queries, keys and values.
 
-Left out: attention in a sliding window, which the released files describe and switch off.
+Left out: sliding-window attention, which the released files describe but switch off.
 
 Sources: Qwen2 (2407.10671), Qwen2.5 (2412.15115), Qwen2.5-Math (2409.12122); names as in the Hugging Face files.
 """
@@ -19,7 +19,7 @@ from r1jax.models.families.hf_config import Names
 
 @dataclasses.dataclass(frozen=True)
 class Config(dense.DenseConfig):
-    """Sizes of a Qwen2."""
+    """Sizes of a Qwen2 model."""
 
     norm_epsilon: float = 1e-6
     qkv_bias: bool = True
@@ -46,18 +46,18 @@ HF_NAMES: Names = {**dense.NAMES, **dense.BIAS_NAMES}
 
 
 def from_hf(hf: Mapping[str, Any]) -> Config:
-    """Our sizes from a Hugging Face config.json.
+    """Sizes from a Hugging Face config.json.
 
-    Raises KeyError for a key that must be there, UserError for one that asks for what this family has not.
+    Raises KeyError for a missing key, UserError for a value that this family does not support.
     """
     dense.refuse_windows(hf)
     return dense.read_config(Config, hf, {"hidden_act": "silu"})
 
 
 def to_hf(config: Config) -> dict[str, Any]:
-    """What config.json says of these sizes, in the keys of the released files."""
+    """The config.json of these sizes, with the keys of the released files."""
     named = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
     hf = dense.write_config(config, {**named, "hidden_act": "silu", "use_sliding_window": False})
     if config.head_dim * config.num_heads == config.hidden_size:
-        del hf["head_dim"]  # the released files do not name it
+        del hf["head_dim"]  # absent in the released files
     return hf

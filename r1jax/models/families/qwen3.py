@@ -1,7 +1,6 @@
-"""The dense Qwen3 family. A Llama whose queries and keys are normalized head by head, with heads of a width of their
-own.
+"""The dense Qwen3 family: Llama with per-head normalization of queries and keys, and an independent head width.
 
-Left out: attention in a sliding window, which the released files describe and switch off.
+Left out: sliding-window attention, which the released files describe but switch off.
 
 Source: Qwen3 (2505.09388); names as in the Hugging Face files.
 """
@@ -19,7 +18,7 @@ from r1jax.models.families.hf_config import Names
 
 @dataclasses.dataclass(frozen=True)
 class Config(dense.DenseConfig):
-    """Sizes of a Qwen3; the toy's heads are wider than its width over their number."""
+    """Sizes of a Qwen3 model; in the toy, heads are wider than hidden_size / num_heads."""
 
     head_dim: int = 32
     norm_epsilon: float = 1e-6
@@ -45,15 +44,15 @@ _FIXED = {"attention_bias": False, "hidden_act": "silu"}
 
 
 def from_hf(hf: Mapping[str, Any]) -> Config:
-    """Our sizes from a Hugging Face config.json.
+    """Sizes from a Hugging Face config.json.
 
-    Raises KeyError for a key that must be there, UserError for one that asks for what this family has not.
+    Raises KeyError for a missing key, UserError for a value that this family does not support.
     """
     dense.refuse_windows(hf)
     return dense.read_config(Config, {"head_dim": 128, **hf}, _FIXED)
 
 
 def to_hf(config: Config) -> dict[str, Any]:
-    """What config.json says of these sizes, in the keys of the released files."""
+    """The config.json of these sizes, with the keys of the released files."""
     named = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "use_sliding_window": False}
     return dense.write_config(config, {**named, **_FIXED})

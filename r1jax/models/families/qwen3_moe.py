@@ -1,7 +1,7 @@
-"""Qwen3 with experts: the attention of the dense Qwen3, and in most layers (all of the released ones) experts chosen by
-softmax, without groups, bias or shared experts.
+"""The Qwen3 MoE family: attention of the dense Qwen3, and in most layers (all layers of the released models) experts
+selected by softmax, without groups, bias or shared experts.
 
-Left out: attention in a sliding window, which the released files describe and switch off.
+Left out: sliding-window attention, which the released files describe but switch off.
 
 Source: Qwen3 (2505.09388); names as in the Hugging Face files.
 """
@@ -24,9 +24,9 @@ from r1jax.models.transformer import Block, Transformer
 
 @dataclasses.dataclass(frozen=True)
 class Config(dense.DenseConfig):
-    """Sizes of a Qwen3 with experts; defaults are a toy.
+    """Sizes of a Qwen3 MoE model; defaults are a toy.
 
-    Every `expert_interval`-th layer that is none of `dense_layers` has experts. normalize: the weights of a token's
+    Every `expert_interval`-th layer that is not in `dense_layers` has experts. normalize: the weights of a token's
     experts sum to 1.
     """
 
@@ -67,9 +67,9 @@ _FIXED = {"attention_bias": False, "hidden_act": "silu"}
 
 
 def from_hf(hf: Mapping[str, Any]) -> Config:
-    """Our sizes from a Hugging Face config.json.
+    """Sizes from a Hugging Face config.json.
 
-    Raises KeyError for a key that must be there, UserError for one that asks for what this family has not.
+    Raises KeyError for a missing key, UserError for a value that this family does not support.
     """
     dense.refuse_windows(hf)
     return dense.read_config(
@@ -86,7 +86,7 @@ def from_hf(hf: Mapping[str, Any]) -> Config:
 
 
 def to_hf(config: Config) -> dict[str, Any]:
-    """What config.json says of these sizes, in the keys of the released files."""
+    """The config.json of these sizes, with the keys of the released files."""
     named = {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "use_sliding_window": False}
     experts = {
         "moe_intermediate_size": config.expert_size,
@@ -107,7 +107,7 @@ def build(
     dispatch: Dispatch = GROUPED,
     **options: Any,
 ) -> Transformer:
-    """The model with fresh weights. `options`: scan_layers, remat."""
+    """The model with fresh weights; `options`: scan_layers, remat."""
     gate = Gate("softmax", normalize=config.normalize)
 
     def make_block(rngs: nnx.Rngs, routes: bool) -> Block:

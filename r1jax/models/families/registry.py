@@ -1,4 +1,4 @@
-"""The table of model families: which file of this folder reads which `model_type` of a config.json."""
+"""Registry of model families: the module that reads each `model_type` of a config.json."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from r1jax.core.errors import UserError
 
-# model_type -> file of this folder; a file is imported when one of its models is asked for.
+# model_type -> file of this folder, imported on first use.
 FAMILIES = {
     "deepseek_v2": "deepseek_v3",
     "deepseek_v3": "deepseek_v3",
@@ -20,18 +20,18 @@ FAMILIES = {
 
 
 def find_family(model_type: Any, path: Any) -> ModuleType:
-    """The module that reads a `model_type`; `path` is the model's, for the message.
+    """Module of a `model_type`; `path` is the model's path, for the message.
 
     Raises UserError for a type that FAMILIES lacks.
     """
     kind = str(model_type or "").lower()
     if kind not in FAMILIES:
-        raise UserError(f"{path}: model_type {kind!r} is not known here; known: {', '.join(sorted(FAMILIES))}")
+        raise UserError(f"{path}: unknown model_type {kind!r}; known: {', '.join(sorted(FAMILIES))}")
     return _load(FAMILIES[kind])
 
 
 def load_families() -> dict[str, ModuleType]:
-    """Every family by its file's name."""
+    """Modules of all families by file name."""
     return {name: _load(name) for name in sorted(set(FAMILIES.values()))}
 
 

@@ -1,9 +1,9 @@
-"""Attention over long rows whose mask is never stored: it follows from each token's segment.
+"""Attention over long rows without a stored mask; the mask follows from each token's segment.
 
-On TPUs the splash kernel runs where a token sees only its own segment. Where it also sees the segment that it
-continues (several completions of one prompt), or a prefix that all rows share, and on other platforms, queries go in
-blocks: the scores of one block exist at a time, and the backward pass computes them again. A quarter of the row sees
-keys up to its own end only, so 5/8 of all pairs are computed instead of 1/2.
+On TPUs the splash kernel runs if tokens attend only to their own segment. Otherwise (a segment continues another one,
+as completions of a shared prompt do, or all rows share a prefix, or on other platforms) queries are processed in
+blocks: the scores of one block exist at a time, and the backward pass recomputes them. Each quarter of the row attends
+only to keys up to its own end, so 5/8 of all pairs are computed instead of the 1/2 of causal attention.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from r1jax.core.sharding import current_mesh, partition
 from r1jax.models.ops import splash
 
 NEGATIVE = -1e30
-LONG_ROW = 2048  # from this length on a mask of T x T numbers a row is not stored
+LONG_ROW = 2048  # rows of at least this length do not store a T x T mask
 BLOCK, QUARTERS = 512, 4
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Segments:
-    """In a bias's place: the segment of each token and the one that it continues [B, T] (`segment_mask`); None for
-    both is plainly causal.
+    """Replacement of a mask bias: the segment of each token and the segment it continues [B, T] (`segment_mask`); None
+    for both means causal only.
     """
 
     ids: jax.Array | None = None
@@ -45,7 +45,9 @@ def attend_segments(
     *,
     scale: float,
 ) -> jax.Array:
-    """As `attend` with the mask of `segments`, which is made a block at a time; keys are those of the row itself."""
+    """Same result as `attend` with the mask of `segments`, which is made one block at a time; keys are those of the row
+    itself.
+    """
     if segments.continued is None and prefix is None and splash.runs_here() and not _is_split(q_BTNH.shape):
         return splash.attend_causal(q_BTNH, k_BKTH, v_BKTH, segments.ids, scale=scale)
     return attend_blocks(attend, q_BTNH, k_BKTH, v_BKTH, segments, prefix, scale=scale)
@@ -62,8 +64,9 @@ def attend_blocks(
     scale: float,
     block: int = 0,
 ) -> jax.Array:
-    """`attend` over blocks of queries (`BLOCK` of them by default); rows are filled up to whole quarters of whole
-    blocks."""
+    """`attend` over blocks of `block` queries (default `BLOCK`); rows are padded so that each quarter is a whole number
+    of blocks.
+    """
     T, block = q_BTNH.shape[1], block or BLOCK
     step = block * QUARTERS
     length = -(-T // step) * step
@@ -92,6 +95,6 @@ def attend_blocks(
 
 
 def _is_split(shape: tuple[int, ...]) -> bool:
-    """Whether the mesh in use splits rows along their length."""
+    """Whether the current mesh shards rows along their length."""
     mesh = current_mesh()
     return mesh is not None and partition(("batch", "sequence", "heads", None), shape, mesh)[1] is not None

@@ -1,9 +1,8 @@
-"""Matrix product by groups of rows: each run of rows meets its own kernel, and nothing is multiplied twice.
+"""Grouped matrix product: each run of rows is multiplied by its own kernel, without redundant work.
 
-`jax.lax.ragged_dot` would say the same, but runs as one product of all rows with every kernel on CPU, on GPU and on
-some TPUs. Here TPUs get the Pallas kernel "megablox" (Gale et al. 2022, 2211.15841, is the idea's source), every
-other platform a loop over blocks of rows with as many turns as there are blocks. The backward pass is written out: it
-is two more products of this kind.
+`jax.lax.ragged_dot` has the same semantics, but multiplies all rows by every kernel on CPU, on GPU and on some TPUs.
+Here TPUs use the Pallas kernel "megablox" (after Gale et al. 2022, 2211.15841), other platforms a loop over blocks of
+rows. The backward pass is hand-written: two more products of this kind.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ import jax
 import jax.numpy as jnp
 
 SMALLEST_BLOCK, LARGEST_BLOCK = 8, 128
-TPU_TILES = (512, 1024, 1024)  # rows, contracted, out; at most
+TPU_TILES = (512, 1024, 1024)  # largest tile: rows, contracted, out
 
 
 @jax.custom_vjp
 def grouped_matmul(rows_ND: jax.Array, kernels_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
-    """Rows in groups one behind the other, `sizes` of them for each kernel -> [N, F]. Rows behind the last group give
-    zeros and have no gradient.
+    """Multiplies consecutive groups of rows, `sizes` rows per kernel -> [N, F]. Rows after the last group give zeros
+    and have no gradient.
     """
     return _multiply(rows_ND, kernels_EDF, sizes_E, transposed=False)
 
@@ -40,17 +39,19 @@ grouped_matmul.defvjp(_forward, _backward)
 
 
 def _multiply(rows: jax.Array, kernels: jax.Array, sizes: jax.Array, *, transposed: bool) -> jax.Array:
-    """rows [N, D] by the kernels [E, D, F], or rows [N, F] by the same kernels turned."""
+    """rows [N, D] times the kernels [E, D, F], or rows [N, F] times the transposed kernels."""
     return _on_platform(multiply_on_tpu, multiply_in_blocks, transposed=transposed)(rows, kernels, sizes)
 
 
 def _outer(rows: jax.Array, grad: jax.Array, sizes: jax.Array) -> jax.Array:
-    """[E, D, F]: the sum over each group's rows of their outer products."""
+    """[E, D, F]: sum of outer products over the rows of each group."""
     return _on_platform(outer_on_tpu, outer_in_blocks)(rows, grad, sizes)
 
 
 def _on_platform(tpu: Callable, other: Callable, **options: Any) -> Callable:
-    """The one that fits the platform that the program is compiled for, which need not be the one it is traced on."""
+    """Selects a function by the platform that the program is compiled for, which may differ from the one it is traced
+    on.
+    """
     return functools.partial(
         jax.lax.platform_dependent,
         tpu=functools.partial(tpu, **options),
@@ -62,7 +63,7 @@ def _on_platform(tpu: Callable, other: Callable, **options: Any) -> Callable:
 
 
 def _blocks(sizes_E: jax.Array, rows: int, block: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """(expert of each block, its first row, the row its group ends at, how many blocks there are)."""
+    """For each block its expert, first row and the end of its group; and the number of blocks."""
     blocks_E, ends_E = -(-sizes_E // block), jnp.cumsum(sizes_E)
     last_E = jnp.cumsum(blocks_E)
     number = jnp.arange(rows // block + len(sizes_E))
@@ -72,13 +73,15 @@ def _blocks(sizes_E: jax.Array, rows: int, block: int) -> tuple[jax.Array, jax.A
 
 
 def _block_size(rows: int, experts: int) -> int:
-    """About the mean size of a group."""
+    """Block size: about the mean group size."""
     power = 1 << max(0, (rows // experts - 1).bit_length())
     return min(max(power, SMALLEST_BLOCK), LARGEST_BLOCK)
 
 
 def multiply_in_blocks(rows: jax.Array, kernels: jax.Array, sizes: jax.Array, *, transposed: bool) -> jax.Array:
-    """Block by block. What a block computes behind the end of its group is zeroed, then overwritten by the next."""
+    """Product block by block. Results past the end of a block's group are zeroed, then overwritten by the next
+    block.
+    """
     count, block = len(rows), _block_size(len(rows), len(kernels))
     expert, first, end, turns = _blocks(sizes, count, block)
     padded = jnp.pad(rows, ((0, block), (0, 0)))
@@ -95,7 +98,7 @@ def multiply_in_blocks(rows: jax.Array, kernels: jax.Array, sizes: jax.Array, *,
 
 
 def outer_in_blocks(rows: jax.Array, grad: jax.Array, sizes: jax.Array) -> jax.Array:
-    """Each block is added to its expert's sum, in float32."""
+    """Adds the outer product of each block to its expert's sum, in float32."""
     block = _block_size(len(rows), len(sizes))
     expert, first, end, turns = _blocks(sizes, len(rows), block)
     padded, padded_grad = (jnp.pad(x, ((0, block), (0, 0))) for x in (rows, grad))
@@ -115,20 +118,20 @@ def outer_in_blocks(rows: jax.Array, grad: jax.Array, sizes: jax.Array) -> jax.A
 
 
 def _tile(sizes: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Tiles for (rows, contracted, out): no larger than need be, in whole lanes of 128."""
+    """Tile sizes for (rows, contracted, out): no larger than necessary, in multiples of 128 lanes."""
     rows, *widths = (min(most, -(-size // 128) * 128) for most, size in zip(TPU_TILES, sizes, strict=True))
     return rows, widths[0], widths[1]
 
 
 def _fill(x: jax.Array, tile: int) -> jax.Array:
-    """Rows of zeros up to whole tiles."""
+    """Pads rows with zeros to a multiple of the tile."""
     return jnp.pad(x, ((0, -len(x) % tile), (0, 0)))
 
 
 def multiply_on_tpu(
     rows: jax.Array, kernels: jax.Array, sizes: jax.Array, *, transposed: bool, interpret: bool = False
 ) -> jax.Array:
-    """megablox; rows of no group, which it does not write, are zeroed."""
+    """Product by megablox; rows outside all groups, which it does not write, are zeroed."""
     from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm
 
     inner, outer = kernels.shape[1:][::-1] if transposed else kernels.shape[1:]
@@ -146,7 +149,7 @@ def multiply_on_tpu(
 
 
 def outer_on_tpu(rows: jax.Array, grad: jax.Array, sizes: jax.Array, *, interpret: bool = False) -> jax.Array:
-    """megablox; groups without rows give zeros."""
+    """Outer products by megablox; groups without rows give zeros."""
     from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
 
     tiles = _tile((len(rows), rows.shape[1], grad.shape[1]))

@@ -1,8 +1,8 @@
-"""Matrix products whose gradient is two more plain matrix products.
+"""Matrix products whose backward pass is two more plain matrix products.
 
-The transposition that autodiff leaves behind makes XLA:CPU compute whatever feeds the product in a transposed layout,
-several times slower. So the backward passes are written out over rows: [rows, in] and [rows, out], nothing transposed
-but the kernel.
+Autodiff's backward pass leaves a transposition that makes XLA:CPU compute the inputs of the product in a transposed
+layout, several times slower. The hand-written backward pass works on rows, [rows, in] and [rows, out], and transposes
+only the kernel.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ multiply.defvjp(_multiply_forward, _multiply_backward)
 
 @jax.custom_vjp
 def multiply_table(x: jax.Array, table: jax.Array) -> jax.Array:
-    """x [..., D] times the rows of table [V, D] -> float32 [..., V], also for narrower inputs."""
+    """x [..., D] times the transposed table [V, D] -> float32 [..., V], also for narrower dtypes."""
     return jnp.einsum("...D,VD->...V", x, table, preferred_element_type=jnp.float32)
 
 

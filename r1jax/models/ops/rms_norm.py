@@ -1,7 +1,7 @@
-"""Root-mean-square normalization (Zhang and Sennrich 2019) with a backward pass that keeps one factor a row.
+"""Root-mean-square normalization (Zhang and Sennrich 2019), with a backward pass that stores one factor per row.
 
-Autodiff keeps every intermediate of the width of x and sums rows in the form that XLA:CPU runs slowest; here the
-sums are those of core/reduction.py.
+Autodiff stores every intermediate of the width of x and uses the row sums that XLA:CPU runs slowest; here the sums are
+those of core/reduction.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The gate of a SwiGLU layer (Shazeer 2020) with a backward pass that keeps its two inputs and nothing between."""
+"""The gate of a SwiGLU layer (Shazeer 2020), with a backward pass that stores only its two inputs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Softmax attention of gathered heads: M = (N / K) * T query rows meet the S keys of their kv head.
+"""Softmax attention of gathered heads: M = (N / K) * T query rows attend to the S keys of their kv head.
 
-The backward pass is written out and keeps the softmax's weights: autodiff would keep scores and powers too, and sum
-rows in the form that XLA:CPU runs slowest (core/reduction.py). Softmax and sums are in float32.
+The hand-written backward pass stores the softmax weights: autodiff would also store scores and exponentials, and use
+the row sums that XLA:CPU runs slowest (core/reduction.py). Softmax and sums are in float32.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from r1jax.core.reduction import row_sums
 def attend_heads(
     q_BKMH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, bias_BTS: jax.Array, scale: float
 ) -> jax.Array:
-    """softmax(q k scale + bias) v -> [B, K, M, H], H the width of the values. The bias of a token [B, T, S] holds for
+    """softmax(q k scale + bias) v -> [B, K, M, H], H the width of the values. The bias [B, T, S] of a token applies to
     each of its M / T query rows.
     """
     return _attend_forward(q_BKMH, k_BKSH, v_BKSH, bias_BTS, scale)[0]
@@ -59,8 +59,8 @@ def attend_heads_prefixed(
     prefix_k_KPH: jax.Array,
     prefix_v_KPH: jax.Array,
 ) -> jax.Array:
-    """Gives what `attend_heads` gives for a prefix [K, P, H] put before the keys of each row: all rows meet it in one
-    matrix product a kv head. For decoding; autodiff makes its gradient.
+    """`attend_heads` with a prefix [K, P, H] before the keys of each row, which all rows attend to in one matrix
+    product per kv head. For decoding; its gradient is autodiff's.
     """
     B, K, M, H = q.shape
     T, S = bias_BTS.shape[1:]

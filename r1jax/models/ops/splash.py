@@ -1,7 +1,7 @@
-"""Splash attention (jax's Pallas kernel for TPUs): flash attention that skips what the causal mask rules out, with
-segment ids, forward and backward, scores never in HBM.
+"""Splash attention (jax's Pallas kernel for TPUs): flash attention with segment ids that skips blocks outside the
+causal mask, forward and backward, without scores in HBM.
 
-Each device runs the kernel on its own rows and heads. Off TPUs the same kernel runs interpreted, for tests.
+Each device runs the kernel on its own rows and heads. Off TPUs the same kernel runs in interpret mode, for tests.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def attend_causal(
     scale: float,
     interpret: bool = False,
 ) -> jax.Array:
-    """Causal attention inside of segments (None: one a row) -> [B, T, N, H], H the width of the values.
+    """Causal attention within segments (None: one segment per row) -> [B, T, N, H], H the width of the values.
 
-    Rows are filled up to whole blocks; what is behind their end sees itself only.
+    Rows are padded to whole blocks; padding attends to itself only.
     """
     T = q_BTNH.shape[1]
     step = BLOCK_KV if T > BLOCK_KV else LANES
@@ -55,7 +55,7 @@ def _run(length: int, interpret: bool) -> Any:
 
 
 def _make_kernel(heads: int, length: int, interpret: bool) -> Any:
-    """`length` is a whole number of blocks, or one block."""
+    """The kernel for rows of `length`, a whole number of blocks or a single block."""
     block_q, block_kv = (BLOCK_Q, BLOCK_KV) if length % BLOCK_KV == 0 else (length, length)
     sizes = kernels.BlockSizes(
         block_q=block_q,
@@ -72,7 +72,7 @@ def _make_kernel(heads: int, length: int, interpret: bool) -> Any:
 
 
 def _on_each_device(run: Any, arrays: tuple[jax.Array, ...]) -> jax.Array:
-    """Under the mesh in use each device gets its rows and heads, whole in length and width."""
+    """Runs on each device of the current mesh with its own rows and heads, at full length and width."""
     mesh = current_mesh()
     if mesh is None or mesh.size == 1:
         return run(*arrays)
@@ -83,7 +83,7 @@ def _on_each_device(run: Any, arrays: tuple[jax.Array, ...]) -> jax.Array:
 
 
 def runs_here() -> bool:
-    """Whether the program is made for TPUs: those of the mesh in use, else the default device."""
+    """Whether the program is compiled for TPUs: by the current mesh, else by the default device."""
     mesh = current_mesh()
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
     return device.platform == "tpu"

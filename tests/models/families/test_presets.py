@@ -64,7 +64,7 @@ def test_every_family_has_a_toy_and_writes_what_it_reads() -> None:
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"no model shape is named 'qwen9'; known: .*qwen2\.5_7b, .*smollm2_135m"):
+    with pytest.raises(UserError, match=r"unknown model shape 'qwen9'; known: .*qwen2\.5_7b, .*smollm2_135m"):
         find_preset("qwen9")
 
 
@@ -74,5 +74,5 @@ def test_sizes_within_sizes_are_replaced_one_by_one():
     assert changed.num_layers == 5 and changed.latents == dataclasses.replace(sizes.latents, latent=48)
     with pytest.raises(UserError, match="config.model.sizes must be among .* got depth"):
         replace_sizes(sizes, {"depth": 2})
-    with pytest.raises(UserError, match="config.model.sizes.latents must say which of its sizes change, got 48"):
+    with pytest.raises(UserError, match="config.model.sizes.latents must map names of its sizes to new values, got 48"):
         replace_sizes(sizes, {"latents": 48})
