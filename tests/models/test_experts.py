@@ -135,9 +135,9 @@ def test_the_router_is_float32_in_a_model_of_low_precision() -> None:
 @pytest.mark.parametrize(
     ("gate", "active", "message"),
     [
-        (Gate("sigmoid", groups=3), 2, "8 experts in 3 groups"),
-        (Gate("sigmoid", groups=4, active_groups=5), 2, "8 experts in 4 groups, 5 of them active"),
-        (Gate("sigmoid", groups=4, active_groups=1), 3, "3 active experts of 8 in 1 of 4 groups"),
+        (Gate("sigmoid", groups=3), 2, "8 experts cannot form 3 equal groups"),
+        (Gate("sigmoid", groups=4, active_groups=5), 2, "8 experts cannot form 4 equal groups with 5 active ones"),
+        (Gate("sigmoid", groups=4, active_groups=1), 3, r"3 active experts do not fit into 1 of 4 groups \(of 8\)"),
     ],
 )
 def test_gates_that_cannot_be_are_refused(gate: Gate, active: int, message: str) -> None:
