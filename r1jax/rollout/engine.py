@@ -32,9 +32,9 @@ from r1jax.rollout.slots import EngineConfig, Slots, constrain_slots, grow, init
 
 
 class Engine:
-    """Samples requests from a model of the given structure; weights are an argument of every call.
+    """Samples requests from a model structure; weights are an argument of every call.
 
-    It computes in the layout that it was built in, whatever thread calls it.
+    Every call computes in the mesh and rules that were current at construction, in any thread.
     """
 
     def __init__(self, graph: nnx.GraphDef, config: EngineConfig):
