@@ -12,6 +12,8 @@ The output has one row for each input row, in the same order: all its fields, an
 there already are kept.
 """
 
+import dataclasses
+import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -61,16 +63,21 @@ def generate(values: flags.FlagValues) -> None:
         if not values[name].value:
             raise UserError(f"--{name} is missing (see --help)")
     from r1jax.data.files import read_rows
-    from r1jax.runs.generate import Generation, generate_file
+    from r1jax.runs.generate import Generation, check_output, generate_file
     from r1jax.runs.sampler import load_sampler, place_sampler
+    from r1jax.weights.identity import identify_model
 
     names = ("num_samples", "temperature", "top_p", "top_k", "max_new_tokens", "seed")
     settings: dict[str, Any] = {name: values[name].value for name in names}
     config = Generation(**settings)
     rows = read_rows(values.prompts, key="--prompts")
+    if not rows:
+        raise UserError(f"--prompts={values.prompts} holds no rows")
+    model = {"model": values.model, "model_digest": identify_model(values.model), "dtype": values.dtype}
+    check_output(pathlib.Path(values.output), {**model, **dataclasses.asdict(config)})
     with place_sampler(values.mesh):
         sampler = load_sampler(values.model, dtype=values.dtype, slots=values.batch_size)
-        generate_file(sampler, rows, values.output, config, model=values.model)
+        generate_file(sampler, rows, values.output, config, model=model)
 
 
 if __name__ == "__main__":

@@ -30,10 +30,13 @@ LEASE_SECONDS, RENEW_SECONDS = 300.0, 60.0
 def hold_lock(file: pathlib.Path, what: str) -> Iterator[None]:
     """Holds the lock `file` for the body; its folder is made if absent. `what` names what it protects, for messages.
 
-    Raises UserError where another live process holds it.
+    Raises UserError where another live process holds it, and where the file cannot be written.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise UserError(f"{what} cannot be written: {error.strerror}") from None
     stop = threading.Event()
     try:
         _take(handle, what)

@@ -7,6 +7,7 @@ function of the seed, its number and its tokens: neither the batch size nor an i
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -16,9 +17,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from r1jax.core import console, distributed
 from r1jax.core.atomic_file import replace_file
 from r1jax.core.errors import UserError
+from r1jax.core.locks import hold_lock
 from r1jax.core.seeds import derive_seed
 from r1jax.core.structs import Completion, Request, Sampling
 from r1jax.data.sources import Row
@@ -59,21 +63,42 @@ class Generation:
 
 
 def generate_file(
-    sampler: Sampler, rows: Sequence[Row], output: str | pathlib.Path, config: Generation, *, model: str = ""
+    sampler: Sampler,
+    rows: Sequence[Row],
+    output: str | pathlib.Path,
+    config: Generation,
+    *,
+    model: Mapping[str, str] | None = None,
 ) -> dict[str, float]:
     """Completes every row into `output`; rows that it holds already are kept. Returns the counts of what was done.
 
-    model: what the settings beside the output say of it; a file of other settings is refused.
-    Raises UserError for a row without a usable prompt, and for an output that holds rows of other settings.
+    model: the model's settings, which are written beside the output with those of the sampling: `model` as it was named
+    and `model_digest` (weights/identity.py), and `dtype`.
+    Raises UserError for a row without a usable prompt, and for an output that this function did not write, or wrote by
+    other settings.
     """
     prompts = encode_rows(rows, sampler)
-    inputs = [_identify(row.columns) for row in rows]
-    answers = lambda number, row: _is_whole(row, config.num_samples) and _identify(row) == inputs[number]
-    settings = {"model": model, **dataclasses.asdict(config)}
-    _check_settings(pathlib.Path(output), settings)
-    journal = Journal(output, len(rows), answers, active=distributed.is_writer())
-    if distributed.is_writer():
-        replace_file(_settings_file(pathlib.Path(output)), json.dumps(settings, indent=2) + "\n")
+    identities = [_identify(row.columns) for row in rows]
+    identify = lambda row: _identify(row) if _is_whole(row, config.num_samples) else None
+    settings = {**(model or {}), **dataclasses.asdict(config)}
+    writes = distributed.is_writer()
+    if writes:
+        check_output(pathlib.Path(output), settings)
+    lock = pathlib.Path(output).with_name(f".{pathlib.Path(output).name}.lock")
+    with hold_lock(lock, str(output)) if writes else contextlib.nullcontext():
+        journal = Journal(output, identities, identify, active=writes)
+        if writes:
+            replace_file(_settings_file(pathlib.Path(output)), json.dumps(settings, indent=2) + "\n")
+        return _complete(sampler, rows, prompts, journal, config)
+
+
+def _complete(
+    sampler: Sampler, rows: Sequence[Row], prompts: Sequence[tuple[int, ...]], journal: Journal, config: Generation
+) -> dict[str, float]:
+    """Completes what the journal lacks, which the first process tells the others."""
+    output, todo = journal.path, np.zeros(len(rows), bool)
+    todo[journal.todo] = True
+    journal.todo = np.flatnonzero(distributed.from_first(todo)).tolist()
     if len(journal.todo) < len(rows):
         log.info("%s: %d of %d rows are there already and kept", output, len(rows) - len(journal.todo), len(rows))
     try:
@@ -207,18 +232,19 @@ def _settings_file(output: pathlib.Path) -> pathlib.Path:
     return output.with_name(output.name + ".settings.json")
 
 
-def _check_settings(output: pathlib.Path, settings: Mapping[str, Any]) -> None:
-    """Rows of two ways to sample must not end in one file."""
-    file = _settings_file(output)
-    if not (file.exists() and output.exists() and output.stat().st_size):
+def check_output(output: pathlib.Path, settings: Mapping[str, Any]) -> None:
+    """Raises UserError where `output` holds anything but rows that were made with these settings."""
+    if not output.exists() or (output.is_file() and not output.stat().st_size):
         return
+    cure = "name another output, or move it away"
     try:
-        before = json.loads(file.read_text("utf-8"))
-    except ValueError:
-        return
+        before = json.loads(_settings_file(output).read_text("utf-8"))
+        assert isinstance(before, dict)
+    except (OSError, ValueError, AssertionError):
+        raise UserError(f"{output} exists and was not written by r1jax.generate; {cure}") from None
+    by_content = bool(settings.get("model_digest")) and "model_digest" in before
     for name, value in settings.items():
-        if name in before and before[name] != value:
+        if name in before and before[name] != value and not (name == "model" and by_content):
             raise UserError(
-                f"{output} holds rows made with {name}={before[name]!r}, this run has {name}={value!r}: "
-                "name another output, or delete it to start anew"
+                f"{output} holds rows made with {name}={before[name]!r}, this run has {name}={value!r}: {cure}"
             )

@@ -1,65 +1,75 @@
-"""A JSONL file with one row for each input, in the order of the inputs, that a killed program takes up again.
+"""A JSONL file with one row for each input, in the order of the inputs, that a killed program continues.
 
 Results come in any order and wait in memory for their turn, so line n of the file always belongs to input n and a kill
-loses only what was not yet due. Opened again, the file keeps every line that `answers` its input and says what is still
-to do. A torn last line is cut off. Where a line in the middle no longer answers its input (the input was edited), the
-lines behind it are kept too: the old file stands beside the new one, as NAME.old, until the new one has caught up.
+loses only what was not yet due. Opened again, the file keeps every row that belongs to one of the inputs, wherever it
+stands, and says what is still to do: inputs may be added, removed or moved. Where the rows on file are not simply the
+first ones of the new order, the old file is renamed to NAME.old and its rows are copied when they are due. Rows that
+belong to no input any more are never deleted: they stay in NAME.old-1, NAME.old-2, ….
 
 Left out: several writers. One process writes; the others ask what is to do and put nothing.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import logging
 import os
 import re
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from r1jax.core.errors import UserError
 
+log = logging.getLogger(__name__)
+
 Row = dict[str, Any]
+Identify = Callable[[Row], str | None]
 
 _ESCAPED = re.compile("[\x85\u2028\u2029\ud800-\udfff]")
 
 
 class _Line(NamedTuple):
+    file: Path
     offset: int
     length: int
-    answers: bool
+    identity: str | None
 
 
 class Journal:
-    """Opens `path` for the results of `count` inputs.
+    """Opens `path` for the results of inputs with these identities, in this order; equal ones are told apart by order.
 
-    answers: whether a row on file is the whole result of the input of that number. active: whether this process writes.
+    identify: the identity of the input that a row on file is the whole result of, None for a row that is not whole.
+    active: whether this process writes. Raises UserError where the file cannot be written.
     """
 
-    def __init__(self, path: str | Path, count: int, answers: Callable[[int, Row], bool], *, active: bool = True):
-        self.path, self.count = Path(path), count
+    def __init__(self, path: str | Path, identities: Sequence[str], identify: Identify, *, active: bool = True):
+        self.path, self.count = Path(path), len(identities)
         self._active, self._waiting = active, dict[int, bytes]()
         self._old = self.path.with_name(self.path.name + ".old")
         try:
-            lines = _scan(self.path, count, answers)
-            kept = next((number for number, line in enumerate(lines) if not line.answers), len(lines))
+            lines = _scan(self.path, identify)
+            kept = next((n for n, line in enumerate(lines) if line.identity not in identities[n : n + 1]), len(lines))
             if active:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-            if active and not self._old.exists() and any(line.answers for line in lines[kept:]):
-                os.replace(self.path, self._old)
-                lines, kept = [], 0
-            self._from_old = {
-                number: line
-                for number, line in enumerate(_scan(self._old, count, answers))
-                if line.answers and number >= kept
-            }
+            if active and any(line.identity for line in lines[kept:]):
+                if self._old.exists():  # killed while rows were being copied: what came since goes there too
+                    _append(self._old, lines[kept:])
+                else:
+                    os.replace(self.path, self._old)
+                    lines, kept = [], 0
+            others = _scan(self._old, identify) + ([] if active else lines[kept:])
+            self._found = {n: line for n, line in _match(identities, others).items() if n >= kept}
             self._next = kept
             if active:
                 self._file = open(self.path, "ab")
                 self._file.truncate(sum(line.length for line in lines[:kept]))
         except OSError as error:
             raise UserError(f"{self.path} cannot be written: {error.strerror}") from error
-        self.todo = [number for number in range(kept, count) if number not in self._from_old]
+        self.todo = [number for number in range(kept, self.count) if number not in self._found]
+        self._identify, self._identities = identify, identities
         self._write_due()
 
     @property
@@ -74,47 +84,76 @@ class Journal:
             self._write_due()
 
     def close(self) -> None:
-        """Closes the file. The old one goes when all of its rows are in the new one."""
+        """Closes the file. Once it holds all rows, NAME.old goes, or is kept under a number where it holds others."""
         if self._active:
             self._file.close()
-            if self._next == self.count:
-                self._old.unlink(missing_ok=True)
+            if self._next == self.count and self._old.exists():
+                self._retire()
+
+    def _retire(self) -> None:
+        known = set(self._identities)
+        others = sum(
+            line.identity is not None and line.identity not in known for line in _scan(self._old, self._identify)
+        )
+        if not others:
+            self._old.unlink()
+            return
+        places = (self._old.with_name(f"{self._old.name}-{number}") for number in itertools.count(1))
+        place = next(place for place in places if not place.exists())
+        os.replace(self._old, place)
+        log.warning("%s: %d rows belong to no input any more; they are in %s", self.path, others, place)
 
     def _write_due(self) -> None:
         if not self._active:
             return
-        while self._next in self._waiting or self._next in self._from_old:
+        while self._next in self._waiting or self._next in self._found:
             line = self._waiting.pop(self._next, None)
-            if line is None:
-                place = self._from_old[self._next]
-                with open(self._old, "rb") as old:
-                    old.seek(place.offset)
-                    line = old.read(place.length)
-            self._file.write(line)
+            self._file.write(line if line is not None else _read(self._found[self._next]))
             self._next += 1
         self._file.flush()
 
 
+def _match(identities: Sequence[str], lines: Sequence[_Line]) -> dict[int, _Line]:
+    """For each input the line that holds its result, where there is one; each line serves one input."""
+    free = defaultdict[str | None, list[_Line]](list)
+    for line in reversed(lines):
+        free[line.identity].append(line)
+    return {n: free[identity].pop() for n, identity in enumerate(identities) if free.get(identity)}
+
+
+def _append(old: Path, lines: Sequence[_Line]) -> None:
+    with open(old, "ab") as file:
+        file.writelines(_read(line) for line in lines if line.identity is not None)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read(line: _Line) -> bytes:
+    with open(line.file, "rb") as file:
+        file.seek(line.offset)
+        return file.read(line.length)
+
+
 def _to_line(row: Row) -> bytes:
-    """One line, whoever splits the text: what Unicode counts as a line's end stands escaped, as does what UTF-8 cannot
-    say (half a surrogate pair).
+    """One line, whoever splits the text: line separators of Unicode are escaped, and so is what UTF-8 cannot encode
+    (half a surrogate pair).
     """
     text = json.dumps(row, ensure_ascii=False, default=str)
     return _ESCAPED.sub(lambda match: f"\\u{ord(match[0]):04x}", text).encode() + b"\n"
 
 
-def _scan(path: Path, count: int, answers: Callable[[int, Row], bool]) -> list[_Line]:
-    """Where the first `count` whole lines of a file stand, and which of them answer their input."""
+def _scan(path: Path, identify: Identify) -> list[_Line]:
+    """Where the lines of a file stand, and which input each is the whole result of."""
     if not path.exists():
         return []
     lines, offset = [], 0
     with open(path, "rb") as file:
-        for number, line in zip(range(count), file, strict=False):
+        for line in file:
             try:
                 row = json.loads(line)
             except ValueError:
                 row = None
             whole = isinstance(row, dict) and line.endswith(b"\n")
-            lines.append(_Line(offset, len(line), whole and answers(number, row)))
+            lines.append(_Line(path, offset, len(line), identify(row) if whole else None))
             offset += len(line)
     return lines

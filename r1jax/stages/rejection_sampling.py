@@ -33,7 +33,8 @@ from r1jax.runs.model_setup import ModelConfig, load_model
 from r1jax.runs.sampler import Sampler
 from r1jax.runs.workdir import check_config, write_config
 from r1jax.text.prompts import fill_all
-from r1jax.weights.pretrained import require_tokenizer
+from r1jax.weights.identity import identify_model
+from r1jax.weights.pretrained import find_model, require_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +120,15 @@ def ask_teacher(
     sampler = Sampler(*split(model), tokenizer, tokenizer.eos_ids, slots=generate.slots)
     log.info("the teacher %s answers %d prompts", teacher.path, len(rows))
     named = [Row(f"prompt {number}", row) for number, row in enumerate(rows)]
-    generate_file(sampler, named, output, generate, model=teacher.path)
+    generate_file(sampler, named, output, generate, model=describe_teacher(teacher))
+
+
+def describe_teacher(teacher: ModelConfig) -> dict[str, str]:
+    """The model's settings beside its samples: its name, a digest of its content, and its dtype."""
+    if teacher.preset:
+        return {"model": teacher.preset, "dtype": teacher.dtype}
+    found = find_model(teacher.path, teacher.hub, teacher.fetch)
+    return {"model": teacher.path, "model_digest": identify_model(found), "dtype": teacher.dtype}
 
 
 def read_traces(path: pathlib.Path, rewards: Any) -> list[Trace]:

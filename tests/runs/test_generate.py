@@ -113,11 +113,17 @@ def test_the_outcome_does_not_depend_on_the_batch(
             np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+def note_settings(output: pathlib.Path) -> pathlib.Path:
+    """Says beside an output that `generate_file` wrote it by CONFIG."""
+    output.with_name(f"{output.name}.settings.json").write_text(json.dumps(dataclasses.asdict(CONFIG)))
+    return output
+
+
 def test_rows_that_are_there_are_kept_and_the_torn_one_is_redone(
     sampler: Sampler, source: pathlib.Path, whole: list[dict[str, Any]], tmp_path: pathlib.Path
 ):
     lines = [json.dumps(row) for row in whole]
-    output = tmp_path / "out.jsonl"
+    output = note_settings(tmp_path / "out.jsonl")
     output.write_text("\n".join([lines[0].replace('"solution": "4"', '"solution": "4" '), *lines[1:3], lines[3][:40]]))
     counts = generate_file(sampler, read_rows(str(source)), output, CONFIG)
     assert counts["rows"] == 3 and read(output) == whole
@@ -131,6 +137,7 @@ def test_a_row_whose_input_changed_is_redone(
     sampler: Sampler, source: pathlib.Path, whole: list[dict[str, Any]], tmp_path: pathlib.Path
 ):
     output = write(tmp_path / "out.jsonl", [*whole[:2], {**whole[2], "note": "edited"}, *whole[3:]])
+    note_settings(output)
     assert generate_file(sampler, read_rows(str(source)), output, CONFIG)["rows"] == 1
     assert read(output) == whole
 
@@ -143,6 +150,30 @@ def test_rows_of_other_settings_are_not_mixed(sampler: Sampler, source: pathlib.
     output.unlink()
     generate_file(sampler, rows, output, dataclasses.replace(CONFIG, seed=4))
     assert len(read(output)) == 2
+
+
+def test_a_file_of_somebody_else_is_left_alone(tiny_model: pathlib.Path, source: pathlib.Path, tmp_path: pathlib.Path):
+    prompts = shutil.copy(source, tmp_path / "prompts.jsonl")
+    notes = tmp_path / "notes.txt"
+    notes.write_text("mine")
+    for output in (prompts, notes):
+        before = output.read_bytes()
+        arguments = [f"--model={tiny_model}", f"--prompts={prompts}", f"--output={output}"]
+        assert command.main(["generate", *arguments]) == 2
+        assert output.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "prompts.jsonl"]
+
+
+def test_the_same_rows_of_a_model_that_trained_on_are_not_mixed(
+    sampler: Sampler, source: pathlib.Path, tmp_path: pathlib.Path
+):
+    output, rows = tmp_path / "out.jsonl", read_rows(str(source))[1:2]
+    model = {"model": "runs/x", "model_digest": "1234", "dtype": "float32"}
+    generate_file(sampler, rows, output, CONFIG, model=model)
+    generate_file(sampler, rows, output, CONFIG, model={**model, "model": "a/copy"})
+    for change in ({"model_digest": "5678"}, {"dtype": "bfloat16"}):
+        with pytest.raises(UserError, match=f"holds rows made with {next(iter(change))}="):
+            generate_file(sampler, rows, output, CONFIG, model=model | change)
 
 
 def test_prompts_of_many_lengths_need_few_engines(sampler: Sampler, tmp_path: pathlib.Path):
@@ -217,6 +248,7 @@ GOOD = {"model": "{model}", "prompts": "{source}", "output": "{folder}/out.jsonl
         ({"model": "none/of/this"}, "no such model file or folder: none/of/this"),
         ({"prompts": "none.jsonl"}, "no such file: none.jsonl (--prompts)"),
         ({"prompts": "{folder}/bad.jsonl"}, "bad.jsonl:2: not a JSON object"),
+        ({"prompts": "{folder}/empty.jsonl"}, "empty.jsonl holds no rows"),
         ({"prompts": "{folder}/lacks.jsonl"}, "lacks.jsonl:1: a row needs prompt (a text or a list of messages) or"),
         ({"prompts": "{folder}/ids.jsonl"}, "ids.jsonl:1: tokens must be a list of ids from 0 to 303, got [1, 304]"),
         ({"num_samples": "0"}, "num_samples must be at least 1, got 0"),
@@ -238,6 +270,7 @@ def test_a_mistake_gets_one_line(
     message: str,
     capsys: pytest.CaptureFixture[str],
 ):
+    (tmp_path / "empty.jsonl").touch()
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{oops\n')
     (tmp_path / "lacks.jsonl").write_text('{"question": "a"}\n')
     (tmp_path / "ids.jsonl").write_text('{"tokens": [1, 304]}\n')

@@ -13,7 +13,7 @@ INPUTS = ["a", "b", "c", "d", "e"]
 
 
 def open_journal(path: pathlib.Path, inputs: list[str] = INPUTS, **options: Any) -> Journal:
-    return Journal(path, len(inputs), lambda number, row: row.get("input") == inputs[number], **options)
+    return Journal(path, inputs, lambda row: row.get("input"), **options)
 
 
 def put(journal: Journal, *numbers: int, inputs: list[str] = INPUTS, by: str = "one") -> None:
@@ -64,7 +64,7 @@ def test_lines_behind_one_that_no_longer_answers_are_kept(tmp_path: pathlib.Path
     put(journal, 3, inputs=edited, by="three")
     journal.close()
     assert read(path) == [("a", "one"), ("B", "two"), ("c", "one"), ("D", "three"), ("e", "one")]
-    assert [file.name for file in tmp_path.iterdir()] == ["out.jsonl"]
+    assert [name for name, _ in read(tmp_path / "out.jsonl.old-1")] == INPUTS, "the rows of the edited inputs are kept"
 
 
 def test_inputs_may_be_added_or_taken_away(tmp_path: pathlib.Path):
@@ -78,6 +78,27 @@ def test_inputs_may_be_added_or_taken_away(tmp_path: pathlib.Path):
     assert journal.todo == []
     journal.close()
     assert read(path) == [("a", "one"), ("b", "one")]
+    assert [name for name, _ in read(tmp_path / "out.jsonl.old-1")] == INPUTS, "no row is deleted"
+
+
+def test_rows_follow_their_inputs_wherever_these_moved(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture):
+    path = tmp_path / "out.jsonl"
+    journal = open_journal(path)
+    put(journal, *range(5))
+    journal.close()
+    moved = ["new", "e", "a", "a", "c"]
+    for by in ("two", "three"):
+        journal = open_journal(path, moved)
+        assert journal.todo == ([0, 3] if by == "two" else [3])
+        put(journal, journal.todo[0], inputs=moved, by=by)  # killed here, at first
+    journal.close()
+    assert read(path) == [("new", "two"), ("e", "one"), ("a", "one"), ("a", "three"), ("c", "one")]
+    assert [name for name, _ in read(tmp_path / "out.jsonl.old-1")] == INPUTS
+    assert "2 rows belong to no input any more; they are in" in caplog.text
+    journal = open_journal(path, ["other"])
+    put(journal, 0, inputs=["other"])
+    journal.close()
+    assert [file.name for file in sorted(tmp_path.iterdir())] == ["out.jsonl", "out.jsonl.old-1", "out.jsonl.old-2"]
 
 
 def test_a_process_that_does_not_write_knows_what_is_to_do(tmp_path: pathlib.Path):
@@ -91,7 +112,7 @@ def test_a_process_that_does_not_write_knows_what_is_to_do(tmp_path: pathlib.Pat
 
 
 def test_a_line_is_one_line_however_the_text_is_split(tmp_path: pathlib.Path):
-    journal = Journal(tmp_path / "out.jsonl", 2, lambda number, row: True)
+    journal = Journal(tmp_path / "out.jsonl", ["1", "2"], lambda row: None)
     texts = ["日本 a\x85b\u2028c\u2029d\n", "half a pair: \ud800"]
     for number, text in enumerate(texts):
         journal.put(number, {"text": text})
