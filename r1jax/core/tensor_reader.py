@@ -2,7 +2,8 @@
 
 The idea: parse only the headers, keep one table `name -> (file, range of bytes, how to read it)`, and map the bytes
 when a tensor is asked for. So opening 700 GB costs milliseconds, a host holds only the tensor it is placing, and a
-download that stopped half-way is found at opening, by name, and not in the middle of a load.
+download that stopped half-way is found at opening, by name, and not in the middle of a load. Files come from the
+internet: every number of a header is checked before it is used, and shards lie in the folder of their index.
 
 Both headers are parsed here and not by the formats' own packages: `gguf.GGUFReader` takes seconds for a vocabulary of
 50 thousand, and safetensors' numpy door has no float8. The arithmetic of quantized blocks is the gguf package's.
@@ -52,6 +53,8 @@ GGUF_DTYPES: dict[gguf.GGMLQuantizationType, np.dtype] = {
     gguf.GGMLQuantizationType.BF16: np.dtype(ml_dtypes.bfloat16),
 }
 HEADER_LIMIT = 100_000_000  # bytes; the format's own bound, which keeps a file of noise from asking for terabytes
+ITEM_LIMIT = 10_000_000  # of all arrays of a GGUF header together; the largest vocabularies have 0.3 million tokens
+DEPTH_LIMIT, DIMENSION_LIMIT = 4, 8  # of a GGUF header's nested arrays; of a tensor
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,8 @@ def open_tensors(path: str | Path) -> TensorFile:
         raise UserError(f"no such model file or folder: {path}")
     if path.is_dir():
         return _open_folder(path)
+    if not path.is_file():
+        raise UserError(f"{path}: neither a file nor a folder")
     if path.suffix == ".gguf":
         return _open_gguf(path)
     if path.suffix == ".safetensors":
@@ -161,11 +166,15 @@ def _open_shards(index: Path) -> TensorFile:
     try:
         content = json.loads(index.read_text(encoding="utf-8"))
         weight_map: dict[str, str] = dict(content["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
+        metadata = dict(content.get("metadata") or {})
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{index}: not an index of safetensors ({type(error).__name__}: {error})") from None
     shards: dict[str, dict[str, Entry]] = {}
+    for shard in weight_map.values():
+        if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", ".", ".."):
+            raise UserError(f"{index}: a shard must be the name of a file beside the index, got {str(shard)[:80]!r}")
     for shard in sorted(set(weight_map.values())):
-        if not (index.parent / shard).exists():
+        if not (index.parent / shard).is_file():
             raise UserError(
                 f"{index.parent / shard}: missing, though {index.name} names it; download the rest of the model"
             )
@@ -174,7 +183,7 @@ def _open_shards(index: Path) -> TensorFile:
         if name not in shards[shard]:
             raise UserError(f"{index.parent / shard}: has no tensor {name!r}, though {index.name} says so")
     entries = {name: entry for shard in shards.values() for name, entry in shard.items() if name in weight_map}
-    return TensorFile(index.parent, entries, content.get("metadata") or {})
+    return TensorFile(index.parent, entries, metadata)
 
 
 def _parse_safetensors(file: Path) -> tuple[dict[str, Entry], dict[str, Any]]:
@@ -187,9 +196,9 @@ def _parse_safetensors(file: Path) -> tuple[dict[str, Entry], dict[str, Any]]:
         raw = stream.read(header_length)
     try:
         header = json.loads(raw)
-        metadata = header.pop("__metadata__", None) or {}
+        metadata = dict(header.pop("__metadata__", None) or {})
         entries = {name: _safetensors_entry(file, 8 + header_length, name, info) for name, info in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{file}: header of safetensors is broken ({type(error).__name__}: {error})") from None
     _check_ranges(file, size, entries)
     return entries, metadata
@@ -198,8 +207,10 @@ def _parse_safetensors(file: Path) -> tuple[dict[str, Entry], dict[str, Any]]:
 def _safetensors_entry(file: Path, data_start: int, name: str, info: Mapping[str, Any]) -> Entry:
     if info["dtype"] not in SAFETENSORS_DTYPES:
         raise UserError(f"{file}: tensor {name!r} has the dtype {info['dtype']!r}, which is not known here")
-    dtype, shape = SAFETENSORS_DTYPES[info["dtype"]], tuple(int(size) for size in info["shape"])
+    dtype, shape = SAFETENSORS_DTYPES[info["dtype"]], tuple(info["shape"])
     begin, end = info["data_offsets"]
+    if any(type(number) is not int or number < 0 for number in (*shape, begin, end)):
+        raise ValueError(f"tensor {name!r}: shape and data_offsets must be whole numbers from 0 on")
     if end - begin != math.prod(shape) * dtype.itemsize:
         raise UserError(f"{file}: tensor {name!r} of shape {list(shape)} and {dtype} cannot be {end - begin} bytes")
     return Entry(file, data_start + begin, end - begin, shape, dtype)
@@ -218,7 +229,7 @@ class _Cursor:
     """Reads GGUF's values one after the other from mapped bytes."""
 
     def __init__(self, data: memoryview):
-        self.data, self.position = data, 0
+        self.data, self.position, self.items = data, 0, 0
 
     def scalar(self, form: str) -> Any:
         value = struct.unpack_from(form, self.data, self.position)[0]
@@ -233,7 +244,7 @@ class _Cursor:
         self.position += length
         return raw.decode("utf-8")
 
-    def value(self, kind: int) -> Any:
+    def value(self, kind: int, depth: int = 0) -> Any:
         if kind == GGUF_STRING:
             return self.string()
         if kind != GGUF_ARRAY:
@@ -241,8 +252,11 @@ class _Cursor:
         item_kind, count = self.scalar("<I"), self.scalar("<Q")
         if count > len(self.data):  # every item takes a byte at least
             raise EOFError
+        self.items += count
+        if self.items > ITEM_LIMIT or depth > DEPTH_LIMIT:
+            raise ValueError(f"arrays of more than {ITEM_LIMIT} items, or nested more than {DEPTH_LIMIT} times")
         if item_kind not in GGUF_SCALARS:
-            return [self.value(item_kind) for _ in range(count)]
+            return [self.value(item_kind, depth + 1) for _ in range(count)]
         form = GGUF_SCALARS[item_kind]
         values = list(struct.unpack_from(f"<{count}{form[1]}", self.data, self.position))
         self.position += struct.calcsize(form) * count
@@ -265,7 +279,7 @@ def _open_gguf(file: Path) -> TensorFile:
         raise UserError(f"{file}: cut off in its header ({size} bytes); download it again") from None
     except (KeyError, ValueError, MemoryError, OverflowError) as error:
         raise UserError(f"{file}: header of GGUF is broken ({type(error).__name__}: {error})") from None
-    if metadata.get("split.count", 1) > 1:
+    if metadata.get("split.count", 1) not in (0, 1):
         raise UserError(f"{file}: one of {metadata['split.count']} parts; join them first (llama-gguf-split --merge)")
     _check_ranges(file, size, entries)
     return TensorFile(file, entries, metadata)
@@ -280,9 +294,13 @@ def _parse_gguf(file: Path, cursor: _Cursor) -> tuple[dict[str, Any], dict[str, 
     infos = []
     for _ in range(tensors):
         name = cursor.string()
-        dimensions = [cursor.scalar("<Q") for _ in range(cursor.scalar("<I"))]
+        if (rank := cursor.scalar("<I")) > DIMENSION_LIMIT:
+            raise ValueError(f"tensor {name!r} of {rank} dimensions")
+        dimensions = [cursor.scalar("<Q") for _ in range(rank)]
         infos.append((name, tuple(reversed(dimensions)), cursor.scalar("<I"), cursor.scalar("<Q")))
     alignment = metadata.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT)
+    if type(alignment) is not int or not 0 < alignment <= 1 << 20:
+        raise ValueError(f"general.alignment must be a whole number from 1 to {1 << 20}, got {str(alignment)[:40]!r}")
     data_start = -(-cursor.position // alignment) * alignment
     return metadata, {name: _gguf_entry(file, name, shape, kind, data_start + at) for name, shape, kind, at in infos}
 
@@ -293,6 +311,8 @@ def _gguf_entry(file: Path, name: str, shape: tuple[int, ...], kind: int, start:
     except ValueError:
         raise UserError(f"{file}: tensor {name!r} is stored in GGML type {kind}, which is not known here") from None
     block_size, block_bytes = gguf.GGML_QUANT_SIZES[quantization]
+    if (shape[-1] if shape else 1) % block_size:
+        raise ValueError(f"tensor {name!r}: rows of {shape[-1] if shape else 1} are not whole blocks of {block_size}")
     length = math.prod(shape) // block_size * block_bytes
     plain = GGUF_DTYPES.get(quantization)
     return Entry(file, start, length, shape, plain or np.dtype(np.float32), None if plain else quantization)

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
@@ -196,3 +198,107 @@ def test_demo_model_equals_transformers_bit_for_bit(demo_model: Path) -> None:
         weight = weight if heads is None else unpermute_rope(weight, heads)
         assert list(weight.shape) == golden[f"{name}.weight"]["shape"]
         assert hashlib.sha256(weight.tobytes()).hexdigest() == golden[f"{name}.weight"]["sha256"], name
+
+
+# --- Hostile files ---
+
+GOOD = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"x": {**GOOD, "data_offsets": [0.0, 8.0]}},
+        {"x": {**GOOD, "data_offsets": [-8, 0]}},
+        {"x": {**GOOD, "data_offsets": [8, 0]}},
+        {"x": {**GOOD, "data_offsets": ["0", "8"]}},
+        {"x": {**GOOD, "data_offsets": [0]}},
+        {"x": {**GOOD, "shape": [-1, -2]}},
+        {"x": {**GOOD, "shape": [True, 2]}},
+        {"x": {**GOOD, "shape": ["2"]}},
+        {"x": {**GOOD, "shape": 2}},
+        {"x": {"dtype": "F32", "shape": [0, 2**70], "data_offsets": [0, 8]}},
+        {"x": {"dtype": ["F32"], "shape": [2], "data_offsets": [0, 8]}},
+        {"x": [1, 2]},
+        {"x": None},
+        {"__metadata__": 7, "x": GOOD},
+        {"__metadata__": "text", "x": GOOD},
+        [GOOD],
+    ],
+)
+def test_a_hostile_header_is_one_clear_line(tmp_path: Path, header: object) -> None:
+    with pytest.raises(UserError, match="model.safetensors: ") as caught:
+        open_tensors(write_header(tmp_path / "model.safetensors", header, bytes(8)))  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_a_deep_header_is_one_clear_line(tmp_path: Path) -> None:
+    raw = b'{"x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(raw)) + raw)
+    with pytest.raises(UserError, match="header of safetensors is broken"):
+        open_tensors(tmp_path)
+
+
+@pytest.mark.parametrize("shard", ["../other/model.safetensors", "/etc/passwd", "..", "", 7, ["a"], None])
+def test_a_shard_lies_beside_its_index(tmp_path: Path, shard: object) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    save_file(TENSORS, other / "model.safetensors")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a.weight": shard}}))
+    with pytest.raises(UserError, match=r"index\.json: (a shard must be the name of a file|not an index)"):
+        open_tensors(folder)
+
+
+def test_a_pipe_is_no_shard_and_no_model(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    with pytest.raises(UserError, match="neither a file nor a folder"):
+        open_tensors(tmp_path / "pipe.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "pipe.safetensors"}}))
+    with pytest.raises(UserError, match="pipe.safetensors: missing"):
+        open_tensors(tmp_path)
+
+
+def make_gguf(path: Path, *pairs: bytes, tensors: tuple[bytes, ...] = ()) -> Path:
+    """A GGUF file with raw key-value pairs and raw tensor infos."""
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(pairs))
+    path.write_bytes(head + b"".join(pairs) + b"".join(tensors) + bytes(512))
+    return path
+
+
+def text(value: str) -> bytes:
+    return struct.pack("<Q", len(value)) + value.encode()
+
+
+def pair(key: str, kind: int, raw: bytes) -> bytes:
+    return text(key) + struct.pack("<I", kind) + raw
+
+
+def info(*dimensions: int, kind: int = 0, rank: int | None = None) -> bytes:
+    rank = len(dimensions) if rank is None else rank
+    return text("x") + struct.pack(f"<I{len(dimensions)}QIQ", rank, *dimensions, kind, 0)
+
+
+NESTED = struct.pack("<IQ", 9, 1) * 500 + struct.pack("<IQ", 0, 0)
+HOSTILE: dict[str, Callable[[Path], Path]] = {
+    "nested arrays": lambda path: make_gguf(path, pair("a", 9, NESTED)),
+    "alignment 0": lambda path: make_gguf(path, pair("general.alignment", 4, struct.pack("<I", 0))),
+    "alignment text": lambda path: make_gguf(path, pair("general.alignment", 8, text("32"))),
+    "alignment float": lambda path: make_gguf(path, pair("general.alignment", 6, struct.pack("<f", 32.0))),
+    "split.count text": lambda path: make_gguf(path, pair("split.count", 8, text("2"))),
+    "ragged blocks": lambda path: make_gguf(path, tensors=(info(33, 2, kind=2),)),
+    "huge dimensions": lambda path: make_gguf(path, tensors=(info(2**63, 2**63),)),
+    "many dimensions": lambda path: make_gguf(path, tensors=(info(1, rank=2**31),)),
+    "unknown value": lambda path: make_gguf(path, pair("a", 99, b"")),
+    "bad text": lambda path: make_gguf(path, pair("a", 8, struct.pack("<Q", 2) + b"\xff\xfe")),
+    "huge text": lambda path: make_gguf(path, pair("a", 8, struct.pack("<Q", 2**62))),
+    "huge array": lambda path: make_gguf(path, pair("a", 9, struct.pack("<IQ", 0, 2**62))),
+}
+
+
+@pytest.mark.parametrize("make", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_gguf_is_one_clear_line(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    with pytest.raises(UserError, match="hostile.gguf: ") as caught:
+        open_tensors(make(tmp_path / "hostile.gguf"))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
