@@ -1,0 +1,75 @@
+"""A watchdog: ends a process that shows no sign of progress, after it has written down where every thread stands.
+
+Whatever can block for ever (a reward, a file system, a collective that waits for a process which hangs) would otherwise
+cost the machine until somebody looks. Code that makes progress calls `beat`: a row decoded, a batch of rewards, a
+micro-batch, a problem answered, a checkpoint saved. Each process of a run watches itself; where one hangs, the others
+wait for it in a collective, so all of them dump their stacks and end.
+
+A compilation cannot beat and may take long, so a thread that compiles is given COMPILE_FACTOR times the limit.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+from types import FrameType
+
+from r1jax.core.exits import STALLED
+
+COMPILE_FACTOR = 6.0
+_COMPILING = ("backend_compile", "compile_or_get_cached")  # functions of jax that run while XLA compiles
+
+_last = time.monotonic()
+
+
+def beat() -> None:
+    """Notes that something was achieved."""
+    global _last
+    _last = time.monotonic()
+
+
+class Watchdog:
+    """A context that ends the process, exit code 76, after `minutes` without a beat (0: never)."""
+
+    def __init__(self, minutes: float):
+        self.seconds = 60 * minutes
+        self._stop = threading.Event()
+
+    def __enter__(self) -> Watchdog:
+        beat()
+        if self.seconds:
+            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(min(10.0, self.seconds / 4)):
+            silent = time.monotonic() - _last
+            limit = self.seconds * (COMPILE_FACTOR if is_compiling() else 1)
+            if silent > limit:
+                print(
+                    f"error: no progress for {silent / 60:.1f} minutes (config.watchdog_minutes); the stacks of all "
+                    "threads follow, and the process ends",
+                    file=sys.stderr,
+                )
+                faulthandler.dump_traceback(all_threads=True)
+                sys.stderr.flush()
+                os._exit(STALLED)
+
+
+def is_compiling() -> bool:
+    """Whether some thread of this process waits for XLA to compile a program."""
+    return any(map(_compiles, sys._current_frames().values()))
+
+
+def _compiles(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_name.startswith(_COMPILING) and "jax" in frame.f_code.co_filename:
+            return True
+        frame = frame.f_back
+    return False
