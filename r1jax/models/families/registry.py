@@ -8,14 +8,14 @@ from typing import Any
 
 from r1jax.core.errors import UserError
 
-# model_type -> file of this folder, imported on first use.
+# model_type -> module with VARIANTS, HF_NAMES, build, from_hf and to_hf, imported when one of its models is asked for.
 FAMILIES = {
-    "deepseek_v2": "deepseek_v3",
-    "deepseek_v3": "deepseek_v3",
-    "llama": "llama",
-    "qwen2": "qwen2",
-    "qwen3": "qwen3",
-    "qwen3_moe": "qwen3_moe",
+    "deepseek_v2": "r1jax.models.families.deepseek_v3",
+    "deepseek_v3": "r1jax.models.families.deepseek_v3",
+    "llama": "r1jax.models.families.llama",
+    "qwen2": "r1jax.models.families.qwen2",
+    "qwen3": "r1jax.models.families.qwen3",
+    "qwen3_moe": "r1jax.models.families.qwen3_moe",
 }
 
 
@@ -27,13 +27,9 @@ def find_family(model_type: Any, path: Any) -> ModuleType:
     kind = str(model_type or "").lower()
     if kind not in FAMILIES:
         raise UserError(f"{path}: unknown model_type {kind!r}; known: {', '.join(sorted(FAMILIES))}")
-    return _load(FAMILIES[kind])
+    return importlib.import_module(FAMILIES[kind])
 
 
 def load_families() -> dict[str, ModuleType]:
-    """Modules of all families by file name."""
-    return {name: _load(name) for name in sorted(set(FAMILIES.values()))}
-
-
-def _load(file: str) -> ModuleType:
-    return importlib.import_module(f"{__package__}.{file}")
+    """Modules of all families by the last part of the module's name."""
+    return {name.rpartition(".")[2]: importlib.import_module(name) for name in sorted(set(FAMILIES.values()))}
