@@ -1,15 +1,15 @@
-"""Compiles every program of a run for a TPU that is not there, and says whether it fits and what it costs.
+"""Compiles every program of a run for a TPU topology without a TPU, and reports whether it fits and what it costs.
 
   pip install 'r1jax[tpu]'
   python -m r1jax.compile_check --config=configs/grpo_qwen1.5b_v6e.py --topology=v6e:4x4
 
-The TPU's own compiler (libtpu) runs on any machine; no weights and no data are needed, only the config. For each
-program (a training step's gradient and update, log-probs, prefill, decode) it tells, per device: the HBM that it needs
-with everything else that the run keeps there, against what the chip has; FLOPs and collectives as compiled, with loops
+The TPU compiler (libtpu) runs on any machine; only the config is needed, no weights and no data. For each program (a
+training step's gradient and update, log-probs, prefill, decode) it reports, per device: HBM needed, including
+everything else that the run keeps there, against the chip's capacity; FLOPs and collectives as compiled, with loops
 counted in full (an open-ended loop, such as decoding, once: one token); useful FLOPs by formula; and the shortest time
-that the chip's peaks allow. The exit code is 1 if a program does not fit.
+that the chip's peak rates allow. The exit code is 1 if a program does not fit.
 
-That time is a bound, not a promise: max(FLOPs / peak, HBM bytes / bandwidth, bytes sent / links).
+That time is a lower bound, not a prediction: max(FLOPs / peak, HBM bytes / bandwidth, bytes sent / links).
 """
 
 import importlib.util
@@ -28,8 +28,8 @@ from r1jax.core.errors import UserError
 from r1jax.runs.chips import CHIPS, Topology, read_topology
 from r1jax.train import resolve, split_overrides
 
-# What libtpu asks a cloud machine for at its start; a compiler needs none of it. It also takes a lock that keeps other
-# processes off the chips, of which this one uses none.
+# Settings that libtpu otherwise requests from a cloud machine's metadata; a compiler needs none of them. It also takes
+# a lock that keeps other processes off the chips, although this one uses no chip.
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -62,18 +62,18 @@ def main(argv: Sequence[str]) -> int:
 
 
 def define_flags() -> flags.FlagValues:
-    """The flags of this command, apart from absl's global ones: importing this module defines none."""
+    """The flags of this command, separate from absl's global ones, so that importing this module defines none."""
     values = flags.FlagValues()
     texts = {
         "config": "The config file, with its arguments if any: configs/X.py or configs/X.py:name=value,...",
-        "topology": f"The slice: a chip ({', '.join(CHIPS)}) and chips along each axis, as in v5p:8x8x8 or v6e:4x4.",
-        "programs": "The programs to compile, as in accumulate,decode. Default: all of the run's.",
+        "topology": f"The slice: chip ({', '.join(CHIPS)}) and number of chips along each axis: v5p:8x8x8 or v6e:4x4.",
+        "programs": "Names of the programs to compile: accumulate,decode. Default: all programs of the run.",
         "output": "A JSON file to write the figures to.",
         "dump_hlo": "A folder to write each compiled program to, as text (NAME.txt).",
     }
     for name, text in texts.items():
         flags.DEFINE_string(name, None, text, flag_values=values)
-    slices = "How many such slices; the mesh axis `data` goes across them. Default: 1."
+    slices = "Number of such slices; the mesh axis `data` spans them. Default: 1."
     flags.DEFINE_integer("num_slices", 1, slices, flag_values=values)
     return values
 
@@ -81,7 +81,7 @@ def define_flags() -> flags.FlagValues:
 def check_run(
     config: Any, topology: Topology, *, wanted: Sequence[str] | None, output: str | None, dump: str | None
 ) -> bool:
-    """Compiles and prints program by program (`wanted`: only these); whether all fit."""
+    """Compiles and prints each program (only those in `wanted`, if given); returns whether all fit."""
     from r1jax.aot.compiled import Report, compile_program
     from r1jax.aot.programs import list_programs, read_mesh
     from r1jax.core.sharding import make_mesh, use_mesh
@@ -107,7 +107,7 @@ def check_run(
 
 
 def choose_programs(programs: Sequence[Any], wanted: Sequence[str] | None) -> list[Any]:
-    """Those of the wanted names, in the run's order. Raises UserError for a name that is none of them."""
+    """The programs named in `wanted`, in the run's order. Raises UserError for an unknown name."""
     names = [program.name for program in programs]
     if unknown := [name for name in wanted or () if name not in names]:
         raise UserError(
@@ -117,7 +117,7 @@ def choose_programs(programs: Sequence[Any], wanted: Sequence[str] | None) -> li
 
 
 def find_devices(topology: Topology) -> list[Any]:
-    """The devices of a topology, as its compiler has them. Raises UserError without libtpu or for a shape that does not
+    """The devices of a topology according to its compiler. Raises UserError without libtpu or for a shape that does not
     exist.
     """
     from jax.experimental import topologies
@@ -135,7 +135,7 @@ def find_devices(topology: Topology) -> list[Any]:
             raise UserError(
                 f"the TPU compiler (libtpu) does not load; install it with: pip install 'r1jax[tpu]' ({text[:200]})"
             ) from None
-        raise UserError(f"--topology={topology.name}: the TPU compiler knows no such slice ({text[:200]})") from None
+        raise UserError(f"--topology={topology.name}: unknown to the TPU compiler ({text[:200]})") from None
     if len(found) != topology.devices:
         raise UserError(
             f"--topology={topology.name}: {topology.devices} devices expected, the compiler has {len(found)}"

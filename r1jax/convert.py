@@ -4,10 +4,10 @@
   python -m r1jax.convert models/SmolLM2-135M-Instruct.Q4_1.gguf my-model --dtype=bfloat16
 
 The first argument is a Hugging Face folder, a .gguf file, a hub name (org/name), the workdir of a run (its newest
-checkpoint) or one of its checkpoints; the second a folder that does not exist yet. It gets config.json, the weights as
-safetensors (with an index where they are large), the tokenizer files and generation_config.json, all or nothing.
+checkpoint) or one of its checkpoints; the second a folder that does not exist yet. It receives config.json, the weights
+as safetensors (with an index if they are large), the tokenizer files and generation_config.json, all or nothing.
 
-Every tensor keeps the dtype it is stored in (8-bit blocks become bfloat16, GGUF's quantized blocks float32), or gets
+Every tensor keeps its stored dtype (8-bit blocks become bfloat16, GGUF's quantized blocks float32), or is cast to
 --dtype; the router's correction bias keeps its own. Tensors are read and written one at a time.
 """
 
@@ -30,15 +30,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def define_flags() -> flags.FlagValues:
-    """The flags of this command, apart from absl's global ones: importing this module defines none."""
+    """The flags of this command, separate from absl's global ones, so that importing this module defines none."""
     values = flags.FlagValues()
-    text = "float32, bfloat16 or float16. Default: the dtype each tensor is stored in."
+    text = "float32, bfloat16 or float16. Default: the stored dtype of each tensor."
     flags.DEFINE_string("dtype", None, text, flag_values=values)
     return values
 
 
 def convert(values: flags.FlagValues, arguments: Sequence[str]) -> None:
-    """What the arguments ask for; jax is imported only after they are checked."""
+    """Converts a model by the arguments; jax is imported only after they are checked."""
     if len(arguments) != 2:
         raise UserError(f"two arguments are needed, SRC and DST, got {len(arguments)} (see --help)")
     from r1jax.weights import export

@@ -1,20 +1,20 @@
-"""Measures a model on benchmarks, or scores completions that exist.
+r"""Evaluates a model on benchmarks, or scores existing completions.
 
   python -m r1jax.evaluate --model=MODEL --benchmarks=gsm8k=gsm8k_test.jsonl,svamp=svamp.jsonl --output=scores.json
   python -m r1jax.evaluate --samples=out.jsonl --output=scores.json
 
 --model is a Hugging Face folder, a .gguf file, a hub name (org/name), or the workdir of a run. A benchmark is gsm8k,
 svamp, aime24, aime25, math500 or gpqa: NAME takes the data set from the hub, NAME=FILE a file of it; jsonl=FILE is any
-file with `prompt` (a text as it stands, or messages) and `solution`. --samples takes rows of `completions` and
-`solution`, as `python -m r1jax.generate` leaves them, in place of a model.
+file with `prompt` (raw text or messages) and `solution`. --samples takes rows of `completions` and `solution`, as
+written by `python -m r1jax.generate`, in place of a model.
 
-The output holds for each benchmark: n problems, k completions each; pass@1 (mean over completions) with its standard
+The output has for each benchmark: n problems, k completions each; pass@1 (mean over completions) with its standard
 error over problems; pass@k (unbiased); cons@k (majority vote); lenient_pass@1 (the last number or choice letter);
-format_rate (answers in the place asked for: \\boxed{}, answer tags, `####`, or `Answer: X`); mean_length in tokens;
-truncated (the share cut off at max_new_tokens). OUT.samples.jsonl holds every problem with its completions.
+format_rate (share of answers in the requested place: \boxed{}, answer tags, `####`, or `Answer: X`); mean_length in
+tokens; truncated (the share cut off at max_new_tokens). OUT.samples.jsonl has every problem with its completions.
 
-The defaults are DeepSeek's protocol, temperature 0.6 and top-p 0.95; its --num_samples are 64 (AIME, GPQA) and 16
-(MATH), its --max_new_tokens 32768.
+The defaults follow DeepSeek's protocol, temperature 0.6 and top-p 0.95; it uses --num_samples 64 (AIME, GPQA) and 16
+(MATH), and --max_new_tokens 32768.
 """
 
 import pathlib
@@ -36,36 +36,34 @@ def main(argv: Sequence[str]) -> int:
 
 
 def define_flags() -> flags.FlagValues:
-    """The flags of this command, apart from absl's global ones: importing this module defines none."""
+    """The flags of this command, separate from absl's global ones, so that importing this module defines none."""
     values = flags.FlagValues()
     string, integer, number = flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_float
     string("model", None, "Hugging Face folder, .gguf file, hub name, or workdir of a run.", flag_values=values)
     string("samples", None, "A file of completions to score, in place of --model.", flag_values=values)
-    string("benchmarks", None, "NAME, NAME=FILE or jsonl=FILE, several with commas.", flag_values=values)
+    string("benchmarks", None, "NAME, NAME=FILE or jsonl=FILE; separate several by commas.", flag_values=values)
     string("output", None, "The JSON file to write.", flag_values=values)
-    integer("num_samples", None, "Completions of each problem. Default: 1, or all of --samples.", flag_values=values)
-    number("temperature", 0.6, "0 takes the likeliest token each time. Default: 0.6.", flag_values=values)
-    number("top_p", 0.95, "The share of probability to sample from. Default: 0.95.", flag_values=values)
-    integer("max_new_tokens", 2048, "Tokens of a completion at most. Default: 2048.", flag_values=values)
-    integer("limit", 0, "Only the first N problems of each benchmark. Default: 0, all.", flag_values=values)
-    integer("seed", 0, "The outcome is a function of it, whatever the batch. Default: 0.", flag_values=values)
-    text = (
-        "chat: the model's chat template; or a raw text with {question}; or r1, question_reply, plain. Default: chat."
-    )
+    integer("num_samples", None, "Completions per problem. Default: 1, or all of --samples.", flag_values=values)
+    number("temperature", 0.6, "Sampling temperature; 0 is greedy. Default: 0.6.", flag_values=values)
+    number("top_p", 0.95, "Nucleus sampling: probability mass to sample from. Default: 0.95.", flag_values=values)
+    integer("max_new_tokens", 2048, "Most tokens of a completion. Default: 2048.", flag_values=values)
+    integer("limit", 0, "Use only the first N problems of each benchmark. Default: 0, all.", flag_values=values)
+    integer("seed", 0, "Sampling seed; results do not depend on the batch size. Default: 0.", flag_values=values)
+    text = "chat (the model's chat template), r1, question_reply, plain, or a raw text with {question}. Default: chat."
     string("template", "chat", text, flag_values=values)
-    integer("batch_size", 32, "Completions sampled at once; the memory grows with it. Default: 32.", flag_values=values)
+    integer("batch_size", 32, "Completions sampled at once; memory grows with it. Default: 32.", flag_values=values)
     define_device_flags(values)
     return values
 
 
 def evaluate(values: flags.FlagValues) -> None:
-    """What the flags ask for; problems and flags are checked before a model is loaded."""
+    """Evaluates by the flags; problems and flags are checked before a model is loaded."""
     if not values.output:
         raise UserError("--output is missing (see --help)")
     if bool(values.model) == bool(values.samples):
-        raise UserError("one of --model and --samples must be given, and not both (see --help)")
+        raise UserError("exactly one of --model and --samples must be given (see --help)")
     if values.limit < 0:
-        raise UserError(f"limit must not be negative, got {values.limit}")
+        raise UserError(f"limit must be at least 0, got {values.limit}")
     if values.samples:
         _score_samples(values)
     else:

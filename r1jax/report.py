@@ -4,9 +4,9 @@
   python -m r1jax.report runs/a runs/b --output=comparison.html
 
 Each DIR is the workdir of a run. The page of one run or pipeline goes to report.html in its folder, a comparison to
-report.html in the current folder, unless --output says otherwise. It is one self-contained file with curves, samples
-and config: open it in any browser, no network needed. Training writes the page of its run by itself; this command
-writes it anew.
+report.html in the current folder, unless --output is given. It is one self-contained file with curves, samples and
+config, which any browser opens without a network. Training writes the page of its run by itself; this command rewrites
+it.
 """
 
 import sys
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def define_flags() -> flags.FlagValues:
-    """The flags of this command, apart from absl's global ones: importing this module defines none."""
+    """The flags of this command, separate from absl's global ones, so that importing this module defines none."""
     values = flags.FlagValues()
     text = "The HTML file to write. Default: report.html in DIR, or in the current folder for several runs."
     flags.DEFINE_string("output", None, text, flag_values=values)

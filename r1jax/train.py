@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def define_flags() -> flags.FlagValues:
-    """The flags of this command, apart from absl's global ones: importing this module defines none."""
+    """The flags of this command, separate from absl's global ones, so that importing this module defines none."""
     values = flags.FlagValues()
     spec = "The config file, with its arguments if any: configs/X.py or configs/X.py:name=value,..."
     flags.DEFINE_string("config", None, spec, flag_values=values)

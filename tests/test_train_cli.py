@@ -150,7 +150,7 @@ def run_for_real(
             [TINY, "--config.train.micro_batch_size=12"],
             ["config.train.micro_batch_size = 12 must divide", "group_size", "= 32"],
         ),
-        ([TINY, "--config.mesh.data=3"], ["config.mesh", "make 3 devices but there are 8"]),
+        ([TINY, "--config.mesh.data=3"], ["config.mesh", "need 3 devices but there are 8"]),
         ([GSM8K, "--config.data.path=none.jsonl"], ["no such file: none.jsonl (config.data.path)"]),
         ([GSM8K], ["config.data.path must name a file when config.data.source is jsonl"]),
     ],

@@ -1,9 +1,8 @@
-"""Checkpoints of a run by orbax: arrays (each process its shards), and plain metadata (step, data position) as JSON
-beside them.
+"""Checkpoints of a run by orbax: arrays (each process writes its shards), with metadata (step, data position) as JSON.
 
-A checkpoint exists once it is complete: orbax renames it into place, so a run killed while saving resumes from the
-one before. Checksums are then written beside its files (checksums.py). Before a run resumes, its newest checkpoint is
-compared with them: a damaged one is moved to `checkpoints.damaged/` and the one before is taken.
+A checkpoint exists once it is complete: orbax renames it into place, so a run killed while saving resumes from the one
+before. Checksums are then written beside its files (checksums.py) and verified before a run resumes: a damaged
+checkpoint is moved to `checkpoints.damaged/` and the one before is used.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ FOLDER, DAMAGED = "checkpoints", "checkpoints.damaged"
 
 
 class Checkpoints:
-    """`workdir/checkpoints/STEP`; keeps the newest `keep`."""
+    """The checkpoints `workdir/checkpoints/STEP`; keeps the newest `keep`."""
 
     def __init__(self, workdir: pathlib.Path, *, keep: int = 2):
-        # On a CPU the "copy to the host" may be a view of buffers that the next update overwrites: save at once there.
+        # On CPU the host copy may be a view of buffers that the next update overwrites: save synchronously there.
         self._asynchronous = jax.default_backend() != "cpu"
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=self._asynchronous)
         self._workdir = workdir.resolve()
@@ -44,11 +43,10 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def find_whole(self) -> int | None:
-        """The newest step whose files are as they were written, the same in every process; None where none was saved.
+        """The newest undamaged step, the same in every process; None if none was saved.
 
-        The first process says which step is the newest; each process compares its share of the files. Damaged
-        checkpoints are moved to `checkpoints.damaged/`, with a line in the log.
-        Raises UserError where checkpoints exist and none of them is whole.
+        The first process determines the newest step; each process verifies its share of the files. Damaged checkpoints
+        are moved to `checkpoints.damaged/` and logged. Raises UserError if checkpoints exist and all are damaged.
         """
         moved = 0
         while (step := self._agree_on_latest()) is not None:
@@ -60,7 +58,7 @@ class Checkpoints:
         if moved:
             raise UserError(
                 f"no whole checkpoint is left in {self._workdir / FOLDER}: {moved} damaged ones are in "
-                f"{self._workdir / DAMAGED}; name another --workdir to start anew"
+                f"{self._workdir / DAMAGED}; name another --workdir to start from scratch"
             )
         return None
 
@@ -69,7 +67,7 @@ class Checkpoints:
         return None if step < 0 else int(step)
 
     def _find_damage(self, step: int) -> str:
-        """The damage that some process found; "" where none did."""
+        """Description of the damage that any process found; "" if none did."""
         folder = self.folder(step)
         damage = _find_missing(folder) or find_damage(folder, index=jax.process_index(), count=jax.process_count())
         anywhere = distributed.any_process(bool(damage))
@@ -89,11 +87,11 @@ class Checkpoints:
         return place
 
     def folder(self, step: int) -> pathlib.Path:
-        """Where a step lies."""
+        """Folder of a step."""
         return pathlib.Path(self._manager.directory) / str(step)
 
     def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
-        """Starts to save; arrays may be donated as soon as this returns."""
+        """Starts saving; arrays may be donated once this returns."""
         self._seal()
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), facts=ocp.args.JsonSave(metadata))
         self._manager.save(step, args=args)
@@ -101,7 +99,9 @@ class Checkpoints:
             self._seal()
 
     def restore(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
-        """(state in the places of `abstract_state`, metadata). Raises UserError if it does not fit this run's model."""
+        """State with the shardings of `abstract_state`, and metadata. Raises UserError if it does not fit this run's
+        model.
+        """
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), facts=ocp.args.JsonRestore())
         try:
             self._check_dtypes(step, abstract_state)
@@ -115,7 +115,7 @@ class Checkpoints:
         return restored["state"], restored["facts"]
 
     def _check_dtypes(self, step: int, abstract_state: Any) -> None:
-        """Raises ValueError where an array was saved in another dtype: restoring would round it without a word."""
+        """Raises ValueError if an array was saved in another dtype, which restoring would silently round."""
         saved = ocp.PyTreeCheckpointHandler().metadata(self._manager.directory / str(step) / "state").tree
         name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")
         dtypes = {name(path): leaf.dtype for path, leaf in jax.tree_util.tree_leaves_with_path(saved)}
@@ -124,7 +124,7 @@ class Checkpoints:
                 raise ValueError(f"{name(path)} was saved as {dtype}, this run has {leaf.dtype}")
 
     def close(self) -> None:
-        """Waits for a save under way."""
+        """Waits for a pending save."""
         self._manager.wait_until_finished()
         self._seal()
         self._manager.close()
@@ -140,9 +140,10 @@ class Checkpoints:
 
 
 class SavedArrays:
-    """The arrays of one checkpoint by their path in the saved state, for readers that do not know the run.
+    """The arrays of one checkpoint by their path in the saved state, for readers without the run's config.
 
-    Any part of an array can be read by itself; the chunks it lies in, shards of the run that wrote it, are read whole.
+    Any part of an array can be read separately; the chunks that contain it (shards of the run that wrote it) are read
+    whole.
     """
 
     def __init__(self, folder: pathlib.Path):
@@ -157,7 +158,7 @@ class SavedArrays:
 
     @property
     def paths(self) -> tuple[tuple[str | int, ...], ...]:
-        """Of all arrays; what counts is a whole number."""
+        """Paths of all arrays; list indices are integers."""
         return tuple(self._entries)
 
     def shape(self, path: tuple[str | int, ...]) -> tuple[int, ...]:
@@ -167,7 +168,7 @@ class SavedArrays:
         return np.dtype(self._entries[path].dtype)
 
     def read(self, path: tuple[str | int, ...], place: tuple[int, ...] = ()) -> np.ndarray:
-        """The array, or its part at `place` on the first axes. Raises UserError if its file is damaged."""
+        """The array, or its part at the index `place` on the first axes. Raises UserError if its file is damaged."""
         folder, name = self.path / "state", self._entries[path].name
         try:
             if path not in self._open:
@@ -180,9 +181,9 @@ class SavedArrays:
 
 
 def newest_checkpoint(workdir: pathlib.Path) -> pathlib.Path | None:
-    """The folder of a run's newest whole checkpoint, or None where it has saved none; moves and changes nothing.
+    """Folder of a run's newest undamaged checkpoint, or None if it has saved none; changes nothing.
 
-    Damaged ones are passed over with a warning. Raises UserError where all are damaged.
+    Damaged checkpoints are skipped with a warning. Raises UserError if all are damaged.
     """
     steps = [folder for folder in (workdir / FOLDER).glob("*") if folder.name.isdigit()]
     for folder in sorted(steps, key=lambda folder: int(folder.name), reverse=True):
@@ -195,7 +196,7 @@ def newest_checkpoint(workdir: pathlib.Path) -> pathlib.Path | None:
 
 
 def _find_missing(folder: pathlib.Path) -> str:
-    """A part that every checkpoint has and this one lacks; "" where all are there."""
+    """Name of a part that every checkpoint has and this one lacks; "" if it is complete."""
     parts = ("state/_METADATA", "state/manifest.ocdbt", "facts/metadata")
     return next((f"{part} is missing" for part in parts if not (folder / part).is_file()), "")
 

@@ -1,9 +1,8 @@
-"""Checksums of a checkpoint's files: written once it is complete, compared before it is restored.
+"""Checksums of a checkpoint's files: written when it is complete, verified before it is restored.
 
-A damaged array file may still decode, into numbers that ruin a run without an error. Each process sums every n-th file
-of the folder into a file of its own, so that a pod shares the reading. CRC-32 finds accidents; it does not protect
-against malice. A checkpoint without checksums passes: an older one, or one whose process was killed just after it was
-complete.
+A damaged array file may still decode, into values that ruin a run without an error. Each process sums every n-th file
+of the folder into its own checksum file, so that a pod shares the reading. CRC-32 detects accidents, not malice. A
+checkpoint without checksums passes: it is an old one, or its process was killed just after completion.
 """
 
 from __future__ import annotations
@@ -20,21 +19,21 @@ _BLOCK = 1 << 22  # bytes read at once
 
 
 def write_checksums(folder: pathlib.Path, *, index: int = 0, count: int = 1) -> None:
-    """Writes `checksums.INDEX.json` into a complete checkpoint: size and CRC-32 of each `count`-th file."""
+    """Writes `checksums.INDEX.json` into a complete checkpoint: size and CRC-32 of every `count`-th file."""
     names = list_files(folder)[index::count]
     entries = dict(zip(names, _measure(folder, names), strict=True))
     replace_file(folder / f"{PREFIX}.{index}.json", json.dumps(entries))
 
 
 def has_checksums(folder: pathlib.Path, *, index: int = 0) -> bool:
-    """Whether the process of this index has written its checksums."""
+    """Whether the process with this index has written its checksums."""
     return (folder / f"{PREFIX}.{index}.json").is_file()
 
 
 def find_damage(folder: pathlib.Path, *, index: int = 0, count: int = 1) -> str:
-    """The first file that is not as it was written, and how it differs; "" where all are.
+    """The first file that differs from its checksum, and how; "" if there is none.
 
-    Every `count`-th listed file is read, from the `index`-th on.
+    Reads every `count`-th listed file, starting with the `index`-th.
     """
     entries: dict[str, list[int]] = {}
     for sums in sorted(folder.glob(f"{PREFIX}.*.json")):
@@ -51,18 +50,18 @@ def find_damage(folder: pathlib.Path, *, index: int = 0, count: int = 1) -> str:
             return f"{name} has {file.stat().st_size} bytes instead of {entries[name][0]}"
     for name, found in zip(names, _measure(folder, names), strict=True):
         if list(found) != list(entries[name]):
-            return f"{name} does not have the bytes that were written"
+            return f"{name} has a wrong checksum"
     return ""
 
 
 def list_files(folder: pathlib.Path) -> list[str]:
-    """Paths of all files below a checkpoint's folder but the checksums, relative and sorted."""
+    """Relative paths of all files in a checkpoint's folder except checksums, sorted."""
     files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return sorted(path.as_posix() for path in files if not path.name.lstrip(".").startswith(f"{PREFIX}."))
 
 
 def _measure(folder: pathlib.Path, names: list[str]) -> list[tuple[int, int]]:
-    """(size, CRC-32) of each file; several are read at once, for the sum is computed outside of Python's lock."""
+    """Size and CRC-32 of each file; several files are read in parallel, because CRC-32 releases Python's lock."""
     with ThreadPoolExecutor(max_workers=4) as pool:
         return list(pool.map(lambda name: _sum(folder / name), names))
 

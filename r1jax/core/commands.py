@@ -1,7 +1,7 @@
-"""What every command does with its arguments: help for newcomers, flags, one clear line and exit code 2 for a mistake.
+"""Shared argument handling of all commands: help text, flags, and one error line with exit code 2 for a mistake.
 
-A main holds its flags apart from absl's global ones, so importing it defines none, and is a function of `argv` that
-returns the exit code, so tests call it like any other.
+A main keeps its flags separate from absl's global ones, so that importing it defines none, and is a function of `argv`
+that returns the exit code, so that tests can call it.
 """
 
 import sys
@@ -24,11 +24,11 @@ def run_command(
     positional: bool = False,
     stopped: str = "stopped",
 ) -> int:
-    """Parses `arguments` into `values`, calls `action` with those that are no flags, and returns the exit code.
+    """Parses `arguments` into `values`, calls `action` with the positional arguments, and returns the exit code.
 
-    0 when all is well, 2 with `error: ...` for a user's mistake, 75 after SIGTERM, 130 with `stopped` for Ctrl-C
-    (core/exits.py). Help is `document`, the main's docstring, and the flags. Arguments that are no flags are a mistake
-    unless the command is `positional`.
+    0 on success, 2 with `error: ...` for a user's mistake, 75 after SIGTERM, 130 with `stopped` for Ctrl-C
+    (core/exits.py). Help consists of `document`, the main's docstring, and the flags. Positional arguments are a
+    mistake unless the command is `positional`.
     """
     try:
         if HELP & set(arguments):

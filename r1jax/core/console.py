@@ -1,10 +1,10 @@
-"""What a run says while it runs: a progress bar with the time left, samples with their rewards, tables, log lines.
+"""Console output of a run: a progress bar with the time left, samples with their rewards, tables, log lines.
 
-On a terminal the bar stays at the bottom and everything else scrolls above it. Where stdout is no terminal (a CI log, a
-file) the same facts come as plain lines. Texts of a model are shown as they are: never read as markup, and without
-their control characters, since an escape sequence in a completion would otherwise drive the reader's terminal.
+On a terminal the bar stays at the bottom and everything else scrolls above it. Otherwise (a CI log, a file) the same
+facts are plain lines. Texts written by a model are never read as markup and lose their control characters, because an
+escape sequence in a completion could control the reader's terminal.
 
-Left out: what is measured. Callers pass rows under the names they are written with.
+Left out: the measurements themselves. Callers pass rows under the names they are written with.
 """
 
 import functools
@@ -31,22 +31,22 @@ TEXT_LIMIT = 360  # characters of a prompt or completion in a table of samples
 
 @functools.cache
 def shared_console() -> Console:
-    """The one console of the process, on whatever stdout is at the time of printing; all here print through it."""
-    # A letter that the terminal's encoding lacks must not end a run.
+    """The one console of the process, on the current stdout; all output goes through it."""
+    # A character that the terminal cannot encode must not end a run.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     return Console(highlight=False)
 
 
 def set_up_logging(level: str = "INFO") -> None:
-    """Sends log records to stderr as short lines, or above the progress bar where there is one.
+    """Sends log records to stderr as short lines, or above the progress bar if there is one.
 
-    Ours are shown from `level` on, those of libraries from WARNING on. One handler stands on the root logger however
-    often this is called and whatever absl had put there, so that no line comes twice.
+    Shows our records from `level` on, those of libraries from WARNING on. The root logger gets exactly one handler,
+    however often this is called and whatever absl has installed, so no line appears twice.
     """
     root = logging.getLogger()
     for handler in list(root.handlers):
-        # A plain stream handler is what `logging.basicConfig` leaves, which a library's root-level call may have made.
+        # `logging.basicConfig`, which a library may have called, installs a plain stream handler.
         if isinstance(handler, _ConsoleHandler | absl_logging.ABSLHandler) or type(handler) is logging.StreamHandler:
             root.removeHandler(handler)
     root.addHandler(_ConsoleHandler())
@@ -55,7 +55,7 @@ def set_up_logging(level: str = "INFO") -> None:
 
 
 class _ConsoleHandler(logging.Handler):
-    """Prints through the shared console while it holds the terminal, else to stderr."""
+    """Prints through the shared console while it controls the terminal, else to stderr."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,9 +79,9 @@ class Progress:
 
     Args:
       total: the last step of the run.
-      start: the step it starts from; what a resumed run did before does not count as done now.
+      start: the first step; steps before a resume do not count towards the speed.
       title: word before the bar.
-      console: where to; the shared one by default.
+      console: where to print; the shared console by default.
       clock: seconds, for tests.
     """
 
@@ -101,7 +101,7 @@ class Progress:
         self._first_done: tuple[int, float] | None = None
         self._last_done = self._begin
         self._figures: dict[str, str] = {}
-        # Twice a second is enough for a clock, and drawing shares the cores with the work.
+        # Two refreshes per second suffice, and drawing competes with training for the cores.
         self._live = Live(get_renderable=self._draw, console=self._console, refresh_per_second=2)
 
     def __enter__(self) -> "Progress":
@@ -116,7 +116,9 @@ class Progress:
         self._live.stop()
 
     def update(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Tells that `step` is done and shows the main figures of its metrics; held-out ones stay until the next."""
+        """Marks `step` as done and shows the main figures of its metrics; held-out figures stay until the next
+        evaluation.
+        """
         now = self._clock()
         if step > self._start:
             self._first_done = self._first_done or (step, now)
@@ -131,7 +133,7 @@ class Progress:
             _print(self._console, "  ".join([*words, self._times()]))
 
     def seconds_left(self) -> float | None:
-        """From the pace of the steps after the first, which also compiles; None until two are done."""
+        """Estimate from the steps after the first, which includes compilation; None until two are done."""
         if self._first_done is None or self._step <= self._first_done[0]:
             return None
         step, moment = self._first_done
@@ -158,7 +160,7 @@ class Progress:
 
 
 def name_figures(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """The main figures of a metrics row, as short words and written numbers, in the order to show them."""
+    """The main figures of a metrics row as short names and formatted numbers, in display order."""
     given = {key: value for key, value in metrics.items() if value is not None}
     figures: dict[str, str] = {}
     for key in ("reward", "loss"):
@@ -187,9 +189,9 @@ def show_samples(
     title: str = "samples",
     console: Console | None = None,
 ) -> None:
-    """Prints a few samples, from the best reward to the worst, evenly chosen when there are more than `limit`.
+    """Prints a few samples, from the best reward to the worst, evenly spaced when there are more than `limit`.
 
-    Rows have the fields of `MetricsWriter.write_samples`; what a row lacks is left out.
+    Rows have the fields of `MetricsWriter.write_samples`; missing fields are omitted.
     """
     console = console or shared_console()
     ranked = sorted(rows, key=lambda row: -_total_reward(row))
@@ -213,8 +215,8 @@ def show_samples(
 
 
 def show_table(title: str, rows: Sequence[Mapping[str, Any]], *, console: Console | None = None) -> None:
-    """Prints rows as a table with the keys as its head: first column to the left, the others to the right. No rows
-    print nothing.
+    """Prints rows as a table with the keys as header: first column left-aligned, others right-aligned. Prints nothing
+    for no rows.
     """
     if not rows:
         return
@@ -242,12 +244,14 @@ def format_time(seconds: float) -> str:
 
 
 def _print(console: Console, text: str) -> None:
-    """One line as it is: no markup, no wrapping."""
+    """Prints one line without markup or wrapping."""
     console.print(Text(_clean(text)), soft_wrap=True)
 
 
 def _clean(text: str) -> str:
-    """Without what drives a terminal: control and formatting characters (not line breaks, joiners), surrogates."""
+    """Removes characters that control a terminal: control and formatting characters (except line breaks and joiners),
+    surrogates.
+    """
     return "".join("\ufffd" if _drives(letter) else letter for letter in text)
 
 
@@ -274,7 +278,7 @@ def _total_reward(row: Mapping[str, Any]) -> float:
 
 
 def _excerpts(row: Mapping[str, Any]) -> dict[str, str]:
-    """The end of the prompt, since its head is the same in all; both ends of the completion."""
+    """The end of the prompt, because its beginning is the same in all; both ends of the completion."""
     excerpts = {}
     for name in ("prompt", "completion"):
         if name in row:
@@ -291,7 +295,7 @@ def _join_messages(text: str | Sequence[Mapping[str, str]]) -> str:
 
 
 def _spread(count: int, limit: int) -> Iterable[int]:
-    """At most `limit` of `count` positions, both ends among them."""
+    """At most `limit` of `count` positions, both ends included."""
     if count <= limit:
         return range(count)
     return sorted({round(number * (count - 1) / max(1, limit - 1)) for number in range(limit)})
@@ -304,7 +308,7 @@ def _cell(value: Any) -> str:
 
 
 def _align(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Columns of equal width, the first to the left, the others to the right."""
+    """Lines with columns of equal width, the first left-aligned, the others right-aligned."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = []
     for first, *others in lines:

@@ -1,7 +1,7 @@
-"""Several processes as one program: start-up, which rows are mine, and arrays from each process's share.
+"""Several processes as one program: start-up, the rows of each process, and arrays from each process's share.
 
 Every process runs the same program and sees the same global batch order; it reads only its own rows. With one process
-all of this is the identity, so nothing above asks how many there are.
+every function is the identity, so callers need not know the number of processes.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from jax.sharding import NamedSharding
 
 from r1jax.core.errors import UserError
 
-# A process that does not come in this time, or is not heard of for so long, ends the run of all.
+# Time limits for joining the run and between heartbeats; a process that exceeds one ends the run for all.
 CONNECT_SECONDS, HEARTBEAT_SECONDS = 300, 30
 
 
 def start() -> None:
-    """Joins the other processes of the run, where the environment says that there are any. How, in this order:
+    """Joins the other processes of the run, if the environment defines any, in this order:
 
-    explicit    R1JAX_COORDINATOR=host:port (of process 0), R1JAX_PROCESS_COUNT, R1JAX_PROCESS_ID
-    TPU         R1JAX_CLUSTER=tpu, which the launch scripts set on TPU machines: from the machine's metadata
-    SLURM       a step of several tasks (srun): from SLURM's variables; R1JAX_CLUSTER=none leaves them alone
+    explicit    R1JAX_COORDINATOR=host:port (of process 0), R1JAX_PROCESS_COUNT, R1JAX_PROCESS_ID TPU
+    R1JAX_CLUSTER=tpu, which the launch scripts set on TPU machines: from the machine's metadata SLURM       a step of
+    several tasks (srun): from SLURM's variables; R1JAX_CLUSTER=none ignores them
 
-    R1JAX_CONNECT_SECONDS bounds the wait for the others. Once joined, a process that dies ends all others within a
-    minute. Raises UserError where a value is missing or odd, and where the others cannot be reached in time.
+    R1JAX_CONNECT_SECONDS limits the wait for the others. Once joined, a process that dies ends all others within a
+    minute. Raises UserError for a missing or invalid value, and if the others cannot be reached in time.
     """
     arguments = find_cluster(os.environ)
     if arguments is None or jax.distributed.is_initialized():
@@ -49,13 +49,13 @@ def start() -> None:
         )
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            f"the processes of this run did not find each other in {seconds} s "
-            f"({' '.join(str(error).split())[:300]}); coordinator: {coordinator or 'as the cluster says'}"
+            f"the processes of this run did not connect within {seconds} s "
+            f"({' '.join(str(error).split())[:300]}); coordinator: {coordinator or 'chosen by the cluster'}"
         ) from None
 
 
 def find_cluster(environment: Mapping[str, str]) -> dict[str, Any] | None:
-    """Arguments of jax.distributed.initialize from the environment; None for a process by itself."""
+    """Arguments of jax.distributed.initialize from the environment; None for a single process."""
     cluster = environment.get("R1JAX_CLUSTER", "")
     if cluster not in ("", "none", "tpu", "slurm"):
         raise UserError(f"R1JAX_CLUSTER must be tpu, slurm or none, got {cluster!r}")
@@ -85,7 +85,9 @@ def _whole(environment: Mapping[str, str], key: str, default: int) -> int:
 
 
 def _reach(coordinator: str, seconds: int) -> None:
-    """Waits for the coordinator's port to open, up to `seconds`: jax itself would end the process without a word."""
+    """Waits for the coordinator's port to open, up to `seconds`: on failure jax itself would end the process without a
+    message.
+    """
     host, _, port = coordinator.rpartition(":")
     end = time.monotonic() + seconds
     while True:
@@ -95,17 +97,14 @@ def _reach(coordinator: str, seconds: int) -> None:
         except (OSError, OverflowError) as error:
             if time.monotonic() >= end:
                 raise UserError(
-                    f"no coordinator answers at R1JAX_COORDINATOR={coordinator} in {seconds} s ({error}); it must be "
-                    "the address of process 0, reachable from here"
+                    f"no coordinator answers at R1JAX_COORDINATOR={coordinator} within {seconds} s ({error}); it must "
+                    "be the address of process 0, reachable from here"
                 ) from None
         time.sleep(min(1.0, max(0.0, end - time.monotonic())))
 
 
 def wait(name: str) -> None:
-    """Returns when all processes have called this; `name` must be the same in each and tells the place in errors.
-
-    The last call of a run keeps a process that is done from ending, by which the others would take it for dead.
-    """
+    """Barrier: waits until all processes have called it."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
@@ -113,19 +112,19 @@ def wait(name: str) -> None:
 
 
 def is_writer() -> bool:
-    """True in the one process that writes metrics, samples and reports."""
+    """Whether this process writes metrics, samples and reports (one process of a run does)."""
     return jax.process_index() == 0
 
 
 def my_share(count: int, *, index: int | None = None, processes: int | None = None) -> slice:
-    """My contiguous share of `count` items of work on the host, which need not divide evenly."""
+    """This process's contiguous share of `count` items of host work; shares may differ in size."""
     processes = jax.process_count() if processes is None else processes
     index = jax.process_index() if index is None else index
     return slice(index * count // processes, (index + 1) * count // processes)
 
 
 def join_shares(mine: np.ndarray, count: int) -> np.ndarray:
-    """Each process's share of `count` items [items, ...] -> all of them [count, ...], bit for bit, in every process."""
+    """All `count` items [count, ...] from each process's share [items, ...], bit for bit, in every process."""
     processes = jax.process_count()
     if processes == 1:
         return mine
@@ -140,7 +139,7 @@ def join_shares(mine: np.ndarray, count: int) -> np.ndarray:
 
 
 def put_global(tree: Any, shardings: Any) -> Any:
-    """Host arrays (the same global array in every process) -> device arrays, each process placing only its shards."""
+    """Host arrays (the same global array in every process) as device arrays; each process places only its shards."""
 
     def put(array: np.ndarray, sharding: NamedSharding | None) -> jax.Array:
         if sharding is None:
@@ -151,7 +150,7 @@ def put_global(tree: Any, shardings: Any) -> Any:
 
 
 def fetch(tree: Any) -> Any:
-    """Device arrays -> whole numpy arrays in every process."""
+    """Device arrays as whole numpy arrays in every process."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
     from jax.experimental import multihost_utils
@@ -160,8 +159,8 @@ def fetch(tree: Any) -> Any:
 
 
 def from_first(tree: Any) -> Any:
-    """Process 0's numpy arrays, bit for bit, in every process: what clocks and time-outs take part in may differ, and
-    processes that decide by different numbers no longer run the same programs.
+    """Process 0's numpy arrays, bit for bit, in every process. Values that depend on clocks or timeouts may differ
+    between processes, and processes that decide by different values would run different programs.
     """
     if jax.process_count() == 1:
         return tree
@@ -172,7 +171,7 @@ def from_first(tree: Any) -> Any:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is set in some process; every process must ask."""
+    """Whether the flag is set in any process; every process must call it."""
     if jax.process_count() == 1:
         return flag
     from jax.experimental import multihost_utils
@@ -181,7 +180,7 @@ def any_process(flag: bool) -> bool:
 
 
 def _to_bytes(array: np.ndarray) -> np.ndarray:
-    """As it travels: jax would narrow float64."""
+    """The array as bytes for transfer: jax would narrow float64."""
     return np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)
 
 

@@ -1,10 +1,11 @@
-"""SIGTERM, Ctrl-C and preemption notices as a question that a loop asks between its steps.
+"""SIGTERM, Ctrl-C and preemption notices as a flag that a loop checks between its steps.
 
-A step must not be cut in two, for its arrays are donated. So while a finished step is unsaved, a signal sets a request,
-and the loop saves and stops at the next boundary. While nothing is unsaved, and at a second signal, it stops at once.
+A step cannot be interrupted, because its arrays are donated. While a finished step is unsaved, a signal sets a request,
+and the loop saves and stops at the next step boundary. While nothing is unsaved, or at a second signal, it stops
+immediately.
 
-With several processes SIGTERM belongs to jax's preemption service, which lets all of them agree on one step. Ctrl-C
-then acts as it does without this file.
+With several processes jax's preemption service handles SIGTERM and lets all of them agree on one step; Ctrl-C then has
+its default effect.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class Interrupts:
-    """A context in which signals wait for the end of a step; `unsaved` says whether there is something to save."""
+    """Context in which signals wait for the end of a step; `unsaved` says whether there is something to save."""
 
     def __init__(self) -> None:
         self.unsaved = False
@@ -42,7 +43,9 @@ class Interrupts:
         self._before.clear()
 
     def is_due(self, step: int) -> bool:
-        """Whether the run is to save and stop after this step; each process asks each step; all get one answer."""
+        """Whether the run should save and stop after this step. Each process asks at each step; all get the same
+        answer.
+        """
         if jax.process_count() == 1:
             return self._asked is not None
         from jax.experimental import multihost_utils
@@ -52,7 +55,7 @@ class Interrupts:
         return self._asked is not None
 
     def stop(self, message: str) -> None:
-        """Raises what the signal that came asks for: KeyboardInterrupt, or PreemptedError with the message."""
+        """Raises the exception of the signal received: KeyboardInterrupt, or PreemptedError with the message."""
         if self._asked == signal.SIGINT:
             log.warning("stopped by Ctrl-C; %s", message)
             raise KeyboardInterrupt

@@ -1,8 +1,8 @@
-"""A lock on a workdir or an output file: one writer at a time, across processes and hosts.
+"""Lock on a workdir or an output file: one writer at a time, across processes and hosts.
 
-Two locks in one file: an advisory one of the system (flock), which a dead process cannot keep, and a lease (host,
-process, time) that is renewed while the holder lives, for hosts whose shared file system does not carry flock. A lease
-of a dead process, or one that was not renewed for LEASE_SECONDS, is taken over, with a line that says so.
+One file holds two locks: an advisory lock of the system (flock), which is released when its process dies, and a lease
+(host, process, time) that is renewed while the holder lives, for shared file systems without flock across hosts. A
+lease of a dead process, or one not renewed for LEASE_SECONDS, is taken over and logged.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ LEASE_SECONDS, RENEW_SECONDS = 300.0, 60.0
 
 @contextlib.contextmanager
 def hold_lock(file: pathlib.Path, what: str) -> Iterator[None]:
-    """Holds the lock `file` for the body; its folder is made if absent. `what` names what it protects, for messages.
+    """Holds the lock `file` during the body; its folder is created if missing. `what` names the protected thing in
+    messages.
 
-    Raises UserError where another live process holds it, and where the file cannot be written.
+    Raises UserError if another live process holds it, or if the file cannot be written.
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +45,7 @@ def hold_lock(file: pathlib.Path, what: str) -> Iterator[None]:
         if lease:
             if lease.get("host") != socket.gethostname() and time.time() - lease.get("time", 0) < LEASE_SECONDS:
                 raise UserError(f"{what} is in use by {_describe(lease)}; wait for it to end, or stop it")
-            log.warning("%s was left by %s, which is gone; taken over", what, _describe(lease))
+            log.warning("%s: taking over the lock of %s, which no longer runs", what, _describe(lease))
         _write(handle)
         threading.Thread(target=_renew, args=(handle, stop), name="lease", daemon=True).start()
         try:
@@ -63,7 +64,7 @@ def _take(handle: int, what: str) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError(f"{what} is in use by {_describe(_read(handle))}; wait for it to end, or stop it") from None
-    except OSError as error:  # a file system without flock: the lease alone must do
+    except OSError as error:  # a file system without flock: only the lease protects
         log.info("no advisory lock for %s (%s)", what, error.strerror)
 
 

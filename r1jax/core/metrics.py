@@ -1,11 +1,12 @@
-"""What a run measures, on disk: `metrics.jsonl` and `samples.jsonl`, mirrored to TensorBoard and Weights & Biases.
+"""Metrics and samples of a run on disk: `metrics.jsonl` and `samples.jsonl`, mirrored to TensorBoard and Weights &
+Biases.
 
-The two JSONL files are the record, one object a step (or a sample) with `step` first; the rest is a view of them. A
+The two JSONL files are the record, one object per step (or sample) with `step` first; the others are views of them. A
 row is appended whole and flushed, so a killed run loses at most the line it was writing, and that torn line is dropped
 when the file is opened again. `rewind` makes the record agree with a restored checkpoint, so that an interrupted run
 ends with the same files as an uninterrupted one.
 
-Left out: averaging over devices or micro-batches. Values arrive as they are meant to be read.
+Left out: averaging over devices or micro-batches; values arrive ready to write.
 """
 
 import itertools
@@ -35,16 +36,16 @@ Row = dict[str, Any]
 class MetricsWriter:
     """Appends metrics and samples of one run to its workdir.
 
-    Only the process that is `active` writes; in the others every method does nothing, so callers need no test of their
-    own. Usage after a resume: construct, `rewind(step of the checkpoint)`, go on writing. A start from scratch in a
-    workdir that may hold rows of a run that died before its first checkpoint calls `rewind(-1)`.
+    Only the `active` process writes; in the others every method does nothing. Usage after a resume: construct,
+    `rewind(step of the checkpoint)`, continue writing. A fresh start in a workdir that may contain rows of a run that
+    died before its first checkpoint calls `rewind(-1)`.
 
     Args:
-      workdir: folder of the run, made if absent.
+      workdir: folder of the run, created if missing.
       active: whether this process writes; one process of a run does.
       tensorboard: also write event files to `workdir/tensorboard`.
-      wandb: keyword arguments of `wandb.init` (`{"project": "r1"}`), or None for no Weights & Biases. It drops rows of
-        steps it has seen already, so after a resume its curves keep what the interrupted run had sent.
+      wandb: keyword arguments of `wandb.init` (`{"project": "r1"}`), or None for no Weights & Biases. It ignores rows
+        of steps that it already has, so after a resume its curves keep the interrupted run's values.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class MetricsWriter:
         self._events: Any = None
         self._wandb_run: Any = None
         self._last_step: int | None = None
-        self._purge_step: int | None = None  # From here on TensorBoard forgets what earlier event files hold.
+        self._purge_step: int | None = None  # TensorBoard discards events of earlier files from this step on
         self._warned: set[str] = set()
         if active:
             self._workdir.mkdir(parents=True, exist_ok=True)
@@ -72,7 +73,7 @@ class MetricsWriter:
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Appends the one row of `step`: numbers (or 0-d arrays) by name.
 
-        NaN and infinities become null, with a warning the first time a metric does so.
+        NaN and infinities become null, with a warning the first time for each metric.
 
         Raises:
           ValueError: if `step` is not greater than the last one on file: a step's row is written once, whole.
@@ -105,7 +106,9 @@ class MetricsWriter:
             )
 
     def rewind(self, step: int) -> None:
-        """Drops all rows with a step above `step` from both files, each in one move: a kill leaves it old or new."""
+        """Drops all rows with a step above `step` from both files, each atomically: after a kill a file is old
+        or new.
+        """
         if not self._active:
             return
         self.close()
@@ -115,7 +118,7 @@ class MetricsWriter:
         self._purge_step = step + 1
 
     def close(self) -> None:
-        """Flushes and closes everything. Writing again opens it again."""
+        """Flushes and closes all files. Writing reopens them."""
         for file in self._files.values():
             file.close()
         self._files.clear()
@@ -135,7 +138,7 @@ class MetricsWriter:
 
     def _append(self, name: str, rows: Sequence[Row]) -> None:
         if name not in self._files:
-            # A lone surrogate in a model's text is no UTF-8; written as \udc80 it is valid JSON.
+            # A lone surrogate in a model's text is not valid UTF-8, but valid JSON as \udc80.
             self._files[name] = open(
                 self._workdir / name, "a", encoding="utf-8", errors="backslashreplace", newline="\n"
             )
@@ -147,7 +150,7 @@ class MetricsWriter:
             return number
         if name not in self._warned:
             self._warned.add(name)
-            _log.warning("step %d: %s is %s; written as null (said once for each metric)", step, name, number)
+            _log.warning("step %d: %s is %s; written as null (logged once per metric)", step, name, number)
         return None
 
     def _write_events(self, step: int, numbers: Mapping[str, int | float]) -> None:
@@ -158,7 +161,7 @@ class MetricsWriter:
                 raise UserError(
                     "TensorBoard events need the package tensorboardX: install it, or turn tensorboard off."
                 ) from error
-            # Its file names have a resolution of a second; two openings within one would overwrite each other.
+            # Its file names have a resolution of one second; two files opened within it would overwrite each other.
             suffix = f".{os.getpid()}.{next(_openings):06d}"
             folder = str(self._workdir / TENSORBOARD_FOLDER)
             self._events = SummaryWriter(logdir=folder, purge_step=self._purge_step, filename_suffix=suffix)
@@ -171,7 +174,7 @@ class MetricsWriter:
             try:
                 import wandb
             except ImportError as error:
-                raise UserError("Weights & Biases was asked for, but the package wandb is not installed.") from error
+                raise UserError("Weights & Biases logging needs the package wandb, which is not installed.") from error
             self._wandb_run = wandb.init(
                 **{"dir": str(self._workdir), "resume": "allow", **(self._wandb_options or {})}
             )
@@ -179,16 +182,16 @@ class MetricsWriter:
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[Row]:
-    """All rows of a JSONL file of a run, [] where there is none. A torn last line is left out.
+    """All rows of a JSONL file of a run, [] if it does not exist. A torn last line is left out.
 
     Raises:
-      UserError: naming file and line, if another line is no JSON object.
+      UserError: naming file and line, if another line is not a JSON object.
     """
     return [row for _, row in iterate_rows(path)]
 
 
 def iterate_rows(path: str | os.PathLike[str]) -> Iterator[tuple[bytes, Row]]:
-    """The rows of a JSONL file one at a time, each with the line it was read from. Same rules as `read_rows`."""
+    """The rows of a JSONL file one at a time, each with its line. Same rules as `read_rows`."""
     if not Path(path).exists():
         return
     with open(path, "rb") as file:
@@ -209,7 +212,7 @@ def _parse(line: bytes) -> Row | None:
 
 
 def _cut_torn_line(path: Path) -> None:
-    """Makes a file end after a whole line, so that the next row does not grow onto half a one."""
+    """Makes a file end with a whole line, so that the next row is not appended to a partial one."""
     if not path.exists() or path.stat().st_size == 0:
         return
     with open(path, "rb+") as file:
@@ -224,7 +227,7 @@ def _cut_torn_line(path: Path) -> None:
 
 
 def _start_of_last_line(file: Any, block: int = 1 << 16) -> int:
-    end: int = file.seek(0, os.SEEK_END) - 1  # The byte before the end may be the last line's own newline.
+    end: int = file.seek(0, os.SEEK_END) - 1  # the last byte may be the newline of the last line itself
     while end > 0:
         begin = max(0, end - block)
         file.seek(begin)
@@ -236,7 +239,7 @@ def _start_of_last_line(file: Any, block: int = 1 << 16) -> int:
 
 
 def _filter_rows(path: Path, keep: Callable[[Row], bool]) -> None:
-    """Rewrites a file with the rows to keep, their bytes untouched, in one atomic move."""
+    """Rewrites a file with the rows to keep, byte for byte, in one atomic move."""
     if not path.exists():
         return
     replace_file(path, (line.rstrip(b"\n") + b"\n" for line, row in iterate_rows(path) if keep(row)))
@@ -249,7 +252,7 @@ def _number(value: Any) -> int | float:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can hold, from nested containers and arrays; numbers that are not finite become null."""
+    """Nested containers and arrays as JSON data; non-finite numbers become null."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,9 +1,9 @@
-"""Sums over the last axis, in the form each platform runs fast.
+"""Sums over the last axis, in the fastest form of each platform.
 
-XLA:CPU's own row sums cost as much as the matrix products around them; as a product with ones they cost next to
-nothing. A product adds one number after the other, and what is far below the sum so far is lost: over a vocabulary the
-tail of a softmax would be. So long rows are summed in blocks first. Elsewhere the plain sum is the fast form, and the
-exact one: a TPU's products round to bfloat16.
+XLA:CPU's row sums cost as much as the matrix products around them; as a product with ones they are nearly free. A
+product adds sequentially, so values far below the running sum are lost, such as the tail of a softmax over a
+vocabulary; long rows are therefore summed in blocks first. On other platforms the plain sum is fast, and exact: a TPU's
+products round to bfloat16.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _BLOCKS = (512, 256, 128, 64)
 
 
 def row_sums(x: jax.Array) -> jax.Array:
-    """x [..., N] float32 -> its sums [...]."""
+    """Sums over the last axis of x [..., N] float32 -> [...]."""
     return jax.lax.platform_dependent(x, cpu=_sum_by_product, default=lambda x: x.sum(-1))
 
 

@@ -1,16 +1,16 @@
-"""Meshes, and the one table from logical axes to mesh axes.
+"""Meshes, and the table from logical axes to mesh axes.
 
 Every parameter and activation names logical axes ("embed", "heads", "batch", ...). `RULES` maps each of them to mesh
-axes; a config may replace single entries (`config.mesh.rules`). Placement of a whole state follows from shapes alone:
-abstract state -> shardings -> arrays created in place, so no host ever holds a model it cannot hold.
+axes; a config may replace single entries (`config.mesh.rules`). The placement of a whole state follows from shapes
+alone: abstract state -> shardings -> arrays created in place, so no host ever holds a model that exceeds its memory.
 
-A `Layout` is a mesh with its rules. Inside `use_mesh(mesh, rules)` or `use_layout(layout)` the functions here see it;
-without one `constrain` does nothing, so the same model code runs on one device with no mesh at all.
+A `Layout` is a mesh with its rules. Inside `use_mesh(mesh, rules)` or `use_layout(layout)` the functions here use it;
+without one `constrain` does nothing, so the same model code runs on one device without a mesh.
 
-The layout in use belongs to a thread, as jax's own mesh does, and a new thread has none. So what computes (an engine,
-a learner, ...) keeps the `current_layout()` of where it was built, and its methods enter it (`in_layout`): called from
-any thread they run the same programs. Where a thread has entered no layout while another works on several devices,
-asking for one is an error: the identity in place of a constraint would be another program.
+The current layout belongs to a thread, like jax's own mesh, and a new thread has none. Objects that compute (an engine,
+a learner, ...) therefore keep the `current_layout()` of their construction, and their methods enter it (`in_layout`):
+called from any thread they run the same programs. Asking for the layout in a thread that has entered none, while
+another thread works on several devices, is an error: without constraints the program would be a different one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from r1jax.core.errors import UserError
 
-MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")  # neighbours last: they talk most
+MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")  # last axes are neighbours: they communicate most
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -58,7 +58,7 @@ RULES: Rules = {
     "act_embed": None,
 }
 
-WHOLE_IF_UNEVEN = ("sequence",)  # the few tokens that prompts share, or of a step of decoding, need not divide
+WHOLE_IF_UNEVEN = ("sequence",)  # a short shared prefix, or the token of a decoding step, need not be divisible
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ class MeshConfig:
 
 
 def _mesh_axes(target: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    """What a rule names, as mesh axes."""
+    """The mesh axes that a rule names."""
     if isinstance(target, str):
         return tuple(filter(None, (axis.strip() for axis in target.split(","))))
     return tuple(target or ())
@@ -92,10 +92,10 @@ def _mesh_axes(target: str | tuple[str, ...] | None) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A mesh (None: one device, nothing is placed) with the table from logical axes to its axes. Layouts are values:
-    equal ones mean the same programs.
+    """A mesh (None: one device, nothing is placed) with its table from logical axes to mesh axes. Layouts compare by
+    value: equal ones give the same programs.
 
-    rules: given as entries over `RULES`, kept as the whole table.
+    rules: given as entries over `RULES`, stored as the whole table.
     """
 
     mesh: Mesh | None = None
@@ -114,7 +114,7 @@ class Layout:
 
     @property
     def devices(self) -> int:
-        """How many devices the layout spreads arrays over."""
+        """Number of devices that arrays are spread over."""
         return 1 if self.mesh is None else self.mesh.size
 
 
@@ -128,13 +128,13 @@ class _Entered(threading.local):
 
 
 _entered = _Entered()
-_in_use: dict[object, Layout] = {}  # those of several devices that some thread is in, by the entry
-# jax knows the mesh of a program that it has traced but not the rules: this makes them part of the key of its caches.
+_in_use: dict[object, Layout] = {}  # multi-device layouts that threads have entered, by entry
+# jax's caches know the mesh of a traced program but not the rules: this makes the rules part of the cache key.
 _traced_for = jax.make_user_context(None)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh over all devices. Raises UserError if the sizes do not multiply to the device count."""
+    """The mesh over all devices. Raises UserError if the sizes do not multiply to the number of devices."""
     devices = list(jax.devices() if devices is None else devices)
     sizes = config.sizes()
     free = [axis for axis, size in sizes.items() if size == -1]
@@ -145,7 +145,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         sizes[free[0]] = max(1, len(devices) // fixed)
     if math.prod(sizes.values()) != len(devices):
         raise UserError(
-            f"config.mesh: the axes {sizes} make {math.prod(sizes.values())} devices but there are {len(devices)}; "
+            f"config.mesh: the axes {sizes} need {math.prod(sizes.values())} devices but there are {len(devices)}; "
             f"set one of config.mesh.{'/'.join(MESH_AXES)} to -1 or change the sizes"
         )
     arranged = _arrange(devices, tuple(sizes[axis] for axis in MESH_AXES))
@@ -153,8 +153,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def _arrange(devices: list[jax.Device], shape: tuple[int, ...]) -> np.ndarray:
-    """The devices in the shape of the mesh: on TPUs so that neighbours on an axis are neighbours in the torus, and with
-    several slices so that only the axis `data` crosses from one to another.
+    """The devices in the shape of the mesh: on TPUs neighbours on an axis are neighbours in the torus, and with several
+    slices only the axis `data` crosses slices.
     """
     if devices[0].platform != "tpu":
         return np.asarray(devices).reshape(shape)
@@ -163,7 +163,7 @@ def _arrange(devices: list[jax.Device], shape: tuple[int, ...]) -> np.ndarray:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     data = MESH_AXES.index("data")
     if shape[data] % slices:
-        raise UserError(f"config.mesh.data = {shape[data]} does not divide over the {slices} slices")
+        raise UserError(f"config.mesh.data must be divisible by the {slices} slices, got {shape[data]}")
     across = tuple(slices if axis == data else 1 for axis in range(len(shape)))
     within = tuple(size // count for size, count in zip(shape, across, strict=True))
     return mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
@@ -178,10 +178,10 @@ def use_mesh(mesh: Mesh, rules: Rules | None = None) -> Iterator[Mesh]:
 
 @contextlib.contextmanager
 def use_layout(layout: Layout) -> Iterator[Layout]:
-    """Makes `layout` the current one of this thread for the body: seen by the functions here, by jax and by its caches
-    of traced and compiled programs.
+    """Makes `layout` the current one of this thread for the body, for the functions here, for jax and for its caches of
+    traced and compiled programs.
 
-    Raises ValueError inside of a function that jax is tracing, unless the layout is the current one already.
+    Raises ValueError inside a function that jax is tracing, unless the layout is the current one already.
     """
     before, entry = _entered.layout, object()
     if layout == before:
@@ -202,7 +202,7 @@ def use_layout(layout: Layout) -> Iterator[Layout]:
 
 
 def in_layout(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
-    """A method that runs inside of its object's `layout`, whatever thread calls it."""
+    """Decorator of a method that runs inside its object's `layout`, in any thread."""
 
     @functools.wraps(method)
     def run(self: Any, *args: P.args, **options: P.kwargs) -> R:
@@ -213,33 +213,33 @@ def in_layout(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[
 
 
 def current_layout() -> Layout:
-    """The layout that this thread has entered, `ONE_DEVICE` where it has entered none.
+    """The layout that this thread has entered, `ONE_DEVICE` if it has entered none.
 
-    Raises RuntimeError where it has entered none and another thread works on several devices.
+    Raises RuntimeError if it has entered none and another thread works on several devices.
     """
     if _entered.layout is not None:
         return _entered.layout
     if others := list(_in_use.values()):
         raise RuntimeError(
-            f"the thread {threading.current_thread().name!r} has entered no layout, while a mesh of "
-            f"{others[0].devices} devices is in use in this process, and what it computes would not be placed on them; "
-            "enter the layout of the thread that starts it (layout = current_layout() there, with use_layout(layout): "
-            "here), or with use_layout(ONE_DEVICE): to compute on one device"
+            f"thread {threading.current_thread().name!r} has entered no layout, while another thread uses a mesh of "
+            f"{others[0].devices} devices, on which its arrays would not be placed; pass the layout of the starting "
+            "thread (layout = current_layout()) and enter it here (with use_layout(layout):), or compute on one device "
+            "(with use_layout(ONE_DEVICE):)"
         )
     return ONE_DEVICE
 
 
 def current_mesh() -> Mesh | None:
-    """The mesh of the current layout, or None. Raises as `current_layout` does."""
+    """The mesh of the current layout, or None. Raises like `current_layout`."""
     return current_layout().mesh
 
 
 def partition(axes: Axes, shape: Sequence[int], mesh: Mesh, *, name: str = "array") -> PartitionSpec:
-    """The PartitionSpec of an array of `shape` whose dimensions carry logical `axes`. A dimension of 1 stays whole, and
-    so does a sequence that does not divide.
+    """The PartitionSpec of an array of `shape` whose dimensions have logical `axes`. A dimension of size 1 is not
+    sharded, nor is a sequence that is not divisible.
 
-    Raises UserError where a logical axis has no rule, where a rule names no mesh axis, where two dimensions ask for the
-    same mesh axis, or where a dimension does not divide.
+    Raises UserError if a logical axis has no rule, a rule names an unknown mesh axis, two dimensions use the same mesh
+    axis, or a dimension is not divisible.
     """
     if len(axes) != len(shape):
         raise UserError(f"{name}: {len(axes)} axes {axes} for the shape {tuple(shape)}")
@@ -260,11 +260,11 @@ def partition(axes: Axes, shape: Sequence[int], mesh: Mesh, *, name: str = "arra
             mesh_axes, parts = (), 1
         if clash := used & set(mesh_axes):
             raise UserError(
-                f"{name}: {axes} asks for the mesh axis {sorted(clash)} twice; change config.mesh.rules for {axis!r}"
+                f"{name}: {axes} uses the mesh axis {sorted(clash)} twice; change config.mesh.rules for {axis!r}"
             )
         if size % parts:
             raise UserError(
-                f"{name}: dimension {axis!r} of size {size} does not divide over the mesh axes "
+                f"{name}: dimension {axis!r} of size {size} must be divisible by the mesh axes "
                 f"{'x'.join(mesh_axes)} = {parts}; change config.mesh.{mesh_axes[0]} or config.mesh.rules"
             )
         used |= set(mesh_axes)
@@ -273,13 +273,13 @@ def partition(axes: Axes, shape: Sequence[int], mesh: Mesh, *, name: str = "arra
 
 
 def sharding(axes: Axes, shape: Sequence[int], *, name: str = "array") -> NamedSharding | None:
-    """The sharding under the current mesh, or None where there is none."""
+    """The sharding under the current mesh, or None without one."""
     mesh = current_mesh()
     return None if mesh is None else NamedSharding(mesh, partition(axes, shape, mesh, name=name))
 
 
 def constrain(x: jax.Array, axes: Axes, *, name: str = "activation") -> jax.Array:
-    """Pins an activation to its logical axes; the identity without a mesh or on one device."""
+    """Sharding constraint of an activation by its logical axes; the identity without a mesh or on one device."""
     mesh = current_mesh()
     if mesh is None or mesh.size == 1:
         return x
@@ -287,13 +287,13 @@ def constrain(x: jax.Array, axes: Axes, *, name: str = "activation") -> jax.Arra
 
 
 def replicated() -> NamedSharding | None:
-    """Every device holds the whole array; None without a mesh."""
+    """Sharding that replicates an array on every device; None without a mesh."""
     mesh = current_mesh()
     return None if mesh is None else NamedSharding(mesh, PartitionSpec())
 
 
 def batch_parts() -> int:
-    """Into how many parts the batch axis is split under the current mesh."""
+    """Number of shards of the batch axis under the current mesh."""
     layout = current_layout()
     if layout.mesh is None:
         return 1

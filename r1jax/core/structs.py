@@ -1,4 +1,4 @@
-"""The nouns that travel between floors, and the one axis legend of the house.
+"""Data types shared by all floors, and the axis legend of the project.
 
 Axis letters, the same in einsum strings, in suffixes (`q_BTNH`) and in checked annotations:
 
@@ -6,7 +6,7 @@ Axis letters, the same in einsum strings, in suffixes (`q_BTNH`) and in checked 
     T  query positions              S  key / cache positions             R  targets a row (positions with a loss)
     D  model width                  N  query heads                       K  key-value heads
     H  head width                   C  latent width (MLA)                F  feed-forward width
-    E  experts                      A  experts active a token            V  vocabulary            L  layers
+    E  experts                      A  active experts a token            V  vocabulary            L  layers
 
 Letters joined are one array (`k_BKSH`); letters joined by underscores are nested Python lists (`tokens_P_G_T`).
 """
@@ -35,7 +35,9 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One sequence to sample: the prompt's ids, how, and the seed that alone (with the weights) decides the outcome."""
+    """One sequence to sample: token ids of the prompt, sampling parameters, and the seed, which alone determines the
+    result for given weights.
+    """
 
     tokens: tuple[int, ...]
     sampling: Sampling
@@ -44,10 +46,10 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """What came back: sampled ids (the stop id included as last), their log-probs, and why it ended.
+    """Result of a request: sampled ids (the stop id included as last), their log-probs, and why sampling ended.
 
-    experts [tokens, L, A]: of each id the experts that the routers chose for the token before it, whose state it was
-    sampled from (None: not recorded).
+    experts [tokens, L, A]: for each id, the experts selected for the token before it, from whose state the id was
+    sampled (None: not recorded).
     """
 
     tokens: tuple[int, ...]

@@ -1,14 +1,15 @@
-"""Named tensors on disk, read one at a time: a Hugging Face folder of safetensors (one file or shards), or a GGUF file.
+"""Reader of named tensors on disk, one at a time: a Hugging Face folder of safetensors (one file or shards), or a GGUF
+file.
 
-The idea: parse only the headers, keep one table `name -> (file, range of bytes, how to read it)`, and map the bytes
-when a tensor is asked for. So opening 700 GB costs milliseconds, a host holds only the tensor it is placing, and a
-download that stopped half-way is found at opening, by name, and not in the middle of a load. Files come from the
-internet: every number of a header is checked before it is used, and shards lie in the folder of their index.
+Only headers are parsed, into one table `name -> (file, byte range, encoding)`; bytes are memory-mapped when a tensor is
+read. Opening 700 GB thus takes milliseconds, a host holds only the tensor it is placing, and an incomplete download is
+found at opening, by name, not in the middle of a load. Files come from the internet: every number of a header is
+checked before it is used, and shards must be in the folder of their index.
 
 Both headers are parsed here and not by the formats' own packages: `gguf.GGUFReader` takes seconds for a vocabulary of
-50 thousand, and safetensors' numpy door has no float8. The arithmetic of quantized blocks is the gguf package's.
+50 thousand, and safetensors' numpy interface has no float8. Dequantization uses the gguf package.
 
-Leaves out: writing; pickled checkpoints (`pytorch_model.bin`); GGUF files split in parts or of big-endian machines.
+Left out: writing; pickled checkpoints (`pytorch_model.bin`); GGUF files in parts or from big-endian machines.
 
 Formats: https://github.com/huggingface/safetensors#format and https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -52,14 +53,14 @@ GGUF_DTYPES: dict[gguf.GGMLQuantizationType, np.dtype] = {
     gguf.GGMLQuantizationType.F16: np.dtype(np.float16),
     gguf.GGMLQuantizationType.BF16: np.dtype(ml_dtypes.bfloat16),
 }
-HEADER_LIMIT = 100_000_000  # bytes; the format's own bound, which keeps a file of noise from asking for terabytes
-ITEM_LIMIT = 10_000_000  # of all arrays of a GGUF header together; the largest vocabularies have 0.3 million tokens
-DEPTH_LIMIT, DIMENSION_LIMIT = 4, 8  # of a GGUF header's nested arrays; of a tensor
+HEADER_LIMIT = 100_000_000  # bytes; the format's own bound, so that a corrupt header cannot request terabytes
+ITEM_LIMIT = 10_000_000  # items of all arrays in a GGUF header; the largest vocabularies have 0.3 million tokens
+DEPTH_LIMIT, DIMENSION_LIMIT = 4, 8  # nesting of arrays in a GGUF header; dimensions of a tensor
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one tensor lies and what reading it gives. `quantization` is set for a GGUF file's quantized blocks."""
+    """Location and encoding of one tensor. `quantization` is set for a GGUF file's quantized blocks."""
 
     file: Path
     start: int  # bytes from the beginning of the file
@@ -70,9 +71,10 @@ class Entry:
 
 
 class TensorFile:
-    """Tensors of one model by name. Shapes are numpy's order, `[out, in]` for a linear layer in both formats.
+    """Tensors of one model by name. Shapes are in numpy's order, `[out, in]` for a linear layer in both formats.
 
-    `metadata` is the GGUF's key-values, or what safetensors' header (the index, where there is one) says about itself.
+    `metadata` is a GGUF file's key-value pairs, or the metadata of a safetensors header (of the index, if there is
+    one).
     """
 
     def __init__(self, path: Path, entries: Mapping[str, Entry], metadata: Mapping[str, Any]):
@@ -83,7 +85,7 @@ class TensorFile:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All tensor names, in the order of the file (of the shards' files)."""
+        """All tensor names, in the order of the files."""
         return tuple(self._entries)
 
     def __contains__(self, name: str) -> bool:
@@ -93,11 +95,13 @@ class TensorFile:
         return self._entry(name).shape
 
     def dtype(self, name: str) -> np.dtype:
-        """The dtype that `read` gives: the stored one (bfloat16, float8 of ml_dtypes), float32 for quantized blocks."""
+        """The dtype that `read` returns: the stored one (bfloat16, float8 of ml_dtypes), float32 for quantized
+        blocks.
+        """
         return self._entry(name).dtype
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor. Unquantized ones are read-only views of the mapped file: no copy until someone makes one."""
+        """One tensor. Unquantized tensors are read-only views of the mapped file, not copies."""
         entry = self._entry(name)
         if entry.file not in self._maps:
             self._maps[entry.file] = np.memmap(entry.file, mode="r", dtype=np.uint8)
@@ -110,19 +114,19 @@ class TensorFile:
         except NotImplementedError:
             raise UserError(
                 f"{entry.file}: tensor {name!r} is stored as {entry.quantization.name}, "
-                "which cannot be dequantized here; use a GGUF of another quantization"
+                "which is not supported; use a GGUF file with another quantization"
             ) from None
 
     def _entry(self, name: str) -> Entry:
         if name not in self._entries:
-            raise UserError(f"{self.path}: no tensor {name!r}; it holds {len(self._entries)} others")
+            raise UserError(f"{self.path}: no tensor {name!r} among {len(self._entries)}")
         return self._entries[name]
 
 
 def open_tensors(path: str | Path) -> TensorFile:
     """Opens a Hugging Face folder, one `.safetensors` file or one `.gguf` file.
 
-    Raises UserError, naming the file (and the tensor), if something is missing, cut off, or of another format.
+    Raises UserError, naming the file (and the tensor), for anything missing, truncated, or of another format.
     """
     path = Path(path)
     if not path.exists():
@@ -143,7 +147,7 @@ def unpermute_rope(weight: np.ndarray, heads: int) -> np.ndarray:
     """Rows of a query or key projection [heads * H, ...] from GGUF's rotary order back to Hugging Face's.
 
     llama.cpp rotates neighbours (0,1), (2,3), ...; Hugging Face rotates halves (0,H/2), (1,H/2+1), .... The converter
-    of Llama-like models therefore interleaves each head's two halves; this undoes it. Biases [heads * H] work too.
+    of Llama-like models therefore interleaves each head's two halves; this reverses it. Also for biases [heads * H].
     """
     if weight.shape[0] % (2 * heads):
         raise ValueError(f"{weight.shape[0]} rows cannot be {heads} heads of even width")
@@ -157,7 +161,7 @@ def _open_folder(folder: Path) -> TensorFile:
         return _open_shards(index)
     single = folder / "model.safetensors"
     if not single.exists():
-        raise UserError(f"{folder}: holds neither model.safetensors nor model.safetensors.index.json")
+        raise UserError(f"{folder}: contains neither model.safetensors nor model.safetensors.index.json")
     entries, metadata = _parse_safetensors(single)
     return TensorFile(folder, entries, metadata)
 
@@ -226,7 +230,7 @@ def _check_ranges(file: Path, size: int, entries: Mapping[str, Entry]) -> None:
 
 
 class _Cursor:
-    """Reads GGUF's values one after the other from mapped bytes."""
+    """Sequential reader of GGUF values from mapped bytes."""
 
     def __init__(self, data: memoryview):
         self.data, self.position, self.items = data, 0, 0
@@ -250,7 +254,7 @@ class _Cursor:
         if kind != GGUF_ARRAY:
             return self.scalar(GGUF_SCALARS[kind])
         item_kind, count = self.scalar("<I"), self.scalar("<Q")
-        if count > len(self.data):  # every item takes a byte at least
+        if count > len(self.data):  # every item takes at least one byte
             raise EOFError
         self.items += count
         if self.items > ITEM_LIMIT or depth > DEPTH_LIMIT:
@@ -272,7 +276,7 @@ def _open_gguf(file: Path) -> TensorFile:
     cursor.position = 4
     version = cursor.scalar("<I")
     if version not in (2, 3):
-        raise UserError(f"{file}: GGUF version {version} is not read here (2 and 3 of little-endian machines are)")
+        raise UserError(f"{file}: GGUF version {version} is not supported (2 and 3 on little-endian machines are)")
     try:
         metadata, entries = _parse_gguf(file, cursor)
     except (struct.error, EOFError):

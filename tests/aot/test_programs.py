@@ -143,7 +143,7 @@ def test_two_slices_need_a_data_axis_that_divides() -> None:
         platform: str = "tpu"
 
     devices: Any = [Device(i, i // 4) for i in range(8)]
-    with pytest.raises(UserError, match="config.mesh.data = 1 does not divide over the 2 slices"):
+    with pytest.raises(UserError, match="config.mesh.data must be divisible by the 2 slices, got 1"):
         make_mesh(MeshConfig(data=1, fsdp=8), devices)
 
 

@@ -29,7 +29,7 @@ def test_every_kind_of_damage_is_found_by_the_process_that_looks(folder: Path, c
     file = folder / "state/d/2"
     before = file.read_bytes()
     damages = {
-        "does not have the bytes that were written": lambda: file.write_bytes(b"x" + before[1:]),
+        "has a wrong checksum": lambda: file.write_bytes(b"x" + before[1:]),
         "has 9 bytes instead of 9000": lambda: file.write_bytes(before[:9]),
         "is missing": file.unlink,
     }

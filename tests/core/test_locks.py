@@ -38,7 +38,7 @@ def test_a_second_process_is_refused_until_the_first_dies(tmp_path: Path, caplog
         holder.kill()
         holder.join()
     with hold_lock(file, "the run"):
-        assert f"was left by process {holder.pid} on " in caplog.text
+        assert f"taking over the lock of process {holder.pid} on " in caplog.text
     assert file.read_bytes() == b""
 
 
@@ -52,7 +52,7 @@ def test_a_fresh_lease_of_another_host_is_respected_and_an_old_one_is_not(
         pass
     file.write_text(json.dumps({**lease, "time": time.time() - locks.LEASE_SECONDS - 1}))
     with hold_lock(file, "the run"):
-        assert "left by process 7 on elsewhere, which is gone" in caplog.text
+        assert "the lock of process 7 on elsewhere, which no longer runs" in caplog.text
 
 
 def test_a_lease_is_renewed_and_a_torn_one_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -212,7 +212,7 @@ def test_wandb_gets_each_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_missing_wandb_is_a_users_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match="wandb is not installed"):
+    with pytest.raises(UserError, match="wandb, which is not installed"):
         MetricsWriter(tmp_path, tensorboard=False, wandb={}).write(1, {"reward": 1.0})
 
 

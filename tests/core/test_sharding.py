@@ -61,10 +61,10 @@ def test_mesh_of_some_devices_keeps_neighbours_on_the_last_axis() -> None:
     [
         (
             MeshConfig(data=3),
-            "{'data': 3, 'fsdp': 1, 'expert': 1, 'context': 1, 'tensor': 1} make 3 devices but there are 8",
+            "{'data': 3, 'fsdp': 1, 'expert': 1, 'context': 1, 'tensor': 1} need 3 devices but there are 8",
         ),
-        (MeshConfig(data=-1, fsdp=3), "make 6 devices but there are 8"),
-        (MeshConfig(data=-1, fsdp=16), "make 16 devices but there are 8"),
+        (MeshConfig(data=-1, fsdp=3), "need 6 devices but there are 8"),
+        (MeshConfig(data=-1, fsdp=16), "need 16 devices but there are 8"),
         (MeshConfig(data=-1, fsdp=-1), "at most one may be -1"),
         (MeshConfig(data=0, fsdp=8), "must be positive"),
         (MeshConfig(data=-2), "must be positive"),
@@ -108,11 +108,11 @@ def test_axes_of_size_one_are_left_out() -> None:
         (
             ("embed", "mlp"),
             (3, 4),
-            "layers.0.gate: dimension 'embed' of size 3 does not divide over the mesh axes fsdp",
+            "layers.0.gate: dimension 'embed' of size 3 must be divisible by the mesh axes fsdp",
         ),
-        (("batch",), (6,), "does not divide over the mesh axes dataxfsdp = 4; change config.mesh.data or config.mesh"),
-        (("heads", "mlp"), (4, 4), "asks for the mesh axis ['tensor'] twice; change config.mesh.rules for 'mlp'"),
-        (("embed", "batch"), (4, 4), "asks for the mesh axis ['fsdp'] twice"),
+        (("batch",), (6,), "must be divisible by the mesh axes dataxfsdp = 4; change config.mesh.data or config.mesh"),
+        (("heads", "mlp"), (4, 4), "uses the mesh axis ['tensor'] twice; change config.mesh.rules for 'mlp'"),
+        (("embed", "batch"), (4, 4), "uses the mesh axis ['fsdp'] twice"),
         (("embed", "width"), (4, 4), "no rule for the logical axis 'width'; add it to config.mesh.rules"),
         (("embed",), (4, 4), "1 axes ('embed',) for the shape (4, 4)"),
     ],
@@ -169,7 +169,7 @@ def test_arrays_lie_where_their_axes_say() -> None:
 def test_activation_that_does_not_divide_is_named() -> None:
     with (
         use_mesh(make_mesh(MeshConfig(data=8))),
-        pytest.raises(UserError, match="^logits: dimension 'batch' of size 6 does not divide"),
+        pytest.raises(UserError, match="^logits: dimension 'batch' of size 6 must be divisible"),
     ):
         jax.jit(lambda x: constrain(x, ("batch", None), name="logits"))(jnp.ones((6, 2)))
 
@@ -223,7 +223,7 @@ def test_a_thread_that_entered_no_layout_is_told_so(ask: Callable[[], Any]) -> N
     run_in_thread(ask)
     with use_mesh(make_mesh(MeshConfig())):
         ask()
-        with pytest.raises(RuntimeError, match="has entered no layout, while a mesh of 8 devices is in use"):
+        with pytest.raises(RuntimeError, match="has entered no layout, while another thread uses a mesh of 8 devices"):
             run_in_thread(ask)
         run_in_thread(ask_for_one_device)
     run_in_thread(ask)

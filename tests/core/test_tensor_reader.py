@@ -166,7 +166,7 @@ def test_noise_is_no_safetensors(tmp_path: Path) -> None:
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such model file or folder: .*absent"):
         open_tensors(tmp_path / "absent")
-    with pytest.raises(UserError, match="holds neither model.safetensors nor"):
+    with pytest.raises(UserError, match="contains neither model.safetensors nor"):
         open_tensors(tmp_path)
     (tmp_path / "model.bin").write_bytes(b"x")
     with pytest.raises(UserError, match="a model is a folder"):

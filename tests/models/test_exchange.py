@@ -168,6 +168,8 @@ def test_impossible_buffers_and_experts_that_do_not_divide_are_refused() -> None
     kernels = Kernels(*(arrays()[name][:6] for name in ("gate", "up", "down")))
     with (
         use_mesh(make_mesh(MESHES["context"])),
-        pytest.raises(UserError, match="^experts: dimension 'experts' of size 6 does not divide .* config.mesh.expert"),
+        pytest.raises(
+            UserError, match="^experts: dimension 'experts' of size 6 must be divisible .* config.mesh.expert"
+        ),
     ):
         Dispatch()(jnp.asarray(arrays()["x"]), jnp.asarray(draw_choices("one")), arrays()["weights"], kernels)

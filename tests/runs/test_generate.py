@@ -285,7 +285,7 @@ def test_a_mistake_gets_one_line(
 def test_help_is_for_newcomers(capsys: pytest.CaptureFixture[str]):
     assert command.main(["generate", "--help"]) == 0
     said = capsys.readouterr().out
-    for words in ("python -m r1jax.generate --model=", "--temperature:", "--mesh:", "Start the same command again"):
+    for words in ("python -m r1jax.generate --model=", "--temperature:", "--mesh:", "Run the same command again"):
         assert words in said
 
 

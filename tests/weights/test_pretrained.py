@@ -213,7 +213,7 @@ def cut_file(folder: Path) -> None:
         (drop_shard, r"DIR/model-\d+-of-00003\.safetensors: missing, though model\.safetensors\.index\.json names it"),
         (cut_shard, r"DIR/model-\d+-of-00003\.safetensors: cut off: tensor '\S+' ends at byte"),
         (cut_file, r"DIR/model\.safetensors: cut off: tensor '\S+' ends at byte"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "DIR: holds neither model.safetensors nor"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "DIR: contains neither model.safetensors nor"),
         (lambda folder: (folder / "config.json").unlink(), "DIR: not a model folder, config.json is missing"),
         (lambda folder: (folder / "config.json").write_text("{,"), "DIR/config.json: not JSON"),
         (
