@@ -30,7 +30,7 @@ TENSORBOARD_FOLDER = "tensorboard"
 _log = logging.getLogger(__name__)
 _openings = itertools.count()
 
-Row = dict[str, Any]
+Row = dict[str, Any]  # one line of a JSONL file
 
 
 class MetricsWriter:

@@ -20,7 +20,6 @@ from typing import Any
 
 from r1jax.text.prompts import QUESTION_REPLY, TAGGED_REPLY, fill, fill_all
 
-Row = dict[str, Any]
 Languages = Sequence[str]  # languages that a text chooses from: ("en",), ("zh",) or both
 
 PLACES = {"en": ("ones", "tens", "hundreds"), "zh": ("个位", "十位", "百位")}
@@ -62,12 +61,12 @@ REQUESTS = (
 MARKS = {"good": 9, "curt": 5, "foreign": 3, "wrong": 1}
 
 
-def draw_texts(sums: Sequence[Mapping[str, Any]], count: int, seed: int) -> list[Row]:
+def draw_texts(sums: Sequence[Mapping[str, Any]], count: int, seed: int) -> list[dict[str, Any]]:
     """`count` rows with the column `text`; `sums` (columns a and b) are those that may occur."""
     return [{"text": _write_text(sums, random.Random(f"text {seed} {number}"))} for number in range(count)]
 
 
-def draw_worked(sums: Sequence[Mapping[str, Any]], count: int, seed: int) -> list[Row]:
+def draw_worked(sums: Sequence[Mapping[str, Any]], count: int, seed: int) -> list[dict[str, Any]]:
     """`count` rows of `prompt` and `completion`: sums worked out in English and checked, in the requested form."""
     rows = []
     for number in range(count):
@@ -78,7 +77,7 @@ def draw_worked(sums: Sequence[Mapping[str, Any]], count: int, seed: int) -> lis
     return rows
 
 
-def draw_requests(count: int, seed: int) -> list[Row]:
+def draw_requests(count: int, seed: int) -> list[dict[str, Any]]:
     """`count` rows of `prompt` and `completion`: requests without a verifiable answer, each with a good reply."""
     rows = []
     for number in range(count):

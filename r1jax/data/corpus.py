@@ -19,7 +19,7 @@ from typing import Any, Literal
 from r1jax.core.errors import UserError
 from r1jax.data.examples import Example, LossOn, Truncation, encode_row, truncate
 from r1jax.data.files import read_rows
-from r1jax.data.sources import Row, RowErrors
+from r1jax.data.sources import RowErrors, SourceRow
 from r1jax.data.tasks import RowError, check_prompt, choose_template, draw_problems, extract_gsm8k
 from r1jax.text.prompts import TAGGED_REPLY, fill_all
 from r1jax.text.tokenizer import Tokenizer
@@ -164,7 +164,7 @@ def _list(counts: dict[str, int]) -> str:
 # --- Reading, splitting and encoding rows ---
 
 
-def _split(config: CorpusConfig, name: str, errors: RowErrors) -> tuple[list[Row], list[Row], int]:
+def _split(config: CorpusConfig, name: str, errors: RowErrors) -> tuple[list[SourceRow], list[SourceRow], int]:
     """Rows to train on, rows held out, and the number of training rows dropped because they repeat a held-out
     prompt.
     """
@@ -192,14 +192,14 @@ def _split(config: CorpusConfig, name: str, errors: RowErrors) -> tuple[list[Row
     return learnt, held_out, len(rows) - len(learnt)
 
 
-def _key(row: Row, source: SourceConfig) -> str:
+def _key(row: SourceRow, source: SourceConfig) -> str:
     """Identity of a row for finding repetitions: its prompt, whatever the completion; else the whole row."""
     columns = [source.columns.get(name, name) for name in ("messages", "prompt", "text")]
     return repr(next((row.columns[column] for column in columns if column in row.columns), row.columns))
 
 
 def _encode(
-    rows: Iterable[Row], encode: Callable[[Row], list[Example]], errors: RowErrors, config: CorpusConfig
+    rows: Iterable[SourceRow], encode: Callable[[SourceRow], list[Example]], errors: RowErrors, config: CorpusConfig
 ) -> tuple[list[Example], dict[str, int]]:
     """Examples that fit the window, and counts of truncated and dropped ones."""
     examples: list[Example] = []
@@ -223,7 +223,7 @@ def _encode(
     return examples, counts
 
 
-def make_encoder(source: SourceConfig, tokenizer: Tokenizer) -> Callable[[Row], list[Example]]:
+def make_encoder(source: SourceConfig, tokenizer: Tokenizer) -> Callable[[SourceRow], list[Example]]:
     """Function from a source row to its examples, by the columns, template, extractor and reply of its source.
 
     Raises UserError for an unknown template, extractor or reply; the function raises it for a malformed row.
@@ -241,7 +241,7 @@ def make_encoder(source: SourceConfig, tokenizer: Tokenizer) -> Callable[[Row], 
     procedural = source.path == "addition" or source.path.startswith("reasoning_gym:")
     columns = {**({"prompt": "question", "completion": "solution"} if procedural else {}), **source.columns}
 
-    def encode(row: Row) -> list[Example]:
+    def encode(row: SourceRow) -> list[Example]:
         built = dict(row.columns)
         for ours, theirs in columns.items():
             if theirs not in row.columns:

@@ -16,10 +16,10 @@ import pathlib
 from typing import Any
 
 from r1jax.core.errors import UserError
-from r1jax.data.sources import Row, RowErrors, read_jsonl
+from r1jax.data.sources import RowErrors, SourceRow, read_jsonl
 
 
-def read_rows(path: str, errors: RowErrors | None = None, *, key: str = "config.data.path") -> list[Row]:
+def read_rows(path: str, errors: RowErrors | None = None, *, key: str = "config.data.path") -> list[SourceRow]:
     """All rows in order. `*` in a path matches files in order of name; `org/name`, `org/name:split` or
     `org/name:config:split` is a hub name unless such a file exists.
 
@@ -38,7 +38,7 @@ def read_rows(path: str, errors: RowErrors | None = None, *, key: str = "config.
     return _read_hub(path, key)
 
 
-def _read_file(path: str, errors: RowErrors, key: str) -> list[Row]:
+def _read_file(path: str, errors: RowErrors, key: str) -> list[SourceRow]:
     """Rows of a file; raises UserError if it changes while it is read, which would give rows other positions."""
     if not pathlib.Path(path).is_file():
         raise UserError(f"no such file: {path} ({key})")
@@ -50,16 +50,16 @@ def _read_file(path: str, errors: RowErrors, key: str) -> list[Row]:
     return rows
 
 
-def _read_parquet(path: str, errors: RowErrors) -> list[Row]:
+def _read_parquet(path: str, errors: RowErrors) -> list[SourceRow]:
     parquet = _require("pyarrow.parquet", path)
     try:
         table = parquet.read_table(path)
     except Exception as error:  # pyarrow's errors have no common base
         raise UserError(f"{path}: not a Parquet file ({str(error).splitlines()[0][:120]})") from None
-    return [Row(f"{path}:{number}", columns) for number, columns in enumerate(table.to_pylist(), 1)]
+    return [SourceRow(f"{path}:{number}", columns) for number, columns in enumerate(table.to_pylist(), 1)]
 
 
-def _read_array_record(path: str, errors: RowErrors) -> list[Row]:
+def _read_array_record(path: str, errors: RowErrors) -> list[SourceRow]:
     reader = importlib.import_module("array_record.python.array_record_module")
     try:
         records = reader.ArrayRecordReader(path).read_all()
@@ -76,11 +76,11 @@ def _read_array_record(path: str, errors: RowErrors) -> list[Row]:
         except ValueError as error:
             errors.report(f"{path}:{number}", f"not a JSON object: {error}")
             continue
-        rows.append(Row(f"{path}:{number}", columns))
+        rows.append(SourceRow(f"{path}:{number}", columns))
     return rows
 
 
-def _read_hub(name: str, key: str) -> list[Row]:
+def _read_hub(name: str, key: str) -> list[SourceRow]:
     datasets = _require("datasets", name)
     repository, *config, split = name.split(":") if ":" in name else (name, "train")
     try:
@@ -88,7 +88,7 @@ def _read_hub(name: str, key: str) -> list[Row]:
     except Exception as error:  # the hub's errors have no common base; each means that the data set is unavailable
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"cannot get the data set {name} from the hub ({reason}); {key} may name a file") from None
-    return [Row(f"{name}:{number}", dict(row)) for number, row in enumerate(rows)]
+    return [SourceRow(f"{name}:{number}", dict(row)) for number, row in enumerate(rows)]
 
 
 def _require(module: str, path: str) -> Any:

@@ -1,8 +1,8 @@
 """Sources of rows: JSONL files, reasoning-gym's procedural tasks by name, and two-number addition.
 
-A source yields `Row`s: columns and the place they came from, so that later errors can name file and line. Procedural
-sources draw held-out and training problems together and guarantee that no problem is in both; for addition, 34 + 25 and
-25 + 34 are the same problem. A draw is a function of its seed alone.
+A source yields `SourceRow`s: columns and the place they came from, so that later errors can name file and line.
+Procedural sources draw held-out and training problems together and guarantee that no problem is in both; for addition,
+34 + 25 and 25 + 34 are the same problem. A draw is a function of its seed alone.
 
 Left out: prompts and answers (`tasks.py` makes them from columns), order and batches (`loader.py`), and scoring:
 reasoning-gym's own scorers may `eval` a model's answer, so only its questions and answers are used.
@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 from r1jax.core.errors import UserError
 
 
-class Row(NamedTuple):
+class SourceRow(NamedTuple):
     """One row of a source; `place` is `FILE:LINE` or `SOURCE:NUMBER`."""
 
     place: str
@@ -32,8 +32,8 @@ class Row(NamedTuple):
 class Draw(NamedTuple):
     """Training problems and held-out problems."""
 
-    train: list[Row]
-    held_out: list[Row]
+    train: list[SourceRow]
+    held_out: list[SourceRow]
 
 
 class RowErrors:
@@ -59,7 +59,7 @@ class RowErrors:
 
 def read_jsonl(
     path: str | pathlib.Path, errors: RowErrors | None = None, *, key: str = "config.data.path"
-) -> list[Row]:
+) -> list[SourceRow]:
     """All rows of a JSONL file in order, blank lines skipped. `key` names the config key in errors.
 
     Raises:
@@ -80,7 +80,7 @@ def read_jsonl(
                 errors.report(place, f"not a JSON object: {error}")
                 continue
             if isinstance(columns, dict):
-                rows.append(Row(place, columns))
+                rows.append(SourceRow(place, columns))
             elif text:
                 errors.report(place, f"not a JSON object: got {type(columns).__name__}, {text[:60]}")
     return rows
@@ -112,7 +112,7 @@ def draw_addition(
     for number, pair in enumerate(pairs):
         a, b = pair if generator.random() < 0.5 else pair[::-1]
         text = question.replace("{a}", str(a)).replace("{b}", str(b))
-        rows.append(Row(f"addition:{number}", {"question": text, "solution": str(a + b), "a": a, "b": b}))
+        rows.append(SourceRow(f"addition:{number}", {"question": text, "solution": str(a + b), "a": a, "b": b}))
     return _hold_out(rows, eval_problems, key=lambda row: frozenset((row.columns["a"], row.columns["b"])))
 
 
@@ -126,9 +126,9 @@ def draw_reasoning_gym(task: str, eval_problems: int, seed: int, *, problems: in
       UserError: for an unknown task or argument, a task without a plain answer, or too few distinct questions.
     """
     request = {"task": task, "size": problems + eval_problems, "seed": seed, "args": dict(args)}
-    rows: dict[str, Row] = {}
+    rows: dict[str, SourceRow] = {}
     for number, (question, answer) in enumerate(_ask_gym(request)):
-        rows.setdefault(question, Row(f"{task}:{number}", {"question": question, "solution": answer}))
+        rows.setdefault(question, SourceRow(f"{task}:{number}", {"question": question, "solution": answer}))
     distinct = list(rows.values())
     random.Random(f"reasoning_gym {seed}").shuffle(distinct)
     return _hold_out(distinct, eval_problems, key=lambda row: row.columns["question"])
@@ -153,7 +153,7 @@ def _ask_gym(request: dict[str, Any]) -> list[tuple[str, str]]:
     return result["rows"]
 
 
-def _hold_out(rows: list[Row], eval_problems: int, key: Any) -> Draw:
+def _hold_out(rows: list[SourceRow], eval_problems: int, key: Any) -> Draw:
     """The first `eval_problems` rows held out and the rest for training, checked to be disjoint by `key`."""
     if len(rows) <= eval_problems:
         raise UserError(

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from r1jax.core.errors import UserError
 from r1jax.data import sources
 from r1jax.data.files import read_rows
-from r1jax.data.sources import Row, RowErrors
+from r1jax.data.sources import RowErrors, SourceRow
 from r1jax.text.prompts import PLAIN, QUESTION_REPLY, R1_ZERO, fill, show_example
 
 Prompt = str | list[dict[str, str]]
@@ -119,7 +119,7 @@ def draw_problems(
 FILES = ("file", "jsonl")
 
 
-def _load_file(config: TaskConfig, build: Callable[[Row], dict[str, Any]]) -> Task:
+def _load_file(config: TaskConfig, build: Callable[[SourceRow], dict[str, Any]]) -> Task:
     if not config.path:
         raise UserError(f"config.data.path must name a file when config.data.source is {config.source}")
     errors = RowErrors(config.on_error, hint="; config.data.on_error=skip leaves such rows out")
@@ -139,7 +139,9 @@ def _load_file(config: TaskConfig, build: Callable[[Row], dict[str, Any]]) -> Ta
     return task
 
 
-def _build_all(rows: list[Row], build: Callable[[Row], dict[str, Any]], errors: RowErrors) -> list[dict[str, Any]]:
+def _build_all(
+    rows: list[SourceRow], build: Callable[[SourceRow], dict[str, Any]], errors: RowErrors
+) -> list[dict[str, Any]]:
     built = []
     for row in rows:
         try:
@@ -185,7 +187,7 @@ class RowError(UserError):
     """A fault of one row, without its place."""
 
 
-def make_builder(config: TaskConfig) -> Callable[[Row], dict[str, Any]]:
+def make_builder(config: TaskConfig) -> Callable[[SourceRow], dict[str, Any]]:
     """Function from a source row to a task row, by the config's columns, extractor and template.
 
     The task row has all source columns, the columns named in `config.columns` under our names, `prompt` from the
@@ -202,7 +204,7 @@ def make_builder(config: TaskConfig) -> Callable[[Row], dict[str, Any]]:
     extract = EXTRACTORS[config.extractor] if config.extractor else _to_text
     columns = config.columns if config.source in FILES else {"prompt": "question", **config.columns}
 
-    def build(row: Row) -> dict[str, Any]:
+    def build(row: SourceRow) -> dict[str, Any]:
         built = dict(row.columns)
         for ours, theirs in {"prompt": "prompt", **columns}.items():
             if theirs not in row.columns:

@@ -13,7 +13,7 @@ from r1jax.core.atomic_file import replace_file
 from r1jax.core.errors import UserError
 from r1jax.core.structs import Completion
 from r1jax.data.files import read_rows
-from r1jax.data.sources import Row
+from r1jax.data.sources import SourceRow
 from r1jax.eval.benchmarks import Problem
 from r1jax.eval.extraction import read_gold
 from r1jax.eval.headline import format_value
@@ -27,7 +27,7 @@ SHOWN = ("pass@1", "pass@k", "cons@k", "lenient_pass@1", "format_rate", "truncat
 
 def answer_problems(sampler: Sampler, problems: Sequence[Problem], config: Generation) -> list[Answered]:
     """The model's `num_samples` completions of every problem."""
-    prompts = encode_rows([Row(problem.place, {"prompt": problem.prompt}) for problem in problems], sampler)
+    prompts = encode_rows([SourceRow(problem.place, {"prompt": problem.prompt}) for problem in problems], sampler)
     shown, done = time.perf_counter(), 0
     with console.Progress(len(problems), title="problems") as progress:
 

@@ -25,7 +25,7 @@ from r1jax.core.errors import UserError
 from r1jax.core.locks import hold_lock
 from r1jax.core.seeds import derive_seed
 from r1jax.core.structs import Completion, Request, Sampling
-from r1jax.data.sources import Row
+from r1jax.data.sources import SourceRow
 from r1jax.runs.journal import Journal
 from r1jax.runs.sampler import Sampler
 from r1jax.text.encoding import encode_prompt, find_prefix
@@ -64,7 +64,7 @@ class Generation:
 
 def generate_file(
     sampler: Sampler,
-    rows: Sequence[Row],
+    rows: Sequence[SourceRow],
     output: str | pathlib.Path,
     config: Generation,
     *,
@@ -93,7 +93,11 @@ def generate_file(
 
 
 def _complete(
-    sampler: Sampler, rows: Sequence[Row], prompts: Sequence[tuple[int, ...]], journal: Journal, config: Generation
+    sampler: Sampler,
+    rows: Sequence[SourceRow],
+    prompts: Sequence[tuple[int, ...]],
+    journal: Journal,
+    config: Generation,
 ) -> dict[str, float]:
     """Completes what the journal lacks, which the first process tells the others."""
     output, todo = journal.path, np.zeros(len(rows), bool)
@@ -151,7 +155,7 @@ def sample_prompts(
     return found
 
 
-def encode_rows(rows: Sequence[Row], sampler: Sampler) -> list[tuple[int, ...]]:
+def encode_rows(rows: Sequence[SourceRow], sampler: Sampler) -> list[tuple[int, ...]]:
     """The prompt of every row as ids. Raises UserError, naming the row, for one without a usable prompt."""
     prompts = []
     for place, columns in rows:
@@ -163,7 +167,11 @@ def encode_rows(rows: Sequence[Row], sampler: Sampler) -> list[tuple[int, ...]]:
 
 
 def _fill(
-    sampler: Sampler, rows: Sequence[Row], prompts: Sequence[tuple[int, ...]], journal: Journal, config: Generation
+    sampler: Sampler,
+    rows: Sequence[SourceRow],
+    prompts: Sequence[tuple[int, ...]],
+    journal: Journal,
+    config: Generation,
 ) -> dict[str, float]:
     """Does what the journal still lacks."""
     begin = shown = time.perf_counter()

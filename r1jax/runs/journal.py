@@ -19,13 +19,13 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from r1jax.core.errors import UserError
+from r1jax.core.metrics import Row
 
 log = logging.getLogger(__name__)
 
-Row = dict[str, Any]
 Identify = Callable[[Row], str | None]
 
 _ESCAPED = re.compile("[\x85\u2028\u2029\ud800-\udfff]")

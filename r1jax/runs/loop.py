@@ -26,7 +26,7 @@ from r1jax.core import console, distributed
 from r1jax.core.checkpoint import Checkpoints
 from r1jax.core.interrupts import Interrupts
 from r1jax.core.locks import hold_lock
-from r1jax.core.metrics import METRICS_FILE, MetricsWriter, read_rows
+from r1jax.core.metrics import METRICS_FILE, MetricsWriter, Row, read_rows
 from r1jax.eval.report import write_report
 from r1jax.runs.model_setup import CheckpointConfig, LogConfig, is_due
 from r1jax.runs.workdir import check_config, set_aside, write_config
@@ -34,7 +34,6 @@ from r1jax.weights.restore import restore_state
 
 _log = logging.getLogger(__name__)
 
-Row = dict[str, Any]
 
 PENDING = "pending_row"  # in a checkpoint's metadata: the metrics of its step, whose evaluation was still to come
 

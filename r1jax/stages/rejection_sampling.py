@@ -24,7 +24,7 @@ from r1jax.core.config import unpack
 from r1jax.core.errors import UserError
 from r1jax.core.sharding import MeshConfig, make_mesh, use_mesh
 from r1jax.data.filters import FilterConfig, Trace, filter_traces, statistics_file, write_set
-from r1jax.data.sources import Row
+from r1jax.data.sources import SourceRow
 from r1jax.data.tasks import TaskConfig, load_task
 from r1jax.models.transformer import split
 from r1jax.rewards.base import load_rewards, score
@@ -119,7 +119,7 @@ def ask_teacher(
     tokenizer = require_tokenizer(tokenizer, teacher.path)
     sampler = Sampler(*split(model), tokenizer, tokenizer.eos_ids, slots=generate.slots)
     log.info("the teacher %s answers %d prompts", teacher.path, len(rows))
-    named = [Row(f"prompt {number}", row) for number, row in enumerate(rows)]
+    named = [SourceRow(f"prompt {number}", row) for number, row in enumerate(rows)]
     generate_file(sampler, named, output, generate, model=describe_teacher(teacher))
 
 

@@ -25,7 +25,7 @@ from r1jax.core.atomic_file import replace_file
 from r1jax.core.config import unpack
 from r1jax.core.errors import UserError
 from r1jax.data.bilingual import draw_requests, draw_texts, draw_worked
-from r1jax.data.sources import Row, draw_addition
+from r1jax.data.sources import SourceRow, draw_addition
 from r1jax.runs.workdir import write_config
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     log.info("%s: %s", workdir, ", ".join(f"{len(rows)} {name}" for name, rows in files.items()))
 
 
-def _pose(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def _pose(rows: Sequence[SourceRow]) -> list[dict[str, Any]]:
     return [{"prompt": row.columns["question"], "solution": row.columns["solution"], "domain": "math"} for row in rows]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from r1jax.core.config import unpack
 from r1jax.core.errors import UserError
-from r1jax.data.sources import Row
+from r1jax.data.sources import SourceRow
 from r1jax.data.tasks import Example, RowError, TaskConfig, extract_gsm8k, load_task, make_builder
 from r1jax.text.prompts import R1_ZERO
 
@@ -27,7 +27,7 @@ def make_gsm8k_rows(count: int, start: int = 0) -> list[dict[str, str]]:
 
 
 def build(columns: dict[str, Any], /, **config: Any) -> dict[str, Any]:
-    return make_builder(TaskConfig(**{"source": "jsonl"} | config))(Row("x:1", columns))
+    return make_builder(TaskConfig(**{"source": "jsonl"} | config))(SourceRow("x:1", columns))
 
 
 # --- Procedural tasks ---
