@@ -41,6 +41,7 @@ import numpy as np
 
 from r1jax.core.errors import UserError
 from r1jax.rewards.completions import Completion
+from r1jax.rewards.guard import Fault, call_guarded
 from r1jax.rewards.protocol import (
     Generate,
     OutOfLoss,
@@ -158,23 +159,25 @@ def score(
     columns: Mapping[str, Sequence[Any]],
     group_size: int | None = None,
     processes: Processes | None = None,
+    strict: bool = True,
 ) -> Scores:
     """Scores B completions: `total` is the sum of weight times value over the rewards that apply, times the gates.
 
     `group_size` says that so many neighbours answer one prompt; rewards see it as the column `group_ids`. `processes`:
-    each of a run calls this with the same rows, and rewards that are marked `by_row` (protocol.py) share them. Raises
-    UserError if a reward needs a column that is not there, or returns anything but B finite numbers or None.
+    each of a run calls this with the same rows, and rewards that are marked `by_row` (protocol.py) share them.
+    strict: a reward that raises, or returns anything but B finite numbers or None, ends the run (True), or does not
+    apply to the rows concerned (guard.py). Raises UserError if a reward needs a column that is not there.
     """
     count = len(completions)
     columns = {**columns, "completions": completions, "prompts": prompts, "completion_ids": completion_ids}
     if group_size:
         columns["group_ids"] = [row // group_size for row in range(count)]
     places = {reward.name: _find_rows(reward, columns, count) for reward in rewards}
-    returned = {reward.name: _call(reward, columns, places[reward.name], count, processes) for reward in rewards}
+    returned = {
+        reward.name: _call(reward, columns, places[reward.name], count, processes, strict) for reward in rewards
+    }
     by_name = {name: np.array([math.nan if v is None else float(v) for v in vs]) for name, vs in returned.items()}
-    for name, values in by_name.items():
-        if np.isinf(values).any():
-            raise UserError(f"reward {name} must return finite numbers or None, got {values[np.isinf(values)][0]}")
+    faults = {name: np.array([isinstance(v, Fault) for v in vs], bool) for name, vs in returned.items()}
     dropped = [any(isinstance(values[row], OutOfLoss) for values in returned.values()) for row in range(count)]
     calls: list[dict[str, Any]] = []
     metrics: dict[str, float] = {}
@@ -185,11 +188,15 @@ def score(
         own = dict(reward.function.take_metrics())
         if reward.compare_to:
             own["agreement"] = _agreement(by_name[reward.name], by_name[reward.compare_to], columns.get("group_ids"))
+        if faults[reward.name].any():
+            own["faults"] = float(faults[reward.name].sum())
         metrics |= {f"rewards/{reward.name}/{key}": value for key, value in own.items()}
-    return Scores(_total(rewards, by_name, count), by_name, np.array(dropped, dtype=bool), calls, metrics)
+    return Scores(_total(rewards, by_name, faults, count), by_name, np.array(dropped, dtype=bool), calls, metrics)
 
 
-def _total(rewards: Sequence[Reward], by_name: Mapping[str, np.ndarray], count: int) -> np.ndarray:
+def _total(
+    rewards: Sequence[Reward], by_name: Mapping[str, np.ndarray], faults: Mapping[str, np.ndarray], count: int
+) -> np.ndarray:
     total, factor = np.zeros(count), np.ones(count)
     for reward in rewards:
         values = by_name[reward.name]
@@ -198,6 +205,8 @@ def _total(rewards: Sequence[Reward], by_name: Mapping[str, np.ndarray], count: 
             factor *= np.clip(np.nan_to_num(values, nan=1.0), 0.0, 1.0)
         elif reward.gate is not None and reward.gate is not False:
             factor *= np.isnan(values) | (values >= reward.gate)
+        if reward.gate is not None and reward.gate is not False:
+            factor *= ~faults[reward.name]
     return np.where(total > 0, total * factor, total)
 
 
@@ -303,7 +312,12 @@ def _find_rows(reward: Reward, columns: Mapping[str, Any], count: int) -> Sequen
 
 
 def _call(
-    reward: Reward, columns: Mapping[str, Any], rows: Sequence[int], count: int, processes: Processes | None
+    reward: Reward,
+    columns: Mapping[str, Any],
+    rows: Sequence[int],
+    count: int,
+    processes: Processes | None,
+    strict: bool,
 ) -> Sequence[float | None]:
     """The values of all rows; None where the reward does not look or does not apply."""
     selected = _select_columns(reward, columns)
@@ -311,9 +325,8 @@ def _call(
     mine = rows[shared.my_share(len(rows))] if shared else rows
     if len(mine) < count:
         selected = {name: [column[row] for row in mine] for name, column in selected.items()}
-    values = reward.function(**selected, **reward.arguments) if mine else []
-    if len(values) != len(mine):
-        raise UserError(f"reward {reward.name} must return one value a completion: {len(mine)}, got {len(values)}")
+    call = lambda: reward.function(**selected, **reward.arguments)
+    values: Sequence[float | None] = call_guarded(reward.name, call, len(mine), strict=strict) if mine else []
     if shared:
         values = _join_values(shared, values, len(rows))
     by_place = dict(zip(rows, values, strict=True))
@@ -321,10 +334,14 @@ def _call(
 
 
 def _join_values(processes: Processes, mine: Sequence[float | None], count: int) -> list[float | None]:
-    """The values of all processes' rows, marks of OutOfLoss included."""
-    pairs = [(math.nan if value is None else float(value), isinstance(value, OutOfLoss)) for value in mine]
-    joined = processes.join_shares(np.array(pairs, np.float64).reshape(-1, 2), count).tolist()
-    return [None if math.isnan(value) else OutOfLoss(value) if out else value for value, out in joined]
+    """The values of all processes' rows, marks of OutOfLoss and of faults included."""
+    kinds = (OutOfLoss, Fault)
+    rows = [(math.nan if v is None else float(v), *(isinstance(v, kind) for kind in kinds)) for v in mine]
+    joined = processes.join_shares(np.array(rows, np.float64).reshape(-1, 3), count).tolist()
+    return [
+        Fault() if fault else None if math.isnan(value) else OutOfLoss(value) if out else value
+        for value, out, fault in joined
+    ]
 
 
 def _select_columns(reward: Reward, columns: Mapping[str, Any]) -> Mapping[str, Any]:
