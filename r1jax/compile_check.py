@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
 
     def check(_: list[str]) -> None:
         nonlocal fits
-        config = resolve(values.config, None, overrides)[0]
+        settings = resolve(values.config, None, overrides)[0].settings
         if not values.topology:
             raise UserError(
                 f"--topology is missing, as in --topology=v5p:4x4x4; chips: {', '.join(CHIPS)} (see --help)"
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         wanted = values.programs.split(",") if values.programs else None
-        fits = check_run(config, topology, wanted=wanted, output=values.output, dump=values.dump_hlo)
+        fits = check_run(settings, topology, wanted=wanted, output=values.output, dump=values.dump_hlo)
 
     rest, overrides = split_overrides(argv[1:])
     code = run_command(__doc__, values, rest, check)
@@ -79,17 +79,17 @@ def define_flags() -> flags.FlagValues:
 
 
 def check_run(
-    config: Any, topology: Topology, *, wanted: Sequence[str] | None, output: str | None, dump: str | None
+    settings: Any, topology: Topology, *, wanted: Sequence[str] | None, output: str | None, dump: str | None
 ) -> bool:
     """Compiles and prints each program (only those in `wanted`, if given); returns whether all fit."""
     from r1jax.aot.compiled import Report, compile_program
-    from r1jax.aot.programs import list_programs, read_mesh
+    from r1jax.aot.programs import list_programs
     from r1jax.core.sharding import make_mesh, use_mesh
 
-    mesh_config = read_mesh(config)
+    mesh_config = settings.mesh
     report = Report(topology)
     with use_mesh(make_mesh(mesh_config, find_devices(topology)), dict(mesh_config.rules)):
-        programs = choose_programs(list_programs(config), wanted)
+        programs = choose_programs(list_programs(settings), wanted)
         print(report.head(), flush=True)
         for program in programs:
             compiled = compile_program(program, topology)

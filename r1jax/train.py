@@ -21,12 +21,12 @@ import sys
 from collections.abc import Sequence
 
 from absl import flags
-from ml_collections import ConfigDict
 
 from r1jax.core.commands import run_command
-from r1jax.core.config import apply_overrides, load_config
+from r1jax.core.config import load_config
 from r1jax.core.errors import UserError
-from r1jax.stages.registry import find_stage
+from r1jax.core.resolution import Resolved
+from r1jax.stages.registry import resolve_run, stage_of
 
 
 def main(argv: Sequence[str]) -> int:
@@ -35,8 +35,8 @@ def main(argv: Sequence[str]) -> int:
     values = define_flags()
 
     def train(_: list[str]) -> None:
-        config, workdir = resolve(values.config, values.workdir, overrides)
-        find_stage(config.get("stage")).run(config, workdir)
+        resolved, workdir = resolve(values.config, values.workdir, overrides)
+        stage_of(resolved.settings).run(resolved.settings, workdir)
         from r1jax.core import distributed  # imports jax, which mistakes in a config do not wait for
 
         distributed.wait("the end of the run")
@@ -74,20 +74,20 @@ def split_overrides(args: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     return rest, overrides
 
 
-def resolve(spec: str | None, workdir: str | None, overrides: dict[str, str]) -> tuple[ConfigDict, pathlib.Path]:
-    """The config with its overrides, and the workdir.
+def resolve(spec: str | None, workdir: str | None, overrides: dict[str, str]) -> tuple[Resolved, pathlib.Path]:
+    """The settings of a config file and flags, checked, and the workdir.
 
     Raises:
       UserError: for a missing file, an unknown key, a value of the wrong type, or a workdir that is a file.
     """
     if not spec:
         raise UserError("--config is missing, as in --config=configs/grpo_zero.py (see --help)")
-    config = apply_overrides(load_config(spec), overrides)
+    config = load_config(spec)
     folder = pathlib.Path(workdir or f"runs/{pathlib.Path(spec.partition(':')[0]).stem}")
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
             raise UserError(f"--workdir={folder} must name a folder, but {path} is a file")
-    return config, folder
+    return resolve_run(config, overrides), folder
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Every config is a document that parses without jax, fits its stage, and traces at its own shapes without an array."""
 
 import ast
+import dataclasses
 import functools
 import json
 import os
@@ -12,9 +13,10 @@ from typing import Any
 import jax
 import pytest
 
-from r1jax.aot.programs import list_programs, read_mesh
+from r1jax.aot.programs import list_programs
 from r1jax.core.config import load_config
 from r1jax.core.sharding import make_mesh, use_mesh
+from r1jax.stages.registry import STAGES, resolve_run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "configs").glob("*.py"))
@@ -43,7 +45,8 @@ PREFIX = tuple(range(100, 150))  # stands in for what the data's prompts have in
 PARSE = """
 import json, sys
 sys.modules["jax"] = None
-from r1jax.core.config import load_config, to_json
+from r1jax.core.config import load_config
+from r1jax.core.sections import to_json
 for spec in sys.argv[1:]:
     config = load_config(spec)
     assert config.is_locked, spec
@@ -66,7 +69,7 @@ def short(spec: str) -> str:
 
 @pytest.mark.parametrize("spec", SPECS, ids=short)
 def test_it_parses_without_jax(spec: str):
-    assert parse_without_jax()[spec]["stage"] in {file.stem for file in (ROOT / "r1jax/stages").glob("*.py")}
+    assert parse_without_jax()[spec]["stage"] in STAGES
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -101,16 +104,16 @@ def test_it_traces(spec: str):
                 for section in ("model", "student"):
                     if section in stage:
                         stage[section].sizes = {**stage[section].get("sizes", {}), "num_layers": 2}
-    if config.mesh.get("expert", 1) > 2:
-        config.mesh.expert = 2  # of eight pretend devices
-    with use_mesh(make_mesh(read_mesh(config))):
-        for program in list_programs(config, prefix=PREFIX):
+    settings = resolve_run(config).settings
+    mesh = dataclasses.replace(settings.mesh, expert=min(settings.mesh.expert, 2))  # of eight pretend devices
+    with use_mesh(make_mesh(mesh)):
+        for program in list_programs(settings, prefix=PREFIX):
             assert jax.tree.leaves(jax.eval_shape(program.function, *program.arguments, **program.keywords))
 
 
 def test_the_paper_s_pipeline_begins_as_the_run_that_is_known_to_fit():
     """What its programs are made of, so that one table of what fits (docs/pods.md) is true of both."""
-    alone = load_config("configs/r1_zero_671b.py")
-    stage = load_config("configs/r1_pipeline.py:size=671b").stages.zero
+    alone = resolve_run(load_config("configs/r1_zero_671b.py")).values
+    stage = resolve_run(load_config("configs/r1_pipeline.py:size=671b")).values["stages"]["zero"]
     for section in ("model", "mesh", "rollout", "train", "loss", "reference"):
-        assert stage[section].to_dict() == alone[section].to_dict(), section
+        assert stage[section] == alone[section], section

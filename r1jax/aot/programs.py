@@ -18,11 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from ml_collections import ConfigDict
 
-from r1jax.core.config import unpack
 from r1jax.core.errors import UserError
-from r1jax.core.sharding import MeshConfig, batch_parts, replicated, sharding
+from r1jax.core.sections import to_values
+from r1jax.core.sharding import batch_parts, replicated, sharding
 from r1jax.core.structs import Request
 from r1jax.data.packing import RowShape
 from r1jax.learner.optimizer import make_optimizer
@@ -37,19 +36,15 @@ from r1jax.models.flops import Work, count_work
 from r1jax.models.layers import Dtypes
 from r1jax.models.transformer import Params, logical_axes, merge, split
 from r1jax.rl.grpo_config import GRPOConfig
-from r1jax.rl.grpo_config import read_config as read_grpo
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.scheduler import Scheduler
 from r1jax.rollout.slots import EngineConfig
 from r1jax.runs.model_setup import ModelConfig, expert_options
 from r1jax.runs.sampler import make_engine_config
-from r1jax.stages.distill.traces import read_config as read_traces
-from r1jax.stages.pipeline.resolve import make_plan, trace_shapes
-from r1jax.stages.pipeline.resolve import read_config as read_pipeline
-from r1jax.stages.rejection_sampling import TeacherSampling
-from r1jax.stages.rejection_sampling import read_config as read_collect
+from r1jax.stages.distill.traces import TracesConfig
+from r1jax.stages.pipeline.resolve import PipelineConfig, make_plan, trace_shapes
+from r1jax.stages.rejection_sampling import CollectConfig, TeacherSampling
 from r1jax.stages.sft_config import SFTConfig
-from r1jax.stages.sft_config import read_config as read_sft
 
 PROMPT_TOKENS = 128  # where only the data would tell
 # Of a stage's config: what its programs do not depend on.
@@ -82,15 +77,15 @@ class Shapes:
     work: Work
 
 
-def list_programs(config: ConfigDict, *, prefix: tuple[int, ...] = ()) -> list[Program]:
-    """The programs of the run that `config` describes, under the mesh in use. prefix: ids that all prompts begin with.
+def list_programs(settings: Any, *, prefix: tuple[int, ...] = ()) -> list[Program]:
+    """The programs of a run with these settings, under the mesh in use. prefix: ids that all prompts begin with.
 
     Raises UserError for a stage or a model whose programs are not known, and for whatever the stage itself refuses.
     """
     stages = find_listings()
-    if config.stage not in stages:
-        raise UserError(f"the programs of config.stage={config.stage} are not known; known: {', '.join(stages)}")
-    return stages[config.stage](config, prefix=prefix)
+    if settings.stage not in stages:
+        raise UserError(f"the programs of config.stage={settings.stage} are not known; known: {', '.join(stages)}")
+    return stages[settings.stage](settings, prefix=prefix)
 
 
 def find_listings() -> dict[str, Callable[..., list[Program]]]:
@@ -151,9 +146,8 @@ def _find_sizes(config: ModelConfig) -> tuple[Any, Any]:
 # --- GRPO ---
 
 
-def list_grpo(config: ConfigDict, *, prefix: tuple[int, ...] = ()) -> list[Program]:
+def list_grpo(settings: GRPOConfig, *, prefix: tuple[int, ...] = ()) -> list[Program]:
     """accumulate, apply, logprobs; prefill, insert, decode."""
-    settings = read_grpo(config)
     shapes, rollout = abstract_model(settings.model), settings.rollout
     optimizer = make_optimizer(settings.optimizer, settings.steps * settings.train.updates_per_step)
     state = abstract_state(shapes.params, shapes.axes, optimizer)
@@ -217,27 +211,25 @@ def policy_programs(
 # --- SFT ---
 
 
-def list_sft(config: ConfigDict, *, prefix: tuple[int, ...] = ()) -> list[Program]:
+def list_sft(settings: SFTConfig, *, prefix: tuple[int, ...] = ()) -> list[Program]:
     """accumulate, apply, measure (the held-out loss)."""
-    return supervised_programs(read_sft(config))
+    return supervised_programs(settings)
 
 
-def list_distill(config: ConfigDict, *, prefix: tuple[int, ...] = ()) -> list[Program]:
+def list_distill(settings: TracesConfig, *, prefix: tuple[int, ...] = ()) -> list[Program]:
     """The student's: accumulate, apply, measure; prefill, insert, decode. The teacher's are not listed, for its sizes
     are known to its files only. Raises UserError for other methods than `traces`.
     """
-    if config.get("method") != "traces":
-        raise UserError(f"the programs of config.method={config.get('method')} are not known; known: traces")
-    settings = read_traces(config)
+    if settings.method != "traces":
+        raise UserError(f"the programs of config.method={settings.method} are not known; known: traces")
     return [
         *supervised_programs(settings.supervised(pathlib.Path())),
         *sampler_programs(settings.student, settings.generate, prefix),
     ]
 
 
-def list_collect(config: ConfigDict, *, prefix: tuple[int, ...] = ()) -> list[Program]:
+def list_collect(settings: CollectConfig, *, prefix: tuple[int, ...] = ()) -> list[Program]:
     """prefill, insert, decode."""
-    settings = read_collect(config)
     return sampler_programs(settings.model, settings.generate, prefix)
 
 
@@ -249,22 +241,22 @@ def sampler_programs(model: ModelConfig, generate: TeacherSampling, prefix: tupl
     return engine_programs(shapes, engine, generate.sampling(()))
 
 
-def list_pipeline(config: ConfigDict, *, prefix: tuple[int, ...] = ()) -> list[Program]:
+def list_pipeline(settings: PipelineConfig, *, prefix: tuple[int, ...] = ()) -> list[Program]:
     """Those of all stages, as STAGE.PROGRAM; of stages that differ in data, rewards, rates or temperature the first."""
-    plan, _ = make_plan(read_pipeline(config), pathlib.Path())
+    plan, _ = make_plan(settings, pathlib.Path())
     listings, seen = find_listings(), set[str]()
     programs = []
     for planned in trace_shapes(plan):
-        if planned.config.stage in listings and (key := _key_of_programs(planned.config)) not in seen:
+        if planned.settings.stage in listings and (key := _key_of_programs(planned.settings)) not in seen:
             seen.add(key)
-            for program in list_programs(planned.config, prefix=prefix):
+            for program in list_programs(planned.settings, prefix=prefix):
                 programs.append(dataclasses.replace(program, name=f"{planned.name}.{program.name}"))
     return programs
 
 
-def _key_of_programs(config: ConfigDict) -> str:
+def _key_of_programs(settings: Any) -> str:
     """What of a stage's config its programs depend on, but for numbers in them."""
-    values = config.to_dict()
+    values = to_values(settings)
     rates = ("learning_rate", "warmup_updates")
     kept = {name: value for name, value in values.items() if name not in NOT_IN_PROGRAMS}
     kept["optimizer"] = {key: value for key, value in values.get("optimizer", {}).items() if key not in rates}
@@ -363,8 +355,3 @@ def with_rows(tree: Any, rows: int) -> Any:
 def _rows(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
     axes = ("batch", *[None] * (len(shape) - 1))
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding(axes, shape, name="micro-batch"))
-
-
-def read_mesh(config: ConfigDict) -> MeshConfig:
-    """The mesh of a config, whatever its stage. Raises UserError for unknown keys."""
-    return unpack(MeshConfig, config.get("mesh") or {}, "mesh")

@@ -13,8 +13,8 @@ from typing import Any
 
 from r1jax.core.errors import UserError
 from r1jax.core.metrics import METRICS_FILE, SAMPLES_FILE, Row, iterate_rows, read_rows
+from r1jax.eval.saved_config import CONFIG_FILE, read_config_file
 
-CONFIG_FILE = "config.json"
 SAMPLE_LIMIT = 300  # samples on a page
 TEXT_LIMIT = 20_000  # characters of one prompt or completion on a page
 
@@ -132,12 +132,9 @@ def _read_config(path: Path) -> Mapping[str, Any]:
     if not path.exists():
         return {}
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        return read_config_file(path).values
     except ValueError as error:
         raise UserError(f"{path}: a config must be JSON ({error}).") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: a config must be a JSON object, got {type(config).__name__}.")
-    return config
 
 
 def _is_number(value: Any) -> bool:

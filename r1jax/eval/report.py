@@ -23,8 +23,8 @@ from markupsafe import Markup
 
 import r1jax
 from r1jax.core.atomic_file import replace_file
-from r1jax.core.config import flatten
 from r1jax.core.errors import UserError
+from r1jax.core.sections import flatten
 from r1jax.eval.charts import Section, plan_charts, plan_comparison
 from r1jax.eval.headline import Headline, find_headlines, format_change, format_value
 from r1jax.eval.record import SAMPLE_LIMIT, Run, Samples, choose_samples, read_run

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from r1jax.core.config import unpack
+from r1jax.core.resolution import Presets
+from r1jax.core.sections import flatten
 from r1jax.core.sharding import MeshConfig
 from r1jax.core.structs import Sampling
 from r1jax.data.packing import RowShape
@@ -129,9 +129,20 @@ class TrainConfig:
     difference_alarm: float = 1e-3
 
 
+# What a preset of the loss (losses/policy.py) asks of a whole run, beside its row of that table.
+RUN_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "r1": {"train": {"updates_per_step": 16}, "reference": {"every_updates": 400}},
+    "dapo": {"dynamic_sampling": {"max_rounds": 4, "filter_truncated": True}},
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class GRPOConfig:
     """A whole GRPO run. `rewards`: registered name or module:function -> weight or {weight, arguments}."""
+
+    PRESETS: ClassVar[Presets] = Presets(
+        "loss.preset", {name: flatten({"loss": row, **RUN_PRESETS.get(name, {})}) for name, row in PRESETS.items()}
+    )
 
     steps: int
     model: ModelConfig
@@ -153,6 +164,10 @@ class GRPOConfig:
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
 
+    def check(self) -> None:
+        """Raises UserError for impossible combinations."""
+        check_settings(self)
+
     def row_shape(self, prompt_tokens: int, prefix: int) -> RowShape:
         """The rows of an update for prompts of so many tokens at most, `prefix` of which all begin with."""
         train = self.train
@@ -160,33 +175,6 @@ class GRPOConfig:
         return RowShape(
             prompt_tokens - apart, self.rollout.max_new_tokens, train.completions_per_row, apart, train.share_prompts
         )
-
-
-# What a preset of the loss (losses/policy.py) asks of a whole run, beside its row of that table.
-RUN_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "r1": {"train": {"updates_per_step": 16}, "reference": {"every_updates": 400}},
-    "dapo": {"dynamic_sampling": {"max_rounds": 4, "filter_truncated": True}},
-}
-
-
-def expand_preset(config: ConfigDict) -> dict[str, Any]:
-    """The config with what config.loss.preset says wherever it says nothing itself (absent or None)."""
-    values = config.to_dict()
-    sections = {name: values.get(name) or {} for name in ("loss", "train", "reference", "dynamic_sampling")}
-    preset = sections["loss"].get("preset", "") if isinstance(sections["loss"], dict) else ""
-    table = {"loss": PRESETS.get(preset, {}), **RUN_PRESETS.get(preset, {})}
-    for name, section in sections.items():
-        if isinstance(section, dict):  # anything else is a mistake that `unpack` names
-            own = {key: value for key, value in section.items() if value is not None}
-            values[name] = {**table.get(name, {}), **own}
-    return values
-
-
-def read_config(config: ConfigDict) -> GRPOConfig:
-    """The config as dataclasses. Raises UserError for unknown keys, wrong types and impossible combinations."""
-    settings = unpack(GRPOConfig, expand_preset(config))
-    check_settings(settings)
-    return settings
 
 
 def check_settings(settings: GRPOConfig) -> None:

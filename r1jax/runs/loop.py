@@ -20,7 +20,6 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from r1jax.core import console, distributed
 from r1jax.core.checkpoint import Checkpoints
@@ -61,9 +60,12 @@ class Stage(Protocol):
 
 @dataclasses.dataclass
 class Loop:
-    """All steps of a run: `steps` is the last one, `eval_every` the steps between evaluations (0: none between)."""
+    """All steps of a run: `steps` is the last one, `eval_every` the steps between evaluations (0: none between).
 
-    config: ConfigDict
+    settings: the run's, which config.json keeps and a resume must have again.
+    """
+
+    settings: Any
     workdir: pathlib.Path
     steps: int
     eval_every: int
@@ -122,7 +124,7 @@ class Loop:
                 set_aside(self.workdir)
             distributed.wait("set aside")
             return None, None
-        check_config(self.config, self.workdir)
+        check_config(self.settings, self.workdir)
         stage.state, metadata = restore_state(checkpoints, start, stage.abstract_state())
         pending = metadata.pop(PENDING, None)
         stage.resume(metadata)
@@ -148,7 +150,7 @@ class Loop:
         )
         writer.rewind(-1 if step is None else step)
         if distributed.is_writer():
-            write_config(self.config, self.workdir)
+            write_config(self.settings, self.workdir)
         return writer
 
 

@@ -34,7 +34,7 @@ class ModelConfig:
     dispatch, buffer_factor, dispatch_tokens: how tokens get to their experts (models/dispatch.py).
     """
 
-    path: str
+    path: str = ""
     hub: str = ""
     fetch: str = ""
     preset: str = ""
@@ -90,6 +90,12 @@ def load_model(config: ModelConfig, **options: Any) -> tuple[Transformer, Tokeni
     shared: dict[str, Any] = dict(dtypes=dtypes, scan_layers=config.scan_layers, remat=config.remat, **options)
     shared |= expert_options(config)
     if not config.preset:
+        check(
+            "model.path",
+            config.path,
+            bool(config.path or config.hub),
+            "must name a model, or config.model.preset a shape",
+        )
         model, tokenizer = load_pretrained(config.path, hub=config.hub, fetch=config.fetch, **shared)
         return (keep_layers(model, config.layers, config.layer_choice) if config.layers else model), tokenizer
     family, sizes, tokenizer = _find_shape(config)

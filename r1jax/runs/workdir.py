@@ -7,16 +7,17 @@ import json
 import logging
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from r1jax.core.atomic_file import replace_file
-from r1jax.core.config import flatten, to_json, unpack
 from r1jax.core.errors import UserError
 from r1jax.core.metrics import METRICS_FILE, SAMPLES_FILE, read_rows
+from r1jax.core.resolution import resolve
+from r1jax.core.sections import flatten, to_json, to_values
 from r1jax.eval.headline import format_value
-from r1jax.runs.model_setup import ModelConfig, describe_model
+from r1jax.eval.saved_config import CONFIG_FILE, FORMAT, read_config_file
+from r1jax.runs.model_setup import describe_model
 from r1jax.weights.pretrained import DESCRIPTION
 
 log = logging.getLogger(__name__)
@@ -28,15 +29,16 @@ FREE_KEYS = ("steps", "eval", "checkpoint", "log", "model.scan_layers", "model.r
 KEPT_IN_PLACE = (".lock", "compiled", "cache", "checkpoints")
 
 
-def write_config(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Writes config.json, the resolved config, in one move: a kill leaves the old file or the new one. Also model/,
-    what a reader of the checkpoints must know of the model.
+def write_config(settings: Any, workdir: pathlib.Path) -> None:
+    """Writes config.json, every value of a run's settings, in one move: a kill leaves the old file or the new one. Also
+    model/, what a reader of the checkpoints must know of the model.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    replace_file(workdir / "config.json", to_json(config))
-    section, description = config.get("model") or config.get("student"), workdir / DESCRIPTION
-    if section and not (description / "config.json").exists():
-        describe_model(unpack(ModelConfig, section, "model"), description)
+    replace_file(workdir / CONFIG_FILE, to_json({"format": FORMAT, **to_values(settings)}))
+    model = getattr(settings, "model", None) or getattr(settings, "student", None)
+    description = workdir / DESCRIPTION
+    if model and not (description / "config.json").exists():
+        describe_model(model, description)
 
 
 def set_aside(workdir: pathlib.Path) -> None:
@@ -57,24 +59,48 @@ def _has_rows(file: pathlib.Path) -> bool:
     return file.is_file() and file.stat().st_size > 0
 
 
-def check_config(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Raises UserError if the workdir was written by a config that differs in more than `FREE_KEYS`."""
-    file = workdir / "config.json"
-    if not file.exists():
-        return
-    try:
-        before = flatten(json.loads(file.read_text("utf-8")))
-    except ValueError:
-        log.warning("%s is torn: resuming without a look at the config of the steps before", file)
-        return
-    now = flatten(json.loads(to_json(config)))
-    for key in sorted({*before, *now}):
-        free = any(f"{key}.".startswith(f"{name}.") for name in FREE_KEYS)
-        if not free and before.get(key) != now.get(key):
+def check_config(settings: Any, workdir: pathlib.Path) -> None:
+    """Raises UserError if the workdir was written by settings that differ in more than `FREE_KEYS`."""
+    before = read_config(settings, workdir)
+    now = flatten(json.loads(to_json(drop_free(to_values(settings)))))
+    for key in sorted({*before, *now} if before else ()):
+        if before.get(key) != now.get(key):
             raise UserError(
                 f"{workdir} holds a run with config.{key} = {before.get(key)!r}, this one has {now.get(key)!r}; "
                 "resume with the same config or name another --workdir"
             )
+
+
+def read_config(settings: Any, workdir: pathlib.Path) -> dict[str, Any]:
+    """Dotted key -> value of all that the run in `workdir` was made with but `FREE_KEYS`, as the dataclass of
+    `settings` has it; empty where there is none or its file is torn. The values of a run of another stage are those of
+    its file.
+    """
+    try:
+        values, _ = read_config_file(workdir / CONFIG_FILE)
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        log.warning("%s is torn: resuming without a look at the config of the steps before", workdir / CONFIG_FILE)
+        return {}
+    values = drop_free(values)
+    if all(values.get(key) == getattr(settings, key, None) for key in ("stage", "method")):
+        own = to_values(settings)
+        free = {key: own[key] for key in FREE_KEYS if key in own}  # some of which have no default
+        values = resolve(type(settings), {**free, **values}).values
+    return flatten(json.loads(to_json(drop_free(values))))
+
+
+def drop_free(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values without those that a resumed run may change."""
+    kept: dict[str, Any] = {}
+    for key, value in values.items():
+        free = {name.partition(".")[2] for name in FREE_KEYS if name.partition(".")[0] == key}
+        if isinstance(value, Mapping) and "" not in free:
+            kept[key] = {name: item for name, item in value.items() if name not in free}
+        elif "" not in free:
+            kept[key] = value
+    return kept
 
 
 def describe_change(workdir: pathlib.Path, benchmark: str) -> list[dict[str, Any]]:

@@ -20,11 +20,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from r1jax.core import console, distributed
 from r1jax.core.errors import UserError
-from r1jax.core.sharding import make_mesh, use_mesh
 from r1jax.data.loader import PromptLoader
 from r1jax.data.tasks import load_task
 from r1jax.eval.held_out import evaluate, make_problems
@@ -35,7 +33,7 @@ from r1jax.learner.trainable import Trainable
 from r1jax.losses.advantage import group_advantages
 from r1jax.rewards.base import connect_rewards, read_rewards
 from r1jax.rl.curriculum import Curriculum
-from r1jax.rl.grpo_config import GRPOConfig, read_config
+from r1jax.rl.grpo_config import GRPOConfig
 from r1jax.rl.policy_judge import Judge
 from r1jax.rl.rollout_batch import describe_lengths, describe_rewards, describe_samples
 from r1jax.rl.rollouts import Rollouts
@@ -45,6 +43,7 @@ from r1jax.rollout.slots import EngineConfig
 from r1jax.runs.hardware import peak_flops
 from r1jax.runs.loop import Loop
 from r1jax.runs.model_setup import check, load_model
+from r1jax.runs.prologue import open_run
 from r1jax.runs.workdir import describe_change
 from r1jax.text.encoding import PromptEncoder, find_prefix
 from r1jax.text.tokenizer import Tokenizer
@@ -52,17 +51,16 @@ from r1jax.weights.pretrained import require_tokenizer
 
 log = logging.getLogger(__name__)
 
+CONFIG = GRPOConfig
+
 # (the policy, its tokenizer, how log-probs are computed) -> the loss of its updates.
 ObjectiveMaker = Callable[[Trainable, Tokenizer, Scoring], Objective]
 
 
-def run(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Trains as `config` says, resuming from `workdir` if it holds a checkpoint."""
-    settings = read_config(config)
-    console.set_up_logging()
-    distributed.start()
-    with use_mesh(make_mesh(settings.mesh), settings.mesh.rules):
-        Run(settings, config, workdir).train()
+def run(settings: GRPOConfig, workdir: pathlib.Path) -> None:
+    """Trains as the settings say, resuming from `workdir` if it holds a checkpoint."""
+    with open_run(settings.mesh):
+        Run(settings, workdir).train()
 
 
 def make_policy_objective(settings: GRPOConfig) -> ObjectiveMaker:
@@ -83,12 +81,11 @@ class Run:
     def __init__(
         self,
         settings: GRPOConfig,
-        config: ConfigDict,
         workdir: pathlib.Path,
         *,
         make_objective: ObjectiveMaker | None = None,
     ):
-        self.settings, self.config, self.workdir = settings, config, workdir
+        self.settings, self.workdir = settings, workdir
         rewards = read_rewards(settings.rewards)  # their mistakes are found before the model is loaded
         if settings.curriculum.reward and settings.curriculum.reward not in (
             names := [reward.name for reward in rewards]
@@ -160,7 +157,7 @@ class Run:
         """All steps from where the workdir stands."""
         settings = self.settings
         every = settings.eval.every_steps
-        Loop(self.config, self.workdir, settings.steps, every, settings.checkpoint, settings.log).run(self)
+        Loop(settings, self.workdir, settings.steps, every, settings.checkpoint, settings.log).run(self)
         if distributed.is_writer():
             console.show_table("before and after", describe_change(self.workdir, settings.eval.name))
 

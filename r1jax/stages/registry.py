@@ -1,14 +1,21 @@
-"""The table of stages: which file of this folder does what `config.stage` names."""
+"""The table of stages: which file of this folder does what `config.stage` names, and the settings of its runs."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from r1jax.core.errors import UserError
+from ml_collections import ConfigDict
 
-# config.stage -> module with `read_config(config)` and `run(config, workdir)`, imported when the stage is asked for.
+from r1jax.core.errors import UserError
+from r1jax.core.resolution import Resolved, resolve
+from r1jax.eval.saved_config import RENAMED, RENAMED_STAGES
+
+# config.stage -> module, imported when the stage is asked for. It has `CONFIG`, the dataclass of a run's settings with
+# a method `check()` for impossible combinations, and `run(settings, workdir)`; or `find_variant(values)`, which gives
+# such a module.
 STAGES = {
     "sft": "r1jax.stages.sft",
     "grpo": "r1jax.stages.grpo",
@@ -19,14 +26,37 @@ STAGES = {
     "pipeline": "r1jax.stages.pipeline.pipeline",
 }
 
-# Former names, which an error translates.
-RENAMED = {"collect": "rejection_sampling", "draw": "synthesize"}
 
-
-def find_stage(name: Any) -> ModuleType:
-    """The module of a stage. Raises UserError for a name that STAGES lacks."""
-    if name in RENAMED:
-        raise UserError(f"config.stage = {name!r} is now called {RENAMED[name]!r}")
+def find_stage(values: Mapping[str, Any]) -> ModuleType:
+    """The module of a run by `stage` (and `method`) of its values. Raises UserError for a name that STAGES lacks."""
+    name = values.get("stage")
+    if name in RENAMED_STAGES:
+        raise UserError(f"config.stage = {name!r} is now called {RENAMED_STAGES[name]!r}")
     if name not in STAGES:
         raise UserError(f"config.stage must be one of {', '.join(STAGES)}, got {name!r}")
-    return importlib.import_module(STAGES[name])
+    module = importlib.import_module(STAGES[name])
+    return module.find_variant(values) if hasattr(module, "find_variant") else module
+
+
+def stage_of(settings: Any) -> ModuleType:
+    """The module that runs these settings."""
+    return find_stage({"stage": settings.stage, "method": getattr(settings, "method", None)})
+
+
+def resolve_run(config: Mapping[str, Any] | ConfigDict, flags: Mapping[str, str] | None = None) -> Resolved[Any]:
+    """The checked settings of a config file's values and of flags (dotted key -> text).
+
+    Raises UserError for an unknown stage or key, a value of a wrong type, and an impossible combination.
+    """
+    resolved = resolve_values(config, flags)
+    resolved.settings.check()
+    return resolved
+
+
+def resolve_values(config: Mapping[str, Any] | ConfigDict, flags: Mapping[str, str] | None = None) -> Resolved[Any]:
+    """As `resolve_run`, without the check for impossible combinations."""
+    flags = flags or {}
+    module = find_stage({key: flags.get(key, config.get(key)) for key in ("stage", "method")})
+    if hasattr(module, "resolve"):  # its settings hold those of other stages
+        return module.resolve(config, flags)
+    return resolve(module.CONFIG, config, flags, renamed=RENAMED)

@@ -17,12 +17,9 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from r1jax.core import console, distributed
-from r1jax.core.config import unpack
+from r1jax.core import distributed
 from r1jax.core.errors import UserError
-from r1jax.core.sharding import MeshConfig, make_mesh, use_mesh
+from r1jax.core.sharding import MeshConfig
 from r1jax.data.filters import FilterConfig, Trace, filter_traces, statistics_file, write_set
 from r1jax.data.sources import SourceRow
 from r1jax.data.tasks import TaskConfig, load_task
@@ -30,6 +27,7 @@ from r1jax.models.transformer import split
 from r1jax.rewards.base import load_rewards, score
 from r1jax.runs.generate import RESULTS, Generation, generate_file
 from r1jax.runs.model_setup import ModelConfig, load_model
+from r1jax.runs.prologue import open_run
 from r1jax.runs.sampler import Sampler
 from r1jax.runs.workdir import check_config, write_config
 from r1jax.text.prompts import fill_all
@@ -70,27 +68,24 @@ class CollectConfig:
     seed: int = 0
     mesh: MeshConfig = MeshConfig()
 
-
-def read_config(config: ConfigDict) -> CollectConfig:
-    """The config as dataclasses. Raises UserError for unknown keys, wrong types and impossible combinations."""
-    settings = unpack(CollectConfig, config)
-    if settings.reply and not all(place in settings.reply for place in ("{reasoning}", "{answer}")):
-        raise UserError(f"config.reply must hold {{reasoning}} and {{answer}}, or be empty; got {settings.reply!r}")
-    return settings
+    def check(self) -> None:
+        """Raises UserError for impossible combinations."""
+        if self.reply and not all(place in self.reply for place in ("{reasoning}", "{answer}")):
+            raise UserError(f"config.reply must hold {{reasoning}} and {{answer}}, or be empty; got {self.reply!r}")
 
 
-def run(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Samples and filters as `config` says, going on from what `workdir` holds."""
-    settings = read_config(config)
-    console.set_up_logging()
-    distributed.start()
-    with use_mesh(make_mesh(settings.mesh), settings.mesh.rules):
-        check_config(config, workdir)
+CONFIG = CollectConfig
+
+
+def run(settings: CollectConfig, workdir: pathlib.Path) -> None:
+    """Samples and filters as the settings say, going on from what `workdir` holds."""
+    with open_run(settings.mesh):
+        check_config(settings, workdir)
         if (workdir / SET_FILE).exists():
             log.info("%s is there already", workdir / SET_FILE)
             return
         if distributed.is_writer():
-            write_config(config, workdir)
+            write_config(settings, workdir)
         rewards, task = load_rewards(settings.rewards), load_task(settings.data)
         rows = task.train[: settings.generate.prompts or None]
         collect(settings.model, rows, settings.generate, rewards, settings.filters, workdir, reply=settings.reply)

@@ -20,11 +20,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from r1jax.core import console, distributed
 from r1jax.core.errors import UserError
-from r1jax.core.sharding import batch_parts, make_mesh, sharding, use_mesh
+from r1jax.core.sharding import batch_parts, sharding
 from r1jax.data.corpus import load_corpus
 from r1jax.data.examples import Example
 from r1jax.data.sequences import PackingConfig, SequenceLoader, utilisation
@@ -41,23 +40,23 @@ from r1jax.models.flops import count_work
 from r1jax.runs.hardware import peak_flops
 from r1jax.runs.loop import Loop
 from r1jax.runs.model_setup import check_divides, load_model
-from r1jax.stages.sft_config import SFTConfig, read_config
+from r1jax.runs.prologue import open_run
+from r1jax.stages.sft_config import SFTConfig
 from r1jax.text.tokenizer import Tokenizer
 from r1jax.weights.pretrained import require_tokenizer
 
 log = logging.getLogger(__name__)
 
+CONFIG = SFTConfig
+
 # (the model, its tokenizer) -> the loss of its updates.
 ObjectiveMaker = Callable[[Trainable, Tokenizer], Objective]
 
 
-def run(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Trains as `config` says, resuming from `workdir` if it holds a checkpoint."""
-    settings = read_config(config)
-    console.set_up_logging()
-    distributed.start()
-    with use_mesh(make_mesh(settings.mesh), settings.mesh.rules):
-        Run(settings, config, workdir).train()
+def run(settings: SFTConfig, workdir: pathlib.Path) -> None:
+    """Trains as the settings say, resuming from `workdir` if it holds a checkpoint."""
+    with open_run(settings.mesh):
+        Run(settings, workdir).train()
 
 
 def make_supervised_objective(settings: SFTConfig) -> ObjectiveMaker:
@@ -77,12 +76,12 @@ class Run:
     def __init__(
         self,
         settings: SFTConfig,
-        config: ConfigDict,
         workdir: pathlib.Path,
         *,
         make_objective: ObjectiveMaker | None = None,
     ):
-        self.settings, self.config, self.workdir = settings, config, workdir
+        self.settings, self.workdir = settings, workdir
+        self.saved_settings: Any = settings  # those of config.json
         rows = settings.train.rows_per_step
         check_divides("train.rows_per_step", rows, "train.micro_batch_size x devices", self._rows_per_batch())
         model, tokenizer = load_model(settings.model)
@@ -146,7 +145,7 @@ class Run:
     def train(self) -> None:
         """All steps from where the workdir stands."""
         settings, every = self.settings, self.settings.eval.every_steps
-        Loop(self.config, self.workdir, self.steps, every, settings.checkpoint, settings.log).run(self)
+        Loop(self.saved_settings, self.workdir, self.steps, every, settings.checkpoint, settings.log).run(self)
         self.loader.close()
         if distributed.is_writer():
             table = tabulate_headlines(find_headlines(read_run(self.workdir).rows))

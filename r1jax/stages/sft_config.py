@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-from ml_collections import ConfigDict
-
-from r1jax.core.config import unpack
 from r1jax.core.errors import UserError
 from r1jax.core.sharding import MeshConfig
 from r1jax.data.corpus import CorpusConfig
@@ -54,12 +51,9 @@ class SFTConfig:
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
 
-
-def read_config(config: ConfigDict) -> SFTConfig:
-    """The config as dataclasses. Raises UserError for unknown keys, wrong types and impossible combinations."""
-    settings = unpack(SFTConfig, config)
-    check_settings(settings)
-    return settings
+    def check(self) -> None:
+        """Raises UserError for impossible combinations."""
+        check_settings(self)
 
 
 def check_settings(settings: SFTConfig) -> None:

@@ -18,14 +18,12 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from r1jax.core import console, distributed
+from r1jax.core import distributed
 from r1jax.core.atomic_file import replace_file
-from r1jax.core.config import unpack
 from r1jax.core.errors import UserError
 from r1jax.data.bilingual import draw_requests, draw_texts, draw_worked
 from r1jax.data.sources import SourceRow, draw_addition
+from r1jax.runs.prologue import open_run
 from r1jax.runs.workdir import write_config
 
 log = logging.getLogger(__name__)
@@ -44,24 +42,26 @@ class DrawConfig:
     stage: str = "synthesize"
     seed: int = 0
 
-
-def read_config(config: ConfigDict) -> DrawConfig:
-    """The config as a dataclass. Raises UserError for unknown keys and wrong values."""
-    settings = unpack(DrawConfig, config)
-    for name in ("held_out", "worked", "requests", "texts"):
-        if getattr(settings, name) < 0:
-            raise UserError(f"config.{name} must not be negative, got {getattr(settings, name)}")
-    return settings
+    def check(self) -> None:
+        """Raises UserError for impossible numbers."""
+        for name in ("held_out", "worked", "requests", "texts"):
+            if getattr(self, name) < 0:
+                raise UserError(f"config.{name} must not be negative, got {getattr(self, name)}")
 
 
-def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+CONFIG = DrawConfig
+
+
+def run(settings: DrawConfig, workdir: pathlib.Path) -> None:
     """Draws and writes; what lies in the workdir already is written again, and is the same."""
-    settings = read_config(config)
-    console.set_up_logging()
-    distributed.start()
-    if not distributed.is_writer():
-        return
-    write_config(config, workdir)
+    with open_run():
+        if distributed.is_writer():
+            synthesize(settings, workdir)
+
+
+def synthesize(settings: DrawConfig, workdir: pathlib.Path) -> None:
+    """Draws all rows and writes their files."""
+    write_config(settings, workdir)
     draw = draw_addition(settings.held_out, settings.seed, low=settings.low, high=settings.high)
     sums, problems = [row.columns for row in draw.train], _pose(draw.train)
     requests = draw_requests(settings.requests, settings.seed)

@@ -6,12 +6,10 @@ import dataclasses
 import logging
 import pathlib
 
-from ml_collections import ConfigDict
-
-from r1jax.core import console, distributed
-from r1jax.core.config import unpack
+from r1jax.core import distributed
 from r1jax.core.errors import UserError
 from r1jax.data.files import read_rows
+from r1jax.runs.prologue import open_run
 from r1jax.runs.workdir import write_config
 from r1jax.text.sentencepiece_training import train_vocabulary
 
@@ -27,23 +25,30 @@ class VocabularyConfig:
     rows: int = 0
     stage: str = "vocabulary"
 
+    def check(self) -> None:
+        """Raises UserError for impossible numbers."""
+        if self.size < 1 or self.rows < 0:
+            raise UserError(
+                f"config.size must be at least 1 and config.rows must not be negative; got {self.size} and {self.rows}"
+            )
 
-def read_config(config: ConfigDict) -> VocabularyConfig:
-    """The config as a dataclass. Raises UserError for unknown keys and wrong values."""
-    return unpack(VocabularyConfig, config)
+
+CONFIG = VocabularyConfig
 
 
-def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+def run(settings: VocabularyConfig, workdir: pathlib.Path) -> None:
     """Trains and writes; the workdir is then a folder that `config.model.path` may name for its tokenizer."""
-    settings = read_config(config)
-    console.set_up_logging()
-    distributed.start()
-    if not distributed.is_writer():
-        return
+    with open_run():
+        if distributed.is_writer():
+            train(settings, workdir)
+
+
+def train(settings: VocabularyConfig, workdir: pathlib.Path) -> None:
+    """Reads the texts and writes the tokenizer's files."""
     rows = read_rows(settings.path, key="config.path")[: settings.rows or None]
     texts = [str(row.columns["text"]) for row in rows if "text" in row.columns]
     if not texts:
         raise UserError(f"{settings.path} holds no row with text (config.path)")
-    write_config(config, workdir)
+    write_config(settings, workdir)
     tokenizer = train_vocabulary(texts, settings.size, workdir)
     log.info("%s: %d ids from %d texts", workdir, tokenizer.vocab_size, len(texts))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import types
 from typing import Any
 
 import jax
@@ -9,20 +10,22 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from r1jax.aot.programs import Program, abstract_model, find_sizes, list_programs, read_mesh
+from r1jax.aot.programs import Program, abstract_model, find_sizes, list_programs
 from r1jax.core.config import load_config
 from r1jax.core.errors import UserError
 from r1jax.core.sharding import MeshConfig, make_mesh, use_mesh
 from r1jax.models.families import deepseek_v3, llama
 from r1jax.runs.model_setup import ModelConfig
 from r1jax.runs.sampler import make_engine_config
+from r1jax.stages.registry import resolve_run
 from tests.stages.pod_grpo import get_config
 
 
 @pytest.fixture(scope="module")
 def programs() -> dict[str, Program]:
-    with use_mesh(make_mesh(read_mesh(get_config()))):
-        return {program.name: program for program in list_programs(get_config())}
+    settings = resolve_run(get_config()).settings
+    with use_mesh(make_mesh(settings.mesh)):
+        return {program.name: program for program in list_programs(settings)}
 
 
 def shapes(tree: Any) -> Any:
@@ -54,7 +57,7 @@ def test_states_go_round(programs: dict[str, Program]) -> None:
 def test_slots_lie_where_the_engine_puts_them(programs: dict[str, Program]) -> None:
     """The compiled decode step hands its slots back in the places that were assumed: nothing moves between calls."""
     program = programs["decode"]
-    with use_mesh(make_mesh(read_mesh(get_config()))):
+    with use_mesh(make_mesh(resolve_run(get_config()).settings.mesh)):
         compiled = program.function.lower(*program.arguments, **program.keywords).compile()
     for given, taken in zip(
         jax.tree.leaves(compiled.output_shardings), jax.tree.leaves(program.arguments[2]), strict=True
@@ -98,7 +101,7 @@ def test_sizes_by_preset_and_by_hub_name() -> None:
 
 def test_a_stage_without_known_programs_is_refused() -> None:
     with pytest.raises(UserError, match="the programs of config.stage=dance are not known"):
-        list_programs(ConfigDict({"stage": "dance"}))
+        list_programs(types.SimpleNamespace(stage="dance"))
 
 
 def supervised(preset: str) -> ConfigDict:
@@ -114,9 +117,9 @@ def supervised(preset: str) -> ConfigDict:
 @pytest.mark.parametrize("stage", ["grpo", "sft"])
 @pytest.mark.parametrize("preset", ["tiny_llama", "tiny_deepseek_v3"])
 def test_every_program_lowers_for_cuda_without_a_tpu_kernel(stage: str, preset: str) -> None:
-    config = get_config(preset) if stage == "grpo" else supervised(preset)
-    with use_mesh(make_mesh(read_mesh(config))):
-        for program in list_programs(config):
+    settings = resolve_run(get_config(preset) if stage == "grpo" else supervised(preset)).settings
+    with use_mesh(make_mesh(settings.mesh)):
+        for program in list_programs(settings):
             traced = program.function.trace(*program.arguments, **program.keywords)
             text = traced.lower(lowering_platforms=("cuda",)).as_text()
             assert "stablehlo." in text and "tpu_custom_call" not in text, program.name
@@ -150,11 +153,10 @@ def test_two_slices_need_a_data_axis_that_divides() -> None:
 def test_a_pipeline_has_programs_that_stages_share_once() -> None:
     """At the paper's scale, for only shapes are made."""
     config = load_config("configs/r1_pipeline.py:size=671b")
-    config.mesh = ConfigDict(dict(data=1, fsdp=-1, expert=4, context=1, tensor=1))
-    for stage in config.stages.values():
-        stage.mesh = config.mesh
-    with use_mesh(make_mesh(read_mesh(config))):
-        names = [program.name for program in list_programs(config)]
+    flags = {f"stages.{name}.mesh.expert": "4" for name in config.stages}
+    settings = resolve_run(config, {**flags, "mesh.expert": "4"}).settings
+    with use_mesh(make_mesh(settings.mesh)):
+        names = [program.name for program in list_programs(settings)]
     updates, rolls = ["accumulate", "apply"], ["prefill", "insert", "decode"]
     expected = {
         "zero": [*updates, "logprobs", *rolls],  # as the later reinforcements of the same model

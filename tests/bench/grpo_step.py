@@ -52,9 +52,10 @@ def main() -> None:
         config.rewards = {"random": {"function": "grpo_step:random_reward", "weight": 1.0}}
         config.optimizer.learning_rate = 1e-6
         from r1jax.stages.grpo import run
+        from r1jax.stages.registry import resolve_run
 
         workdir = pathlib.Path(folder) / "run"
-        run(config, workdir)
+        run(resolve_run(config).settings, workdir)
         rows = read_rows(workdir / "metrics.jsonl")[1:]
     pick = lambda key: [row[key] for row in rows]
     figures = {"step_s": pick("step_time"), "gen_s": pick("time/rollout"), "train_s": pick("time/train")}

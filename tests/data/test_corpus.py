@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from r1jax.core.config import unpack
 from r1jax.core.errors import UserError
+from r1jax.core.sections import unpack
 from r1jax.data.corpus import Corpus, CorpusConfig, SourceConfig, load_corpus
 from r1jax.data.examples import Example
 from r1jax.text.tokenizer import Tokenizer

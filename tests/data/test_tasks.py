@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from r1jax.core.config import unpack
 from r1jax.core.errors import UserError
+from r1jax.core.sections import unpack
 from r1jax.data.sources import SourceRow
 from r1jax.data.tasks import Example, RowError, TaskConfig, extract_gsm8k, load_task, make_builder
 from r1jax.text.prompts import R1_ZERO

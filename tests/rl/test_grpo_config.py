@@ -5,12 +5,13 @@ import re
 
 import pytest
 
-from r1jax.core.config import apply_overrides, load_config
+from r1jax.core.config import load_config
 from r1jax.core.errors import UserError
 from r1jax.core.structs import Sampling
 from r1jax.losses.policy import PRESETS, PolicyLossConfig
-from r1jax.rl.grpo_config import GRPOConfig, RolloutConfig, read_config
-from tests.stages.runs import CONFIG
+from r1jax.rl.grpo_config import GRPOConfig, RolloutConfig
+from r1jax.stages.registry import resolve_run
+from tests.stages.runs import CONFIG, read_settings
 
 
 @pytest.mark.parametrize(
@@ -69,22 +70,22 @@ from tests.stages.runs import CONFIG
 )
 def test_impossible_combinations_are_named(changes: dict[str, str], message: str):
     with pytest.raises(UserError, match=re.escape(message)):
-        read_config(apply_overrides(load_config(str(CONFIG)), changes))
+        read_settings(CONFIG, **changes)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_dtypes_of_a_config(dtype: str):
     changes = {"model.dtype": dtype, "model.param_dtype": dtype}
-    settings = read_config(apply_overrides(load_config(str(CONFIG)), changes))
+    settings = read_settings(CONFIG, **changes)
     assert (settings.model.dtype, settings.model.param_dtype) == (dtype, dtype)
 
 
 def test_rules_of_the_mesh_may_be_null_or_name_several_axes():
     rules = '{"embed": null, "vocab": "fsdp,tensor", "mlp": ["fsdp", "tensor"]}'
-    settings = read_config(apply_overrides(load_config(str(CONFIG)), {"mesh.rules": rules}))
+    settings = read_settings(CONFIG, mesh__rules=rules)
     assert settings.mesh.rules == {"embed": None, "vocab": "fsdp,tensor", "mlp": ("fsdp", "tensor")}
     with pytest.raises(UserError, match=r"config\.mesh\.rules\.embed must be"):
-        read_config(apply_overrides(load_config(str(CONFIG)), {"mesh.rules": '{"embed": 3}'}))
+        read_settings(CONFIG, mesh__rules='{"embed": 3}')
 
 
 def test_an_unknown_key_of_a_section_is_named():
@@ -92,7 +93,7 @@ def test_an_unknown_key_of_a_section_is_named():
     with config.unlocked():
         config.rollout.top_q = 0.5
     with pytest.raises(UserError, match=r'config\.rollout\.top_q is not a known key; did you mean "top_[kp]"'):
-        read_config(config)
+        resolve_run(config)
 
 
 def test_sampling_of_a_run_is_that_of_its_config():
@@ -102,9 +103,7 @@ def test_sampling_of_a_run_is_that_of_its_config():
 
 
 def read(**sections: str) -> GRPOConfig:
-    return read_config(
-        apply_overrides(load_config(str(CONFIG)), {key.replace("__", "."): v for key, v in sections.items()})
-    )
+    return read_settings(CONFIG, **sections)
 
 
 def test_a_preset_is_the_default_of_its_knobs():

@@ -1,23 +1,49 @@
-"""config.json: whole or not there, ended by one newline; a torn one stops no run."""
+"""config.json: every value, whole or not there, ended by one newline; a torn one stops no run."""
 
+import dataclasses
 import json
 import os
 import pathlib
 from typing import Any
 
 import pytest
-from ml_collections import ConfigDict
 
 from r1jax.core.errors import UserError
 from r1jax.runs.workdir import check_config, write_config
 
-CONFIG = ConfigDict({"seed": 1, "steps": 3, "data": {"args": {}, "path": None}, "eval": {"every_steps": 2}})
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    args: dict[str, Any] = dataclasses.field(default_factory=dict)
+    path: str | None = None
+    length: int = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+    every_steps: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    seed: int = 0
+    steps: int = 1
+    stage: str = "toy"
+    data: Data = Data()
+    eval: Eval = Eval()
+
+
+CONFIG = Settings(seed=1, steps=3, eval=Eval(2))
 
 
 def test_the_config_is_written_whole_and_ends_in_one_newline(tmp_path: pathlib.Path):
     write_config(CONFIG, tmp_path / "run")
     text = (tmp_path / "run" / "config.json").read_text()
-    assert json.loads(text) == CONFIG.to_dict() and text.endswith("}\n") and not text.endswith("\n\n")
+    assert (
+        json.loads(text) == {"format": 2, **dataclasses.asdict(CONFIG)}
+        and text.endswith("}\n")
+        and not text.endswith("\n\n")
+    )
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
 
 
@@ -30,7 +56,7 @@ def test_a_kill_while_writing_leaves_the_old_config(tmp_path: pathlib.Path, monk
 
     monkeypatch.setattr(os, "replace", die)
     with pytest.raises(KeyboardInterrupt):
-        write_config(ConfigDict({**CONFIG.to_dict(), "steps": 9}), tmp_path)
+        write_config(dataclasses.replace(CONFIG, steps=9), tmp_path)
     assert (tmp_path / "config.json").read_text() == before
     check_config(CONFIG, tmp_path)
 
@@ -46,7 +72,8 @@ def test_a_torn_config_does_not_stop_a_resume(tmp_path: pathlib.Path, caplog: py
     ("changes", "message"),
     [
         ({"seed": 2}, "config.seed = 1, this one has 2"),
-        ({"data": {"args": {"low": 1}, "path": None}}, "config.data.args = {}, this one has None"),
+        ({"data": Data({"low": 1})}, "config.data.args = {}, this one has None"),
+        ({"stage": "play"}, "config.stage = 'toy', this one has 'play'"),
     ],
 )
 def test_another_config_is_refused_but_for_what_may_change(
@@ -54,5 +81,13 @@ def test_another_config_is_refused_but_for_what_may_change(
 ):
     write_config(CONFIG, tmp_path)
     with pytest.raises(UserError, match=message):
-        check_config(ConfigDict({**CONFIG.to_dict(), **changes}), tmp_path)
-    check_config(ConfigDict({**CONFIG.to_dict(), "steps": 9, "eval": {"every_steps": 1}}), tmp_path)
+        check_config(dataclasses.replace(CONFIG, **changes), tmp_path)
+    check_config(dataclasses.replace(CONFIG, steps=9, eval=Eval(1)), tmp_path)
+
+
+def test_keys_that_a_config_lacks_have_their_defaults(tmp_path: pathlib.Path):
+    """As a config.json of format 1 does, or one that was written before a key was there."""
+    (tmp_path / "config.json").write_text('{"seed": 1, "stage": "toy", "steps": 3}')
+    check_config(CONFIG, tmp_path)
+    with pytest.raises(UserError, match="config.data.length = 8, this one has 4"):
+        check_config(dataclasses.replace(CONFIG, data=Data(length=4)), tmp_path)

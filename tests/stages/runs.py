@@ -1,6 +1,5 @@
 """Runs of the tiny configs beside this file, in this process or as the command, and what they leave behind."""
 
-import importlib
 import os
 import pathlib
 import subprocess
@@ -11,9 +10,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from r1jax.core.config import apply_overrides, load_config
+from r1jax.core.config import load_config
 from r1jax.core.metrics import read_rows
 from r1jax.core.sharding import make_mesh, use_mesh
+from r1jax.stages.registry import resolve_run, stage_of
 
 CONFIG = pathlib.Path(__file__).with_name("tiny_grpo.py")
 ROOT = CONFIG.parents[2]
@@ -26,13 +26,16 @@ def train(
     workdir: pathlib.Path, model: pathlib.Path, devices: int = 1, *, config: pathlib.Path = CONFIG, **changes: Any
 ) -> Rows:
     """Runs the config in this process with `a__b=value` as `config.a.b`; the rows of metrics.jsonl."""
-    overrides = {key.replace("__", "."): str(value) for key, value in changes.items()}
-    values = apply_overrides(load_config(str(config)), {"model.path": str(model), **overrides})
-    stage = importlib.import_module(f"r1jax.stages.{values.stage}")
-    settings = stage.read_config(values)
+    settings = read_settings(config, **{"model__path": model, **changes})
     with use_mesh(make_mesh(settings.mesh, jax.devices()[:devices])):
-        stage.Run(settings, values, workdir).train()
+        stage_of(settings).Run(settings, workdir).train()
     return read_rows(workdir / "metrics.jsonl")
+
+
+def read_settings(config: pathlib.Path | str, **changes: Any) -> Any:
+    """The checked settings of a config file, with `a__b=value` as the flag `--config.a.b=value`."""
+    flags = {key.replace("__", "."): str(value) for key, value in changes.items()}
+    return resolve_run(load_config(str(config)), flags).settings
 
 
 def start(

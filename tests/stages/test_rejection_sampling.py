@@ -3,11 +3,11 @@
 import pathlib
 
 import pytest
-from ml_collections import ConfigDict
 
 from r1jax.core.errors import UserError
 from r1jax.data.filters import Trace
 from r1jax.stages import rejection_sampling as collect
+from r1jax.stages.registry import resolve_run
 
 FORM = "<think>\n{reasoning}\n</think>\n{answer}"
 
@@ -42,6 +42,11 @@ def test_a_set_is_written_in_that_form(tmp_path: pathlib.Path):
     ],
 )
 def test_a_mistake_gets_one_line(change: dict, message: str):
-    config = {"model": {"path": "x"}, "data": {"source": "addition"}, "rewards": {"answer_reward": 1.0}}
+    config = {
+        "stage": "rejection_sampling",
+        "model": {"path": "x"},
+        "data": {"source": "addition"},
+        "rewards": {"answer_reward": 1.0},
+    }
     with pytest.raises(UserError, match=message):
-        collect.read_config(ConfigDict({**config, **change}))
+        resolve_run({**config, **change})

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax.core.config import apply_overrides, load_config
 from r1jax.core.errors import UserError
 from r1jax.core.metrics import read_rows
 from r1jax.data.corpus import load_corpus
@@ -120,12 +119,9 @@ def test_eight_devices_and_small_micro_batches_take_the_same_steps(
 
 
 def test_epochs_show_every_example_once_each(tiny_model: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    config = apply_overrides(
-        load_config(str(CONFIG)), {"model.path": str(tiny_model), "steps": "0", "data.epochs": "2"}
-    )
-    settings = sft.read_config(config)
+    settings = runs.read_settings(CONFIG, model__path=tiny_model, steps=0, data__epochs=2)
     corpus = load_corpus(settings.data, Tokenizer.from_folder(tiny_model))
-    run = sft.Run(settings, config, tmp_path)
+    run = sft.Run(settings, tmp_path)
     counted, run.steps = run.steps, run.steps + 1
     with pytest.raises(
         UserError, match=rf"the data ended before step {run.steps} of {run.steps}: config\.data\.epochs"
@@ -155,9 +151,8 @@ def test_fresh_weights_of_a_named_shape_learn_text(tmp_path: pathlib.Path) -> No
 
 
 def test_adapters_alone_are_trained_and_saved(tiny_model: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    changes = {"lora.rank": "4", "optimizer.learning_rate": "1e-2", "steps": str(STEPS), "model.path": str(tiny_model)}
-    config = apply_overrides(load_config(str(CONFIG)), changes)
-    run = sft.Run(sft.read_config(config), config, tmp_path)
+    changes = {"lora__rank": 4, "optimizer__learning_rate": 1e-2, "steps": STEPS}
+    run = sft.Run(runs.read_settings(CONFIG, model__path=tiny_model, **changes), tmp_path)
     run.train()
     found = read_rows(tmp_path / "metrics.jsonl")
     assert found[-1]["eval/loss"] < found[0]["eval/loss"] - 2

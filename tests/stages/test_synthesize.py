@@ -5,11 +5,11 @@ import pathlib
 from typing import Any
 
 import pytest
-from ml_collections import ConfigDict
 
 from r1jax.core.errors import UserError
 from r1jax.stages import synthesize as draw
 from r1jax.stages import vocabulary
+from r1jax.stages.registry import resolve_run
 from r1jax.text.tokenizer import Tokenizer
 
 COUNTS = {"low": 1, "high": 20, "held_out": 30, "worked": 5, "requests": 7, "texts": 300}
@@ -20,7 +20,7 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def test_problems_are_apart_and_counts_are_as_asked(tmp_path: pathlib.Path):
-    draw.run(ConfigDict({"stage": "synthesize", **COUNTS}), tmp_path / "a")
+    draw.run(resolve_run({"stage": "synthesize", **COUNTS}).settings, tmp_path / "a")
     files = {path.stem: read(path) for path in (tmp_path / "a").glob("*.jsonl")}
     assert {name: len(rows) for name, rows in files.items()} == {
         "held_out": 30,
@@ -35,16 +35,17 @@ def test_problems_are_apart_and_counts_are_as_asked(tmp_path: pathlib.Path):
         ("math", True),
         ("general", False),
     }
-    draw.run(ConfigDict({"stage": "synthesize", **COUNTS}), tmp_path / "b")
+    draw.run(resolve_run({"stage": "synthesize", **COUNTS}).settings, tmp_path / "b")
     assert all((tmp_path / "b" / f"{name}.jsonl").read_text("utf-8") for name in files)
     for name in files:
         assert (tmp_path / "a" / f"{name}.jsonl").read_bytes() == (tmp_path / "b" / f"{name}.jsonl").read_bytes()
 
 
 def test_a_vocabulary_of_the_texts(tmp_path: pathlib.Path):
-    draw.run(ConfigDict({"stage": "synthesize", **COUNTS}), tmp_path / "data")
+    draw.run(resolve_run({"stage": "synthesize", **COUNTS}).settings, tmp_path / "data")
     path = str(tmp_path / "data" / "text.jsonl")
-    vocabulary.run(ConfigDict({"stage": "vocabulary", "path": path, "size": 420}), tmp_path / "vocabulary")
+    settings = resolve_run({"stage": "vocabulary", "path": path, "size": 420}).settings
+    vocabulary.run(settings, tmp_path / "vocabulary")
     tokenizer = Tokenizer.from_path(tmp_path / "vocabulary")
     assert tokenizer is not None and 380 < tokenizer.vocab_size <= 420
     text = "Question: What is 3 + 4?\nReply: <think> 个位相加: 3 + 4 = 7. </think>"
@@ -54,4 +55,4 @@ def test_a_vocabulary_of_the_texts(tmp_path: pathlib.Path):
 @pytest.mark.parametrize("change", [{"texts": -1}, {"held_out": 10_000}, {"sums": 3}])
 def test_a_mistake_is_told(tmp_path: pathlib.Path, change: dict[str, int]):
     with pytest.raises(UserError):
-        draw.run(ConfigDict({"stage": "synthesize", **COUNTS, **change}), tmp_path)
+        draw.run(resolve_run({"stage": "synthesize", **COUNTS, **change}).settings, tmp_path)

@@ -1,21 +1,19 @@
 """Distillation: a student learns from a teacher, by the method that `config.method` names.
 
 `traces` is DeepSeek-R1's (arXiv:2501.12948, section 2.4): the teacher's verified and filtered samples become a
-supervised set. Each method is a file of this folder, with its own `run(config, workdir)`.
+supervised set. Each method is a file of this folder: a stage of its own.
 """
 
 from __future__ import annotations
 
 import importlib
-import pathlib
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from r1jax.core.errors import UserError
 
-# config.method -> module with `read_config(config)` and `run(config, workdir)`.
+# config.method -> module with `CONFIG` and `run(settings, workdir)`.
 METHODS = {
     "traces": "r1jax.stages.distill.traces",
     "logits": "r1jax.stages.distill.logits",
@@ -23,19 +21,9 @@ METHODS = {
 }
 
 
-def read_config(config: ConfigDict) -> Any:
-    """The config as the dataclasses of its method. Raises UserError for whatever is wrong with it."""
-    return find_method(config).read_config(config)
-
-
-def run(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Distils as `config` says."""
-    find_method(config).run(config, workdir)
-
-
-def find_method(config: ConfigDict) -> ModuleType:
-    """The module of `config.method`. Raises UserError for a method that METHODS lacks."""
-    method = config.get("method")
+def find_variant(values: Mapping[str, Any]) -> ModuleType:
+    """The module of the method that the values name. Raises UserError for one that METHODS lacks."""
+    method = values.get("method")
     if method not in METHODS:
         raise UserError(f"config.method must be one of {', '.join(METHODS)}, got {method!r}")
     return importlib.import_module(METHODS[method])

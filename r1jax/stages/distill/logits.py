@@ -9,19 +9,15 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 
-from ml_collections import ConfigDict
-
-from r1jax.core import console, distributed
-from r1jax.core.config import unpack
-from r1jax.core.sharding import make_mesh, use_mesh
 from r1jax.learner.distillation import DivergenceConfig, make_logits_loss
 from r1jax.learner.objective import Objective
 from r1jax.learner.trainable import Trainable
 from r1jax.models.transformer import merge
 from r1jax.runs.model_setup import ModelConfig, check
+from r1jax.runs.prologue import open_run
 from r1jax.stages import sft
 from r1jax.stages.distill.teacher import Teacher, load_teacher
-from r1jax.stages.sft_config import SFTConfig, check_settings
+from r1jax.stages.sft_config import SFTConfig
 from r1jax.text.tokenizer import Tokenizer
 
 
@@ -34,34 +30,31 @@ class LogitsConfig(SFTConfig):
     teacher: ModelConfig = ModelConfig("")
     divergence: DivergenceConfig = DivergenceConfig()
 
-
-def read_config(config: ConfigDict) -> LogitsConfig:
-    """The config as dataclasses. Raises UserError for unknown keys, wrong types and impossible combinations."""
-    settings = unpack(LogitsConfig, config)
-    check_settings(settings)
-    check("teacher.path", settings.teacher.path, bool(settings.teacher.path), "must name the teacher")
-    top_k = settings.divergence.top_k
-    check("divergence.top_k", top_k, top_k >= 0, "must be 0 (all tokens) or more")
-    return settings
+    def check(self) -> None:
+        """Raises UserError for impossible combinations."""
+        super().check()
+        check("teacher.path", self.teacher.path, bool(self.teacher.path), "must name the teacher")
+        top_k = self.divergence.top_k
+        check("divergence.top_k", top_k, top_k >= 0, "must be 0 (all tokens) or more")
 
 
-def run(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Distils as `config` says, resuming from `workdir` if it holds a checkpoint."""
-    settings = read_config(config)
-    console.set_up_logging()
-    distributed.start()
-    with use_mesh(make_mesh(settings.mesh), settings.mesh.rules):
-        make_run(settings, config, workdir).train()
+CONFIG = LogitsConfig
 
 
-def make_run(settings: LogitsConfig, config: ConfigDict, workdir: pathlib.Path) -> sft.Run:
+def run(settings: LogitsConfig, workdir: pathlib.Path) -> None:
+    """Distils as the settings say, resuming from `workdir` if it holds a checkpoint."""
+    with open_run(settings.mesh):
+        make_run(settings, workdir).train()
+
+
+def make_run(settings: LogitsConfig, workdir: pathlib.Path) -> sft.Run:
     """An SFT run whose loss is the forward KL to the teacher."""
 
     def make_objective(trainable: Trainable, tokenizer: Tokenizer) -> Objective:
         student = merge(trainable.graph, trainable.base or trainable.params)
         return teach(settings, trainable, load_teacher(settings.teacher, student, tokenizer))
 
-    return sft.Run(settings, config, workdir, make_objective=make_objective)
+    return sft.Run(settings, workdir, make_objective=make_objective)
 
 
 def teach(settings: LogitsConfig, trainable: Trainable, teacher: Teacher) -> Objective:

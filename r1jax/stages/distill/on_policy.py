@@ -11,18 +11,14 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 
-from ml_collections import ConfigDict
-
-from r1jax.core import console, distributed
-from r1jax.core.config import unpack
-from r1jax.core.sharding import make_mesh, use_mesh
 from r1jax.learner.distillation import DivergenceConfig, make_on_policy_loss
 from r1jax.learner.objective import Objective
 from r1jax.learner.policy_objective import Scoring
 from r1jax.learner.trainable import Trainable
 from r1jax.models.transformer import merge
-from r1jax.rl.grpo_config import GRPOConfig, check_settings, expand_preset
+from r1jax.rl.grpo_config import GRPOConfig
 from r1jax.runs.model_setup import ModelConfig, check
+from r1jax.runs.prologue import open_run
 from r1jax.stages import grpo
 from r1jax.stages.distill.teacher import Teacher, load_teacher
 from r1jax.text.tokenizer import Tokenizer
@@ -37,35 +33,33 @@ class OnPolicyConfig(GRPOConfig):
     teacher: ModelConfig = ModelConfig("")
     divergence: DivergenceConfig = DivergenceConfig()
 
-
-def read_config(config: ConfigDict) -> OnPolicyConfig:
-    """The config as dataclasses. Raises UserError for unknown keys, wrong types and impossible combinations."""
-    settings = unpack(OnPolicyConfig, expand_preset(config))
-    check_settings(settings)
-    updates, kl = settings.train.updates_per_step, settings.loss.kl_coefficient
-    check("train.updates_per_step", updates, updates == 1, "must be 1: the loss is that of the student's own samples")
-    check("loss.kl_coefficient", kl, kl == 0, "must be 0: the divergence from the teacher is the loss")
-    check("teacher.path", settings.teacher.path, bool(settings.teacher.path), "must name the teacher")
-    return settings
+    def check(self) -> None:
+        """Raises UserError for impossible combinations."""
+        super().check()
+        updates, kl = self.train.updates_per_step, self.loss.kl_coefficient
+        rule = "must be 1: the loss is that of the student's own samples"
+        check("train.updates_per_step", updates, updates == 1, rule)
+        check("loss.kl_coefficient", kl, kl == 0, "must be 0: the divergence from the teacher is the loss")
+        check("teacher.path", self.teacher.path, bool(self.teacher.path), "must name the teacher")
 
 
-def run(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Distils as `config` says, resuming from `workdir` if it holds a checkpoint."""
-    settings = read_config(config)
-    console.set_up_logging()
-    distributed.start()
-    with use_mesh(make_mesh(settings.mesh), settings.mesh.rules):
-        make_run(settings, config, workdir).train()
+CONFIG = OnPolicyConfig
 
 
-def make_run(settings: OnPolicyConfig, config: ConfigDict, workdir: pathlib.Path) -> grpo.Run:
+def run(settings: OnPolicyConfig, workdir: pathlib.Path) -> None:
+    """Distils as the settings say, resuming from `workdir` if it holds a checkpoint."""
+    with open_run(settings.mesh):
+        make_run(settings, workdir).train()
+
+
+def make_run(settings: OnPolicyConfig, workdir: pathlib.Path) -> grpo.Run:
     """A GRPO run whose loss is the reverse KL to the teacher."""
 
     def make_objective(trainable: Trainable, tokenizer: Tokenizer, scoring: Scoring) -> Objective:
         student = merge(trainable.graph, trainable.base or trainable.params)
         return teach(settings, trainable, load_teacher(settings.teacher, student, tokenizer), scoring)
 
-    return grpo.Run(settings, config, workdir, make_objective=make_objective)
+    return grpo.Run(settings, workdir, make_objective=make_objective)
 
 
 def teach(settings: OnPolicyConfig, trainable: Trainable, teacher: Teacher, scoring: Scoring) -> Objective:

@@ -14,12 +14,9 @@ import logging
 import pathlib
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from r1jax.core import console, distributed
-from r1jax.core.config import unpack
+from r1jax.core import distributed
 from r1jax.core.errors import UserError
-from r1jax.core.sharding import MeshConfig, make_mesh, use_mesh
+from r1jax.core.sharding import MeshConfig
 from r1jax.core.structs import Sampling
 from r1jax.data.corpus import CorpusConfig, SourceConfig
 from r1jax.data.filters import FilterConfig
@@ -30,11 +27,12 @@ from r1jax.learner.supervised import SupervisedConfig
 from r1jax.models.lora import LoRAConfig
 from r1jax.rewards.base import load_rewards
 from r1jax.runs.model_setup import CheckpointConfig, LogConfig, ModelConfig
+from r1jax.runs.prologue import open_run
 from r1jax.runs.sampler import Sampler
 from r1jax.runs.workdir import check_config, write_config
 from r1jax.stages import sft
 from r1jax.stages.rejection_sampling import SET_FILE, TeacherSampling, collect
-from r1jax.stages.sft_config import BatchConfig, HeldOutConfig, SFTConfig, check_settings
+from r1jax.stages.sft_config import BatchConfig, HeldOutConfig, SFTConfig
 from r1jax.text.encoding import PromptEncoder, find_prefix
 
 log = logging.getLogger(__name__)
@@ -69,6 +67,12 @@ class TracesConfig:
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
 
+    def check(self) -> None:
+        """Raises UserError for impossible combinations."""
+        self.supervised(pathlib.Path()).check()
+        if "traces" in self.corpus.sources:
+            raise UserError("config.corpus.sources.traces is the teacher's: give what is mixed in another name")
+
     def supervised(self, workdir: pathlib.Path) -> SFTConfig:
         """The student's run on the set that lies in the workdir, and on what is mixed in."""
         traces = SourceConfig(str(workdir / SET_FILE), template="plain")
@@ -81,47 +85,36 @@ class TracesConfig:
         )
 
 
-def read_config(config: ConfigDict) -> TracesConfig:
-    """The config as dataclasses. Raises UserError for unknown keys, wrong types and impossible combinations."""
-    settings = unpack(TracesConfig, config)
-    check_settings(settings.supervised(pathlib.Path()))
-    if "traces" in settings.corpus.sources:
-        raise UserError("config.corpus.sources.traces is the teacher's: give what is mixed in another name")
-    return settings
+CONFIG = TracesConfig
 
 
-def run(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Distils as `config` says, going on from what `workdir` holds."""
-    settings = read_config(config)
-    console.set_up_logging()
-    distributed.start()
-    with use_mesh(make_mesh(settings.mesh), settings.mesh.rules):
-        distil(settings, config, workdir)
+def run(settings: TracesConfig, workdir: pathlib.Path) -> None:
+    """Distils as the settings say, going on from what `workdir` holds."""
+    with open_run(settings.mesh):
+        distil(settings, workdir)
 
 
-def distil(settings: TracesConfig, config: ConfigDict, workdir: pathlib.Path) -> None:
+def distil(settings: TracesConfig, workdir: pathlib.Path) -> None:
     """All parts that the workdir lacks."""
-    check_config(config, workdir)
+    check_config(settings, workdir)
     rewards = load_rewards(settings.rewards)
     task = load_task(settings.data)
     for note in task.notes:
         log.warning(note)
     if not (workdir / SET_FILE).exists():
         if distributed.is_writer():
-            write_config(config, workdir)
+            write_config(settings, workdir)
         rows = task.train[: settings.generate.prompts or None]
         collect(settings.teacher, rows, settings.generate, rewards, settings.filters, workdir)
-    Student(settings, config, workdir, task.held_out).train()
+    Student(settings, workdir, task.held_out).train()
 
 
 class Student(sft.Run):
     """The student's supervised run, measured on the task's held-out problems too."""
 
-    def __init__(
-        self, settings: TracesConfig, config: ConfigDict, workdir: pathlib.Path, held_out: list[dict[str, Any]]
-    ):
-        super().__init__(settings.supervised(workdir), config, workdir)
-        self.distillation = settings
+    def __init__(self, settings: TracesConfig, workdir: pathlib.Path, held_out: list[dict[str, Any]]):
+        super().__init__(settings.supervised(workdir), workdir)
+        self.distillation = self.saved_settings = settings
         self.problems = make_problems(held_out, PromptEncoder(self.tokenizer), settings.eval)
         slots, stop_ids = settings.generate.slots, self.tokenizer.eos_ids
         self.sampler = Sampler(self.trainable.graph, self.trainable.params, self.tokenizer, stop_ids, slots=slots)

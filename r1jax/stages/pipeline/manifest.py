@@ -16,9 +16,12 @@ from typing import Any
 
 from r1jax.core.atomic_file import replace_file
 from r1jax.core.checkpoint import SavedArrays, newest_checkpoint
+from r1jax.core.errors import UserError
+from r1jax.core.sections import flatten, to_values
 from r1jax.eval.pipeline_report import RECORD_FILE, SAMPLES
+from r1jax.eval.saved_config import CONFIG_FILE, FORMAT, translate
 from r1jax.runs.workdir import FREE_KEYS
-from r1jax.stages.pipeline.resolve import Planned, find_files
+from r1jax.stages.pipeline.resolve import Planned, find_files, resolve_stage
 
 NO_INPUT = {*FREE_KEYS, "label"} - {"steps"}  # of a stage's config: what its outcome does not depend on
 DATA = (".jsonl", ".model")  # what a stage without a model leaves for others
@@ -31,6 +34,9 @@ Entry = dict[str, Any]
 class Record:
     """pipeline.json: an entry a stage, in the plan's order, and what is under way.
 
+    A record of format 1, without a number `format`, has hashes of what the config file said in place of hashes of
+    resolved values; they are translated when it is read.
+
     An entry has `name, folder, stage, label, init, status` (pending, running, done, skipped), `inputs` and `outputs`
     (name -> hash), `metrics`, `seconds`, and `why` it was done again.
     """
@@ -39,6 +45,8 @@ class Record:
         self.path = workdir / RECORD_FILE
         before = _read(self.path)
         known = {entry["name"]: entry for entry in before.get("stages", [])}
+        if "format" not in before:
+            _renew_hashes(known, workdir)
         self.comparison = {label: list(names) for label, names in comparison.items()}
         self.redone: list[str] = before.get("redone", [])  # of config.rerun, by the command that has not ended yet
         self.entries = {}
@@ -46,7 +54,7 @@ class Record:
             facts = {
                 "name": planned.name,
                 "folder": planned.folder.name,
-                "stage": planned.config.stage,
+                "stage": planned.settings.stage,
                 "label": planned.label,
                 "init": planned.raw_config.get("init", ""),
                 "takes": list(planned.takes),
@@ -56,7 +64,12 @@ class Record:
     def write(self) -> None:
         """In one move: a kill leaves the old record or the new one."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        values = {"stages": list(self.entries.values()), "comparison": self.comparison, "redone": self.redone}
+        values: dict[str, Any] = {
+            "format": FORMAT,
+            "stages": list(self.entries.values()),
+            "comparison": self.comparison,
+            "redone": self.redone,
+        }
         replace_file(self.path, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -69,14 +82,40 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 
 def hash_inputs(planned: Planned, entries: Mapping[str, Entry]) -> dict[str, str]:
     """What a stage is made of, each with its hash."""
-    raw_config = {key: value for key, value in planned.raw_config.items() if key not in NO_INPUT}
-    hashes = {"config": hash_values(raw_config)}
+    hashes = {"config": hash_config(planned.raw_config)}
     folders = [planned.folder.parent.resolve() / entry["folder"] for entry in entries.values()]
     hashes |= {name: hash_values(entries[name].get("outputs")) for name in planned.takes}
-    for path in find_files(planned.config):
+    for path in find_files(to_values(planned.settings)):
         if not any(path.resolve().is_relative_to(folder) for folder in folders):
             hashes[str(path)] = _hash_path(path)
     return hashes
+
+
+def hash_config(values: Mapping[str, Any]) -> str:
+    """Of a stage's resolved values, without those that its outcome does not depend on."""
+    free = tuple(f"{name}." for name in NO_INPUT)
+    return hash_values({key: value for key, value in flatten(values).items() if not f"{key}.".startswith(free)})
+
+
+def _renew_hashes(entries: Mapping[str, Entry], workdir: pathlib.Path) -> None:
+    """Gives stages of format 1 the hash of their resolved values, so that they count as done.
+
+    config.json of the same format holds what was hashed. A stage whose hash is not that of its section there was made
+    by another config, and keeps a hash that no config has.
+    """
+    before = _read(workdir / CONFIG_FILE)
+    if not before or "format" in before:
+        return
+    sections = translate(before).get("stages", {})
+    for name, section in before.get("stages", {}).items():
+        inputs = entries.get(name, {}).get("inputs", {})
+        kept = {key: value for key, value in section.items() if key not in NO_INPUT}
+        if inputs.get("config") == hash_values(kept):
+            now = {key: value for key, value in sections[name].items() if key not in NO_INPUT}
+            try:
+                inputs["config"] = hash_config(resolve_stage(now, {})[0])
+            except UserError:  # no config of today says this
+                continue
 
 
 def hash_outputs(folder: pathlib.Path) -> dict[str, str]:

@@ -21,33 +21,37 @@ import time
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from r1jax.core import console, distributed
 from r1jax.core.sharding import MeshConfig, make_mesh, use_mesh
 from r1jax.eval.headline import format_value
 from r1jax.eval.pipeline_report import tabulate, write_story
+from r1jax.runs.prologue import open_run
 from r1jax.runs.workdir import write_config
 from r1jax.stages.pipeline.evaluate_stage import measure_model, measure_training
 from r1jax.stages.pipeline.manifest import Entry, Record, compare_inputs, hash_inputs, hash_outputs, hash_values
-from r1jax.stages.pipeline.resolve import MeasureConfig, Planned, make_plan
-from r1jax.stages.pipeline.resolve import read_config as read_config
-from r1jax.stages.registry import find_stage
+from r1jax.stages.pipeline.resolve import MeasureConfig, PipelineConfig, Planned, make_plan
+from r1jax.stages.pipeline.resolve import resolve as resolve
+from r1jax.stages.registry import stage_of
 
 log = logging.getLogger(__name__)
 
+CONFIG = PipelineConfig
 COMPILED = "compiled"  # folder of the programs that stages share
 
 
-def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+def run(settings: PipelineConfig, workdir: pathlib.Path) -> None:
     """Runs what is not done yet."""
-    settings = read_config(config)
-    console.set_up_logging()
-    distributed.start()
+    with open_run():
+        run_plan(settings, workdir)
+
+
+def run_plan(settings: PipelineConfig, workdir: pathlib.Path) -> None:
+    """Runs the stages that are not done, in order, each in a mesh of its own."""
     plan, measure = make_plan(settings, workdir)
     record = Record(workdir, plan, settings.comparison)
     if distributed.is_writer():
-        write_config(config, workdir)
+        write_config(settings, workdir)
     _share_programs(workdir)
     for number, planned in enumerate(plan, 1):
         entry = record.entries[planned.name]
@@ -102,7 +106,7 @@ def run_stage(planned: Planned, entry: Entry, inputs: dict[str, str], why: str, 
     entry |= {"status": "running", "inputs": inputs, "started": time.time(), "seconds": spent}
     entry |= {"why": why} if why else {}
     _write(record)
-    find_stage(planned.config.get("stage")).run(planned.config, planned.folder)
+    stage_of(planned.settings).run(planned.settings, planned.folder)
     distributed.wait(f"ran {planned.name}")
     _forget()
 

@@ -20,14 +20,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from r1jax.core.config import flatten, unpack
 from r1jax.core.errors import UserError
+from r1jax.core.resolution import Origin, Resolved, list_keys
+from r1jax.core.resolution import resolve as resolve_dataclass
+from r1jax.core.sections import flatten, suggest, to_values, unpack
 from r1jax.core.sharding import MeshConfig
 from r1jax.data.tasks import TaskConfig
-from r1jax.stages.registry import find_stage
+from r1jax.stages.registry import resolve_values
 from r1jax.stages.rejection_sampling import TeacherSampling
 
-OWN_KEYS = ("init", "label")
 MODELS = ("student", "model")  # the section that `init` fills: of what the stage trains, where it has both
 REFERENCE = "@"
 
@@ -63,17 +64,37 @@ class PipelineConfig:
     seed: int = 0
     mesh: MeshConfig = MeshConfig()
 
+    def check(self) -> None:
+        """Raises UserError, naming the stage, for whatever is wrong with the plan or a stage of it."""
+        make_plan(self, pathlib.Path())
+
+
+@dataclasses.dataclass(frozen=True)
+class Links:
+    """The keys of a stage that only the pipeline reads.
+
+    Attributes:
+      init: the model it starts from: an earlier stage, or any MODEL; "" keeps the config's own model.
+      label: the name of its model in tables; "" for a stage whose model is not measured.
+    """
+
+    init: str = ""
+    label: str = ""
+
+
+OWN_KEYS = tuple(field.name for field in dataclasses.fields(Links))
+
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """One stage: `raw_config` is its config as the pipeline's says it, `config` that of its run, with paths in the
-    place of references. takes: the earlier stages whose outputs it reads.
+    """One stage: `raw_config` holds the values of its config as the pipeline's has them, `settings` are those of its
+    run, with paths in the place of references. takes: the earlier stages whose outputs it reads.
     """
 
     name: str
     folder: pathlib.Path
     raw_config: Mapping[str, Any]
-    config: ConfigDict
+    settings: Any
     takes: tuple[str, ...]
     skipped: bool = False
 
@@ -83,11 +104,44 @@ class Planned:
         return self.raw_config.get("label", "")
 
 
-def read_config(config: ConfigDict) -> PipelineConfig:
-    """The config as dataclasses, every stage's checked. Raises UserError naming the stage for whatever is wrong."""
-    settings = unpack(PipelineConfig, config)
-    make_plan(settings, pathlib.Path())
-    return settings
+def resolve(config: Mapping[str, Any] | ConfigDict, flags: Mapping[str, str]) -> Resolved[PipelineConfig]:
+    """The settings of a pipeline: every stage's section has all values of its own stage, and `Links`.
+
+    Raises UserError, naming the stage, for what its stage refuses.
+    """
+    own, nested = dict[str, str](), dict[str, dict[str, str]]()
+    for key, text in flags.items():
+        first, _, rest = key.partition(".")
+        name, _, inner = rest.partition(".")
+        if first == "stages" and inner:
+            nested.setdefault(name, {})[inner] = text
+        else:
+            own[key] = text
+    whole = resolve_dataclass(PipelineConfig, config, own)
+    if strange := sorted(set(nested) - set(whole.settings.stages)):
+        known = list_keys(PipelineConfig, whole.values)
+        key = f"stages.{strange[0]}.{next(iter(nested[strange[0]]))}"
+        raise UserError(f"config has no key {key}{suggest(key, known)}")
+    stages, origins = dict[str, Any](), dict[str, Origin](whole.origins)
+    for name, section in whole.settings.stages.items():
+        try:
+            stages[name], found = resolve_stage(section, nested.get(name, {}))
+        except UserError as error:
+            raise UserError(f"stage {name} (config.stages.{name}): {error}") from None
+        origins |= {f"stages.{name}.{key}": origin for key, origin in found.items()}
+    return Resolved(dataclasses.replace(whole.settings, stages=stages), origins)
+
+
+def resolve_stage(section: Any, flags: Mapping[str, str]) -> tuple[dict[str, Any], Mapping[str, Origin]]:
+    """(all values, their origins) of one stage's section."""
+    if not isinstance(section, Mapping):
+        raise UserError(f"must be a section, got {section!r}")
+    pick = lambda values, own: {key: value for key, value in values.items() if (key in OWN_KEYS) == own}
+    stage = resolve_values(pick(section, False), pick(flags, False))
+    if stage.settings.stage == PipelineConfig.stage:
+        raise UserError(f"config.stage={stage.settings.stage} cannot be a stage of a pipeline")
+    links = resolve_dataclass(Links, pick(section, True), pick(flags, True))
+    return {**stage.values, **links.values}, {**stage.origins, **links.origins}
 
 
 def make_plan(settings: PipelineConfig, workdir: pathlib.Path) -> tuple[list[Planned], MeasureConfig]:
@@ -115,7 +169,7 @@ def make_plan(settings: PipelineConfig, workdir: pathlib.Path) -> tuple[list[Pla
     for label, names in settings.comparison.items():
         if not names or set(names) - known:
             raise UserError(f"config.comparison.{label!r} must name stages, got {', '.join(names)}")
-    data = _replace(dataclasses.asdict(settings.measure.data), _Places(settings, folders, list(settings.order)))
+    data = _replace(to_values(settings.measure.data), _Places(settings, folders, list(settings.order)))
     return plan, dataclasses.replace(settings.measure, data=unpack(TaskConfig, data, "measure.data"))
 
 
@@ -151,15 +205,12 @@ def _plan_stage(
             raise UserError(f"init = {init!r}, but a stage of kind {raw_config.get('stage')!r} starts from no model")
         path = places(REFERENCE + init) if init in settings.stages else init
         if path != section.get("path"):  # what was said of another model does not hold for this one
-            fresh = {"hub": "", "fetch": "", "preset": "", "sizes": {}, "layers": 0}
-            section.update({key: value for key, value in fresh.items() if key in section}, path=path)
-    config = ConfigDict(_replace(values, places)).lock()
-    stage, skipped = find_stage(config.get("stage")), name in settings.skip
-    if not hasattr(stage, "read_config"):
-        raise UserError(f"config.stage={raw_config.get('stage')} cannot be a stage of a pipeline")
+            section.update(hub="", fetch="", preset="", sizes={}, layers=0, path=path)
+    stage = resolve_values(_replace(values, places)).settings
+    skipped = name in settings.skip
     if not skipped:
-        stage.read_config(config)
-    return Planned(name, folders[name], raw_config, config, tuple(dict.fromkeys(places.taken)), skipped)
+        stage.check()
+    return Planned(name, folders[name], raw_config, stage, tuple(dict.fromkeys(places.taken)), skipped)
 
 
 def trace_shapes(plan: Sequence[Planned]) -> Iterator[Planned]:
@@ -173,11 +224,11 @@ def trace_shapes(plan: Sequence[Planned]) -> Iterator[Planned]:
             yield planned
             continue
         init, raw_config = planned.raw_config.get("init", ""), planned.raw_config[section]
-        own = {key: raw_config[key] for key in ("path", "hub", "preset", "sizes", "layers") if key in raw_config}
-        shapes[planned.name] = shapes.get(init, {**own, "path": init or planned.config[section].path})
-        values = planned.config.to_dict()
-        values[section] |= shapes[planned.name]
-        yield dataclasses.replace(planned, config=ConfigDict(values).lock())
+        model = getattr(planned.settings, section)
+        own = {key: raw_config[key] for key in ("hub", "preset", "sizes", "layers")}
+        shapes[planned.name] = shapes.get(init, {**own, "path": init or model.path})
+        changed = dataclasses.replace(model, **shapes[planned.name])
+        yield dataclasses.replace(planned, settings=dataclasses.replace(planned.settings, **{section: changed}))
 
 
 def _replace(value: Any, find: Callable[[str], str]) -> Any:
@@ -189,9 +240,9 @@ def _replace(value: Any, find: Callable[[str], str]) -> Any:
     return find(value) if isinstance(value, str) and value.startswith(REFERENCE) else value
 
 
-def find_files(config: ConfigDict) -> Iterator[pathlib.Path]:
-    """The files and folders that a stage's config names and that are there."""
-    for value in flatten(config.to_dict()).values():
+def find_files(values: Mapping[str, Any]) -> Iterator[pathlib.Path]:
+    """The files and folders that a stage's values name and that are there."""
+    for value in flatten(values).values():
         for text in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(text, str) and "/" in text and os.path.exists(text):  # False of a text too long for a path
                 yield pathlib.Path(text)

@@ -8,17 +8,15 @@ import jax
 import pytest
 
 from r1jax import train
-from r1jax.core.config import apply_overrides, load_config
 from r1jax.core.errors import UserError
 from r1jax.core.metrics import read_rows
 from r1jax.core.sharding import make_mesh, use_mesh
 from r1jax.data.filters import Trace
 from r1jax.rewards.base import load_rewards
 from r1jax.stages import rejection_sampling as collect
-from r1jax.stages.distill import distill
 from r1jax.stages.distill import traces as distill_traces
 from r1jax.weights import load_pretrained
-from tests.stages.runs import read_params, untimed
+from tests.stages.runs import read_params, read_settings, untimed
 from tests.tiny_model import write_tiny_model
 
 CONFIG = pathlib.Path(__file__).with_name("tiny_distill.py")
@@ -31,12 +29,9 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 def run(workdir: pathlib.Path, teacher: pathlib.Path, student: pathlib.Path, **changes: Any) -> list[dict[str, Any]]:
-    overrides = {key.replace("__", "."): str(value) for key, value in changes.items()}
-    overrides |= {"teacher.path": str(teacher), "student.path": str(student)}
-    config = apply_overrides(load_config(str(CONFIG)), overrides)
-    settings = distill_traces.read_config(config)
+    settings = read_settings(CONFIG, teacher__path=teacher, student__path=student, **changes)
     with use_mesh(make_mesh(settings.mesh, jax.devices()[:1])):
-        distill_traces.distil(settings, config, workdir)
+        distill_traces.distil(settings, workdir)
     return read_rows(workdir / "metrics.jsonl")
 
 
@@ -158,10 +153,9 @@ def test_a_mistake_gets_one_line(
         run(tmp_path / "run", teacher, tiny_model, **changes)
 
 
-def test_an_unknown_method_is_named(tmp_path: pathlib.Path):
-    config = apply_overrides(load_config(str(CONFIG)), {"method": "dreams"})
+def test_an_unknown_method_is_named():
     with pytest.raises(UserError, match=r"config.method must be one of .*traces.*, got 'dreams'"):
-        distill.run(config, tmp_path / "run")
+        read_settings(CONFIG, method="dreams")
 
 
 def test_the_command_runs_the_stage(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]):

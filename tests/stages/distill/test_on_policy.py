@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax.core.config import apply_overrides, load_config
 from r1jax.core.errors import UserError
 from r1jax.core.metrics import read_rows
 from r1jax.core.sharding import make_mesh, use_mesh
@@ -22,11 +21,9 @@ ALL_SUMS = {"data__eval_rows": 0, "data__length": 128, "train__rows_per_step": 8
 
 
 def distil(stage: Any, config: str, workdir: pathlib.Path, **changes: Any) -> Rows:
-    overrides = {key.replace("__", "."): str(value) for key, value in changes.items()}
-    values = apply_overrides(load_config(str(FOLDER / config)), overrides)
-    settings = stage.read_config(values)
+    settings = runs.read_settings(FOLDER / config, **changes)
     with use_mesh(make_mesh(settings.mesh, jax.devices()[:1])):
-        stage.make_run(settings, values, workdir).train()
+        stage.make_run(settings, workdir).train()
     return read_rows(workdir / "metrics.jsonl")
 
 

@@ -11,16 +11,15 @@ import time
 from typing import Any
 
 import pytest
-from ml_collections import ConfigDict
 
-from r1jax.core.config import apply_overrides, load_config
 from r1jax.core.errors import UserError
 from r1jax.core.metrics import read_rows
 from r1jax.eval.pipeline_report import compare, tabulate
 from r1jax.stages.pipeline import pipeline
 from r1jax.stages.pipeline.manifest import hash_outputs
-from r1jax.stages.pipeline.resolve import find_files, make_plan, read_config
+from r1jax.stages.pipeline.resolve import find_files, make_plan
 from r1jax.weights import load_pretrained
+from tests.stages.runs import read_settings
 
 CONFIG = pathlib.Path(__file__).with_name("tiny_pipeline.py")
 ROOT = CONFIG.parents[3]
@@ -41,8 +40,7 @@ def read_record(workdir: pathlib.Path) -> dict[str, dict[str, Any]]:
 
 
 def load(**changes: Any) -> Any:
-    overrides = {key.replace("__", "."): str(value) for key, value in changes.items()}
-    return apply_overrides(load_config(str(CONFIG)), overrides)
+    return read_settings(CONFIG, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +138,7 @@ def test_a_changed_stage_is_done_again_and_all_that_comes_of_it(copy: pathlib.Pa
 )
 def test_what_does_not_change_the_outcome_is_no_reason(copy: pathlib.Path, runs: Runs, key: str):
     values = {"checkpoint.every_steps": "2", "label": "Zero", "log.tensorboard": "true"}
-    pipeline.run(apply_overrides(load(), {key: values[key.removeprefix("stages.zero.")]}), copy)
+    pipeline.run(load(**{key: values[key.removeprefix("stages.zero.")]}), copy)
     assert runs.reasons == {}
 
 
@@ -173,20 +171,20 @@ def test_a_stage_can_be_done_again_once_by_one_command(copy: pathlib.Path, runs:
 
 
 def test_a_skipped_stage_hands_on_what_it_would_have_started_from(copy: pathlib.Path):
-    settings = read_config(load(skip="cold_start"))
+    settings = load(skip="cold_start")
     plan = {planned.name: planned for planned in make_plan(settings, copy)[0]}
-    assert plan["rl_all"].config.model.path == str(copy / "04_zero") and plan["cold_start"].skipped
+    assert plan["rl_all"].settings.model.path == str(copy / "04_zero") and plan["cold_start"].skipped
     assert plan["rl_all"].takes == ("zero", "data")
 
 
 def test_a_stage_starts_from_elsewhere(copy: pathlib.Path, tiny_model: pathlib.Path):
-    plan = make_plan(read_config(load(stages__rl_all__init=tiny_model)), copy)[0]
-    assert plan[6].config.model.path == str(tiny_model) and plan[6].takes == ("data",)
+    plan = make_plan(load(stages__rl_all__init=tiny_model), copy)[0]
+    assert plan[6].settings.model.path == str(tiny_model) and plan[6].takes == ("data",)
 
 
 def test_a_text_too_long_for_a_path_names_no_file(tiny_model: pathlib.Path):
-    config = ConfigDict({"template": "<think> </think> " * 500 + "{question}", "path": str(tiny_model)})
-    assert list(find_files(config)) == [tiny_model]
+    values = {"template": "<think> </think> " * 500 + "{question}", "path": str(tiny_model)}
+    assert list(find_files(values)) == [tiny_model]
 
 
 @pytest.mark.parametrize(

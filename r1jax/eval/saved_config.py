@@ -1,0 +1,84 @@
+"""config.json of a workdir: the resolved settings of its run, in every format that was ever written.
+
+Format 2 holds every value, and the number `format`. Format 1, without one, held what the config file said and the flags
+changed: its keys may have former names, and those that it lacks had the defaults of its time (commit 5153420).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from r1jax.core.errors import UserError
+
+CONFIG_FILE = "config.json"
+FORMAT = 2
+
+# Former names of keys, and of stages: an error in files and flags, translated where a config.json has them.
+RENAMED = {
+    "rollout.limits": "rollout.max_new_tokens_schedule",
+    "rollout.temperatures": "rollout.temperature_schedule",
+    "sampling.rounds": "dynamic_sampling.max_rounds",
+    "sampling.filter_truncated": "dynamic_sampling.filter_truncated",
+    "pools": "curriculum",
+    "loss.correction": "loss.importance_correction",
+    "loss.correction_low": "loss.importance_correction_low",
+    "loss.correction_high": "loss.importance_correction_high",
+    "train.zero_spread": "train.min_group_std",
+}
+RENAMED_STAGES = {"collect": "rejection_sampling", "draw": "synthesize"}
+
+# By stage the defaults of format 1 that are no longer today's, by dotted key: there are none so far. A changed default
+# belongs here (tests/eval/test_saved_config.py compares all of them).
+FORMER_DEFAULTS: dict[str, dict[str, Any]] = {}
+
+
+class SavedConfig(NamedTuple):
+    """The values of a config.json under today's names, and the format it was written in."""
+
+    values: dict[str, Any]
+    format: int
+
+
+def read_config_file(path: Path) -> SavedConfig:
+    """Reads a config.json of any format. Raises FileNotFoundError, ValueError for what is no JSON, and UserError for
+    what is no object.
+    """
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a config must be a JSON object, got {type(values).__name__}.")
+    number = values.pop("format", 1)
+    return SavedConfig(translate(values) if number == 1 else values, number)
+
+
+def translate(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of format 1 under today's names, with the defaults of their time that changed; of a pipeline every
+    stage's too.
+    """
+    stage = values.get("stage")
+    found: dict[str, Any] = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    if stage in RENAMED_STAGES:
+        found["stage"] = RENAMED_STAGES[stage]
+    for former, new in RENAMED.items():
+        section, _, key = former.partition(".")
+        if isinstance(found.get(section), dict) and (not key or key in found[section]):
+            value = found[section].pop(key) if key else found.pop(section)
+            _put(found, new, value)
+    if found.get("sampling") == {}:
+        del found["sampling"]
+    for dotted, value in FORMER_DEFAULTS.get(str(found.get("stage")), {}).items():
+        _put(found, dotted, value, keep=True)
+    if stage == "pipeline" and isinstance(found.get("stages"), dict):
+        found["stages"] = {name: translate(section) for name, section in found["stages"].items()}
+    return found
+
+
+def _put(values: dict[str, Any], dotted: str, value: Any, *, keep: bool = False) -> None:
+    """Sets a nested value; `keep` leaves one that is there."""
+    *parents, last = dotted.split(".")
+    for name in parents:
+        values = values.setdefault(name, {})
+    if not (keep and last in values):
+        values[last] = value

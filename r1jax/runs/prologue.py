@@ -1,0 +1,21 @@
+"""The beginning of every run: the log on the console, the processes of a pod, the mesh."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from r1jax.core import console, distributed
+from r1jax.core.sharding import MeshConfig, make_mesh, use_mesh
+
+
+@contextlib.contextmanager
+def open_run(mesh: MeshConfig | None = None) -> Iterator[None]:
+    """Sets up log and processes; for the body the mesh over all devices is in use (None: no mesh).
+
+    Raises UserError for a mesh that does not fit the devices.
+    """
+    console.set_up_logging()
+    distributed.start()
+    with use_mesh(make_mesh(mesh), mesh.rules) if mesh is not None else contextlib.nullcontext():
+        yield
