@@ -119,7 +119,7 @@ def test_a_family(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_reward(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="no reward is called 'toy'"):
+    with pytest.raises(UserError, match="unknown reward 'toy'"):
         load_rewards({"toy": 1.0})
     monkeypatch.setitem(REWARDS, "toy", "toy_rewards:toy_reward")
     rewards = load_rewards({"toy": 2.0})

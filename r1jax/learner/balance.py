@@ -1,8 +1,8 @@
-"""Experts are balanced without a loss (Wang et al. 2024, 2408.15664; DeepSeek-V3, 2412.19437, section 2.1.2).
+"""Expert balancing without an auxiliary loss (Wang et al. 2024, 2408.15664; DeepSeek-V3, 2412.19437, section 2.1.2).
 
-After each update the correction bias of every expert that more tokens chose than the mean falls by a fixed rate, and
-that of every other rises. The bias is no parameter of the loss: it takes part in choices alone, so it has no gradient,
-no moments and no decay (`hold_biases`), and moves by what the whole update sent where, all micro-batches together.
+After each update the correction bias of every expert with a load above the mean falls by a fixed rate, and that of
+every other expert rises. The bias affects the selection only, so it has no gradient, no moments and no decay
+(`hold_biases`); it moves by the load of the whole update, all micro-batches together.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BIAS = "correction_bias"
 def shift_biases(params: Params, load_LE: jax.Array, rate: float) -> Params:
     """The parameters with every correction bias moved by rate * sign(mean load - load).
 
-    load_LE: of the layers that route, in order, then of the prediction depths; without these, their biases stay.
+    load_LE: loads of the routed layers in order, then of the prediction depths; without the latter, their biases stay.
     """
     moves_LE, row = rate * jnp.sign(load_LE.mean(-1, keepdims=True) - load_LE), 0
     params = dict(params)
@@ -47,16 +47,16 @@ def is_bias(path: Any) -> bool:
 
 
 def hold_biases(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`inner` for all parameters but the correction biases, which it never sees and which do not move."""
+    """`inner` applied to all parameters except the correction biases, which it never sees and which do not move."""
     biases = lambda params: jax.tree_util.tree_map_with_path(lambda path, _: is_bias(path), params)
     others = lambda params: jax.tree_util.tree_map_with_path(lambda path, _: not is_bias(path), params)
     return optax.chain(optax.masked(inner, others), optax.masked(optax.set_to_zero(), biases))
 
 
 def measure_load(load_LE: Any) -> dict[str, float]:
-    """Metrics of an update's loads: `router/max_violation`, by how much of the mean the most loaded expert of any layer
-    lies above it; `router/mean_violation`, that of each layer, averaged; `router/load/E`, each expert's load over the
-    mean, averaged over layers.
+    """Metrics of an update's loads: `router/max_violation`, the largest relative excess of any layer's most loaded
+    expert over the mean; `router/mean_violation`, that excess averaged over layers; `router/load/E`, each expert's load
+    over the mean, averaged over layers.
     """
     share_LE = np.asarray(load_LE, np.float64)
     share_LE = share_LE / np.maximum(share_LE.mean(-1, keepdims=True), 1e-9)

@@ -1,7 +1,7 @@
-"""The losses of a student beside its teacher, which sees the same rows and gets no gradient.
+"""Losses of a student against its teacher, which reads the same rows and gets no gradient.
 
-The teacher's parameters are `frozen["teacher"]`; batches are those of `learner/policy_objective.py` where the student's
-own samples are learnt from, and of `learner/supervised.py` where given texts are.
+The teacher's parameters are `frozen["teacher"]`; batches are those of `learner/policy_objective.py` for the student's
+own samples, and of `learner/supervised.py` for given texts.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class DivergenceConfig:
 def make_on_policy_loss(
     graph: nnx.GraphDef, teacher: nnx.GraphDef, config: DivergenceConfig, scoring: Scoring
 ) -> LossFn:
-    """The reverse KL of a micro-batch of the student's samples; sums as those of the GRPO loss, and "kl"."""
+    """Reverse KL of a micro-batch of the student's samples; sums as in the GRPO loss, and "kl"."""
 
     def loss_fn(params: Params, frozen: Frozen, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         student, hidden_BRD = read_states(graph, params, batch, scoring)
@@ -61,8 +61,9 @@ def make_on_policy_loss(
 
 
 def make_logits_loss(graph: nnx.GraphDef, teacher: nnx.GraphDef, config: DivergenceConfig, *, chunk: int = 0) -> LossFn:
-    """The forward KL of a micro-batch of packed rows. Sums as those of the supervised loss, and "kl", its share of the
-    update's."""
+    """Forward KL of a micro-batch of packed rows; sums as in the supervised loss, and "kl", its share of the
+    update's.
+    """
 
     def loss_fn(params: Params, frozen: Frozen, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         student, other = merge(graph, params), merge(teacher, frozen["teacher"])

@@ -1,4 +1,4 @@
-"""The objective of an update: a loss with what it reads beside the trained parameters."""
+"""The objective of an update: a loss and the frozen parameters that it reads."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from r1jax.learner.step import Frozen, LossFn
 class Objective:
     """A loss of a model's own parameters.
 
-    frozen: by name the parameters of other models that `loss_fn` reads ("teacher"). uses_advantages: completions
-    whose advantage is 0 have no gradient, so an update may leave them out; False where every completion teaches.
+    frozen: parameters of other models that `loss_fn` reads, by name ("teacher"). uses_advantages: completions with
+    advantage 0 have no gradient, so an update may leave them out; False if every completion has one.
     """
 
     loss_fn: LossFn

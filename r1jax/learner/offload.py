@@ -1,5 +1,5 @@
-"""Optimizer state that lies in the host's memory between updates: its moments take no device memory while gradients are
-computed and while the policy samples, for a copy there and back at every update.
+"""Optimizer state in host memory between updates: moments take no device memory during gradients and sampling, at the
+cost of a copy to the device and back at every update.
 
 The update itself still needs room for all of it on the devices.
 """
@@ -11,11 +11,13 @@ from typing import Any
 import jax
 import optax
 
-HOST = "pinned_host"  # the memory's name, as shardings have it
+HOST = "pinned_host"  # memory kind, as in shardings
 
 
 def keep_in_host(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`inner` with the arrays of its state in the host's memory (scalars stay). Its `init` and `update` are for jit."""
+    """`inner` with the arrays of its state in host memory (scalars stay). Its `init` and `update` must run
+    under jit.
+    """
 
     def init(params: Any) -> Any:
         return _move(inner.init(params), jax.memory.Space.Host)
@@ -28,7 +30,7 @@ def keep_in_host(inner: optax.GradientTransformation) -> optax.GradientTransform
 
 
 def find_hosted(function: Any, *arguments: Any) -> Any:
-    """Which of the arrays that `function` would return lie in the host's memory: a tree of its result with booleans."""
+    """Which arrays in the result of `function` are in host memory: a tree of booleans."""
     traced = jax.jit(function).trace(*arguments)
     spaces = [aval.memory_space == jax.memory.Space.Host for aval in traced.jaxpr.out_avals]
     return jax.tree.unflatten(jax.tree.structure(traced.out_info), spaces)

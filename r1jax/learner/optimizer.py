@@ -1,7 +1,7 @@
-"""AdamW with a schedule and clipping by global norm, from optax.
+"""AdamW with a learning-rate schedule and clipping by global norm, from optax.
 
-Decay leaves norms alone (they are one-dimensional a layer). The schedule counts updates. Moments are float32 and so is
-what they are added to, whatever the parameters' dtype (learner/precision.py).
+Weight decay skips norm scales (one-dimensional per layer). The schedule counts updates. Moments, and the parameters
+that they update, are float32 in any parameter dtype (learner/precision.py).
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class OptimizerConfig:
 
 
 def make_schedule(config: OptimizerConfig, total_updates: int) -> optax.Schedule:
-    """Update number -> learning rate."""
+    """Function from update number to learning rate."""
     if config.learning_rate < 0 or config.warmup_updates < 0:
-        raise UserError("config.optimizer: learning_rate and warmup_updates must not be negative")
+        raise UserError("config.optimizer: learning_rate and warmup_updates must be at least 0")
     peak, rest = config.learning_rate, max(1, total_updates - config.warmup_updates)
     after = {
         "constant": optax.constant_schedule(peak),
@@ -52,7 +52,7 @@ def make_schedule(config: OptimizerConfig, total_updates: int) -> optax.Schedule
 
 
 def make_optimizer(config: OptimizerConfig, total_updates: int) -> optax.GradientTransformation:
-    """The whole chain: clip, AdamW, in float32; correction biases of experts are not its business."""
+    """The whole chain in float32: clip, AdamW; correction biases of experts are excluded."""
     chain = optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm > 0 else optax.identity(),
         optax.adamw(
@@ -69,5 +69,5 @@ def make_optimizer(config: OptimizerConfig, total_updates: int) -> optax.Gradien
 
 
 def decay_mask(params: Any) -> Any:
-    """True for the parameters that weight decay touches: all but norm scales."""
+    """True for parameters with weight decay: all except norm scales."""
     return jax.tree_util.tree_map_with_path(lambda path, _: getattr(path[-1], "key", None) != "scale", params)

@@ -1,9 +1,10 @@
-"""The policy's programs: the GRPO loss over packed rows, and log-probs of the same rows for old and reference policies.
+"""Programs of the policy: the GRPO loss over packed rows, and log-probs of the same rows for old and reference
+policies.
 
 A batch is a dict of arrays: tokens, positions, segments [B, T]; index, targets, sequences, weights, advantages,
-sampler_logprobs [B, R]; and where they are needed prefixes [B, T], old_logprobs, reference_logprobs [B, R] (see
-data/packing.py); temperature [] where it is not that of the scoring; experts [B, R, L, A] where routers are to choose
-what the sampler's chose, -1 where there is no target.
+sampler_logprobs [B, R]; and where needed prefixes [B, T], old_logprobs, reference_logprobs [B, R] (see
+data/packing.py); temperature [] if it differs from that of the scoring; experts [B, R, L, A] to impose the sampler's
+expert selections, -1 where there is no target.
 """
 
 from __future__ import annotations
@@ -25,14 +26,15 @@ from r1jax.models.transformer import Params, merge
 
 Batch = dict[str, jax.Array]
 
-# The arrays of a batch from which log-probs are computed; the others belong to the loss.
+# Arrays of a batch that log-probs depend on; the others belong to the loss.
 SCORED = ("tokens", "positions", "segments", "prefixes", "index", "targets", "temperature", "experts")
 
 
 @dataclasses.dataclass(frozen=True)
 class Scoring:
-    """How log-probs are computed: the sampler's temperature, positions whose logits exist at once (0: all), and the ids
-    that all prompts begin with, which rows leave out."""
+    """Settings of log-probs: the sampler's temperature, positions whose logits exist at once (0: all), and the common
+    prefix ids of all prompts, which rows leave out.
+    """
 
     temperature: float = 1.0
     chunk: int = 0
@@ -40,13 +42,13 @@ class Scoring:
 
 
 def read_states(graph: nnx.GraphDef, params: Params, batch: Batch, scoring: Scoring) -> tuple[Any, jax.Array]:
-    """(the model, its states [B, R, D] from which the targets of packed rows are predicted)."""
+    """The model, and its states [B, R, D] at the positions that predict the targets of packed rows."""
     model, hidden_BRD, _ = _read(graph, params, batch, scoring)
     return model, hidden_BRD
 
 
 def make_scorer(graph: nnx.GraphDef, scoring: Scoring) -> Callable[[Params, Batch], jax.Array]:
-    """The function (parameters of a policy, the `SCORED` arrays of a batch) -> log-probs of its targets [B, R]."""
+    """Function from a policy's parameters and the `SCORED` arrays of a batch to log-probs of its targets [B, R]."""
 
     def score(params: Params, batch: Batch) -> jax.Array:
         return score_rows(graph, params, batch, scoring)[0]
@@ -55,7 +57,7 @@ def make_scorer(graph: nnx.GraphDef, scoring: Scoring) -> Callable[[Params, Batc
 
 
 def score_rows(graph: nnx.GraphDef, params: Params, batch: Batch, scoring: Scoring) -> tuple[jax.Array, jax.Array]:
-    """(log-probs, entropy) [B, R] of the targets of packed rows; padding targets give numbers without meaning."""
+    """Log-probs and entropy [B, R] of the targets of packed rows; meaningless at padding targets."""
     logprobs, entropy, _ = _score(graph, params, batch, scoring)
     return logprobs, entropy
 
@@ -63,7 +65,7 @@ def score_rows(graph: nnx.GraphDef, params: Params, batch: Batch, scoring: Scori
 def _read(
     graph: nnx.GraphDef, params: Params, batch: Batch, scoring: Scoring
 ) -> tuple[Any, jax.Array, dict[str, jax.Array]]:
-    """As `read_states`, and the statistics of the routers."""
+    """Result of `read_states`, and router statistics."""
     model = merge(graph, params)
     prefix = model.prefix(jnp.asarray(scoring.prefix, jnp.int32)) if scoring.prefix else None
     states = model.hidden(
@@ -80,7 +82,7 @@ def _read(
 def _score(
     graph: nnx.GraphDef, params: Params, batch: Batch, scoring: Scoring
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-    """As `score_rows`, and the statistics of the routers."""
+    """Result of `score_rows`, and router statistics."""
     model, hidden_BRD, router = _read(graph, params, batch, scoring)
     logprobs, entropy = token_logprobs(
         hidden_BRD,
@@ -93,7 +95,7 @@ def _score(
 
 
 def _lay_out_experts(batch: Batch) -> jax.Array:
-    """[L, B, T, A]: the sampler's choices at the tokens that its ids were sampled from, -1 at all others."""
+    """[L, B, T, A]: the sampler's expert selections at the tokens that its ids were sampled from, -1 elsewhere."""
     experts_BRLA, (rows, length) = batch["experts"].astype(jnp.int32), batch["tokens"].shape
     at_BR = jnp.where(experts_BRLA[:, :, 0, 0] < 0, length, batch["index"])
     laid_out = jnp.full((rows, length, *experts_BRLA.shape[2:]), -1)
@@ -104,8 +106,8 @@ def _lay_out_experts(batch: Batch) -> jax.Array:
 def make_loss(graph: nnx.GraphDef, config: PolicyLossConfig, scoring: Scoring, *, on_policy: bool) -> LossFn:
     """The GRPO loss of a micro-batch.
 
-    on_policy: one update a step, so the old log-probs are the stopped new ones. Else they are the batch's old_logprobs,
-    or where it has none those of the sampler.
+    on_policy: one update per step, so the old log-probs are the stopped new ones. Otherwise they are the batch's
+    old_logprobs or, without these, the sampler's.
     """
 
     def loss_fn(params: Params, frozen: Frozen, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -133,7 +135,7 @@ def make_loss(graph: nnx.GraphDef, config: PolicyLossConfig, scoring: Scoring, *
 
 
 def compare_sampler(logprobs: jax.Array, entropy: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    """How far the trainer's log-probs are from the sampler's: for the same weights the first alarm of a mismatch."""
+    """Difference between the trainer's and the sampler's log-probs: for equal weights, the first sign of a mismatch."""
     inside = batch["weights"] > 0
     gap = jnp.where(inside, logprobs - batch["sampler_logprobs"], 0.0)
     ratio = jnp.exp(jnp.clip(gap, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
@@ -149,10 +151,10 @@ def compare_sampler(logprobs: jax.Array, entropy: jax.Array, batch: Batch) -> di
 
 
 def summarize(updates: list[list[dict[str, Any]]]) -> dict[str, float]:
-    """Metrics of a step from the sums of the micro-batches of each of its updates.
+    """Metrics of a step from the sums of each update's micro-batches.
 
-    Sampler and trainer are compared by the first update, whose weights are the sampler's; `kl` stands only where there
-    is a reference.
+    Sampler and trainer are compared on the first update, whose weights are the sampler's; `kl` exists only with a
+    reference.
     """
     table = _tabulate([row for parts in updates for row in parts])
     first = _tabulate(updates[0])

@@ -1,7 +1,7 @@
-"""Parameters narrower than float32 (model.param_dtype=bfloat16) round float32 copies in the state of the optimizer.
+"""Float32 master copies, in the optimizer state, of parameters narrower than float32 (model.param_dtype=bfloat16).
 
-An update smaller than half a unit in a parameter's last place would otherwise be lost, every time. Moments belong to
-the copies, so they are float32 too. The copies cost 4 bytes a parameter; float32 parameters have none.
+Otherwise every update smaller than half a unit in a parameter's last place would be lost. Moments belong to the copies,
+so they are float32 too. The copies cost 4 bytes per parameter; float32 parameters have none.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import optax
 
 
 class Float32State(NamedTuple):
-    """The float32 copy of every narrower parameter (nothing where it is float32 itself), and the inner state."""
+    """The float32 copy of every narrower parameter (none for float32 parameters), and the inner state."""
 
     copies: Any
     inner: Any
 
 
 def keep_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`inner` on float32 copies of the parameters that are narrower; its changes move each to its copy, rounded."""
+    """`inner` on float32 copies of narrower parameters; its updates move each parameter to its copy, rounded."""
 
     def init(params: Any) -> Float32State:
         narrow = lambda p: jnp.asarray(p, jnp.float32) if _is_narrow(p) else optax.MaskedNode()
@@ -32,7 +32,7 @@ def keep_float32(inner: optax.GradientTransformation) -> optax.GradientTransform
         changes, inner_state = inner.update(gradients, state.inner, _fill(state.copies, params))
         move = lambda copy, change: copy if _is_masked(copy) else copy + change
         copies = jax.tree.map(move, state.copies, changes, is_leaf=_is_masked)
-        # The difference of two bfloat16 numbers is a float32 number: added to the old one it gives the new one exactly.
+        # The difference of two bfloat16 numbers is exact in float32: added to the old number it gives the new one.
         step = lambda p, copy, change: change if _is_masked(copy) else copy.astype(p.dtype) - p.astype(jnp.float32)
         return jax.tree.map(step, params, copies, changes), Float32State(copies, inner_state)
 

@@ -1,6 +1,6 @@
-"""What training changes: parameters, optimizer moments, the count of updates. Made shape-first and placed by its axes.
+"""Training state: parameters, optimizer moments, number of updates. Made shape-first and placed by logical axes.
 
-Moments have the shape of the parameter they belong to and take its placement: a moment's path ends in its parameter's.
+Moments have their parameter's shape and placement: a moment's path ends in its parameter's path.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class TrainState:
 
 
 def init_state(params: Params, axes: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state around loaded parameters; moments are created in place, each where its parameter lies."""
+    """The state around loaded parameters; moments are created in place, with their parameters' shardings."""
 
     def make(params: Params) -> tuple[Any, jax.Array]:
         return optimizer.init(params), jnp.zeros((), jnp.int32)
@@ -52,8 +52,8 @@ def abstract_state(params: Params, axes: Params, optimizer: optax.GradientTransf
 
 
 def _place(make: Callable[[Params], Any], params: Params, axes: Params) -> Any:
-    """A sharding for every array that `make` returns: that of the parameter whose path its own path ends in, else
-    replicated, in the memory that `make` puts it in; None without a mesh.
+    """A sharding for every array that `make` returns: that of the parameter whose path ends its own, else replicated,
+    in the memory kind that `make` uses; None without a mesh.
     """
     everywhere = replicated()
     if everywhere is None:

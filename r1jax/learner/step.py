@@ -1,12 +1,12 @@
-"""One update: gradients of micro-batches added up, then clip and AdamW.
+"""One update: gradients of micro-batches accumulated, then clipping and AdamW.
 
-The loss is injected: `loss_fn(params, frozen, batch) -> (loss, sums)`, where the micro-batch losses of one update add
-up to the update's loss (denominators are global, made by the caller). So the number of micro-batches is free and
-nothing recompiles. Gradients are summed in float32 whatever the parameters' dtype is.
+The loss is injected: `loss_fn(params, frozen, batch) -> (loss, sums)`, where the micro-batch losses of one update sum
+to the update's loss (denominators are global, computed by the caller). The number of micro-batches is therefore free
+and changes no compiled program. Gradients are summed in float32 in any parameter dtype.
 
-`frozen` holds by name the parameters that the loss reads and does not train: "base" (the model under adapters),
-"teacher", "reference". They are arguments of the compiled program (closed over, they would become constants in it),
-get no gradient and are not donated.
+`frozen` contains by name the parameters that the loss reads and does not train: "base" (the model under adapters),
+"teacher", "reference". They are arguments of the compiled program (as closures they would become constants in it), get
+no gradient and are not donated.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ LossFn = Callable[[Params, Frozen, Any], tuple[jax.Array, dict[str, jax.Array]]]
 class Learner:
     """The jitted programs of an update for one loss and one optimizer.
 
-    It computes in the layout that it was built in, whatever thread calls it. bias_rate: by how much an update moves the
-    correction biases of experts (learner/balance.py; 0: not at all).
+    Every call computes in the mesh and rules that were current at construction, in any thread. bias_rate: change of the
+    experts' correction biases per update (learner/balance.py; 0: none).
     """
 
     def __init__(self, loss_fn: LossFn, optimizer: optax.GradientTransformation, *, bias_rate: float = 0.0):
@@ -48,8 +48,8 @@ class Learner:
     ) -> tuple[TrainState, dict[str, Any], list[dict[str, jax.Array]]]:
         """One optimizer step over micro-batches -> (state, {loss, grad_norm}, the sums of each micro-batch).
 
-        Loads of experts (`LOAD`) are taken out of the sums; their total is in the outcome. `state` is donated. An
-        update without micro-batches leaves the state alone: it has no gradient.
+        Expert loads (`LOAD`) are removed from the sums; their total is in the result. `state` is donated. An update
+        without micro-batches has no gradient and leaves the state unchanged.
         """
         gradients, losses, sums, loads = None, [], [], []
         for batch in batches:
@@ -86,5 +86,5 @@ class Learner:
 
 
 def _zeros(param: jax.Array) -> jax.Array:
-    """Where a parameter's gradient is summed: float32 or wider, on the parameter's devices."""
+    """Accumulator of a parameter's gradient: float32 or wider, with the parameter's sharding."""
     return jnp.zeros_like(param, dtype=jnp.promote_types(param.dtype, jnp.float32))

@@ -1,10 +1,10 @@
-"""The supervised loss over packed rows: cross entropy of the next token; for models that have them also the tokens
-further ahead (multi-token prediction) and the balance of experts within a sequence.
+"""The supervised loss over packed rows: next-token cross entropy and, for models that have them, multi-token prediction
+and the balance of experts within a sequence.
 
 A batch is a dict of arrays: tokens, targets, positions, segments [B, T] int32; weights [B, T] float32, a target's share
-of the loss of the whole update, over which they sum to 1; and token_share, 1 / tokens fed in the whole update
-(`share_weights`). So neither the cut into micro-batches nor the mesh changes the gradient. Places of weight 0 give
-none, whatever they hold.
+of the loss of the whole update, summing to 1 over the update; and token_share, 1 / input tokens of the whole update
+(`share_weights`). So neither the micro-batch size nor the mesh changes the gradient. Positions of weight 0 contribute
+nothing.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def split_batch(batch: Batch, rows: int) -> list[Batch]:
 def make_loss(graph: nnx.GraphDef, config: SupervisedConfig, *, chunk: int = 0) -> LossFn:
     """The loss of a micro-batch. chunk: positions of a row whose logits exist at once (0: all).
 
-    Sums: "cross_entropy" (its share of the update's), "right" and "tokens" (targets predicted, targets); where the
-    model has them "mtp" and "balance" (shares too), the load of experts (learner/balance.py), and how many of their
-    (token, expert) pairs a bounded buffer had no place for.
+    Sums: "cross_entropy" (its share of the update's), "right" and "tokens" (correctly predicted targets, targets);
+    where the model has them "mtp" and "balance" (shares too), expert loads (learner/balance.py), and the number of
+    (token, expert) pairs that did not fit a bounded buffer.
     """
 
     def loss_fn(params: Params, frozen: Frozen, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -91,7 +91,7 @@ def make_loss(graph: nnx.GraphDef, config: SupervisedConfig, *, chunk: int = 0) 
 
 
 def summarize(sums: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Metrics of an update from the sums of its micro-batches: `loss` is the cross entropy of the next token (nats)."""
+    """Metrics of an update from the sums of its micro-batches: `loss` is the next-token cross entropy (nats)."""
     total = {key: sum(float(row[key]) for row in sums) for key in sums[0] if key != LOAD}
     names = {
         "cross_entropy": "loss",

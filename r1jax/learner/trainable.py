@@ -1,7 +1,7 @@
-"""What of a model is trained: all its parameters, or adapters beside a frozen base (models/lora.py).
+"""The trained part of a model: all parameters, or adapters beside a frozen base (models/lora.py).
 
-Learner, optimizer and checkpoints see only `params`, whichever they are; who needs the model's own parameters (the
-engine, an export) asks for `whole`. A frozen base has no moments and is in no checkpoint.
+Learner, optimizer and checkpoints see only `params`; code that needs the model's own parameters (the engine, an export)
+calls `whole`. A frozen base has no moments and is in no checkpoint.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from r1jax.models.transformer import Params, Transformer, logical_axes, split
 
 
 class Trainable:
-    """params: what is trained, with its logical `axes`; base: what is not (None: nothing). All are shapes where the
-    model is one without arrays."""
+    """params: the trained parameters, with their logical `axes`; base: the frozen ones (None: nothing). All are shapes
+    if the model is abstract.
+    """
 
     def __init__(self, model: Transformer, config: LoRAConfig, *, seed: int = 0):
         self.layout = current_layout()
@@ -34,16 +35,16 @@ class Trainable:
 
     @in_layout
     def whole(self, params: Params) -> Params:
-        """The model's parameters of trained `params`: themselves, or merged with the base."""
+        """The model's parameters for trained `params`: themselves, or merged with the base."""
         return params if self.base is None else self._merge(self.base, params)
 
     def wrap(self, loss_fn: LossFn) -> LossFn:
-        """A loss of the model's parameters as a loss of what is trained; it reads the base from `frozen`."""
+        """A loss of the model's parameters as a loss of the trained ones; it reads the base from `frozen`."""
         if self.base is None:
             return loss_fn
         return lambda params, frozen, batch: loss_fn(merge_adapters(frozen["base"], params, self.scale), frozen, batch)
 
     @property
     def frozen(self) -> Frozen:
-        """The base by its name among what a loss reads and does not train; {} without adapters."""
+        """The base by its name in a loss's `frozen`; {} without adapters."""
         return {} if self.base is None else {"base": self.base}

@@ -1,14 +1,14 @@
-r"""Rewards for a right answer: 1.0 or 0.0 against the column `solution`, None where that column gives nothing to check.
+r"""Rewards for a correct answer: 1.0 or 0.0 against the column `solution`, None where it has nothing to compare with.
 
-Three readings of a reply, from strict to lenient:
+Three ways to read a reply, from strict to lenient:
 
 - `accuracy_reward` asks math-verify, with open-r1's settings: the answer is LaTeX in `\boxed{}` (or in `$...$` after
-  words such as "the final answer is"); a bare number is no answer. It understands algebra, sets and intervals.
-- `answer_reward` takes what the last answer tags or the last `\boxed{}` hold, and compares numbers by exact value and
-  anything else by spelling.
-- `number_reward` takes the last number of the text, whatever stands around it.
+  words such as "the final answer is"); a bare number is not an answer. It understands algebra, sets and intervals.
+- `answer_reward` takes the content of the last answer tags or the last `\boxed{}`, and compares numbers by exact value
+  and anything else by spelling.
+- `number_reward` takes the last number of the text, anywhere.
 
-Left out: algebra in `answer_reward` (`\sqrt{2}/2` is not `1/\sqrt{2}`); that is what `accuracy_reward` is for.
+Left out: algebra in `answer_reward` (`\sqrt{2}/2` is not `1/\sqrt{2}`), which `accuracy_reward` covers.
 """
 
 import re
@@ -22,19 +22,20 @@ from r1jax.rewards.protocol import by_row, declare_reward
 from r1jax.rewards.tags import ANSWER_CLOSE, ANSWER_OPEN
 
 _BRACES = re.compile(r"(?P<box>\\boxed\s{0,8}\{)|\\[{}]|(?P<open>\{)|(?P<close>\})")
-# Spellings that change how LaTeX looks and not what it says.
+# LaTeX that changes the look and not the meaning.
 _LOOKS = re.compile(r"\\(?:left|right|,|;|!| )|\s+")
-# A box in a box happens; a thousand of them is an attack on our patience.
+# A box inside a box happens; a thousand nested ones are an attack.
 _MAX_NESTED_BOXES = 4
 _LONE_LETTER = re.compile(r"\(([a-z])\)|([a-z])\)")
 
 
 @declare_reward(by_row=True, warm_up=verifier.warm_up)
 def accuracy_reward(completions: Sequence[Completion], solution: Sequence[Any], **columns: Any) -> list[float | None]:
-    """Whether math-verify finds the reply's LaTeX answer equal to `solution` (gold first: order matters to it).
+    """Whether math-verify finds the reply's LaTeX answer equal to `solution` (the gold goes first: order matters to
+    it).
 
-    None where `solution` holds nothing that can be parsed. Runs in worker processes with a hard deadline, so an answer
-    that would take for ever is 0.0 and a solution that would is None.
+    None where `solution` cannot be parsed. Runs in worker processes with a hard deadline: an answer that exceeds it
+    gives 0.0, a solution that does gives None.
     """
     golds = [None if gold is None else str(gold) for gold in solution]
     return verifier.verify(list(zip(golds, read_texts(completions), strict=True)))
@@ -42,7 +43,9 @@ def accuracy_reward(completions: Sequence[Completion], solution: Sequence[Any], 
 
 @by_row
 def answer_reward(completions: Sequence[Completion], solution: Sequence[Any], **columns: Any) -> list[float | None]:
-    r"""Whether the reply's last answer tags, or else its last `\boxed{}`, hold `solution`. None where that is empty."""
+    r"""Whether the reply's last answer tags, or else its last `\boxed{}`, contain `solution`. None where that
+    is empty.
+    """
     golds = ["" if gold is None else str(gold) for gold in solution]
     golds = [find_answer(gold) or gold for gold in golds]
     answers = [find_answer(text) for text in read_texts(completions)]
@@ -54,7 +57,7 @@ def answer_reward(completions: Sequence[Completion], solution: Sequence[Any], **
 
 @by_row
 def number_reward(completions: Sequence[Completion], solution: Sequence[Any], **columns: Any) -> list[float | None]:
-    """Whether the last number of the reply equals `solution` (or its last number). None where that holds no number."""
+    """Whether the last number of the reply equals `solution` (or its last number). None where that has no number."""
     rewards: list[float | None] = []
     for text, gold in zip(read_texts(completions), map(str, solution), strict=True):
         wanted, found = read_numeral(gold) or find_last_numeral(gold), find_last_numeral(text)
@@ -63,7 +66,7 @@ def number_reward(completions: Sequence[Completion], solution: Sequence[Any], **
 
 
 def find_answer(text: str) -> str | None:
-    r"""Returns what stands in the last closed answer tags, or else in the last `\boxed{}`; opens a box in the tags."""
+    r"""The content of the last closed answer tags, or else of the last `\boxed{}`; a box inside the tags is opened."""
     tagged = _find_tagged(text)
     answer = find_boxed(text) if tagged is None else tagged
     for _ in range(_MAX_NESTED_BOXES):
@@ -75,7 +78,9 @@ def find_answer(text: str) -> str | None:
 
 
 def find_boxed(text: str) -> str | None:
-    r"""Returns the content of the `\boxed{}` that closes last, braces balanced, in one linear pass; None without."""
+    r"""The content of the `\boxed{}` that closes last, with balanced braces, in one linear pass; None if there
+    is none.
+    """
     starts: list[int | None] = []
     content = None
     for token in _BRACES.finditer(text):
@@ -89,7 +94,9 @@ def find_boxed(text: str) -> str | None:
 
 
 def same_answer(answer: str, solution: str) -> bool:
-    """Whether two short answers agree: as exact numbers if both are numbers, else as text but for case and spacing."""
+    """Whether two short answers agree: as exact numbers if both are numbers, else as text, ignoring case and
+    spacing.
+    """
     found, wanted = read_numeral(answer), read_numeral(solution)
     if found is not None and wanted is not None:
         return same_value(found, wanted)
@@ -107,7 +114,7 @@ def _find_tagged(text: str) -> str | None:
 
 
 def _spell(text: str) -> str:
-    """One spelling for answers that are no numbers: `(B)` is `b`, `\\left( 1, 2 \\right)` is `(1,2)`."""
+    r"""Canonical spelling of answers that are not numbers: `(B)` is `b`, `\left( 1, 2 \right)` is `(1,2)`."""
     text = re.sub(r"\\[dt]frac", r"\\frac", unwrap(text))
     text = _LOOKS.sub("", text).casefold()
     letter = _LONE_LETTER.fullmatch(text)

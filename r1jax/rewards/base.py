@@ -1,31 +1,31 @@
 """Rewards by name, and their weighted sum.
 
 A reward is `f(completions, **columns) -> list[float | None]`, the signature of TRL and open-r1: every column of the
-data arrives as a list as long as the completions, and so do `prompts`, `completion_ids` and, where there are groups,
-`group_ids` (which completions answer the same prompt). None means "does not apply to this row" and is left out of the
-sum. A config names rewards, with weights and arguments:
+data is a list as long as the completions, and so are `prompts`, `completion_ids` and, where there are groups,
+`group_ids` (completions with equal ids answer the same prompt). None means "does not apply to this row" and is left out
+of the sum. A config names rewards, with weights and arguments:
 
     rewards.answer_reward = 1.0
     rewards.r1_format_reward = {"weight": 0.2, "think_in_prompt": True}
     rewards.brevity = {"weight": 0.1, "function": "my_package.my_rewards:brevity_reward"}
 
-A *gate* multiplies what the others pay and adds nothing itself (unless it has a weight, too): `gate = True` multiplies
-by the gate's value, held to 0..1; a number opens it for values from there on and shuts it below. A sum below 0 stays as
-it is, so that no punishment is escaped by breaking a rule; None leaves a gate open.
+A *gate* multiplies the sum of the other rewards and adds nothing itself (unless it has a weight too): `gate = True`
+multiplies by the gate's value, clipped to 0..1; a number opens the gate for values from it on and closes it below. A
+negative sum is unchanged, so that breaking a rule does not escape a punishment; None leaves a gate open.
 
-    rewards.r1_format_reward = {"gate": True}                                    # no pay without the format
+    rewards.r1_format_reward = {"gate": True}                                    # no reward without the format
     rewards.soft_overlong_punishment = {"gate": 0.0, "max_completion_len": 512, "soft_punish_cache": 0}
 
-`domain` holds a reward to the rows whose column `domain` says so; to others it does not apply (None). R1's last stage
-mixes problems that a rule can check with requests that a judge reads:
+`domain` restricts a reward to rows with that value in the column `domain`; for others it does not apply (None). R1's
+last stage mixes problems that a rule can check with requests that a judge scores:
 
     rewards.judge_reward = {"weight": 1.0, "domain": "general"}
 
-`compare_to` names another reward of the config that knows the truth (its weight may be 0): the metric `agreement` is
-then the share of pairs within a group that both order the same way. The optional protocol of rewards (rows apart, model
-calls, metrics, warm-up) is in `protocol.py`.
+`compare_to` names another reward of the config as ground truth (its weight may be 0): the metric `agreement` is then
+the share of pairs within a group that both order the same way. The optional protocol of rewards (row-wise rewards,
+model calls, metrics, warm-up) is in `protocol.py`.
 
-A new reward of ours is one function, one line in `registry.py`, and one test; a user's needs no line.
+A new built-in reward is one function, one line in `registry.py` and one test; a user's own needs no line.
 """
 
 import dataclasses
@@ -53,7 +53,7 @@ from r1jax.rewards.protocol import (
 )
 from r1jax.rewards.registry import REWARDS, import_place
 
-# What `score` itself hands to every reward; a data column of the same name gives way.
+# Columns that `score` itself passes to every reward; they replace data columns of the same name.
 _OWN_COLUMNS = frozenset(("completions", "prompts", "completion_ids", "group_ids"))
 
 
@@ -61,9 +61,9 @@ _OWN_COLUMNS = frozenset(("completions", "prompts", "completion_ids", "group_ids
 class Reward:
     """A reward function with its weight; `name` is the function's `__name__` and names its metrics.
 
-    `gate` is None, True (a factor) or the value from which the gate is open. `domain` "" is all rows. `arguments` are
-    the config's, passed at every call. `make` builds the function of a reward that can ask a model, from its
-    `generate`; None for all others.
+    `gate` is None, True (a factor) or the value from which the gate is open. `domain` "" means all rows. `arguments`
+    are the config's, passed at every call. `make` builds the function of a reward that can ask a model from `generate`;
+    None for all others.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Reward:
     make: Callable[[Generate | None], RewardFunction] | None = None
 
     def __post_init__(self) -> None:
-        """Takes a plain function, or a partial, as well."""
+        """Accepts a plain function or a partial, too."""
         function: Any = self.function
         if isinstance(function, functools.partial) and not function.args:
             object.__setattr__(self, "arguments", {**function.keywords, **self.arguments})
@@ -86,11 +86,14 @@ class Reward:
 
 @dataclass(frozen=True)
 class Scores:
-    """What `score` returns.
+    """Result of `score`.
 
-    `total` float64[B]; by name each reward's unweighted float64[B], NaN for None; `out_of_loss` bool[B], the rows that
-    some reward takes out of the loss; `calls`, what rewards asked a model, as rows for samples.jsonl, `reward` first;
-    `metrics`, numbers that rewards have to tell beside their values, under full names (`rewards/{name}/…`).
+    Attributes:
+      total: float64 [B].
+      by_name: unweighted values of each reward, float64 [B], NaN for None.
+      out_of_loss: bool [B], rows that some reward takes out of the loss.
+      calls: model calls of rewards, as rows for samples.jsonl, `reward` first.
+      metrics: further numbers from rewards, under full names (`rewards/{name}/…`).
     """
 
     total: np.ndarray
@@ -103,23 +106,23 @@ class Scores:
 def load_rewards(spec: Mapping[str, Any], *, generate: Generate | None = None) -> tuple[Reward, ...]:
     """Resolves `{name: weight}` or `{name: {weight, gate, compare_to, domain, function, **arguments}}`, in order.
 
-    A name is in `REWARDS` or is `module:function`; where a config cannot hold such a key (dots), `function` says it
-    and the name is free. Arguments go to the function by keyword; a function named `get_...`, or a class, is called
-    once with them and returns the reward, as in open-r1. `generate` goes to the makers that take it. Each reward's
-    `warm_up` is called once. Raises UserError.
+    A name is in `REWARDS` or is `module:function`; where a config cannot have such a key (dots), `function` gives it
+    and the name is free. Arguments are passed to the function by keyword; a function named `get_...`, or a class, is
+    called once with them and returns the reward, as in open-r1. `generate` is passed to makers that take it. Each
+    reward's `warm_up` is called once. Raises UserError.
     """
     return connect_rewards(read_rewards(spec), generate)
 
 
 def read_rewards(spec: Mapping[str, Any]) -> tuple[Reward, ...]:
-    """`load_rewards` for where the model is not there yet: all checks are made, and what asks no model is warmed up.
+    """Like `load_rewards`, before the model is loaded: makes all checks, and warms up the rewards that ask no model.
 
-    Makers that take `generate` are called with a stand-in, to check their arguments and learn their rewards' names;
-    the rewards raise RuntimeError when called, until `connect_rewards` has built them anew.
+    Makers that take `generate` are called with a placeholder, to check their arguments and learn their rewards' names;
+    these rewards raise RuntimeError when called, until `connect_rewards` has rebuilt them.
     """
     rewards = [_read_reward(name, value) for name, value in spec.items()]
     if not rewards:
-        raise UserError("config.rewards: at least one reward must be named, got none")
+        raise UserError("config.rewards must name at least one reward, got none")
     names = [reward.name for reward in rewards]
     if repeated := {name for name in names if names.count(name) > 1}:
         raise UserError(f"config.rewards: each reward may be given once, got {', '.join(sorted(repeated))} twice")
@@ -138,8 +141,8 @@ def read_rewards(spec: Mapping[str, Any]) -> tuple[Reward, ...]:
 
 
 def connect_rewards(rewards: Sequence[Reward], generate: Generate | None) -> tuple[Reward, ...]:
-    """The rewards of `read_rewards`, those that can ask a model built with `generate`. Raises UserError where one needs
-    a model and `generate` is None.
+    """The rewards of `read_rewards`, with those that can ask a model rebuilt with `generate`. Raises UserError if one
+    needs a model and `generate` is None.
     """
     connected = []
     for reward in rewards:
@@ -163,10 +166,10 @@ def score(
 ) -> Scores:
     """Scores B completions: `total` is the sum of weight times value over the rewards that apply, times the gates.
 
-    `group_size` says that so many neighbours answer one prompt; rewards see it as the column `group_ids`. `processes`:
-    each of a run calls this with the same rows, and rewards that are marked `by_row` (protocol.py) share them.
+    `group_size` consecutive completions answer one prompt; rewards receive this as the column `group_ids`. With
+    `processes`, every process calls this with the same rows, and rewards marked `by_row` (protocol.py) share them.
     strict: a reward that raises, or returns anything but B finite numbers or None, ends the run (True), or does not
-    apply to the rows concerned (guard.py). Raises UserError if a reward needs a column that is not there.
+    apply to the rows concerned (guard.py). Raises UserError if a reward needs a missing column.
     """
     count = len(completions)
     columns = {**columns, "completions": completions, "prompts": prompts, "completion_ids": completion_ids}
@@ -211,7 +214,9 @@ def _total(
 
 
 def _agreement(values: np.ndarray, truth: np.ndarray, group_ids: Sequence[int] | None) -> float:
-    """Share of the pairs in a group that differ in truth and are ordered alike, ties counting half; NaN without any."""
+    """Share of pairs within groups, of different true value, that are ordered alike, ties counting half; NaN without
+    such pairs.
+    """
     groups = np.zeros(len(values)) if group_ids is None else np.array(group_ids)
     pairs = alike = 0.0
     for group in np.unique(groups):
@@ -232,7 +237,7 @@ def _read_reward(name: str, value: Any) -> Reward:
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
         raise UserError(f"{where}: a weight must be a finite number, got {weight!r}")
     if gate is not None and not (isinstance(gate, (bool, int, float)) and math.isfinite(gate)):
-        raise UserError(f"{where}: a gate must be True or the value from which it is open, got {gate!r}")
+        raise UserError(f"{where}: a gate must be True or the smallest value that opens it, got {gate!r}")
     found: Any = _find_function(str(arguments.pop("function", name)), where)
     is_maker = isinstance(found, type) or name_of(found).startswith("get_")
     _check_arguments(found, arguments, where, is_maker)
@@ -245,14 +250,12 @@ def _read_reward(name: str, value: Any) -> Reward:
 
 
 def _find_function(name: str, where: str) -> Callable[..., Any]:
-    """The reward or maker of a name."""
+    """The reward function or maker of a name."""
     if name in REWARDS:
         name = REWARDS[name]
     elif ":" not in name:
         close = difflib.get_close_matches(name, REWARDS, n=3) or sorted(REWARDS)
-        raise UserError(
-            f"{where}: no reward is called {name!r}; did you mean {', '.join(close)}? (Or module:function.)"
-        )
+        raise UserError(f"{where}: unknown reward {name!r}; did you mean {', '.join(close)}? (Or module:function.)")
     try:
         function = import_place(name)
     except (ImportError, AttributeError, ValueError) as error:
@@ -266,7 +269,7 @@ def _check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any],
     known = inspect.signature(function).parameters.values()
     named = [p.name for p in known if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
     takes_all = is_maker and any(p.kind is p.VAR_KEYWORD for p in known)
-    # Columns reach a reward through **columns unseen; a misspelt argument must not.
+    # **columns accepts any name, so a misspelt argument must be found here.
     if unknown := [key for key in arguments if (key not in named and not takes_all) or key in _OWN_COLUMNS]:
         choices = [name for name in named if name not in _OWN_COLUMNS and name != "generate"] or ["none"]
         raise UserError(f"{where}: unknown argument {unknown[0]!r}; {name_of(function)} takes {', '.join(choices)}")
@@ -288,7 +291,7 @@ def _make(
 
 
 def _missing(maker: Callable[..., Any], names: set[str], where: str) -> UserError:
-    return UserError(f"{where}: {name_of(maker)} needs {', '.join(sorted(names))}, which nothing gives here")
+    return UserError(f"{where}: {name_of(maker)} needs the arguments {', '.join(sorted(names))}, which are not set")
 
 
 def _no_model(prompts: Sequence[Completion]) -> Sequence[str | None]:
@@ -300,7 +303,7 @@ def _warm_up(reward: Reward) -> None:
 
 
 def _find_rows(reward: Reward, columns: Mapping[str, Any], count: int) -> Sequence[int]:
-    """The rows that a reward looks at."""
+    """The rows that a reward applies to."""
     if not reward.domain:
         return range(count)
     if "domain" not in columns:
@@ -319,7 +322,7 @@ def _call(
     processes: Processes | None,
     strict: bool,
 ) -> Sequence[float | None]:
-    """The values of all rows; None where the reward does not look or does not apply."""
+    """Values for all rows; None where the reward does not apply."""
     selected = _select_columns(reward, columns)
     shared = processes if reward.function.by_row else None
     mine = rows[shared.my_share(len(rows))] if shared else rows
@@ -334,7 +337,7 @@ def _call(
 
 
 def _join_values(processes: Processes, mine: Sequence[float | None], count: int) -> list[float | None]:
-    """The values of all processes' rows, marks of OutOfLoss and of faults included."""
+    """The values of all processes' rows, including OutOfLoss and Fault marks."""
     kinds = (OutOfLoss, Fault)
     rows = [(math.nan if v is None else float(v), *(isinstance(v, kind) for kind in kinds)) for v in mine]
     joined = processes.join_shares(np.array(rows, np.float64).reshape(-1, 3), count).tolist()
@@ -345,7 +348,7 @@ def _join_values(processes: Processes, mine: Sequence[float | None], count: int)
 
 
 def _select_columns(reward: Reward, columns: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The columns a reward asks for (all of them if it takes **columns), less those that its config has bound."""
+    """The columns that a reward takes (all of them if it takes **columns), except those set by its config."""
     parameters = inspect.signature(reward.function).parameters.values()
     for parameter in parameters:
         required = parameter.default is parameter.empty and parameter.kind in (

@@ -1,16 +1,17 @@
-"""Rewards for programs: run in a sandbox against the tests of the column `verification_info`. open-r1's, made local.
+r"""Rewards for programs, run in a sandbox against the tests of the column `verification_info`. open-r1's, on this
+machine.
 
 A row's `verification_info` is a dict (or its JSON) with `language` and `test_cases`, a list of two kinds:
 
-    {"type": "stdin_stdout", "input": "1 2\\n", "output": "3\\n"}     the program's output is compared, line by line
+    {"type": "stdin_stdout", "input": "1 2\n", "output": "3\n"}     the program's output is compared, line by line
     {"type": "assert", "code": "assert add(1, 2) == 3"}             the program's functions are called; see below
 
-The program is the last fenced Python block of the reply. It never sees what is expected: outputs are compared out here,
-and asserts run in another process than the program (`assert_worker.py`). A test fails on another exit code than 0, on a
-broken limit, and on any line that differs; white space at the ends of lines and around the whole is free.
+The program is the last fenced Python block of the reply. It never sees expected values: outputs are compared outside,
+and asserts run in another process (`assert_worker.py`). A test fails on an exit code other than 0, on an exceeded
+limit, and on any line that differs; white space at the ends of lines and around the whole is ignored.
 
-Mended against open-r1, and nothing else: all lines are compared, not only as many as the shorter text has; a test that
-takes too long costs that test only; the `local` provider works, and is the default (e2b and morph are not here).
+Fixed against open-r1, and nothing else: all lines are compared, not only as many as the shorter text has; a test that
+times out costs that test only; the `local` provider works, and is the default (e2b and morph are not included).
 """
 
 import functools
@@ -30,7 +31,7 @@ from r1jax.sandbox.execution import Limits, Program, Provider, Test, make_provid
 SECONDS_PER_TEST = 5.0
 _BINARY_THRESHOLD = 0.99
 _MAX_VERDICTS = 50_000
-# Verdicts by (program, test): groups repeat programs, and steps repeat prompts. Only those that time cannot change.
+# Verdicts by (program, test): groups repeat programs, and steps repeat prompts. Without verdicts that depend on time.
 _verdicts: OrderedDict[bytes, bool] = OrderedDict()
 _verdicts_lock = threading.Lock()
 
@@ -50,8 +51,8 @@ def code_reward(
 ) -> list[float | None]:
     """The share of tests that the reply's program passes; 0.0 without a program or tests; None if the provider failed.
 
-    `num_parallel` programs run at once. After `seconds_per_program` the tests that are left count as failed. Raises
-    UserError where the sandbox is missing, and ValueError if the languages must agree and do not.
+    `num_parallel` programs run at once. After `seconds_per_program` the remaining tests count as failed. Raises
+    UserError if the sandbox is missing, and ValueError if the languages must agree and do not.
     """
     infos = [json.loads(info) if isinstance(info, str) else info for info in verification_info]
     if enforce_same_language and len({info["language"] for info in infos}) > 1:
@@ -81,7 +82,7 @@ def binary_code_reward(
     memory_megabytes: int = 512,
     **columns: Any,
 ) -> list[float | None]:
-    """1.0 if more than 0.99 of the tests pass, else 0.0; None and the arguments as in `code_reward`."""
+    """1.0 if more than 0.99 of the tests pass, else 0.0; None and arguments as in `code_reward`."""
     values = code_reward(
         completions,
         verification_info,
@@ -97,7 +98,7 @@ def binary_code_reward(
 
 
 def extract_code(completion: Completion, language: str | None = "python") -> str:
-    """The last fenced block of a language in the last message; empty without one, or without a language."""
+    """The last fenced block of a language in the last message; "" if there is none, or for no language."""
     text = completion if isinstance(completion, str) else read_text(completion[-1:])
     # Split by hand: a lazy pattern is quadratic on a megabyte of fences.
     fence = f"```{language}\n"
@@ -113,7 +114,7 @@ def extract_code(completion: Completion, language: str | None = "python") -> str
 
 
 def same_output(output: str, expected: str) -> bool:
-    """Whether two outputs agree in every line, but for white space at the ends of lines and around the whole."""
+    """Whether two outputs agree in every line, ignoring white space at the ends of lines and around the whole."""
     lines, wanted = ([line.strip() for line in text.strip().split("\n")] for text in (output, expected))
     return lines == wanted
 
@@ -134,7 +135,7 @@ def _judge(provider: Provider, limits: Limits, seconds: float, row: tuple[str, s
 
 
 def _passes(provider: Provider, limits: Limits, source: str, case: Mapping[str, Any]) -> bool | None:
-    """Whether a program passes one test; None if that could not be found out."""
+    """Whether a program passes one test; None if that could not be determined."""
     key = hashlib.sha256(repr((source, sorted(case.items()), limits)).encode(errors="replace")).digest()
     with _verdicts_lock:
         if key in _verdicts:
@@ -146,7 +147,7 @@ def _passes(provider: Provider, limits: Limits, source: str, case: Mapping[str, 
     elif kind in ("stdin_stdout", "stdin"):
         test = Test(stdin=str(case["input"]), limits=limits)
     else:
-        raise UserError(f"verification_info: a test case's type must be stdin_stdout or assert, got {kind!r}")
+        raise UserError(f"verification_info: the type of a test case must be stdin_stdout or assert, got {kind!r}")
     outcome = provider.run(Program(source), test)
     if outcome is None:
         return None

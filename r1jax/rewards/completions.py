@@ -1,8 +1,7 @@
-"""What a reward reads of a completion: its text.
+"""Text of a completion, for rewards.
 
-Completions come as plain strings (raw prompts) or as lists of `{role, content}` messages (chat prompts), as TRL hands
-them over. Rewards only ever want the text, so the difference ends here. Left out: turns after the first message (tool
-use) and parts that are not text.
+Completions are plain strings (raw prompts) or lists of `{role, content}` messages (chat prompts), as in TRL. Left out:
+turns after the first message (tool use) and content that is not text.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ Completion = str | Sequence[Mapping[str, Any]]
 
 
 def read_text(completion: Completion) -> str:
-    """Returns the text of one completion: the string itself, or the content of its first message."""
+    """The text of one completion: the string itself, or the content of its first message."""
     if isinstance(completion, str):
         return completion
     content = completion[0].get("content") if completion else None
@@ -22,5 +21,5 @@ def read_text(completion: Completion) -> str:
 
 
 def read_texts(completions: Sequence[Completion]) -> list[str]:
-    """Returns the text of every completion, in order."""
+    """The text of every completion, in order."""
     return [read_text(completion) for completion in completions]

@@ -2,12 +2,12 @@
 
 The columns are those of open-r1's data sets: `open-r1/ioi` (id, subtask, test_names, test_cases, grader_files,
 time_limit, memory_limit, score_precision, …) and `open-r1/codeforces` (official_tests, time_limit, memory_limit,
-input_mode, generated_checker, language, …); generated tests are read from the folder CF_TESTS_FOLDER, where it is set.
+input_mode, generated_checker, language, …); generated tests are read from the folder CF_TESTS_FOLDER, if it is set.
 
-What open-r1 leaves to its judge image is done here: a submission is compiled with the problem's grader files and run on
-a test's input; a C++ checker (a grader file with "checker" in its name) or a Python one says the score, else the lines
-are compared. Mended: a batch size of -1 runs all tests at once. Left out: IOI problems with a manager process, whose
-rows get None; e2b, morph and piston, which are not here.
+The work of open-r1's judge image is done here: a submission is compiled with the problem's grader files and run on a
+test's input; a C++ checker (a grader file with "checker" in its name) or a Python one gives the score, else the lines
+are compared. Fixed: a batch size of -1 runs all tests at once. Left out: IOI problems with a manager process, whose
+rows get None; the services e2b, morph and piston.
 """
 
 import functools
@@ -37,9 +37,9 @@ def ioi_code_reward(
     num_parallel: int = 2,
     **columns: Any,
 ) -> list[float | None]:
-    """The score of a row's subtask: the least over its tests, rounded to `score_precision`; 0.0 without a submission.
+    """The score of a row's subtask: the minimum over its tests, rounded to `score_precision`; 0.0 without a submission.
 
-    Tests run `test_batch_size` at a time (-1: all), and stop after a batch in which one scored nothing.
+    Tests run `test_batch_size` at a time (-1: all), and stop after a batch in which one scored 0.
     """
     provider = make_provider(provider_type, isolation)
     rows = _rows(columns, len(completions), ("id", "test_names", "grader_files"))
@@ -64,12 +64,12 @@ def cf_code_reward(
     num_parallel: int = 2,
     **columns: Any,
 ) -> list[float | None]:
-    """The score of a submission: `pass_fail` 1 or 0; `partial` the share of tests; `weighted_sum` 1 or 0 plus a tenth
-    of the share.
+    """The score of a submission: `pass_fail` 1 or 0; `partial` the share of passed tests; `weighted_sum` 1 or 0 plus a
+    tenth of the share.
 
-    None for a problem without tests, -1.0 without a submission, -0.1 if it does not compile. `patch_code` adds the
-    includes that a C++ program forgot (open-r1 also mends Python 2's imports). Tests run `test_batch_size` at a time
-    (-1: all); `pass_fail` stops after a batch with a failure.
+    None for a problem without tests, -1.0 without a submission, -0.1 if it does not compile. `patch_code` adds includes
+    that a C++ program lacks (open-r1 also fixes Python 2's imports). Tests run `test_batch_size` at a time (-1: all);
+    `pass_fail` stops after a batch with a failure.
     """
     if scoring_mode not in _MODES:
         raise UserError(f"cf_code_reward: scoring_mode must be one of {', '.join(_MODES)}, got {scoring_mode!r}")
@@ -86,7 +86,7 @@ def cf_code_reward(
 
 
 def add_includes(source: str, problem_id: str = "") -> str:
-    """A C++ submission behind the headers that are often forgotten and the problem's own; empty stays empty."""
+    """A C++ submission after commonly forgotten headers and the problem's own; "" stays ""."""
     if not source:
         return source
     lines = ["#include <bits/stdc++.h>"]
@@ -106,7 +106,7 @@ def _rows(columns: Mapping[str, Any], count: int, needed: Sequence[str]) -> list
 def _run_in_batches(
     judge: Callable[[Any], Any], tests: Sequence[Any], size: int, parallel: int, goes_on: Callable[[list[Any]], bool]
 ) -> list[Any]:
-    """Results of the tests, batch by batch while `goes_on` says so of a batch."""
+    """Results of the tests, batch by batch while `goes_on` of the last batch is True."""
     size = len(tests) if size < 1 else size
     results: list[Any] = []
     for start in range(0, len(tests), size):
@@ -171,7 +171,7 @@ def _score_submission(
 ) -> float | None:
     language = row.get("language")
     if language not in ("python", "cpp"):
-        raise UserError(f"cf_code_reward: the column language must hold python or cpp, got {language!r}")
+        raise UserError(f"cf_code_reward: the column language must be python or cpp, got {language!r}")
     tests = [*(row["official_tests"] or ()), *_generated_tests(str(row.get("id") or ""))]
     if not tests:
         return None
@@ -238,16 +238,16 @@ def _generated_tests(problem_id: str) -> list[dict[str, str]]:
 
 
 def _limits(row: Mapping[str, Any]) -> Limits:
-    """A problem's limits (seconds; megabytes, or bytes), with a margin on the wall clock."""
+    """A problem's limits (seconds; megabytes, or bytes), with a margin on wall time."""
     seconds = float(row.get("time_limit") or 2.0)
     memory = float(row.get("memory_limit") or 256)
-    if memory > 1 << 20:  # open-r1/ioi writes bytes
+    if memory > 1 << 20:  # open-r1/ioi gives bytes
         memory /= 1 << 20
     return Limits(seconds + 3, seconds, int(max(64, memory)) << 20)
 
 
 def _ask_checker(provider: Provider, checker: Program, stdin: str, expected: str, output: str) -> float | None:
-    """A checker's verdict: the number that it prints first, 0.0 if it prints none; None if the provider failed."""
+    """Score from a checker: the first number that it prints, 0.0 if it prints none; None if the provider failed."""
     files = (("input.txt", stdin), ("correct_output.txt", expected), ("output.txt", output))
     order = ("input.txt", "correct_output.txt", "output.txt")
     arguments = tuple(f"{FILES}/{name}" for name in order)

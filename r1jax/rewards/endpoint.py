@@ -1,10 +1,10 @@
-"""`generate(prompts) -> texts` by an OpenAI-compatible server: POST {url}/chat/completions, on the standard library.
+"""`generate(prompts) -> texts` by an OpenAI-compatible server: POST {url}/chat/completions, with the standard library.
 
-Made for rewards: a request that fails costs a reward, never the run. Each has a deadline over all of it (a server that
-sends a byte a second cannot stretch it), a bound on the size of the reply, and some retries with growing pauses where
-that can help (no connection, 408, 409, 429, 5xx; `Retry-After` is honoured up to a bound). What still fails, or answers
-something else than a chat completion, gives None. Only what the config must mend raises: a bad address, a key that is
-refused, a model that is not there.
+Made for rewards: a failed request costs a reward, never the run. Each request has one deadline in total (a server that
+sends a byte a second cannot extend it), a limit on the reply's size, and a few retries with growing pauses for
+temporary failures (no connection, 408, 409, 429, 5xx; `Retry-After` is honoured up to a limit). A request that still
+fails, or whose reply is not a chat completion, gives None. Only errors of the config raise: a wrong address, a rejected
+key, an unknown model.
 
 Left out: streaming, proxies, batching on the server's side.
 """
@@ -36,7 +36,9 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A server and how it is asked; call it with prompts. The key is read from the environment, never from a config."""
+    """A server and its request settings; call it with prompts. The key is read from the environment, never from a
+    config.
+    """
 
     url: str
     model: str
@@ -53,10 +55,10 @@ class Endpoint:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError(f"endpoint must be an address such as http://localhost:8000/v1, got {self.url!r}")
         if not self.model:
-            raise UserError("an endpoint needs model, the name that its server knows it by")
+            raise UserError("an endpoint needs model, the name of a model that its server knows")
 
     def __call__(self, prompts: Sequence[Completion]) -> list[str | None]:
-        """One reply a prompt, in order; None where none could be had. Raises UserError on what the config must mend."""
+        """One reply per prompt, in order; None for a failed request. Raises UserError for errors of the config."""
         with ThreadPoolExecutor(max(1, self.parallel)) as pool:
             return list(pool.map(self._ask, prompts))
 
@@ -74,12 +76,14 @@ class Endpoint:
                 if status == 200:
                     text = _read_reply(reply)
                     if text is None:
-                        _logger.warning("%s answered something else than a chat completion: %.80r", self.url, reply)
+                        _logger.warning(
+                            "%s replied with something other than a chat completion: %.80r", self.url, reply
+                        )
                     return text
                 problem = f"status {status}: {reply[:200].decode(errors='replace')!r}"
                 if status < 500 and status not in _RETRIED:
                     if status in (401, 403, 404):
-                        raise UserError(f"endpoint {self.url} refuses model {self.model!r}, {problem}")
+                        raise UserError(f"endpoint {self.url} rejects model {self.model!r}, {problem}")
                     break
                 pause = max(pause, wait)
             if attempt < self.retries:
@@ -88,7 +92,7 @@ class Endpoint:
         return None
 
     def _post(self, body: bytes) -> tuple[int, float, bytes]:
-        """(status, seconds that the server asks to wait, reply) of one request, all within the deadline."""
+        """Status, requested pause in seconds and reply of one request, within the deadline."""
         parts = urlsplit(self.url)
         host, port = parts.hostname or "", parts.port
         connection: http.client.HTTPConnection
@@ -100,7 +104,7 @@ class Endpoint:
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get(self.key_variable):
             headers["Authorization"] = f"Bearer {key}"
-        # A socket's own timeout starts again with each byte; this one does not.
+        # Unlike a socket's own timeout, this one does not restart with each byte.
         connection.connect()
         guard = threading.Timer(self.timeout_seconds, _hang_up, (connection.sock,))
         guard.daemon = True
@@ -130,7 +134,7 @@ def _seconds(header: str | None) -> float:
 
 
 def _read_reply(reply: bytes) -> str | None:
-    """The text of a chat completion, or None if this is none."""
+    """The text of a chat completion, or None if the reply is not one."""
     try:
         content: Any = json.loads(reply)["choices"][0]["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError, RecursionError):

@@ -1,15 +1,16 @@
 """The judge reward: a model reads an answer and writes a score.
 
-For open-ended prompts, which no rule can check (R1's last stage). The judge is whatever `generate` is: the policy
-itself, another model, or a server named by `endpoint` (`endpoint.py`).
+For open-ended prompts that no rule can check (R1's last stage). The judge is any `generate`: the policy itself, another
+model, or a server given by `endpoint` (`endpoint.py`).
 
     rewards.judge_reward = {"weight": 1.0, "endpoint": "http://localhost:8000/v1", "model": "judge"}
 
 A score is read from the last line `Score: 7` of the reply (also `7/10`, `**7**`, `[[7]]`, or a JSON field `score`), or
-from a reply that is nothing but a number. Anything else, a number out of range, and a reply that never came, are
-unreadable: None ("does not apply") unless `unreadable` says a value.
+from a reply that is only a number. Anything else, a number out of range, and a missing reply are unreadable: None
+("does not apply") unless `unreadable` sets a value.
 
-Left out: guarding the judge against answers that talk to it, beyond telling it so; a policy will find what pleases it.
+Left out: protection against answers that address the judge, beyond an instruction to ignore them; a policy will find
+what pleases the judge.
 """
 
 import dataclasses
@@ -47,12 +48,12 @@ def get_judge_reward(
     model: str = "",
     **server: Any,
 ) -> AskingReward[..., list[float | None]]:
-    """A reward in 0..1: the judge's score over `highest`, the mean of the readable ones if `judgements` are several.
+    """A reward in 0..1: the judge's score over `highest`, or the mean of the readable ones of several `judgements`.
 
-    `template` holds `{question}` and `{response}`, perhaps `{solution}`, or is the name "judge" or
+    `template` contains `{question}` and `{response}`, optionally `{solution}`, or is the name "judge" or
     "judge_with_solution"; of a long response the last `max_characters` are shown. An `endpoint` (an address) with its
-    `model` is asked instead of `generate`; `server` are further fields of `Endpoint`, such as `timeout_seconds`, and
-    have its defaults. Raises UserError.
+    `model` is used instead of `generate`; `server` are further fields of `Endpoint`, such as `timeout_seconds`, with
+    its defaults. Raises UserError.
     """
     if unknown := [name for name in server if name not in _SERVER_FIELDS]:
         raise UserError(
@@ -62,16 +63,14 @@ def get_judge_reward(
     template = _NAMES.get(template, template)
     if "{question}" not in template or "{response}" not in template:
         raise UserError(
-            "judge_reward: template must hold {question} and {response}, or be judge or judge_with_solution"
+            "judge_reward: template must contain {question} and {response}, or be judge or judge_with_solution"
         )
     if judgements < 1 or not highest > 0:
         raise UserError("judge_reward: judgements and highest must be positive")
     if endpoint:
         generate = Endpoint(endpoint, model, **server)
     if generate is None:
-        raise UserError(
-            "judge_reward needs a judge: name an endpoint and its model, or run where a model is handed over"
-        )
+        raise UserError("judge_reward needs a judge: set endpoint and model, or use it in a run whose model can judge")
     ask: Generate = generate
 
     def judge_reward(
@@ -79,7 +78,7 @@ def get_judge_reward(
     ) -> list[float | None]:
         """See `get_judge_reward`."""
         if "{solution}" in template and "solution" not in columns:
-            raise UserError("judge_reward: its template wants a data column 'solution'; map one in config.data")
+            raise UserError("judge_reward: its template needs a data column 'solution'; map one in config.data")
         calls: list[dict[str, Any]] = []
         for row, text in enumerate(read_texts(completions)):
             values = {"question": prompts[row], "response": text[-max_characters:]}
@@ -101,7 +100,7 @@ def get_judge_reward(
 
 
 def read_score(text: str, highest: float = 10.0) -> float | None:
-    """The score that a judge's reply gives, from 0 to `highest`; None if it gives none."""
+    """The score in a judge's reply, from 0 to `highest`; None if there is none."""
     text = text[-_MAX_LENGTH:].strip()
     scores = list(_SCORE.finditer(text))
     match = scores[-1] if scores else _BARE.fullmatch(text)
@@ -114,7 +113,7 @@ def read_score(text: str, highest: float = 10.0) -> float | None:
 
 
 def _pose(template: str, values: dict[str, Any]) -> Completion:
-    """The judge's prompt: a text, or one message where the question came as messages."""
+    """The judge's prompt: text, or one message if the question is messages."""
     question = values["question"]
     asked = question if isinstance(question, str) else read_text(question[-1:])
     text = templates.fill_all(template, **values | {"question": asked.strip()})

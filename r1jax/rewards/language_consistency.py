@@ -1,11 +1,11 @@
-"""The language-consistency reward of DeepSeek-R1 (arXiv 2501.12948, section 2.3.2): against mixed languages in thought.
+"""The language-consistency reward of DeepSeek-R1 (2501.12948, section 2.3.2), against mixed languages in the reasoning.
 
-The value is the share of a reply's words that are in the target language, words told apart by their script
-(`r1jax.text.language`, which says what counts as a word). R1 adds it to the accuracy reward, at a small cost there.
+The value is the share of a reply's words in the target language, classified by script (`r1jax.text.language` defines
+words). R1 adds it to the accuracy reward, at a small cost in accuracy.
 
     rewards.language_consistency_reward = {"weight": 0.2, "language": "en"}
 
-Left out: languages of one script, which cannot be told apart here (French passes for English).
+Left out: languages that share a script, which cannot be told apart here (French passes for English).
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def language_consistency_reward(
 ) -> list[float | None]:
     """The share of words in `language`: an ISO 639-1 code for all rows, or a column of them.
 
-    None for a text without words, and for a row without a language. Raises UserError for a language not known.
+    None for a text without words, and for a row without a language. Raises UserError for an unknown language.
     """
     languages = [language] * len(completions) if isinstance(language, str) else language
     return [

@@ -1,8 +1,8 @@
-r"""Rewards that look at a reply's length: open-r1's, in characters except where tokens are said.
+r"""Rewards for a reply's length: open-r1's, in characters unless tokens are stated.
 
-`len_reward` and `get_cosine_scaled_reward` first ask math-verify whether the answer is right. As in open-r1 they read
-the gold as LaTeX only (`$7$`, `\boxed{7}`, `\frac{1}{2}`): a bare `7` cannot be read there, and counts as a right
-answer in the one and as 1.0 in the other. Write the column `solution` as LaTeX before using them.
+`len_reward` and `get_cosine_scaled_reward` first ask math-verify whether the answer is correct. As in open-r1 they
+parse the gold as LaTeX only (`$7$`, `\boxed{7}`, `\frac{1}{2}`): a bare `7` cannot be parsed, which counts as a correct
+answer in the former and gives 1.0 in the latter. Write the column `solution` as LaTeX before using them.
 
 Sources: Kimi k1.5 (arXiv 2501.12599), section 2.3.3; Yeo et al. (2502.03373), section 4; DAPO (2503.14476), eq. 13.
 """
@@ -24,10 +24,11 @@ def len_reward(
     per_group: bool = False,
     **columns: Any,
 ) -> list[float]:
-    """0.5 for the shortest down to -0.5 for the longest, where the answer is right; that or 0, if less, where wrong.
+    """From 0.5 for the shortest to -0.5 for the longest reply if the answer is correct; the minimum of that and 0 if
+    wrong.
 
     Shortest and longest are those of the whole list, as in open-r1; of a row's own group, as in the paper, with
-    `per_group`. Where all are equally long every reward is 0.0.
+    `per_group`. If all have the same length, every reward is 0.0.
     """
     texts = read_texts(completions)
     correct = _are_correct(texts, solution)
@@ -55,13 +56,13 @@ def get_cosine_scaled_reward(
 ) -> Callable[..., list[float]]:
     """A reward that falls with length from `max_value_correct` to `min_value_correct` along half a cosine wave.
 
-    For wrong answers it rises, from `min_value_wrong` to `max_value_wrong`: thinking longer costs less there. Mended:
-    beyond `max_len` characters the value stays at its end, where open-r1's wave turns back.
+    For wrong answers it rises, from `min_value_wrong` to `max_value_wrong`: longer reasoning costs less there. Fixed
+    against open-r1: beyond `max_len` characters the value stays at its end, where open-r1's wave turns back.
     """
 
     @declare_reward(by_row=True, warm_up=verifier.warm_up)
     def cosine_scaled_reward(completions: Sequence[Completion], solution: Sequence[Any], **columns: Any) -> list[float]:
-        """See `get_cosine_scaled_reward`. 1.0 where the gold cannot be read."""
+        """See `get_cosine_scaled_reward`. 1.0 where the gold cannot be parsed."""
         texts = read_texts(completions)
         rewards = []
         for text, right in zip(texts, _are_correct(texts, solution), strict=True):
@@ -76,7 +77,7 @@ def get_cosine_scaled_reward(
 def get_soft_overlong_punishment(
     max_completion_len: int = 16384, soft_punish_cache: int = 4096
 ) -> Callable[..., list[float]]:
-    """A punishment in tokens: 0 up to `max_completion_len - soft_punish_cache`, then linear, -1 beyond the maximum."""
+    """A penalty in tokens: 0 up to `max_completion_len - soft_punish_cache`, then linear, -1 beyond the maximum."""
 
     @by_row
     def soft_overlong_punishment_reward(completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[float]:
@@ -94,7 +95,7 @@ def get_soft_overlong_punishment(
 
 
 def _are_correct(texts: Sequence[str], solution: Sequence[Any]) -> list[bool | None]:
-    """What math-verify says of each, called as open-r1 does here; None where the gold cannot be read."""
+    """Verdict of math-verify on each, called as open-r1 does here; None where the gold cannot be parsed."""
     golds = [None if gold is None else str(gold) for gold in solution]
     verdicts = verifier.verify(list(zip(golds, texts, strict=True)), latex_gold=True)
     return [None if verdict is None else verdict == 1.0 for verdict in verdicts]

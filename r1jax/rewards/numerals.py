@@ -1,8 +1,8 @@
-r"""Numbers as people and models write them, read exactly.
+r"""Exact reading of numbers as people and models write them.
 
 `1,234.50`, `$18`, `-3`, `−3`, `1/2`, `2 1/2`, `\frac{1}{2}`, `50%`, `1.5e3`, `72 clips`: each becomes a `Fraction`, so
-equality is equality and nothing is rounded. The text is a model's, hence hostile: every pattern here runs in linear
-time, and a numeral of more than `MAX_DIGITS` digits has no value (Python's big integers could hang the run).
+that comparisons are exact. The text comes from a model and is untrusted: every pattern here runs in linear time, and a
+numeral of more than `MAX_DIGITS` digits has no value (Python's big integers could stall the run).
 
 Left out: decimal commas (`3,5`), number words, powers and anything that must be calculated.
 """
@@ -14,7 +14,7 @@ from fractions import Fraction
 
 MAX_DIGITS = 1000
 
-# Quantifiers `++` and groups `(?>` never give back what they took: no input can make the matcher backtrack for long.
+# Possessive quantifiers `++` and atomic groups `(?>` never backtrack, so no input makes the matcher slow.
 _INTEGER = r"(?>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]++)"
 _NUMBER = rf"(?>(?:{_INTEGER}(?:\.[0-9]++)?|(?<![\w.])\.[0-9]++)(?:[eE][+-]?[0-9]++)?)"
 _NUMERAL = (
@@ -42,7 +42,7 @@ _MAX_UNWRAPPED_LENGTH = 8 * MAX_DIGITS
 
 @dataclass(frozen=True)
 class Numeral:
-    """A number in a text: its exact value as written (`50%` is 50, and `percent` is true)."""
+    """A number in a text: its value as written (`50%` is 50, with `percent` True)."""
 
     value: Fraction
     percent: bool = False
@@ -60,15 +60,15 @@ def same_value(a: Numeral, b: Numeral) -> bool:
 
 
 def find_last_numeral(text: str) -> Numeral | None:
-    """Returns the last number of a text; None if there is none, or if that last one is unreadable (too long, n/0)."""
+    """The last number of a text; None if there is none, or if it cannot be read (too long, n/0)."""
     matches = deque(_ANYWHERE.finditer(_plain_spelling(text)), maxlen=1)
     return _value_of(matches[0]) if matches else None
 
 
 def read_numeral(text: str) -> Numeral | None:
-    """Returns the number that a short text is as a whole; None if it says anything else.
+    """The number that a short text consists of; None for any other text.
 
-    Around the number may stand LaTeX or Markdown wrappers, a variable (`x = 5`), a unit (`5 cm`) and a full stop.
+    The number may be surrounded by LaTeX or Markdown wrappers, a variable (`x = 5`), a unit (`5 cm`) and a full stop.
     """
     text = unwrap(text)
     if len(text) > _MAX_UNWRAPPED_LENGTH:
@@ -82,7 +82,9 @@ def read_numeral(text: str) -> Numeral | None:
 
 
 def unwrap(text: str) -> str:
-    r"""Strips white space, final full stops, and what wraps the whole text: `$x$`, `\(x\)`, `**x**`, `\text{x}`."""
+    r"""Strips white space, final full stops, and wrappers around the whole text: `$x$`, `\(x\)`, `**x**`,
+    `\text{x}`.
+    """
     text = text.strip()
     while len(text) <= _MAX_UNWRAPPED_LENGTH:
         inner = _strip_one_wrapper(text.removesuffix("."))
@@ -103,13 +105,13 @@ def _strip_one_wrapper(text: str) -> str:
 
 
 def _plain_spelling(text: str) -> str:
-    r"""One spelling for minus signs and for LaTeX's ways to group digits: `1{,}234`, `1\,234`, `1,\!234`."""
+    r"""Canonical spelling of minus signs and of LaTeX's digit grouping: `1{,}234`, `1\,234`, `1,\!234`."""
     text = text.translate(_MINUS_SIGNS).replace("{,}", ",").replace(r"\!", "")
     return re.sub(r"(?<=[0-9])\\,(?=[0-9]{3})", "", text).replace(r"\,", " ")
 
 
 def _value_of(match: re.Match[str]) -> Numeral | None:
-    """The value of a match; None where it has none (too many digits, too large an exponent, division by zero)."""
+    """The value of a match; None if it has none (too many digits, too large an exponent, division by zero)."""
     if len(match[0]) > MAX_DIGITS:
         return None
     parts = match.groupdict()
@@ -133,5 +135,5 @@ def _magnitude(parts: dict[str, str | None]) -> Fraction:
 def _fraction(digits: str) -> Fraction:
     exponent = re.search(r"[eE][+-]?([0-9]+)$", digits)
     if exponent and (len(exponent[1]) > 4 or int(exponent[1]) > MAX_DIGITS):
-        raise ValueError(f"exponent of more than {MAX_DIGITS}")
+        raise ValueError(f"exponent above {MAX_DIGITS}")
     return Fraction(digits.replace(",", ""))

@@ -1,6 +1,6 @@
-"""Rewards for how a reply is written: steps that can be told apart, and phrases that are not repeated. open-r1's.
+"""Rewards for the form of a reply: marked steps, and no repeated phrases. open-r1's.
 
-Source of the penalty: Yeo et al. (arXiv 2502.03373), appendix C.2. Both are easily farmed; give them small weights.
+Source of the penalty: Yeo et al. (arXiv 2502.03373), appendix C.2. Both are easily exploited; give them small weights.
 """
 
 import re
@@ -17,17 +17,18 @@ _STEP = re.compile(r"Step \d+:|\A\d+\.|\n[-*]|First,|Second,|Next,|Finally,")
 
 @by_row
 def reasoning_steps_reward(completions: Sequence[Completion], **columns: Any) -> list[float]:
-    """A third for each mark of a step ("Step 2:", a bullet at a line's start, "First,"), 1.0 from three on."""
+    """A third for each step mark ("Step 2:", a bullet at a line's start, "First,"), up to 1.0."""
     return [min(1.0, sum(1 for _ in _STEP.finditer(text)) / 3) for text in read_texts(completions)]
 
 
 def get_repetition_penalty_reward(
     ngram_size: int = 3, max_penalty: float = -1.0, language: str = "en"
 ) -> Callable[..., list[float]]:
-    """A reward of `max_penalty` times the share of n-grams that repeat an earlier one; 0.0 under `ngram_size` words.
+    """A reward of `max_penalty` times the share of n-grams that repeat an earlier one; 0.0 for fewer than `ngram_size`
+    words.
 
-    Words are what stands between white space, in lower case (`en`), or what jieba finds (`zh`). Raises UserError, a
-    ValueError as in open-r1, on a positive penalty and on other languages.
+    Words are separated by white space, in lower case (`en`), or found by jieba (`zh`). Raises UserError (also a
+    ValueError, as in open-r1) for a positive penalty and for other languages.
     """
     if max_penalty > 0:
         raise _ArgumentError(f"max_penalty {max_penalty} should not be positive")
@@ -49,7 +50,7 @@ def get_repetition_penalty_reward(
 
 
 class _ArgumentError(UserError, ValueError):
-    """What a main prints as one line, and open-r1's callers expect as a ValueError."""
+    """A UserError that is also a ValueError, which callers of open-r1's functions expect."""
 
 
 def _split_english(text: str) -> list[str]:
@@ -57,7 +58,7 @@ def _split_english(text: str) -> list[str]:
 
 
 def _split_chinese(text: str) -> list[str]:
-    import jieba  # a second to load, for those who need it
+    import jieba  # takes a second to load, so only on demand
 
     jieba.setLogLevel("WARNING")
     return list(jieba.cut(text))

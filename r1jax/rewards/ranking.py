@@ -1,14 +1,14 @@
-r"""Rankings in words: what a model wrote when asked to rank n responses, read as places.
+"""Parser of rankings: a model's ranking of n responses, as places.
 
-Four spellings are understood, tried in this order, the last one in the text counting:
+Four forms are recognized, tried in this order, the last one in the text counting:
 
 - JSON: `[{"response": 2, "rank": 1}, …]`, in an object or alone; `response` is a number or the text itself;
 - a line `Ranking: 2 > 1 = 3` (also `,` or `;` between, `Response 2`, `[2]`, `**2**`; `=` is a tie);
-- a text that is such a chain and nothing else in its first line: what follows a prompt that ended in "Ranking:";
+- a first line that is only such a chain: the continuation of a prompt that ended in "Ranking:";
 - a numbered list, best first, whose entries begin with `Response 2` or quote a response's text.
 
-A ranking that names a response twice, or one that does not exist, or fewer than half of them is unreadable (None): half
-a reward is worse than none. Those that a readable one leaves out share the last place.
+A ranking that names a response twice, or one that does not exist, or fewer than half of them is unreadable (None): a
+partial reward is worse than none. Responses that a readable ranking omits share the last place.
 """
 
 import json
@@ -16,7 +16,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-# Only the end of a long judgement is searched, and numbers are short: the text is a model's.
+# Only the end of a long judgement is searched, and numbers are short, because the text is untrusted.
 _MAX_LENGTH = 20_000
 _ITEM = r"(?:[#*\[(`\"']|\b(?:response|answer|candidate)\b|\s){0,8}([0-9]{1,3})(?:[\])*`\"'.]){0,4}"
 _CHAIN = re.compile(rf"{_ITEM}(?:\s{{0,4}}([>=,;]|\bthen\b)\s{{0,4}}{_ITEM})*", re.IGNORECASE)
@@ -29,7 +29,7 @@ Places = list[float]
 
 
 def read_ranking(text: str, responses: Sequence[str]) -> Places | None:
-    """The place of each response, 0 the best and n - 1 the worst, ties at the mean of their places; or None."""
+    """The place of each response, 0 for the best to n - 1 for the worst, ties at the mean of their places; or None."""
     text = text[-_MAX_LENGTH:]
     for read in (_read_json, _read_headed, _read_bare, _read_list):
         tiers = read(text, responses)
@@ -69,7 +69,7 @@ def _read_headed(text: str, responses: Sequence[str]) -> list[list[int]]:
 def _read_bare(text: str, responses: Sequence[str]) -> list[list[int]]:
     line = text.strip().partition("\n")[0]
     chain = _CHAIN.match(line)
-    # One number alone says too little, unless there are but two responses.
+    # A single number is a ranking only if there are two responses.
     if chain is None or (len(_split(chain[0])) < 2 and len(responses) > 2):
         return []
     return _split(chain[0]) if not line[chain.end() :].strip(" .*`") else []
@@ -98,7 +98,7 @@ def _split(chain: str) -> list[list[int]]:
 
 
 def _find(response: Any, responses: Sequence[str]) -> int | None:
-    """The index that a JSON entry's `response` means: a number from 1, or the text (as a whole, or its beginning)."""
+    """Index of a JSON entry's `response`: a number from 1, or the text (whole, or its beginning)."""
     if isinstance(response, str) and response.strip().isdecimal() and len(response) < 4:
         response = int(response)
     if isinstance(response, int):
@@ -107,7 +107,9 @@ def _find(response: Any, responses: Sequence[str]) -> int | None:
 
 
 def _find_quoted(entry: str, responses: Sequence[str]) -> int | None:
-    """The one response that the quotation at the entry's beginning is, or begins; None if none or several do."""
+    """Index of the one response that the entry's beginning quotes, in whole or in part; None if none or
+    several match.
+    """
     quotation = re.match(r"[*\s]{0,4}[\"“](.+?)(?:[\"”]|…|\.\.\.)", entry, re.DOTALL)
     if quotation is None:
         return None

@@ -1,6 +1,6 @@
-"""The table of rewards: which function is meant by a name in a config, and open-r1's `get_reward_funcs`.
+"""Registry of rewards by their names in a config, and open-r1's `get_reward_funcs`.
 
-Each reward stands under its name as in the code and, where open-r1's recipes know it by a shorter one, under that too.
+Each reward is listed under its name in the code and, if open-r1's recipes use a shorter one, under that too.
 """
 
 import functools
@@ -10,8 +10,8 @@ from typing import Any
 
 from r1jax.core.errors import UserError
 
-# name in a config -> module:function, imported when the reward is asked for. A function whose name begins with `get_`
-# is a maker: called once with the config's arguments, it returns the reward.
+# name in a config -> module:function, imported on first use. A function whose name begins with `get_` is a maker:
+# called once with the config's arguments, it returns the reward.
 REWARDS = {
     "accuracy": "r1jax.rewards.answers:accuracy_reward",
     "accuracy_reward": "r1jax.rewards.answers:accuracy_reward",
@@ -46,7 +46,7 @@ REWARDS = {
     "tag_count_reward": "r1jax.rewards.tags:tag_count_reward",
 }
 
-# The rewards of open-r1's recipes, each with the names that its arguments have among open-r1's script arguments.
+# The rewards of open-r1's recipes, each with the names of its arguments among open-r1's script arguments.
 _CODE_ARGUMENTS = {
     "num_parallel": "parallel_code_exec_per_proc",
     "provider_type": "code_provider",
@@ -76,15 +76,15 @@ OPEN_R1_ARGUMENTS: dict[str, dict[str, str]] = {
 
 
 def import_place(place: str) -> Any:
-    """What `module:attribute` names. Raises ImportError, AttributeError or ValueError (no module named)."""
+    """The object `module:attribute`. Raises ImportError, AttributeError or ValueError (no module named)."""
     module, _, attribute = place.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 
 def get_reward_funcs(script_args: Any) -> list[Callable[..., Any]]:
-    """The rewards that `script_args.reward_funcs` names, with their arguments taken from open-r1's attribute names.
+    """The rewards named by `script_args.reward_funcs`, with arguments from open-r1's attribute names.
 
-    An attribute that is not there leaves the argument at the function's own default. Raises UserError on other names.
+    A missing attribute leaves the argument at the function's default. Raises UserError for unknown names.
     """
     rewards: list[Callable[..., Any]] = []
     for name in script_args.reward_funcs:

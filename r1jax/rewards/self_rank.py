@@ -1,20 +1,20 @@
-"""The self-ranking reward: the policy is called twice, once for several answers and once to rank them.
+"""The self-ranking reward: the policy answers a question several times and is then asked to rank its answers.
 
-This is how R1-Zero's training is told in the notes that this project started from: the model being trained answers a
-question several times, is shown its own answers and asked to rank them "from best to worst based on correctness,
-clarity, and logic", and the ranks become rewards: the first is raised, the second lowered, and a non-answer in the last
-place removed. (DeepSeek's report has it otherwise: there rules check the answers. Compare both with `compare_to`.)
+The notes that this project started from describe R1-Zero's training in this way: the trained model answers a question
+several times, is shown its own answers and asked to rank them "from best to worst based on correctness, clarity, and
+logic", and the ranks become rewards: the first is reinforced, the second less, and a non-answer in the last place is
+removed. (In DeepSeek's report rules check the answers. Compare both with `compare_to`.)
 
-A judgement shows the distinct answers of a group in a shuffled order, at most `at_once` in one prompt; every second
-judgement shows the order of the one before reversed, which cancels a liking for places. A response's reward is
-1 - place / (n - 1), from 1.0 for the first to 0.0 for the last, the mean of its place in all readable judgements. Equal
-texts share one place. A group without a readable judgement gets None: it does not apply there.
+A judgement shows the distinct answers of a group in shuffled order, at most `at_once` per prompt; every second
+judgement reverses the order of the previous one, which cancels a position bias. A response's reward is 1 - place / (n -
+1), from 1.0 for the first to 0.0 for the last, by the mean of its places in all readable judgements. Equal texts share
+one place. A group without a readable judgement gets None: the reward does not apply.
 
     rewards.self_rank_reward = {"weight": 1.0, "judgements": 2, "drop_bottom": True, "compare_to": "answer_reward"}
     rewards.answer_reward = 0.0
 
-Left out: guarding the judge against answers that talk to it. A policy that judges itself may learn to please itself;
-watch the agreement with a reward that can be verified.
+Left out: protection against answers that address the judge. A policy that judges itself may learn to please itself;
+watch the agreement with a verifiable reward.
 """
 
 import random
@@ -51,17 +51,17 @@ def get_self_rank_reward(
 ) -> AskingReward[..., list[float | None]]:
     """A reward in 0..1 from the ranking that `generate` writes of each group's own answers.
 
-    `template` holds `{question}` and `{responses}`, or is the name "rank", "rank_brief" or "rank_shots" (worked pairs
-    to be continued: with `at_once` 2); of a long response the last `max_characters` are shown. `as_text` poses it as
-    plain text also where the data's prompts are messages. `drop_bottom` takes the group's last place out of the loss,
-    `drop_non_answers` what says nothing ("I am not sure", an empty answer) wherever it was ranked; neither leaves a
-    group fewer than two rows to compare. Groups are equal `group_ids` where `score` hands them over, else equal
-    `prompts`. Raises UserError.
+    `template` contains `{question}` and `{responses}`, or is the name "rank", "rank_brief" or "rank_shots" (worked
+    pairs to continue: use `at_once` 2); of a long response the last `max_characters` are shown. `as_text` asks in plain
+    text even if the data's prompts are messages. `drop_bottom` takes the group's last place out of the loss,
+    `drop_non_answers` every reply without an answer ("I am not sure", an empty answer) at any rank; neither leaves a
+    group with fewer than two rows. Groups are equal `group_ids` if `score` passes them, else equal `prompts`. Raises
+    UserError.
     """
     template = _TEMPLATES.get(template, template)
     if "{question}" not in template or "{responses}" not in template:
         names = ", ".join(_TEMPLATES)
-        raise UserError(f"self_rank_reward: template must hold {{question}} and {{responses}}, or be one of {names}")
+        raise UserError(f"self_rank_reward: template must contain {{question}} and {{responses}}, or be one of {names}")
     for name, value, least in (
         ("judgements", judgements, 1),
         ("at_once", at_once, 2),
@@ -117,11 +117,11 @@ def is_non_answer(text: str) -> bool:
 
 
 def _arrange(texts: Sequence[str], judgements: int, at_once: int, seed: int) -> list[list[str]]:
-    """The lists of responses to show, each in its order. Nothing to rank among fewer than two different texts."""
+    """The ordered lists of responses to show; none for fewer than two different texts."""
     distinct = list(dict.fromkeys(texts))
     if len(distinct) < 2:
         return []
-    # A function of the texts alone, so that a resumed run judges as an uninterrupted one.
+    # A function of the texts alone, so that a resumed run judges like an uninterrupted one.
     shuffler = random.Random(f"{seed} {zlib.crc32(chr(0).join(distinct).encode(errors='replace'))}")
     shown = []
     for judgement in range(judgements):
@@ -139,7 +139,7 @@ def _arrange(texts: Sequence[str], judgements: int, at_once: int, seed: int) -> 
 def _pose(
     template: str, question: Completion, responses: Sequence[str], max_characters: int, as_text: bool
 ) -> Completion:
-    """The judge's prompt: a text, or one message where the question came as messages."""
+    """The judge's prompt: text, or one message if the question is messages."""
     listed = "\n".join(f'{i + 1}. "{text[-max_characters:].strip()}"' for i, text in enumerate(responses))
     asked = question if isinstance(question, str) else read_text(question[-1:])
     text = templates.fill_all(template, question=asked.strip(), responses=listed)
@@ -158,7 +158,7 @@ def _average(texts: Sequence[str], calls: Sequence[dict[str, Any]]) -> list[floa
 def _find_dropped(
     rows: Sequence[int], rewards: Sequence[float | None], texts: Sequence[str], bottom: bool, non_answers: bool
 ) -> list[int]:
-    """The rows of a group to take out of the loss; none if fewer than two would stay, or if nothing was ranked."""
+    """Rows of a group to take out of the loss; none if fewer than two would stay, or if nothing was ranked."""
     values = {row: value for row in rows if (value := rewards[row]) is not None}
     if not values:
         return []

@@ -1,11 +1,11 @@
-"""Rewards for the shape of a reply: reasoning in think tags, then the answer in answer tags.
+"""Rewards for the format of a reply: reasoning in think tags, then the answer in answer tags.
 
-`format_reward`, `tag_count_reward` and `get_code_format_reward` are open-r1's, new lines and all: a recipe written for
-it scores the same here. `r1_format_reward` is the rule as DeepSeek-R1 states it (arXiv 2501.12948, section 2.2): each
-tag once, in order, nothing outside, white space free.
+`format_reward`, `tag_count_reward` and `get_code_format_reward` are open-r1's, including new lines, so a recipe written
+for it scores the same here. `r1_format_reward` is the rule as stated by DeepSeek-R1 (arXiv 2501.12948, section 2.2):
+each tag once, in order, nothing outside, any white space.
 
 All are plain string searches in linear time; a pattern with two lazy wildcards is quadratic on a long hostile reply.
-Format alone is easily farmed: give it a small weight beside a reward for the answer.
+Format alone is easily exploited: give it a small weight beside a reward for the answer.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ def format_reward(completions: Sequence[Completion], **columns: Any) -> list[flo
 
 @by_row
 def tag_count_reward(completions: Sequence[Completion], **columns: Any) -> list[float]:
-    """0.25 for each of the four tags that stands exactly once with the new lines around it that open-r1 asks for."""
+    """0.25 for each of the four tags that occurs exactly once with the new lines that open-r1 requires."""
     spellings = (f"{THINK_OPEN}\n", f"\n{THINK_CLOSE}\n", f"\n{ANSWER_OPEN}\n", f"\n{ANSWER_CLOSE}")
     return [sum(0.25 for tag in spellings if text.count(tag) == 1) for text in read_texts(completions)]
 
@@ -43,9 +43,9 @@ def r1_format_reward(
 ) -> list[float]:
     """1.0 if the reply is `<think>...</think> <answer>...</answer>`, each tag once, neither part empty; else 0.0.
 
-    White space around and between the parts is free; other text is not. Where the prompt ends with the opening think
-    tag, the reply goes on from there and must not open it again. Set `think_in_prompt` where a chat template adds that
-    tag after the last message, as it cannot be seen in `prompts` then.
+    White space around and between the parts is free; other text is not allowed. If the prompt ends with the opening
+    think tag, the reply continues it and must not open it again. Set `think_in_prompt` if a chat template adds that tag
+    after the last message, where `prompts` does not show it.
     """
     texts = read_texts(completions)
     opened = [think_in_prompt or _ends_in_think(prompt) for prompt in prompts or ("",) * len(texts)]
@@ -55,9 +55,9 @@ def r1_format_reward(
 
 
 def get_code_format_reward(language: str = "python") -> Callable[..., list[float]]:
-    """A reward like `format_reward` that also wants a fenced block of `language` in the answer.
+    """A reward like `format_reward` that also requires a fenced block of `language` in the answer.
 
-    A data column `language` says it row by row, and then goes before the argument.
+    A data column `language` sets it per row and overrides the argument.
     """
 
     @by_row
@@ -76,9 +76,9 @@ def get_code_format_reward(language: str = "python") -> Callable[..., list[float
 
 
 def _has_line_format(text: str, inside: Sequence[str] = ()) -> bool:
-    """Whether the tags stand as open-r1 asks, and in the answer the pieces of `inside`, in order, none overlapping.
+    """Whether the tags have open-r1's form, and the answer contains the pieces of `inside`, in order without overlap.
 
-    Each search takes the first place possible, so it finds a match wherever a pattern with lazy wildcards has one.
+    Each search takes the first possible place, so it matches exactly where a pattern with lazy wildcards would.
     """
     start = f"{THINK_OPEN}\n"
     middle = f"\n{THINK_CLOSE}\n{ANSWER_OPEN}\n"
@@ -107,6 +107,6 @@ def _has_r1_format(text: str) -> bool:
 
 
 def _ends_in_think(prompt: Completion) -> bool:
-    """Whether a prompt (text, or messages of which the last is the reply's beginning) leaves the think tag open."""
+    """Whether a prompt (text, or messages of which the last begins the reply) leaves the think tag open."""
     text = prompt if isinstance(prompt, str) else read_text(prompt[-1:])
     return text.rstrip().endswith(THINK_OPEN)

@@ -1,11 +1,11 @@
-r"""Verdicts that need no worker: those given before, and answers so plain that math-verify would only confirm them.
+r"""Verdicts without a worker: earlier ones, and answers so simple that math-verify would only confirm them.
 
-Groups repeat answers, so a pair that was judged keeps its verdict (one that a deadline ended does not). And a pair is
-decided by exact arithmetic if its gold and the answer's only box hold an integer, a decimal or a fraction. The verdict
-is the same as math-verify's, which tests check by asking both. So the reading is narrow: the gold is `-12`, `0.5`,
-`\frac{3}{4}`, or such a number in dollars or a box, and nothing else; the answer holds one `\boxed{}` with the like and
-otherwise no backslash, dollar or brace, so that there is nothing else that could be read. All else is the pool's, and
-so are numbers with a point that differ by little, for it rounds.
+Groups repeat answers, so a judged pair keeps its verdict (unless a deadline ended it). A pair is decided by exact
+arithmetic if its gold and the answer's only box contain an integer, a decimal or a fraction. The verdict equals
+math-verify's, which tests check by asking both; so the accepted form is narrow: the gold is `-12`, `0.5`,
+`\frac{3}{4}`, or such a number in dollars or a box, and nothing else; the answer contains one `\boxed{}` with the like
+and no other backslash, dollar or brace, so that there is nothing else to parse. All others go to the pool, and so do
+decimals that differ by little, because math-verify rounds.
 """
 
 import hashlib
@@ -18,10 +18,10 @@ from typing import NamedTuple
 
 MAX_VERDICTS = 100_000
 
-# Longer numbers meet the limits of floating point somewhere in SymPy's comparisons; they are not for here.
+# Longer numbers reach the limits of floating point somewhere in SymPy's comparisons, so the pool decides them.
 _FRACTION = r"\\frac\{([0-9]{1,6})\}\{([1-9][0-9]{0,5})\}"
 _VALUE = rf"(-?[0-9]{{1,9}}(?:\.[0-9]{{1,6}})?)|(-?){_FRACTION.replace('frac', '[dt]?frac', 1)}"
-# Outside of dollars and boxes math-verify knows neither `\dfrac` nor leading zeros.
+# Outside dollars and boxes math-verify accepts neither `\dfrac` nor leading zeros.
 _BARE = rf"(-?(?:0|[1-9][0-9]{{0,8}})(?:\.[0-9]{{1,6}})?)|(-?){_FRACTION}"
 _GOLD = re.compile(rf"{_BARE}|\$(?:{_VALUE})\$|\\boxed\{{(?:{_VALUE})\}}")
 _BOX = re.compile(rf"\\boxed\{{(?:{_VALUE})\}}")
@@ -31,14 +31,14 @@ _MAX_LENGTH = 100_000
 
 
 class Verdict(NamedTuple):
-    """1.0, 0.0 or None, and whether that was found out (or given up on)."""
+    """1.0, 0.0 or None, and whether a worker determined it (or it was given up)."""
 
     value: float | None
     replied: bool
 
 
 class Verdicts:
-    """What is known of (gold, answer) pairs; `judge` (a pool's) is asked for the rest. Threads may share it."""
+    """Known verdicts of (gold, answer) pairs; `judge` (a pool's) is asked for the others. Thread-safe."""
 
     def __init__(self, judge: Callable[..., Sequence[Verdict]], max_verdicts: int = MAX_VERDICTS) -> None:
         self._judge = judge
@@ -47,7 +47,7 @@ class Verdicts:
         self._lock = threading.Lock()
 
     def verify(self, pairs: Sequence[tuple[str | None, str]], *, latex_gold: bool = False) -> list[float | None]:
-        """The value of each pair, as `judge` has it; each distinct one is judged once."""
+        """The value of each pair by `judge`; each distinct pair is judged once."""
         keys = [hashlib.sha256(repr((gold, answer, latex_gold)).encode()).digest() for gold, answer in pairs]
         values: dict[bytes, float | None] = {}
         asked: dict[bytes, tuple[str | None, str]] = {}
@@ -75,7 +75,7 @@ class Verdicts:
 
 
 def decide_plainly(gold: str, answer: str) -> bool | None:
-    """Whether a plain answer equals a plain gold; None if either is not plain."""
+    """Whether a simple answer equals a simple gold; None if either is not simple."""
     if len(answer) > _MAX_LENGTH or len(gold) > 40:
         return None
     wanted = _GOLD.fullmatch(gold)

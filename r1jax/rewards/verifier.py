@@ -1,12 +1,13 @@
-"""A pool of killable processes that ask math-verify whether an answer is right.
+"""A pool of killable processes that ask math-verify whether an answer is correct.
 
-SymPy can be made to calculate for ever (`9^{9^{9^9}}`) or to take all memory, deaf to signals and to the library's own
+SymPy can be made to compute forever (`9^{9^{9^9}}`) or to use all memory, ignoring signals and the library's own
 timeouts. So each answer is judged in another process, under a deadline that the parent enforces by SIGKILL and a memory
-limit that the kernel enforces; a fresh process then takes over what was left. Training goes on in any case.
+limit that the kernel enforces; a new process then takes over the remaining answers. Training continues in any case.
 
-Workers start on first use (or at `warm_up`) by `subprocess`, never by fork of a process in which JAX runs, and stay.
-All talk happens in the caller's thread, by one loop over non-blocking pipes; requests go in chunks, replies are single
-bytes (the protocol is in `verifier_worker.py`). Most answers need no worker: `verdicts.py` knows or decides them.
+Workers start on first use (or at `warm_up`) by `subprocess`, never by fork of a process in which JAX runs, and are
+kept. All communication runs in the caller's thread, in one loop over non-blocking pipes; requests go in chunks, replies
+are single bytes (the protocol is in `verifier_worker.py`). Most answers need no worker: `verdict_cache.py` knows or
+decides them.
 
 Left out: sharing a pool between processes. Each training process has its own, for its own rows.
 """
@@ -30,13 +31,13 @@ from r1jax.rewards import verifier_worker
 from r1jax.rewards.verdict_cache import Verdict, Verdicts
 from r1jax.rewards.verifier_worker import GOLD_READ, READY, RIGHT, UNKNOWN
 
-# An honest answer takes 1 to 130 ms; the rest is for loaded machines.
+# A normal answer takes 1 to 130 ms; the rest is a margin for loaded machines.
 DEADLINE_SECONDS = 5.0
 MEMORY_BYTES = 1 << 30
 MAX_WORKERS = 8
-# Long enough that pipes cost little, short enough that few answers wait behind one that hangs.
+# Large enough that pipes cost little, small enough that few answers wait behind one that hangs.
 CHUNK_SIZE = 8
-# An answer whose worker was killed by something else than its deadline (out of memory, an operator) is sent once more.
+# An answer whose worker was killed by anything but its deadline (out of memory, an operator) is sent once more.
 MAX_ATTEMPTS = 2
 _START_SECONDS = 120.0
 _MAX_FAILED_STARTS = 3
@@ -46,12 +47,12 @@ _logger = logging.getLogger(__name__)
 
 
 def verify(pairs: Sequence[tuple[str | None, str]], *, latex_gold: bool = False) -> list[float | None]:
-    """What `VerifierPool.verify` says of (gold, answer) pairs, by this process's own pool and its memory."""
+    """`VerifierPool.verify` of (gold, answer) pairs, by this process's own pool and cache."""
     return _own_verdicts().verify(pairs, latex_gold=latex_gold)
 
 
 def warm_up() -> None:
-    """Starts the workers of this process's own pool and returns at once; they load while the caller goes on."""
+    """Starts the workers of this process's own pool and returns at once; they load in the background."""
     _own_pool().warm_up()
 
 
@@ -69,7 +70,7 @@ def _own_pool() -> "VerifierPool":
 
 @dataclass(eq=False)
 class _Job:
-    """One answer on its way, and what is known of it."""
+    """One answer in progress, and what is known about it."""
 
     gold: str
     answer: str
@@ -81,16 +82,18 @@ class _Job:
 
     @property
     def key(self) -> tuple[str, bool]:
-        """What decides whether the gold can be read."""
+        """What determines whether the gold can be parsed."""
         return self.gold, self.latex_gold
 
     def give_up(self) -> None:
-        """Settles a job that cannot be judged: a wrong answer, or no reward if already the gold was too much."""
+        """Settles a job that cannot be judged: a wrong answer, or no reward if already the gold exceeded the
+        deadline.
+        """
         self.value = 0.0 if self.gold_read else None
 
 
 class VerifierPool:
-    """Worker processes that judge (gold, answer) pairs by math-verify. Threads may share a pool; they take turns."""
+    """Worker processes that judge (gold, answer) pairs by math-verify. Thread-safe; callers take turns."""
 
     def __init__(
         self,
@@ -98,7 +101,7 @@ class VerifierPool:
         deadline_seconds: float = DEADLINE_SECONDS,
         memory_bytes: int = MEMORY_BYTES,
     ) -> None:
-        """Starts nothing yet. `max_workers` defaults to the cores this process may use, 8 at most."""
+        """Starts nothing yet. `max_workers` defaults to the cores that this process may use, at most 8."""
         self.max_workers = max_workers or min(MAX_WORKERS, _count_usable_cores())
         self.deadline_seconds = deadline_seconds
         self.memory_bytes = memory_bytes
@@ -109,26 +112,26 @@ class VerifierPool:
         self._lock = threading.Lock()
 
     def warm_up(self) -> None:
-        """Starts all workers and returns at once; they load math-verify (about a second) while the caller goes on."""
+        """Starts all workers and returns at once; they load math-verify (about a second) in the background."""
         with self._lock:
             self._start_workers(self.max_workers)
 
     def verify(self, pairs: Sequence[tuple[str | None, str]], *, latex_gold: bool = False) -> list[float | None]:
         """Judges (gold, answer) pairs: 1.0 equal, 0.0 not equal or past the deadline, None if the gold is unreadable.
 
-        With `latex_gold` math-verify is called as open-r1's rewards for length do it. Raises RuntimeError if workers do
-        not start, as when math-verify is not installed.
+        With `latex_gold` math-verify is called as in open-r1's length rewards. Raises RuntimeError if workers do not
+        start, for example because math-verify is not installed.
         """
         return [verdict.value for verdict in self.judge(pairs, latex_gold=latex_gold)]
 
     def judge(self, pairs: Sequence[tuple[str | None, str]], *, latex_gold: bool = False) -> list[Verdict]:
-        """`verify`, and with each value whether a worker replied it, or it was given up."""
+        """Like `verify`, and for each value whether a worker replied or it was given up."""
         jobs = [_Job(gold or "", answer, latex_gold) for gold, answer in pairs]
         with self._lock:
             try:
                 self._run(jobs)
             except BaseException:
-                self._stop_workers()  # Replies still on their way must not be taken for those to the next call's jobs.
+                self._stop_workers()  # replies in transit must not be taken for replies to the next call's jobs
                 raise
         return [Verdict(job.value, job.replied) for job in jobs]
 
@@ -138,14 +141,14 @@ class VerifierPool:
             self._stop_workers()
 
     def process_ids(self) -> list[int]:
-        """Returns the process ids of the workers."""
+        """Process ids of the workers."""
         return [worker.process.pid for worker in self._workers]
 
     def _run(self, jobs: list[_Job]) -> None:
         self._waiting = deque(job for job in jobs if job.gold.strip())
         if not self._waiting:
             return
-        # Few answers are not worth a start of many processes, but those that run share the work evenly.
+        # Few answers do not justify starting many processes, but running ones share the work evenly.
         self._start_workers(min(self.max_workers, -(-len(self._waiting) // CHUNK_SIZE)))
         chunk_size = min(CHUNK_SIZE, -(-len(self._waiting) // len(self._workers)))
         while self._waiting or any(worker.jobs for worker in self._workers):
@@ -158,7 +161,7 @@ class VerifierPool:
                     self._handle_deadline(worker)
 
     def _assign(self, chunk_size: int) -> None:
-        """Gives each idle worker a chunk of neighbours: they share a gold, which a worker parses once."""
+        """Gives each idle worker a chunk of consecutive jobs: they share a gold, which a worker parses once."""
         for index, worker in enumerate(self._workers):
             if worker.jobs:
                 continue
@@ -170,7 +173,7 @@ class VerifierPool:
                     worker.give(job)
 
     def _wait(self) -> list["_Worker"]:
-        """Sleeps until some busy worker can be read or written, or the next deadline has come."""
+        """Sleeps until a busy worker can be read or written, or until the next deadline."""
         busy = [worker for worker in self._workers if worker.jobs]
         if not busy:
             return []
@@ -183,7 +186,7 @@ class VerifierPool:
             return list({id(key.data): key.data for key, _ in events}.values())
 
     def _read(self, worker: "_Worker") -> bool:
-        """Takes in the replies that have come; returns False if the worker is dead."""
+        """Processes available replies; returns False if the worker is dead."""
         try:
             replies = worker.replies.read(_PIPE_BYTES)
         except ConnectionError:
@@ -219,7 +222,7 @@ class VerifierPool:
             self._note_failed_start(
                 f"ended with exit code {exit_code} while loading math-verify; see its message above"
             )
-        elif exit_code != 0 and worker.jobs:  # 0: it retired after some reply; the next job had no part in that.
+        elif exit_code != 0 and worker.jobs:  # 0: it retired after a reply, which is not the next job's fault
             job = worker.jobs[0]
             job.attempts += 1
             if job.attempts >= MAX_ATTEMPTS:
@@ -228,7 +231,7 @@ class VerifierPool:
         self._bury(worker)
 
     def _bury(self, worker: "_Worker") -> None:
-        """Replaces a worker; the jobs it still held go to whoever is free next."""
+        """Replaces a worker; its remaining jobs go to the next free one."""
         for job in worker.jobs:
             job.gold_read = False
         self._waiting.extendleft(reversed(worker.jobs))
@@ -248,10 +251,10 @@ class VerifierPool:
             self._workers.pop().stop()
 
     def _note_gold(self, job: _Job) -> None:
-        """Remembers and reports a gold that cannot be parsed, so that it costs one deadline and one line in all."""
+        """Remembers and logs a gold that cannot be parsed, so that it costs one deadline and one log line in total."""
         if not job.gold_read and job.key not in self._unreadable_golds:
             self._unreadable_golds.add(job.key)
-            _logger.warning("math-verify cannot parse this solution, its rows get no reward: %.100r", job.gold)
+            _logger.warning("math-verify cannot parse this solution; its rows get no reward: %.100r", job.gold)
 
     def _note_failed_start(self, reason: str) -> None:
         self._failed_starts += 1
@@ -262,7 +265,7 @@ class VerifierPool:
 
 @dataclass(eq=False)
 class _Worker:
-    """One process, the jobs it has in order, and since when it can have been busy with the first of them."""
+    """One process, its jobs in order, and the earliest time at which it may have started the first of them."""
 
     process: subprocess.Popen[bytes]
     requests: IO[bytes]
@@ -275,9 +278,9 @@ class _Worker:
 
     @classmethod
     def start(cls, deadline_seconds: float, memory_bytes: int) -> "_Worker":
-        """Starts a process; it will say when it is ready."""
-        # Run by path and with -P: nothing of this package, and nothing beside the file, is imported there. The alarm by
-        # which an orphan ends itself comes after our deadline. Its own session: Ctrl-C is for the parent to handle.
+        """Starts a process; it reports when it is ready."""
+        # Run by path and with -P, so that it imports nothing of this package and nothing beside the file. The alarm by
+        # which an orphan ends itself comes after our deadline. It has its own session: the parent handles Ctrl-C.
         command = [sys.executable, "-P", verifier_worker.__file__, str(2 * deadline_seconds), str(memory_bytes)]
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, start_new_session=True
@@ -307,7 +310,7 @@ class _Worker:
         return True
 
     def seconds_left(self) -> float:
-        """Seconds until the first job (or, before any job, the start) has taken too long."""
+        """Seconds until the first job (or, before any job, the start) exceeds its time."""
         allowed = self.deadline_seconds if self.ready else _START_SECONDS
         return self.began + allowed - time.monotonic()
 

@@ -1,14 +1,15 @@
-"""The program of one verifier process: asks math-verify about answers until its input ends.
+"""Program of one verifier process: asks math-verify about answers until its input ends.
 
 Run by path with a bare interpreter (`python -P verifier_worker.py SECONDS BYTES`), so it imports math-verify and
 nothing of this project, least of all JAX. Requests are lines of JSON, `[gold, answer, latex_gold]`; replies are single
 bytes: READY once, then for each request GOLD_READ as soon as the gold is parsed and one of RIGHT, WRONG, UNKNOWN.
 
-A worker ends itself when its parent has gone: at once if idle (its input ends), else when the alarm set for each answer
-goes off. The alarm's default action is used, as it needs no Python: big-integer arithmetic would never run a handler.
+A worker ends itself when its parent is gone: at once if idle (its input ends), else when the alarm set for each answer
+goes off. The alarm has its default action, which needs no Python: during big-integer arithmetic a handler would never
+run.
 
 Settings and argument order of math-verify are open-r1's (src/open_r1/rewards.py). Its own timeouts are off: they are
-handlers too, and the parent's deadline stands over everything.
+handlers too, and the parent's deadline covers everything.
 """
 
 import functools
@@ -24,13 +25,13 @@ READY, GOLD_READ, RIGHT, WRONG, UNKNOWN = b"r", b"g", b"1", b"0", b"n"
 
 
 def main(seconds_per_answer: float, memory_bytes: int) -> None:
-    """Serves standard input until it ends, or until memory has grown so much that a fresh process is the safer one."""
+    """Serves standard input until it ends, or until memory has grown so much that a new process is safer."""
     replies = os.dup(1)
-    os.dup2(2, 1)  # What a library prints must never be read as a reply.
+    os.dup2(2, 1)  # output of a library must never be read as a reply
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     _limit_memory(memory_bytes)
     judge = _load_judge()
-    # From here on, complaints about answers are of no interest; those about missing packages were.
+    # From here on messages are about answers and of no interest; those about missing packages came before.
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
@@ -80,10 +81,10 @@ def _load_judge() -> Any:
         pair = (parsed, parsed_gold) if latex_gold else (parsed_gold, parsed)
         try:
             return RIGHT if verify(*pair, timeout_seconds=None) else WRONG
-        except Exception:  # open-r1: what cannot be compared has no reward.
+        except Exception:  # as in open-r1, an answer that cannot be compared gets no reward
             return UNKNOWN
 
-    judge("1", r"\boxed{1}", False, lambda: None)  # Builds the parser's tables before the first deadline runs.
+    judge("1", r"\boxed{1}", False, lambda: None)  # builds the parser's tables before the first deadline
     return judge
 
 
@@ -91,7 +92,7 @@ def _limit_memory(memory_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    except (ValueError, OSError):  # macOS knows the limit and refuses to set it.
+    except (ValueError, OSError):  # macOS refuses to set this limit
         pass
 
 
@@ -107,5 +108,5 @@ def _memory_in_use() -> int:
 if __name__ == "__main__":
     try:
         main(float(sys.argv[1]), int(sys.argv[2]))
-    except BrokenPipeError:  # The parent has gone.
+    except BrokenPipeError:  # the parent is gone
         os._exit(1)

@@ -37,7 +37,7 @@ def test_warm_up_starts_above_zero_and_reaches_the_peak() -> None:
 
 @pytest.mark.parametrize("options", [{"learning_rate": -1.0}, {"warmup_updates": -1}])
 def test_negative_sizes_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="config.optimizer: learning_rate and warmup_updates must not be negative"):
+    with pytest.raises(UserError, match="config.optimizer: learning_rate and warmup_updates must be at least 0"):
         make_schedule(OptimizerConfig(**options), 3)
 
 

@@ -296,7 +296,7 @@ def test_rewards_are_checked_before_their_model_is_there():
     assert connected[1] is rewards[1]  # nothing that asks no model is built again
     scores = score(connected, **given)
     assert scores.total.tolist() == [2.0] and scores.metrics == {"rewards/AskingReward/warm": 1.0}
-    with pytest.raises(UserError, match="get_picky_asking_reward needs generate, which nothing gives here"):
+    with pytest.raises(UserError, match="get_picky_asking_reward needs the arguments generate, which are not set"):
         connect_rewards(rewards, None)
     for arguments, message in (({"most": 0}, "must be positive"), ({}, "needs most"), ({"mots": 1}, "'mots'; .*most")):
         with pytest.raises(UserError, match=message):
@@ -336,7 +336,7 @@ def test_warm_up_is_called_once(monkeypatch):
     ("spec", "message"),
     [
         ({"acuracy_reward": 1.0}, r"config.rewards.acuracy_reward: .*did you mean accuracy_reward"),
-        ({}, "config.rewards: at least one reward must be named"),
+        ({}, "config.rewards must name at least one reward"),
         ({"zzz": 1.0}, "accuracy_reward.*r1_format_reward"),
         ({"no_such_module:f": 1.0}, "cannot import 'no_such_module:f'"),
         ({"my_package.mine:nothing": 1.0}, "cannot import 'my_package.mine:nothing'"),
@@ -349,10 +349,13 @@ def test_warm_up_is_called_once(monkeypatch):
         ({"r1_format_reward": {"wieght": 1.0}}, "unknown argument 'wieght'; r1_format_reward takes .*think_in_prompt"),
         ({"my_package.mine:get_constant_reward": {"worth": 1.0}}, "unknown argument 'worth'"),
         ({"accuracy": 1.0, "accuracy_reward": 1.0}, "accuracy_reward twice"),
-        ({"format_reward": {"gate": "wide"}}, "config.rewards.format_reward: a gate must be True or the value"),
+        (
+            {"format_reward": {"gate": "wide"}},
+            "config.rewards.format_reward: a gate must be True or the smallest value",
+        ),
         ({"format_reward": {"compare_to": "accuracy"}}, "format_reward.compare_to must name another reward"),
         ({"format_reward": {"compare_to": "format_reward"}}, "must name another reward"),
-        ({"self_rank_reward": 1.0}, "get_self_rank_reward needs generate, which nothing gives here"),
+        ({"self_rank_reward": 1.0}, "get_self_rank_reward needs the arguments generate, which are not set"),
         ({"repetition_penalty": {"max_penalty": 1.0}}, "max_penalty 1.0 should not be positive"),
     ],
 )

@@ -151,7 +151,7 @@ def test_add_includes():
 def test_mistakes(scripted):
     with pytest.raises(UserError, match="scoring_mode must be one of pass_fail, partial, weighted_sum, got 'half'"):
         score_cf([DOUBLE], scoring_mode="half")
-    with pytest.raises(UserError, match="language must hold python or cpp, got 'cobol'"):
+    with pytest.raises(UserError, match="language must be python or cpp, got 'cobol'"):
         score_cf([DOUBLE], language="cobol")
     with pytest.raises(UserError, match="needs a data column 'official_tests'"):
         cf_code_reward(["x"], language=["cpp"])

@@ -150,7 +150,7 @@ def test_a_server_that_is_not_there_gives_no_reply(server):
 
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_what_the_config_must_mend_is_one_clear_line(server, status):
-    with pytest.raises(UserError, match=f"refuses model 'judge', status {status}") as caught:
+    with pytest.raises(UserError, match=f"rejects model 'judge', status {status}") as caught:
         make(server)([f"fail {status} 9"])
     assert "\n" not in str(caught.value)
 

@@ -81,7 +81,7 @@ def test_own_templates_scales_chat_and_the_solution():
     assert reward(["x" * 9000 + "end"], prompts=[chat], solution=[4]) == [0.8]
     ((message,),) = seen
     assert message["content"].startswith("2 + 2?|4|xxx") and len(message["content"]) == 8009
-    with pytest.raises(UserError, match="wants a data column 'solution'"):
+    with pytest.raises(UserError, match="needs a data column 'solution'"):
         reward(["x"], prompts=["q"])
     assert get_judge_reward(generate, "judge_with_solution")(["x"], prompts=["q"], solution=["s"]) == [0.4]
 
@@ -89,8 +89,8 @@ def test_own_templates_scales_chat_and_the_solution():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "needs a judge: name an endpoint"),
-        ({"template": "{question}"}, "template must hold {question} and {response}"),
+        ({}, "needs a judge: set endpoint"),
+        ({"template": "{question}"}, "template must contain {question} and {response}"),
         ({"endpoint": "localhost:8000", "model": "m"}, "must be an address such as http://.*got 'localhost:8000'"),
         ({"endpoint": "http://localhost:8000/v1"}, "needs model"),
         ({"generate": list, "judgements": 0}, "must be positive"),

@@ -98,7 +98,7 @@ def test_a_reward_is_one_line_of_the_table(tmp_path, monkeypatch):
     (reward,) = load_rewards({"toy": 0.5})
     scores = score([reward], prompts=["", ""], completions=["a", "bbb"], completion_ids=[[1], [1]], columns={})
     assert scores.total.tolist() == [0.5, 1.5] and list(scores.by_name) == ["toy_reward"]
-    with pytest.raises(UserError, match="no reward is called 'toi'; did you mean toy"):
+    with pytest.raises(UserError, match="unknown reward 'toi'; did you mean toy"):
         load_rewards({"toi": 0.5})
 
 

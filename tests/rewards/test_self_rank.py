@@ -137,7 +137,7 @@ def test_non_answers(text, is_none):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"template": "{question}"}, "must hold {question} and {responses}"),
+        ({"template": "{question}"}, "must contain {question} and {responses}"),
         ({"judgements": 0}, "judgements must be at least 1, got 0"),
         ({"at_once": 1}, "at_once must be at least 2, got 1"),
     ],
