@@ -1,7 +1,7 @@
 """Chat templates: rendering a list of messages into the string that the model was trained on.
 
-A template is a Jinja program that comes with the model, so it is untrusted and runs in Jinja's immutable sandbox, with
-the same settings and helpers as transformers' `apply_chat_template`; tests hold the two texts equal. Text that a
+A template is a Jinja program that comes with the model, so it is untrusted and runs in template_sandbox.py, with the
+same settings and helpers as transformers' `apply_chat_template`; tests hold the two texts equal. Text that a
 template adds by itself (SmolLM2's system turn, for example) is part of the format and is kept.
 
 Left out: tokenizing (`tokenizer.encode(render(...))` adds no second BOS) and token masks (`masks.py` builds them from
@@ -17,9 +17,9 @@ from typing import Any
 
 import jinja2
 from jinja2.ext import Extension, loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from r1jax.core.errors import UserError
+from r1jax.text.template_sandbox import BoundedEnvironment, render_bounded
 
 Message = Mapping[str, Any]
 REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")  # keys of a message's reasoning, the usual one first
@@ -43,14 +43,9 @@ def render(
         if template is None:
             raise UserError("this model has no chat template: use plain text prompts instead of messages")
     variables = {"tools": None, "documents": None, **variables}
-    try:
-        return compile_template(template).render(
-            messages=[_normalize(message) for message in messages],
-            add_generation_prompt=add_generation_prompt,
-            **variables,
-        )
-    except jinja2.TemplateError as error:
-        raise UserError(f"the chat template rejects these messages: {error}") from error
+    messages = [_normalize(message) for message in messages]
+    variables |= {"messages": messages, "add_generation_prompt": add_generation_prompt}
+    return render_bounded(compile_template(template), variables)
 
 
 def render_spans(
@@ -81,9 +76,7 @@ def render_spans(
 @functools.lru_cache(maxsize=32)
 def compile_template(template: str) -> jinja2.Template:
     """Compiles a chat template in the sandbox. Raises UserError for invalid Jinja."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
-    )
+    environment = BoundedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols])
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
@@ -91,6 +84,8 @@ def compile_template(template: str) -> jinja2.Template:
         return environment.from_string(template)
     except jinja2.TemplateSyntaxError as error:
         raise UserError(f"the chat template has a syntax error at line {error.lineno}: {error}") from error
+    except RecursionError:
+        raise UserError("the chat template is nested too deeply") from None
 
 
 def _normalize(message: Message) -> dict[str, Any]:

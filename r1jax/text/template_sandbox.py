@@ -1,0 +1,95 @@
+"""The sandbox of chat templates: Jinja's own, and bounds on what a rendering may cost.
+
+A template comes with a model's files, so it may be hostile. Jinja's immutable sandbox keeps it from the interpreter
+(versions from 3.1.6 on, which close the known escapes). Powers and repetitions of huge size are refused before they are
+computed, the text is bounded, and a rendering that runs for TIME_LIMIT seconds is ended from another thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from r1jax.core.errors import UserError
+
+TIME_LIMIT = 20.0  # seconds of one rendering
+TEXT_LIMIT = 20_000_000  # characters of its text
+SIZE_LIMIT = 10_000_000  # items of a repeated sequence; bits of a power
+
+
+class BoundedEnvironment(ImmutableSandboxedEnvironment):
+    """Jinja's immutable sandbox, in which powers and products stay small enough to be computed."""
+
+    intercepted_binops = frozenset(("**", "*"))
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """Computes `left ** right` or `left * right`. Raises TemplateError for a result of huge size."""
+        if operator == "**" and isinstance(left, int) and isinstance(right, int):
+            if right > 0 and max(1, abs(left).bit_length()) * right > SIZE_LIMIT:
+                raise jinja2.TemplateError("a power is too large")
+        elif operator == "*":
+            for count, item in ((left, right), (right, left)):
+                if isinstance(count, int) and hasattr(item, "__len__") and len(item) * count > SIZE_LIMIT:
+                    raise jinja2.TemplateError("a repeated text or list is too long")
+        return super().call_binop(context, operator, left, right)
+
+
+def render_bounded(template: jinja2.Template, variables: Mapping[str, Any]) -> str:
+    """The template's text. Raises UserError where it rejects its variables, fails, or exceeds a bound."""
+    parts, size = [], 0
+    try:
+        with _deadline():
+            for part in template.generate(variables):
+                parts.append(part)
+                size += len(part)
+                if size > TEXT_LIMIT:
+                    raise jinja2.TemplateError(f"its text has more than {TEXT_LIMIT} characters")
+    except _TimeoutError:
+        raise UserError(f"the chat template did not end within {TIME_LIMIT:.0f} s") from None
+    except jinja2.TemplateError as error:
+        raise UserError(f"the chat template rejects these messages: {error}") from error
+    except Exception as error:  # a template is a program: what it does wrong is the model's fault, not ours
+        raise UserError(f"the chat template fails with {type(error).__name__}: {str(error)[:200]}") from error
+    return "".join(parts)
+
+
+class _TimeoutError(BaseException):
+    """Raised in a thread whose rendering took too long; no Exception, so that no handler keeps it."""
+
+
+_deadlines: dict[int, float] = {}  # thread -> the time at which its rendering is ended
+_lock = threading.Lock()
+_watching = False
+
+
+@contextlib.contextmanager
+def _deadline() -> Iterator[None]:
+    global _watching
+    thread = threading.get_ident()
+    with _lock:
+        _deadlines[thread] = time.monotonic() + TIME_LIMIT
+        if not _watching:
+            _watching = True
+            threading.Thread(target=_watch, name="template deadlines", daemon=True).start()
+    try:
+        yield
+    finally:
+        with _lock:
+            _deadlines.pop(thread, None)
+
+
+def _watch() -> None:
+    """Ends renderings that are late; the exception reaches their thread at its next step of Python code."""
+    while True:
+        time.sleep(min(1.0, TIME_LIMIT / 4))
+        with _lock:
+            for thread in [thread for thread, end in _deadlines.items() if time.monotonic() > end]:
+                del _deadlines[thread]
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_TimeoutError))
