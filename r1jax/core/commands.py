@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from absl import flags
 
 from r1jax.core.errors import UserError
-from r1jax.core.exits import DONE, INTERRUPTED, MISTAKE, PreemptedError
+from r1jax.core.exits import DIVERGED, DONE, INTERRUPTED, MISTAKE, DivergedError, PreemptedError
 
 HELP = {"--help", "-help", "-h", "--helpfull", "--helpshort"}
 
@@ -39,6 +39,9 @@ def run_command(
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return MISTAKE
+    except DivergedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return DIVERGED
     except PreemptedError as error:
         print(f"stopped by SIGTERM: {error}", file=sys.stderr)
         return int(error.code or 0)

@@ -41,7 +41,7 @@ import numpy as np
 
 from r1jax.core.errors import UserError
 from r1jax.rewards.completions import Completion
-from r1jax.rewards.guard import Fault, call_guarded
+from r1jax.rewards.faults import Fault, call_guarded
 from r1jax.rewards.protocol import (
     Generate,
     OutOfLoss,
@@ -169,7 +169,7 @@ def score(
     `group_size` consecutive completions answer one prompt; rewards receive this as the column `group_ids`. With
     `processes`, every process calls this with the same rows, and rewards marked `by_row` (protocol.py) share them.
     strict: a reward that raises, or returns anything but B finite numbers or None, ends the run (True), or does not
-    apply to the rows concerned (guard.py). Raises UserError if a reward needs a missing column.
+    apply to the rows concerned (faults.py). Raises UserError if a reward needs a missing column.
     """
     count = len(completions)
     columns = {**columns, "completions": completions, "prompts": prompts, "completion_ids": completion_ids}

@@ -1,4 +1,4 @@
-"""Guard around the call of a reward: a fault costs a value, not the run.
+"""Faults of rewards: each costs its values, not the run.
 
 A reward that raises, returns another number of values, or something that is no finite number, does not apply to the
 rows concerned. Those rows count in the metric `rewards/{name}/faults`, a gate stays shut for them, and the log names

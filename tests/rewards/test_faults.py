@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from r1jax.core.errors import UserError
-from r1jax.rewards import guard
+from r1jax.rewards import faults
 from r1jax.rewards.base import Reward, score
 
 TEXTS = ["a", "b", "c"]
@@ -41,7 +41,7 @@ def run(rewards: list[Reward], **options: Any) -> Any:
 def test_a_fault_does_not_apply_is_counted_and_shuts_a_gate(
     message: str, function: Any, gate: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard, "_said", set())
+    monkeypatch.setattr(faults, "_said", set())
     rewards = [Reward("fair", fair_reward, 1.0), Reward("odd", function, 0.0 if gate else 2.0, gate)]
     for _ in range(2):
         scores = run(rewards, strict=False)

@@ -1,0 +1,98 @@
+"""The decision whether an update is made, from the norm of its gradient.
+
+A gradient that is not finite would spread NaN over all parameters and moments, so its update is skipped. A norm far
+above those before it (a spike) is logged, and skipped where the config asks for it. Every process decides by the same
+number, the global norm. What a resumed run knows of earlier norms is in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections import deque
+from typing import Any, Literal
+
+import numpy as np
+
+from r1jax.core.exits import DivergedError
+
+log = logging.getLogger(__name__)
+
+WINDOW, LEAST = 128, 16  # norms that a spike is compared with, and how many of them there must be
+
+
+@dataclasses.dataclass(frozen=True)
+class GuardsConfig:
+    """What is done about updates and rewards that go wrong.
+
+    max_skipped: updates skipped one after the other, because their gradient is not finite, after which the run ends.
+    spike_factor: a gradient norm above so many times the 95th percentile of the last 128 updates' norms is a spike (0:
+    none is).
+    spikes: a spike's update is made and logged ("log"), or skipped ("skip").
+    rewards: a reward that raises or returns no number does not apply to the rows concerned ("lenient"), or ends the run
+    ("strict").
+    """
+
+    max_skipped: int = 3
+    spike_factor: float = 10.0
+    spikes: Literal["log", "skip"] = "log"
+    rewards: Literal["lenient", "strict"] = "lenient"
+
+
+class UpdateGuard:
+    """Admits or skips updates, and counts both kinds since it was last asked."""
+
+    def __init__(self, config: GuardsConfig):
+        self.config = config
+        self._norms: deque[float] = deque(maxlen=WINDOW)
+        self._in_a_row = self._skipped = self._spikes = 0
+
+    def admit(self, norm: float) -> bool:
+        """Whether the update with this gradient norm is made.
+
+        Raises DivergedError where `max_skipped` updates in a row were not finite.
+        """
+        if not math.isfinite(norm):
+            self._skipped, self._in_a_row = self._skipped + 1, self._in_a_row + 1
+            log.warning("the gradient's norm is %s: update skipped (%d in a row)", norm, self._in_a_row)
+            if self._in_a_row >= self.config.max_skipped:
+                raise DivergedError(
+                    f"{self._in_a_row} updates in a row have no finite gradient (config.guards.max_skipped); the "
+                    "parameters are those before the first of them. Lower config.optimizer.learning_rate, or look at "
+                    "the rewards and the data of these steps"
+                )
+            return False
+        self._in_a_row = 0
+        bound = self._bound()
+        self._norms.append(norm)
+        if norm <= bound:
+            return True
+        self._spikes += 1
+        log.warning(
+            "the gradient's norm %.3g is a spike: %.1f times the usual", norm, norm / bound * self.config.spike_factor
+        )
+        if self.config.spikes == "log":
+            return True
+        self._skipped += 1
+        return False
+
+    def take_metrics(self) -> dict[str, float]:
+        """`guards/skipped_updates` and `guards/spikes` since the last call, where there were any."""
+        counts = {"guards/skipped_updates": self._skipped, "guards/spikes": self._spikes}
+        self._skipped = self._spikes = 0
+        return {name: float(count) for name, count in counts.items() if count}
+
+    def get_state(self) -> dict[str, Any]:
+        """Plain numbers, ready for JSON."""
+        return {"norms": list(self._norms), "in_a_row": self._in_a_row}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continues where `get_state` was taken."""
+        self._norms = deque(state["norms"], maxlen=WINDOW)
+        self._in_a_row = state["in_a_row"]
+
+    def _bound(self) -> float:
+        if not self.config.spike_factor or len(self._norms) < LEAST:
+            return math.inf
+        return self.config.spike_factor * float(np.quantile(self._norms, 0.95))
