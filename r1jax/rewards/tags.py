@@ -2,12 +2,15 @@
 
 `format_reward`, `tag_count_reward` and `get_code_format_reward` are open-r1's, including new lines, so a recipe written
 for it scores the same here. `r1_format_reward` is the rule as stated by DeepSeek-R1 (arXiv 2501.12948, section 2.2):
-each tag once, in order, nothing outside, any white space.
+each tag once, in order, nothing outside, any white space; and both parts must hold letters or digits and differ from
+the prompt's own placeholder ("reasoning process here"), because a policy soon finds invisible characters and copies.
 
 All are plain string searches in linear time; a pattern with two lazy wildcards is quadratic on a long hostile reply.
 Format alone is easily exploited: give it a small weight beside a reward for the answer.
 """
 
+import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +19,14 @@ from r1jax.rewards.protocol import by_row
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
+_FILLERS = "\u115f\u1160\u3164\uffa0"  # letters by category, and invisible
+_PLACEHOLDER = re.compile(
+    r"(?:insert |write |put )?(?:(?:your|the|my|final|full|detailed) ){0,3}"
+    r"(?:reasoning|thinking|thoughts?|answer|solution|response)(?: process| steps?)?(?: (?:goes|go|is))? here"
+)
+_LOOKED_FOR = 320  # characters of a part that a prompt may show
+_SHOWN = re.compile(rf"<think>([^<]{{1,{_LOOKED_FOR}}})</think>[^<]{{0,200}}<answer>([^<]{{1,{_LOOKED_FOR}}})</answer>")
+_LOOKED_AT = 10_000  # characters of a part; one that shows nothing in as many shows nothing
 
 
 @by_row
@@ -41,16 +52,24 @@ def r1_format_reward(
     think_in_prompt: bool = False,
     **columns: Any,
 ) -> list[float]:
-    """1.0 if the reply is `<think>...</think> <answer>...</answer>`, each tag once, neither part empty; else 0.0.
+    """1.0 if the reply is `<think>...</think> <answer>...</answer>`, each tag once, both parts filled; else 0.0.
+
+    A part is filled if it holds a letter or a digit (in the answer also a mathematical sign such as ∞) and is not a
+    placeholder: words such as "answer here", or both parts word for word as tags in the prompt have them.
 
     White space around and between the parts is free; other text is not allowed. If the prompt ends with the opening
     think tag, the reply continues it and must not open it again. Set `think_in_prompt` if a chat template adds that tag
     after the last message, where `prompts` does not show it.
     """
     texts = read_texts(completions)
-    opened = [think_in_prompt or _ends_in_think(prompt) for prompt in prompts or ("",) * len(texts)]
+    asked = prompts or ("",) * len(texts)
+    parts = [
+        _split_r1_format(THINK_OPEN + text if think_in_prompt or _ends_in_think(prompt) else text)
+        for text, prompt in zip(texts, asked, strict=True)
+    ]
     return [
-        float(_has_r1_format(THINK_OPEN + text if open_ else text)) for text, open_ in zip(texts, opened, strict=True)
+        float(found is not None and _is_filled(*found) and not _is_copied(*found, prompt))
+        for found, prompt in zip(parts, asked, strict=True)
     ]
 
 
@@ -95,15 +114,40 @@ def _has_line_format(text: str, inside: Sequence[str] = ()) -> bool:
     return text.endswith(end) and len(text) - len(end) >= position or text.find(f"{end}\n", position) >= 0
 
 
-def _has_r1_format(text: str) -> bool:
+def _split_r1_format(text: str) -> tuple[str, str] | None:
+    """The thought and the answer of a reply that has each tag once, in order, and nothing outside; else None."""
     if any(text.count(tag) != 1 for tag in (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)):
-        return False
+        return None
     before, _, rest = text.partition(THINK_OPEN)
     thought, think_closed, rest = rest.partition(THINK_CLOSE)
     between, answer_opened, rest = rest.partition(ANSWER_OPEN)
     answer, answer_closed, after = rest.partition(ANSWER_CLOSE)
-    in_order = think_closed and answer_opened and answer_closed
-    return bool(in_order and thought.strip() and answer.strip() and not (before + between + after).strip())
+    if not (think_closed and answer_opened and answer_closed) or (before + between + after).strip():
+        return None
+    return thought, answer
+
+
+def _is_filled(thought: str, answer: str) -> bool:
+    signs = any(not char.isascii() and unicodedata.category(char) == "Sm" for char in answer[:_LOOKED_AT])
+    if not _says_something(thought) or not (signs or _says_something(answer)):
+        return False
+    return not any(_PLACEHOLDER.fullmatch(_spell(part)) for part in (thought, answer))
+
+
+def _says_something(part: str) -> bool:
+    return any(char.isalnum() and char not in _FILLERS for char in part[:_LOOKED_AT])
+
+
+def _is_copied(thought: str, answer: str, prompt: Completion) -> bool:
+    """Whether a prompt shows these two parts in the tags: its placeholders, or a solved example."""
+    asked = prompt if isinstance(prompt, str) else "\n".join(read_text([message]) for message in prompt)
+    copied = _spell(thought), _spell(answer)
+    return any((_spell(shown[1]), _spell(shown[2])) == copied for shown in _SHOWN.finditer(asked))
+
+
+def _spell(part: str) -> str:
+    """A part's words but for case, spacing and marks around; long ones by their beginning."""
+    return " ".join(part[:_LOOKED_FOR].split()).casefold().strip(" .…*_`[](){}\"'")
 
 
 def _ends_in_think(prompt: Completion) -> bool:
