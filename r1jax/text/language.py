@@ -63,7 +63,7 @@ _FENCE = re.compile(r"`{3,}|^[ \t>]{0,8}~{3,}", re.MULTILINE)
 _FENCE_NAME = re.compile(r"[ \t]*[A-Za-z0-9+#.]{1,20}[ \t]*\n")
 _LINE = re.compile(r"^.", re.MULTILINE)
 _CODE_LINE = re.compile(r"^[^\n=(){}\[\];:#<>]*[=(){}\[\];:#<>]", re.MULTILINE)
-# Code in back ticks; mathematics in dollars, \( \) or \[ \]. Spans are short and do not contain another opening mark, so
+# Code in back ticks; mathematics in dollars, \( \) or \[ \]. Spans are short and hold no other opening mark, so
 # that a search takes linear time.
 _NAMES = re.compile(
     r"`([^`\n]{1,400})`|(\$\$[^$]{1,2000}\$\$|\$[^$\n]{1,400}\$"
