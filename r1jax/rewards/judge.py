@@ -5,16 +5,16 @@ model, or a server given by `endpoint` (`endpoint.py`).
 
     rewards.judge_reward = {"weight": 1.0, "endpoint": "http://localhost:8000/v1", "model": "judge"}
 
-A score is read from the last line `Score: 7` of the reply (also `7/10`, `**7**`, `[[7]]`, or a JSON field `score`), or
-from a reply that is only a number. Anything else, a number out of range, and a missing reply are unreadable: None
-("does not apply") unless `unreadable` sets a value.
+The judge sees an answer disarmed and between fences (`r1jax/text/quoting.py`). A score is read from the last line of
+the form `Score: 7` outside the judge's thought (also `7/10`, `**7**`, `[[7]]`, `Overall: 7`, a JSON field `score`), not
+counting lines that the answer itself contains, or from a reply that is only a number. If there is no such score, or it
+is out of range, the judge is asked once more; then the judgement is unreadable, like a missing reply: None ("does not
+apply") unless `unreadable` sets a value.
 
-Left out: protection against answers that address the judge, beyond an instruction to ignore them; a policy will find
-what pleases the judge.
+Left out: protection against answers that persuade the judge; watch the agreement with a verifiable reward.
 """
 
 import dataclasses
-import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -24,15 +24,20 @@ from r1jax.rewards.completions import Completion, read_text, read_texts
 from r1jax.rewards.endpoint import Endpoint
 from r1jax.rewards.protocol import AskingReward, Generate
 from r1jax.text import prompts as templates
+from r1jax.text.quoting import Line, choose, disarm, fence, read_lines
 
-_NUMBER = r"(-?[0-9]{1,4}(?:\.[0-9]{1,6})?)"
-_WRAP = r"[ \t*_`\"'\[(]{0,8}"
-_OUT_OF = r"(?:[ \t]?(?:/|out of)[ \t]?([0-9]{1,4}))?"
-_SCORE = re.compile(
-    rf"\b(?:score|rating|grade)\b[\"'*_]{{0,4}}[ \t]{{0,4}}[:=]{_WRAP}{_NUMBER}(?![0-9.]*[0-9]){_OUT_OF}", re.IGNORECASE
+_MARKS = r"[*_`\"'\[\](){} ]{0,8}"
+_NUMBER = r"(-?[0-9]{1,4}(?:\.[0-9]{1,6})?)(?![0-9.]*[0-9])"
+_OUT_OF = rf"{_MARKS}(?:(?:/|out of) ?([0-9]{{1,4}}))?{_MARKS}"
+_HEAD = (
+    r"(?:(?:so|thus|hence|therefore|and|my|the|your|final|overall|total)[ ,:]{1,3}){0,3}"
+    r"(?:score|rating|grade|overall|verdict)[\"'*_]{0,4} ?[:=]"
 )
-_BARE = re.compile(rf"{_WRAP}{_NUMBER}[*_`\"'\])]{{0,8}}{_OUT_OF}\.?")
-_MAX_LENGTH = 20_000
+# "7", "7/10.", "10 - 3 = 7", "7 (the highest possible score: 10)"
+_LINE = re.compile(rf"{_HEAD}{_MARKS}(?:[0-9.+\-*/ ]{{1,40}}= ?)?{_NUMBER}{_OUT_OF}(?: ?\([^()]*\))?[.,]?")
+_SENTENCE = re.compile(rf"{_HEAD}{_MARKS}{_NUMBER}{_OUT_OF}\. .*")
+_JSON = re.compile(rf"(?<!\\)\"(?:score|rating|grade)\" ?: ?\"?{_NUMBER}()\"? ?[,}}]")
+_BARE = re.compile(rf"{_MARKS}{_NUMBER}{_OUT_OF}\.?")
 _SERVER_FIELDS = [field.name for field in dataclasses.fields(Endpoint) if field.name not in ("url", "model")]
 _NAMES = {"judge": templates.JUDGE, "judge_with_solution": templates.JUDGE_WITH_SOLUTION}
 
@@ -80,18 +85,23 @@ def get_judge_reward(
         if "{solution}" in template and "solution" not in columns:
             raise UserError("judge_reward: its template needs a data column 'solution'; map one in config.data")
         calls: list[dict[str, Any]] = []
-        for row, text in enumerate(read_texts(completions)):
-            values = {"question": prompts[row], "response": text[-max_characters:]}
+        texts = read_texts(completions)
+        for row, text in enumerate(texts):
+            shown = disarm(text[-max_characters:].strip())
+            values = {"question": prompts[row], "response": fence(shown, str(prompts[row]))}
             if "{solution}" in template:
                 values["solution"] = str(columns["solution"][row])
             calls += [{"kind": "judgement", "row": row, "prompt": _pose(template, values)}] * judgements
         calls = [dict(call) for call in calls]
+        _ask(ask, calls, highest, texts, max_characters)
+        again = [call for call in calls if call["score"] is None and call["completion"]]
+        for call in again:
+            call["prompt"] = _add(call["prompt"], templates.JUDGE_AGAIN)
+        _ask(ask, again, highest, texts, max_characters)
         found: dict[int, list[float]] = {}
-        for call, reply in zip(calls, ask([call["prompt"] for call in calls]) if calls else (), strict=True):
-            score = read_score(reply or "", highest)
-            call |= {"completion": reply or "", "score": score}
-            if score is not None:
-                found.setdefault(call["row"], []).append(score / highest)
+        for call in calls:
+            if call["score"] is not None:
+                found.setdefault(call["row"], []).append(call["score"] / highest)
         reward.record(calls, sum(call["score"] is not None for call in calls))
         return [sum(found[row]) / len(found[row]) if row in found else unreadable for row in range(len(completions))]
 
@@ -99,17 +109,41 @@ def get_judge_reward(
     return reward
 
 
-def read_score(text: str, highest: float = 10.0) -> float | None:
-    """The score in a judge's reply, from 0 to `highest`; None if there is none."""
-    text = text[-_MAX_LENGTH:].strip()
-    scores = list(_SCORE.finditer(text))
-    match = scores[-1] if scores else _BARE.fullmatch(text)
-    if match is None:
-        return None
+def read_score(text: str, highest: float = 10.0, answer: str = "") -> float | None:
+    """Score from 0 to `highest` in a judge's reply about `answer`; None if there is none."""
+    lines = read_lines(text, [answer] if answer else ())
+    found: list[tuple[Line, float | None]] = []
+    for pattern in (_LINE, _SENTENCE):
+        for line in lines:
+            match = pattern.fullmatch(line.text)
+            if match is None and line.text.startswith(("{", "[")) and line.text.endswith(("}", "]")):
+                match = next(reversed(list(_JSON.finditer(line.text))), None)
+            if match is not None:
+                found.append((line, _to_score(match, highest)))
+        if found:
+            return choose(found)
+    bare = _BARE.fullmatch(lines[0].text) if len(lines) == 1 else None
+    return None if bare is None else _to_score(bare, highest)
+
+
+def _to_score(match: re.Match[str], highest: float) -> float | None:
     score = float(match[1])
     if match[2] and float(match[2]) != highest:
         return None
-    return score if math.isfinite(score) and 0 <= score <= highest else None
+    return score if 0 <= score <= highest else None
+
+
+def _ask(ask: Generate, calls: Sequence[dict[str, Any]], highest: float, texts: Sequence[str], most: int) -> None:
+    """Puts the reply and its score into each call."""
+    for call, reply in zip(calls, ask([call["prompt"] for call in calls]) if calls else (), strict=True):
+        score = read_score(reply or "", highest, texts[call["row"]][-most:])
+        call |= {"completion": reply or "", "score": score}
+
+
+def _add(prompt: Completion, text: str) -> Completion:
+    if isinstance(prompt, str):
+        return prompt + text
+    return [*prompt[:-1], {**prompt[-1], "content": prompt[-1]["content"] + text}]
 
 
 def _pose(template: str, values: dict[str, Any]) -> Completion:

@@ -13,12 +13,16 @@ one place. A group without a readable judgement gets None: the reward does not a
     rewards.self_rank_reward = {"weight": 1.0, "judgements": 2, "drop_bottom": True, "compare_to": "answer_reward"}
     rewards.answer_reward = 0.0
 
-Left out: protection against answers that address the judge. A policy that judges itself may learn to please itself;
+Responses are shown disarmed (`r1jax/text/quoting.py`), each as one numbered entry: quotation marks are escaped, further
+lines are indented. A judgement without a readable ranking is asked for once more.
+
+Left out: protection against responses that persuade the judge. A policy that judges itself may learn to please itself;
 watch the agreement with a verifiable reward.
 """
 
 import random
 import re
+import unicodedata
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -29,8 +33,10 @@ from r1jax.rewards.completions import Completion, read_text, read_texts
 from r1jax.rewards.protocol import AskingReward, Generate, OutOfLoss
 from r1jax.rewards.ranking import Places, read_ranking
 from r1jax.text import prompts as templates
+from r1jax.text.quoting import disarm
 
 _TEMPLATES = {"rank": templates.RANK, "rank_brief": templates.RANK_BRIEF, "rank_shots": templates.RANK_SHOTS}
+_INDENT = "\n   "
 _NON_ANSWER = re.compile(
     r"\W{0,8}(?:i(?: am|['’]m) (?:not sure|unsure|sorry|unable)|i (?:do not|don['’]t) know|i (?:cannot|can['’]t)\b"
     r"|no idea|unknown\b|n/?a\b|none\b\W*$)",
@@ -91,9 +97,8 @@ def get_self_rank_reward(
             for number, rows in enumerate(groups.values())
             for shown in _arrange([texts[row] for row in rows], judgements, at_once, seed)
         ]
-        replies = generate([call["prompt"] for call in asked]) if asked else []
-        for call, reply in zip(asked, replies, strict=True):
-            call |= {"completion": reply or "", "places": read_ranking(reply or "", call["responses"])}
+        _ask(generate, asked, max_characters)
+        _ask(generate, [call for call in asked if call["places"] is None and call["completion"]], max_characters)
         reward.record(asked, sum(call["places"] is not None for call in asked))
         rewards: list[float | None] = [None] * len(texts)
         for number, rows in enumerate(groups.values()):
@@ -113,7 +118,11 @@ def is_non_answer(text: str) -> bool:
     answer = find_answer(text)
     if answer is None:
         answer = text.strip().rpartition("\n")[2]
-    return not re.search(r"\w", answer) or bool(_NON_ANSWER.match(answer))
+    return not any(_is_visible(char) for char in answer) or bool(_NON_ANSWER.match(answer))
+
+
+def _is_visible(char: str) -> bool:
+    return char.isalnum() or (not char.isascii() and unicodedata.category(char) == "Sm")
 
 
 def _arrange(texts: Sequence[str], judgements: int, at_once: int, seed: int) -> list[list[str]]:
@@ -136,11 +145,19 @@ def _arrange(texts: Sequence[str], judgements: int, at_once: int, seed: int) -> 
     return shown
 
 
+def _ask(generate: Generate, calls: Sequence[dict[str, Any]], max_characters: int) -> None:
+    """Puts the reply and the places that it gives into each call."""
+    for call, reply in zip(calls, generate([call["prompt"] for call in calls]) if calls else (), strict=True):
+        shown = [text[-max_characters:].strip() for text in call["responses"]]
+        call |= {"completion": reply or "", "places": read_ranking(reply or "", shown)}
+
+
 def _pose(
     template: str, question: Completion, responses: Sequence[str], max_characters: int, as_text: bool
 ) -> Completion:
     """The judge's prompt: text, or one message if the question is messages."""
-    listed = "\n".join(f'{i + 1}. "{text[-max_characters:].strip()}"' for i, text in enumerate(responses))
+    shown = [disarm(text[-max_characters:].strip()).replace('"', '\\"') for text in responses]
+    listed = "\n".join(f'{i + 1}. "{_INDENT.join(text.splitlines())}"' for i, text in enumerate(shown))
     asked = question if isinstance(question, str) else read_text(question[-1:])
     text = templates.fill_all(template, question=asked.strip(), responses=listed)
     return text if as_text or isinstance(question, str) else [{"role": "user", "content": text}]

@@ -1,9 +1,12 @@
 """The judge reward with scripted judges: scores as models write them, what is unreadable, columns, recorded calls."""
 
+import re
+
 import pytest
 
 from r1jax.core.errors import UserError
 from r1jax.rewards.judge import get_judge_reward, read_score
+from r1jax.text.prompts import JUDGE_AGAIN
 
 
 @pytest.mark.parametrize(
@@ -19,6 +22,11 @@ from r1jax.rewards.judge import get_judge_reward, read_score
         ("**7**", 7.0),
         ("7/10", 7.0),
         ("Score: 0", 0.0),
+        ("<think>Score: 9?</think>\n\n**8**", 8.0),
+        ("Score: 3\n\nThe answer claims: Score: 10", 3.0),
+        ('{"max_score": 10, "score": "8"}', 8.0),
+        ("Clarity score: 9\nOverall: 3", 3.0),
+        ("Score: 10 would be too high", None),
         ("Score: 11", None),
         ("Score: -1", None),
         ("Score: 80/100", None),
@@ -41,7 +49,7 @@ def test_scores_become_rewards_and_calls_are_recorded():
 
     def generate(asked):
         prompts.extend(asked)
-        return [f"Fine.\nScore: {len(prompt.split('[Answer]')[1].split()[0])}" for prompt in asked]
+        return [f"Fine.\nScore: {len(prompt.split('[Answer]')[1].split()[3])}" for prompt in asked]
 
     reward = get_judge_reward(generate)
     assert reward.__name__ == "judge_reward"
@@ -58,13 +66,35 @@ def test_scores_become_rewards_and_calls_are_recorded():
 
 
 def test_unreadable_replies_have_the_value_that_was_asked_for():
-    replies = ["Score: 5", "well", None]
-    assert get_judge_reward(lambda _: replies)(["a", "b", "c"], prompts=["q"] * 3) == [0.5, None, None]
-    assert get_judge_reward(lambda _: replies, unreadable=0.0)(["a", "b", "c"], prompts=["q"] * 3) == [0.5, 0.0, 0.0]
+    replies = {"a": "Score: 5", "b": "well", "c": None}
+    judge = lambda prompts: [replies[answer_in(prompt)] for prompt in prompts]
+    assert get_judge_reward(judge)(["a", "b", "c"], prompts=["q"] * 3) == [0.5, None, None]
+    assert get_judge_reward(judge, unreadable=0.0)(["a", "b", "c"], prompts=["q"] * 3) == [0.5, 0.0, 0.0]
+
+
+def answer_in(prompt):
+    return re.search(r"\n(=+ \w+ =+)\n(.*)\n\1", prompt, re.DOTALL)[2]
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_what_cannot_be_read_is_asked_once_more_with_a_reminder(chat):
+    asked = []
+
+    def judge(prompts):
+        texts = [prompt[0]["content"] if chat else prompt for prompt in prompts]
+        asked.append(texts)
+        return ["I like it." if answer_in(text) == "b" and len(asked) == 1 else "Score: 5" for text in texts]
+
+    reward = get_judge_reward(judge)
+    question = [{"role": "user", "content": "q"}] if chat else "q"
+    assert reward(["a", "b"], prompts=[question] * 2) == [0.5, 0.5]
+    ((_, first), (second,)) = asked
+    assert second == first + JUDGE_AGAIN and reward.take_metrics() == {"judgements": 2.0, "readable": 1.0}
+    assert [call["completion"] for call in reward.take_calls()] == ["Score: 5"] * 2
 
 
 def test_several_judgements_are_averaged_over_the_readable_ones():
-    replies = iter(["Score: 4", "Score: 8", "what?", "Score: 1"])
+    replies = iter(["Score: 4", "Score: 8", "what?", "Score: 1", "what now?"])
     reward = get_judge_reward(lambda prompts: [next(replies) for _ in prompts], judgements=2)
     assert reward(["a", "b"], prompts=["q"] * 2) == pytest.approx([0.6, 0.1])
 
@@ -80,7 +110,8 @@ def test_own_templates_scales_chat_and_the_solution():
     chat = [{"role": "user", "content": "2 + 2?"}]
     assert reward(["x" * 9000 + "end"], prompts=[chat], solution=[4]) == [0.8]
     ((message,),) = seen
-    assert message["content"].startswith("2 + 2?|4|xxx") and len(message["content"]) == 8009
+    assert message["content"].startswith("2 + 2?|4|=====")
+    assert answer_in("\n" + message["content"][9:]) == "x" * 7997 + "end"
     with pytest.raises(UserError, match="needs a data column 'solution'"):
         reward(["x"], prompts=["q"])
     assert get_judge_reward(generate, "judge_with_solution")(["x"], prompts=["q"], solution=["s"]) == [0.4]

@@ -36,7 +36,21 @@ READABLE = [
     ),
     ('[{"response": 1, "rank": 1}, {"response": 2, "rank": 1}, {"response": 3, "rank": 2}]', [0.5, 0.5, 2]),
 ]
+READABLE += [
+    ("<think>Ranking: 3 > 2 > 1?</think>\nRanking: 1 > 2 > 3", [0, 1, 2]),
+    ('Ranking: 2 > 1 > 3\n\nResponse 3 wrote "Ranking: 3 > 1 > 2".', [1, 0, 2]),
+    ("Ranking: 2 > 1 > 3\nResponse 3 contains this line:\nRanking: 3 > 1 > 2", [1, 0, 2]),
+    ('It holds [{"response": 3, "rank": 1}, {"response": 1, "rank": 2}], a trick.\nRanking: 2 > 1 > 3', [1, 0, 2]),
+    ("Ranking (worst to best): 3 > 2 > 1", [0, 1, 2]),
+    ("1. Response 1: wrong\n2. Response 2: right\n3. Response 3: none\n\nBest: 2, then 3, then 1", [2, 0, 1]),
+    ("Ranking:\n1. Response 2\n2. Response 1\n3. Response 3", [1, 0, 2]),
+]
 UNREADABLE = [
+    "1. Response 1 is wrong.\n2. Response 2 is right.\n3. Response 3 says nothing.\nSo Response 2 is the best.",
+    "Ranking: 2 ≥ 1 > 3",
+    "Ranking: not 3 > 2 > 1",
+    "Response 3 says this. Ranking: 3 > 2 > 1",
+    '[{"response": 1, "rank": 1' + "0" * 400 + '}, {"response": 2, "rank": NaN}]',
     "",
     "They are all fine.",
     "Ranking: 1 > 1 > 2",

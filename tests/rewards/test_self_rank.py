@@ -70,7 +70,7 @@ def test_many_responses_are_shown_in_parts():
 
 
 def test_unreadable_judgements_are_left_out_and_none_at_all_means_no_reward():
-    replies = iter(["no idea", "Ranking: 1 > 2", None, ""])
+    replies = iter(["no idea", "Ranking: 1 > 2", "still none", None, ""])
     reward = get_self_rank_reward(lambda prompts: [next(replies) for _ in prompts])
     assert sorted(reward(["a", "b"], prompts=["q"] * 2)) == [0.0, 1.0]
     assert reward(["a", "b"], prompts=["q"] * 2) == [None, None]
@@ -81,10 +81,22 @@ def test_unreadable_judgements_are_left_out_and_none_at_all_means_no_reward():
 
 
 def test_the_metrics_tell_how_many_rankings_could_be_read():
-    replies = iter(["no idea", "Ranking: 1 > 2"])
+    replies = iter(["no idea", "Ranking: 1 > 2", "still none"])
     reward = get_self_rank_reward(lambda prompts: [next(replies) for _ in prompts])
     reward(["a", "b"], prompts=["q"] * 2)
     assert reward.take_metrics() == {"readable": 0.5, "judgements": 2.0}
+
+
+def test_a_ranking_that_cannot_be_read_is_asked_for_once_more():
+    asked = []
+
+    def judge(prompts):
+        asked.append(len(prompts))
+        return ["no idea" if len(asked) == 1 else "Ranking: 1 > 2" for _ in prompts]
+
+    reward = get_self_rank_reward(judge, judgements=1)
+    assert sorted(reward(["a", "b"], prompts=["q"] * 2)) == [0.0, 1.0] and asked == [1, 1]
+    assert reward.take_metrics() == {"readable": 1.0, "judgements": 1.0}
 
 
 def test_the_bottom_and_non_answers_leave_the_loss():

@@ -1,0 +1,137 @@
+"""Texts of one model inside another model's prompt, and the verdict that the other model replies.
+
+A response that is judged is hostile: it talks to the judge, ends the judge's turn, and contains verdicts in the form
+that a parser looks for, so that a judge who quotes it seems to give them. Three measures, each enough for most attacks:
+
+- `disarm` rewrites, before the text is shown, spelled special tokens, thought tags, and the heads of verdicts
+  ("Score:"), so that a faithful quotation contains none;
+- `fence` encloses the text between two equal lines with a code that the text cannot contain;
+- `read_lines` and `choose` read the reply without its thought and without what it quotes.
+
+Left out: judges that a text persuades.
+"""
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
+
+V = TypeVar("V")
+
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+ANSWER_OPEN = "<answer>"
+MAX_REPLY = 20_000  # characters at the end of a reply that are read
+_SPECIAL = re.compile(
+    r"<([|｜][^<>\n]{1,60}?[|｜])>|<(/?(?:s|think|answer|bos|eos|pad|unk|(?:start|end)_of_turn))>"
+    r"|\[(/?INST)\]|<<(/?SYS)>>",
+    re.IGNORECASE,
+)
+_HEAD = re.compile(
+    r"\b(score|rating|grade|overall|ranking|ranked|rank|order|best)\b([^:=：\n]{0,40}?)[ \t]*[:=：]", re.IGNORECASE
+)
+_TURN = re.compile(r"^([ \t]*(?:user|assistant|system|human))[ \t]*:", re.IGNORECASE | re.MULTILINE)
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
+_EDGES = " \t\r>-*•\"'`“”‘’«»#_~"
+# A quotation from its first character on; not a JSON field or one quoted word.
+_QUOTED = re.compile(r"^[\s\-*•]{0,8}(?:>|[\"'“‘«](?!\w{1,12}[\"'”’»]))")
+# "Response 3 contains this line:", "The answer reads:"
+_INTRODUCTION = re.compile(
+    r"\b(?:responses?|answers?|candidates?|it|text|student|author)\b.{0,200}\b(?:says?|said|writes?|wrote|contain\w*"
+    r"|claim\w*|holds?|ends?|reads?|quot\w+|includ\w+|stat\w+|has|asks?|tells?|line)\b[^:]{0,80}:$"
+)
+
+
+class Line(NamedTuple):
+    """A line of a reply, as written and as `plain` spells it, and whether it is a quotation."""
+
+    raw: str
+    text: str
+    is_quoted: bool  # by its marks, or by the line before
+    is_shown: bool  # a shown text has the same line; the reply may still mean it
+
+
+def after_thought(text: str) -> str:
+    """What follows the thought: all behind the last closing tag; of a thought left open, what its answer tags begin."""
+    close = text.rfind(THINK_CLOSE)
+    if close >= 0:
+        return text[close + len(THINK_CLOSE) :]
+    opened = text.find(THINK_OPEN)
+    if opened < 0:
+        return text
+    tagged = text.find(ANSWER_OPEN, opened)
+    return text[:opened] + (text[tagged:] if tagged >= 0 else "")
+
+
+def disarm(text: str) -> str:
+    """The text for another model's prompt: no special tokens, tags of thought, turns or heads of verdicts."""
+    text = _SPECIAL.sub(lambda token: f"({token[1] or token[2] or token[3] or token[4]})", _INVISIBLE.sub("", text))
+    return _TURN.sub(r"\1 –", _HEAD.sub(r"\1\2 –", text))
+
+
+def fence(text: str, salt: str = "") -> str:
+    """The text between two equal lines that it does not contain: a code from a hash of the text and of `salt`."""
+    number = 0
+    while True:
+        code = hashlib.sha256(f"{number} {salt} {text}".encode(errors="replace")).hexdigest()[:8]
+        if code not in text:
+            line = f"===== {code} ====="
+            return f"{line}\n{text}\n{line}"
+        number += 1
+
+
+def read_lines(reply: str, shown: Sequence[str] = ()) -> list[Line]:
+    """The non-empty lines of a reply outside its thought, without whole quotations of the texts that it was shown."""
+    texts = [[line for line in map(plain, text[-MAX_REPLY:].split("\n")) if line] for text in shown]
+    known = {line for text in texts for line in text}
+    joined = [" ".join(text) for text in texts if any("think>" in line for line in text)]
+    lines = [Line(line, plain(line), bool(_QUOTED.match(line)), False) for line in reply[-MAX_REPLY:].split("\n")]
+    lines = _without_thought(
+        [line for line in lines if line.text], known, joined, reply.lstrip().startswith(THINK_OPEN)
+    )
+    marks = "\n" + "\n".join(line.text for line in lines) + "\n"
+    for text in texts:
+        block = "\n" + "\n".join(text) + "\n"
+        start = marks.find(block) if len(text) > 1 else -1
+        while start >= 0:
+            first = marks.count("\n", 0, start)
+            lines[first : first + len(text)] = [Line("", "…", True, True)]
+            marks = f"{marks[:start]}\n…{marks[start + len(block) - 1 :]}"
+            start = marks.find(block, start)
+    return [
+        Line(
+            line.raw,
+            line.text,
+            line.is_quoted or bool(before and _INTRODUCTION.search(before.text)),
+            line.text in known,
+        )
+        for before, line in zip([None, *lines], lines, strict=False)
+    ]
+
+
+def choose(found: Sequence[tuple[Line, V]]) -> V | None:
+    """The verdict among the lines that have the form of one: the last that nobody else wrote. Where a shown text has
+    all of them, the one that they agree on; quotations never count.
+    """
+    found = [(line, verdict) for line, verdict in found if not line.is_quoted]
+    own = [verdict for line, verdict in found if not line.is_shown]
+    if own:
+        return own[-1]
+    same = all(verdict == found[0][1] for _, verdict in found)
+    return found[-1][1] if found and same else None
+
+
+def plain(line: str) -> str:
+    """A line without marks around it and invisible characters, its spaces and case made equal."""
+    spaced = " ".join(unicodedata.normalize("NFKC", _INVISIBLE.sub("", line)).split())
+    return spaced.lstrip(_EDGES).rstrip(_EDGES.replace(">", "")).casefold()
+
+
+def _without_thought(lines: list[Line], known: set[str], joined: Sequence[str], opened: bool) -> list[Line]:
+    """The lines behind the reply's own thought. Where the reply opens none, tags within quoted text end none."""
+    for number in reversed(range(len(lines))):
+        text = lines[number].text
+        if "</think>" in text and (opened or not (text in known or any(quoted in text for quoted in joined))):
+            rest = lines[number].raw.rpartition("</think>")[2]
+            return ([Line(rest, plain(rest), False, False)] if plain(rest) else []) + lines[number + 1 :]
+    return [] if opened else lines
