@@ -138,7 +138,7 @@ def _find(response: Any, plain: Sequence[str]) -> int | None:
 
 
 def _find_quoted(entry: str, plain: Sequence[str]) -> int | None:
-    """Index of the one response that the entry's beginning quotes, in whole or in part; None if none or several match."""
+    """Index of the one response that the entry's beginning quotes, whole or in part; None if none or several match."""
     quotation = re.match(r"[*\s]{0,4}[\"“](.+?)(?:(?<!\\)[\"”]|…|\.\.\.)", entry, re.DOTALL)
     if quotation is None:
         return None
