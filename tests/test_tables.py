@@ -41,13 +41,12 @@ STAGE = """
         stage: str = "toy"
 
         def check(self):
-            pass
+            if self.steps < 1:
+                raise UserError(f"config.steps must be at least 1, got {self.steps}")
 
     CONFIG = ToyConfig
 
     def run(settings, workdir):
-        if settings.steps < 1:
-            raise UserError(f"config.steps must be at least 1, got {settings.steps}")
         loss = lambda mean: ((jnp.array(settings.numbers) - mean) ** 2).mean()
         step = jax.jit(lambda mean: (mean - settings.train.rate * jax.grad(loss)(mean), loss(mean)))
         mean = jnp.zeros(())
@@ -91,7 +90,7 @@ def folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.P
 
 
 def test_a_stage(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    values = {"stage": "toy", "steps": 20, "numbers": (1.0, 2.0, 6.0), "train": {"rate": 0.25}}
+    values = {"stage": "toy", "numbers": (1.0, 2.0, 6.0)}
     (folder / "toy.py").write_text(
         f"from ml_collections import ConfigDict\n\ndef get_config():\n    return ConfigDict({values!r})\n"
     )

@@ -20,7 +20,7 @@ TEXT_LIMIT = 20_000  # characters of one prompt or completion on a page
 
 
 @dataclass(frozen=True)
-class Run:
+class RecordedRun:
     """One run: name, workdir, config, metrics rows by ascending step, and the time of the last write."""
 
     name: str
@@ -49,7 +49,7 @@ class Samples:
     steps_shown: int
 
 
-def read_run(workdir: str | Path) -> Run:
+def read_run(workdir: str | Path) -> RecordedRun:
     """Reads config and metrics of a run, named by its folder.
 
     Raises:
@@ -61,7 +61,9 @@ def read_run(workdir: str | Path) -> Run:
         lack = f"{workdir} has no {METRICS_FILE}" if workdir.is_dir() else f"no such folder: {workdir}"
         raise UserError(f"A report needs the workdir of a run: {lack}.")
     written = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-    return Run(workdir.resolve().name, workdir, _read_config(workdir / CONFIG_FILE), _merge(read_rows(path)), written)
+    return RecordedRun(
+        workdir.resolve().name, workdir, _read_config(workdir / CONFIG_FILE), _merge(read_rows(path)), written
+    )
 
 
 def choose_samples(workdir: str | Path, limit: int = SAMPLE_LIMIT, text_limit: int = TEXT_LIMIT) -> Samples:

@@ -27,7 +27,7 @@ from r1jax.core.errors import UserError
 from r1jax.core.sections import flatten
 from r1jax.eval.charts import Section, plan_charts, plan_comparison
 from r1jax.eval.headline import Headline, find_headlines, format_change, format_value
-from r1jax.eval.record import SAMPLE_LIMIT, Run, Samples, choose_samples, read_run
+from r1jax.eval.record import SAMPLE_LIMIT, RecordedRun, Samples, choose_samples, read_run
 
 REPORT_FILE = "report.html"
 COLORS = 8  # number of run and line colours in page.css
@@ -61,7 +61,7 @@ def write_comparison(workdirs: Sequence[str | Path], output: str | Path) -> Path
 
 
 def render_page(
-    runs: Sequence[Run],
+    runs: Sequence[RecordedRun],
     samples: Sequence[Samples],
     *,
     labels: Sequence[str] | None = None,
@@ -100,7 +100,7 @@ def render_page(
 
 
 def _payload(
-    labels: Sequence[str], runs: Sequence[Run], samples: Sequence[Samples], sections: Sequence[Section]
+    labels: Sequence[str], runs: Sequence[RecordedRun], samples: Sequence[Samples], sections: Sequence[Section]
 ) -> Any:
     """Data for the page's script."""
     return {
@@ -110,7 +110,7 @@ def _payload(
     }
 
 
-def _pack_series(run: Run) -> dict[str, Any]:
+def _pack_series(run: RecordedRun) -> dict[str, Any]:
     """Curve of every metric, and the number of steps averaged per point of the longest, which the page must state."""
     series = {name: run.series(name) for name in run.names()}
     longest = max(map(len, series.values()), default=0)
@@ -135,7 +135,7 @@ def _embed(data: Any) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _group_gains(labels: Sequence[str], runs: Sequence[Run]) -> list[dict[str, Any]]:
+def _group_gains(labels: Sequence[str], runs: Sequence[RecordedRun]) -> list[dict[str, Any]]:
     """Headlines grouped into table rows: the measures of one subject, or the runs of one measure."""
     alone = len(runs) == 1
     groups: dict[str, list[dict[str, Any]]] = {}
@@ -158,7 +158,7 @@ def _describe_span(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"step {before:,} → step {after:,}{stderr}"
 
 
-def _facts(run: Run) -> list[tuple[str, str]]:
+def _facts(run: RecordedRun) -> list[tuple[str, str]]:
     """The main facts of a run as short labels and values; facts that the config lacks are omitted."""
     steps = [row["step"] for row in run.rows]
     seconds = sum(value for _, value in run.series("step_time"))

@@ -60,7 +60,7 @@ ObjectiveMaker = Callable[[Trainable, Tokenizer, Scoring], Objective]
 def run(settings: GRPOConfig, workdir: pathlib.Path) -> None:
     """Trains as the settings say, resuming from `workdir` if it holds a checkpoint."""
     with open_run(settings.mesh):
-        Run(settings, workdir).train()
+        GRPORun(settings, workdir).train()
 
 
 def make_policy_objective(settings: GRPOConfig) -> ObjectiveMaker:
@@ -73,7 +73,7 @@ def make_policy_objective(settings: GRPOConfig) -> ObjectiveMaker:
     return make
 
 
-class Run:
+class GRPORun:
     """One run: the parts, built once, and the loop over steps. make_objective: makes the loss of the updates once the
     model is loaded (None: the GRPO loss).
     """

@@ -56,7 +56,7 @@ ObjectiveMaker = Callable[[Trainable, Tokenizer], Objective]
 def run(settings: SFTConfig, workdir: pathlib.Path) -> None:
     """Trains as the settings say, resuming from `workdir` if it holds a checkpoint."""
     with open_run(settings.mesh):
-        Run(settings, workdir).train()
+        SFTRun(settings, workdir).train()
 
 
 def make_supervised_objective(settings: SFTConfig) -> ObjectiveMaker:
@@ -68,7 +68,7 @@ def make_supervised_objective(settings: SFTConfig) -> ObjectiveMaker:
     return make
 
 
-class Run:
+class SFTRun:
     """One run: the parts, built once, and what a step is. make_objective: makes the loss once the model is loaded
     (None: the supervised loss).
     """

@@ -13,12 +13,15 @@ import orbax.checkpoint as ocp
 from r1jax.core.config import load_config
 from r1jax.core.metrics import read_rows
 from r1jax.core.sharding import make_mesh, use_mesh
-from r1jax.stages.registry import resolve_run, stage_of
+from r1jax.stages.grpo import GRPORun
+from r1jax.stages.registry import resolve_run
+from r1jax.stages.sft import SFTRun
 
 CONFIG = pathlib.Path(__file__).with_name("tiny_grpo.py")
 ROOT = CONFIG.parents[2]
 TIMED = ("time/", "step_time", "tokens_per_second", "mfu")  # what may differ between runs of the same steps
 
+RUNS: dict[str, Any] = {"grpo": GRPORun, "sft": SFTRun}
 Rows = list[dict[str, Any]]
 
 
@@ -28,7 +31,7 @@ def train(
     """Runs the config in this process with `a__b=value` as `config.a.b`; the rows of metrics.jsonl."""
     settings = read_settings(config, **{"model__path": model, **changes})
     with use_mesh(make_mesh(settings.mesh, jax.devices()[:devices])):
-        stage_of(settings).Run(settings, workdir).train()
+        RUNS[settings.stage](settings, workdir).train()
     return read_rows(workdir / "metrics.jsonl")
 
 

@@ -41,7 +41,7 @@ def test_it_resumes_to_the_same_end_and_reports(workdir: pathlib.Path) -> None:
     assert "curriculum.skip" in page and "pools.skip" not in page
     settings = read_settings(CONFIG, log__tensorboard=False, **FLAGS)
     with use_mesh(make_mesh(settings.mesh, jax.devices()[:1])):
-        grpo.Run(settings, workdir).train()
+        grpo.GRPORun(settings, workdir).train()
     rows, expected = (untimed(read_rows(folder / "metrics.jsonl")) for folder in (workdir, FORMER))
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
     assert rows[:3] == expected[:3], "the rows before the checkpoint are kept"

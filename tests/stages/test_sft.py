@@ -83,20 +83,20 @@ class StoppedError(Exception):
 def test_stopped_at_a_random_step_and_started_again_it_ends_bit_for_bit_the_same(
     finished: pathlib.Path, tiny_model: pathlib.Path, tmp_path: pathlib.Path, part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps, step = range(1, STEPS), sft.Run.step
+    steps, step = range(1, STEPS), sft.SFTRun.step
     # Drawn here and not in a parameter, which every worker of a test run must find alike; a failure shows it.
     stop = int(
         np.random.default_rng().choice(steps[: len(steps) // 2] if part == "first" else steps[len(steps) // 2 :])
     )
 
-    def stopping(run: sft.Run, number: int) -> Any:
+    def stopping(run: sft.SFTRun, number: int) -> Any:
         if number == stop + 1:
             raise StoppedError
         return step(run, number)
 
     changes = {"steps": STEPS, "eval__every_steps": 5, "checkpoint__every_steps": 4}
     with monkeypatch.context() as patch, pytest.raises(StoppedError):
-        patch.setattr(sft.Run, "step", stopping)
+        patch.setattr(sft.SFTRun, "step", stopping)
         train(tmp_path, tiny_model, **changes)
     assert read_rows(tmp_path / "metrics.jsonl")[-1]["step"] == stop
     found = train(tmp_path, tiny_model, **changes)
@@ -121,7 +121,7 @@ def test_eight_devices_and_small_micro_batches_take_the_same_steps(
 def test_epochs_show_every_example_once_each(tiny_model: pathlib.Path, tmp_path: pathlib.Path) -> None:
     settings = runs.read_settings(CONFIG, model__path=tiny_model, steps=0, data__epochs=2)
     corpus = load_corpus(settings.data, Tokenizer.from_folder(tiny_model))
-    run = sft.Run(settings, tmp_path)
+    run = sft.SFTRun(settings, tmp_path)
     counted, run.steps = run.steps, run.steps + 1
     with pytest.raises(
         UserError, match=rf"the data ended before step {run.steps} of {run.steps}: config\.data\.epochs"
@@ -152,7 +152,7 @@ def test_fresh_weights_of_a_named_shape_learn_text(tmp_path: pathlib.Path) -> No
 
 def test_adapters_alone_are_trained_and_saved(tiny_model: pathlib.Path, tmp_path: pathlib.Path) -> None:
     changes = {"lora__rank": 4, "optimizer__learning_rate": 1e-2, "steps": STEPS}
-    run = sft.Run(runs.read_settings(CONFIG, model__path=tiny_model, **changes), tmp_path)
+    run = sft.SFTRun(runs.read_settings(CONFIG, model__path=tiny_model, **changes), tmp_path)
     run.train()
     found = read_rows(tmp_path / "metrics.jsonl")
     assert found[-1]["eval/loss"] < found[0]["eval/loss"] - 2

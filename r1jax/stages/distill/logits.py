@@ -47,14 +47,14 @@ def run(settings: LogitsConfig, workdir: pathlib.Path) -> None:
         make_run(settings, workdir).train()
 
 
-def make_run(settings: LogitsConfig, workdir: pathlib.Path) -> sft.Run:
+def make_run(settings: LogitsConfig, workdir: pathlib.Path) -> sft.SFTRun:
     """An SFT run whose loss is the forward KL to the teacher."""
 
     def make_objective(trainable: Trainable, tokenizer: Tokenizer) -> Objective:
         student = merge(trainable.graph, trainable.base or trainable.params)
         return teach(settings, trainable, load_teacher(settings.teacher, student, tokenizer))
 
-    return sft.Run(settings, workdir, make_objective=make_objective)
+    return sft.SFTRun(settings, workdir, make_objective=make_objective)
 
 
 def teach(settings: LogitsConfig, trainable: Trainable, teacher: Teacher) -> Objective:

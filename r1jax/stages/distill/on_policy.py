@@ -52,14 +52,14 @@ def run(settings: OnPolicyConfig, workdir: pathlib.Path) -> None:
         make_run(settings, workdir).train()
 
 
-def make_run(settings: OnPolicyConfig, workdir: pathlib.Path) -> grpo.Run:
+def make_run(settings: OnPolicyConfig, workdir: pathlib.Path) -> grpo.GRPORun:
     """A GRPO run whose loss is the reverse KL to the teacher."""
 
     def make_objective(trainable: Trainable, tokenizer: Tokenizer, scoring: Scoring) -> Objective:
         student = merge(trainable.graph, trainable.base or trainable.params)
         return teach(settings, trainable, load_teacher(settings.teacher, student, tokenizer), scoring)
 
-    return grpo.Run(settings, workdir, make_objective=make_objective)
+    return grpo.GRPORun(settings, workdir, make_objective=make_objective)
 
 
 def teach(settings: OnPolicyConfig, trainable: Trainable, teacher: Teacher, scoring: Scoring) -> Objective:

@@ -109,7 +109,7 @@ def distil(settings: TracesConfig, workdir: pathlib.Path) -> None:
     Student(settings, workdir, task.held_out).train()
 
 
-class Student(sft.Run):
+class Student(sft.SFTRun):
     """The student's supervised run, measured on the task's held-out problems too."""
 
     def __init__(self, settings: TracesConfig, workdir: pathlib.Path, held_out: list[dict[str, Any]]):
