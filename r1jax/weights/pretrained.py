@@ -21,7 +21,7 @@ from r1jax.core.checkpoint import SavedArrays, newest_checkpoint
 from r1jax.core.errors import UserError
 from r1jax.core.sharding import current_mesh, use_mesh
 from r1jax.core.tensor_reader import open_tensors
-from r1jax.models.families.hf_config import Names
+from r1jax.models.families.hf_config import Names, check_sizes
 from r1jax.models.families.registry import find_family
 from r1jax.models.layers import Dtypes
 from r1jax.models.transformer import Transformer
@@ -105,11 +105,14 @@ def open_model(path: str | pathlib.Path, *, hub: str = "", fetch: str = "") -> O
         hf, folder, find_source = _read_json(path / "config.json"), path, lambda *_: dequantize(open_tensors(path), hf)
     family = find_family(hf.get("model_type"), path)
     try:
+        check_sizes(hf)
         config = family.from_hf(hf)
     except KeyError as error:
         raise UserError(f"{path}: config.json lacks the key {error}") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError) as error:
+        raise UserError(f"{path}: config.json is broken ({type(error).__name__}: {str(error)[:200]})") from None
     source = find_source(family, config)
     return Opened(path, source, family, drop_absent_depths(config, family.HF_NAMES, source), hf, folder)
 
@@ -206,8 +209,11 @@ def drop_absent_depths(config: Any, names: Names, source: Source) -> Any:
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path.parent}: not a model folder, {path.name} is missing") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({str(error)[:200]})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must be a JSON object, got {type(content).__name__}")
+    return content

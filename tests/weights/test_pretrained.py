@@ -251,6 +251,35 @@ def test_known_families_are_models_only(tmp_path: Path) -> None:
     assert all(find_family(kind, tmp_path).VARIANTS for kind in kinds)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[1, 2]", "config.json: must be a JSON object, got list"),
+        ("7", "config.json: must be a JSON object, got int"),
+        ("[" * 100_000, "config.json: not JSON"),
+        ({"hidden_size": -64}, "hidden_size must be a whole number from 1 to 1048576, got '-64'"),
+        ({"hidden_size": "64"}, "hidden_size must be a whole number"),
+        ({"hidden_size": True}, "hidden_size must be a whole number"),
+        ({"num_hidden_layers": None}, "config.json lacks the key 'num_hidden_layers'"),
+        ({"num_hidden_layers": 2.5}, "num_hidden_layers must be a whole number from 1 to 4096, got '2.5'"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers must be a whole number from 1 to 4096, got '1000000000'"),
+        ({"num_attention_heads": 0}, "num_attention_heads must be a whole number"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a positive number, got 'nan'"),
+        ({"rope_theta": "big"}, "rope_theta must be a positive number"),
+        ({"rope_scaling": [1]}, "config.json is broken (AttributeError"),
+        ({"model_type": ["llama"]}, "unknown model_type"),
+        ({"max_position_embeddings": 10**30}, "max_position_embeddings must be a whole number"),
+    ],
+)
+def test_a_hostile_config_is_one_clear_line(tmp_path: Path, content: Any, message: str) -> None:
+    file = write_tiny_model(tmp_path) / "config.json"
+    text = content if isinstance(content, str) else json.dumps({**json.loads(file.read_text()), **content})
+    file.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_pretrained(tmp_path)
+    assert message in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
 def test_dispatch_is_for_models_with_experts(tiny_model: Path) -> None:
     with pytest.raises(UserError, match="a model without experts has no dispatch, got 'dense'"):
         load_pretrained(tiny_model, dispatch=Dispatch("dense"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +11,48 @@ from r1jax.models.rope import RopeScaling, YaRN
 
 # Our dotted parameter path -> (their tensor name, leading input axes of their matrix); weights/hf.py explains both.
 Names = Mapping[str, tuple[str, int | None]]
+
+# Sizes of a config.json and the largest value believed: a model is built from them before its tensors are read.
+_LARGEST = {
+    "vocab_size": 2**24,
+    "hidden_size": 2**20,
+    "intermediate_size": 2**22,
+    "num_hidden_layers": 2**12,
+    "num_attention_heads": 2**14,
+    "num_key_value_heads": 2**14,
+    "head_dim": 2**14,
+    "max_position_embeddings": 2**40,
+    "moe_intermediate_size": 2**22,
+    "n_routed_experts": 2**14,
+    "num_experts": 2**14,
+    "num_local_experts": 2**14,
+    "num_experts_per_tok": 2**14,
+    "kv_lora_rank": 2**16,
+    "q_lora_rank": 2**16,
+    "qk_nope_head_dim": 2**14,
+    "qk_rope_head_dim": 2**14,
+    "v_head_dim": 2**14,
+}
+_NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+_POSITIVE = ("rms_norm_eps", "rope_theta", "initializer_range")
+
+
+def check_sizes(hf: Mapping[str, Any]) -> None:
+    """Checks the numbers of a config.json before anything is built from them; null counts as absent.
+
+    Raises KeyError for a missing key, UserError for a size that is no whole number or out of range.
+    """
+    for key in _NEEDED:
+        if hf.get(key) is None:
+            raise KeyError(key)
+    for key, largest in _LARGEST.items():
+        value = hf.get(key)
+        if value is not None and (type(value) is not int or not 1 <= value <= largest):
+            raise UserError(f"config.json: {key} must be a whole number from 1 to {largest}, got {str(value)[:60]!r}")
+    for key in _POSITIVE:
+        value = hf.get(key)
+        if value is not None and (type(value) not in (int, float) or not 0 < value < math.inf):
+            raise UserError(f"config.json: {key} must be a positive number, got {str(value)[:60]!r}")
 
 
 def read_rope(hf: Mapping[str, Any]) -> tuple[float, RopeScaling | YaRN | None]:
