@@ -291,7 +291,7 @@ def _make(
 
 
 def _missing(maker: Callable[..., Any], names: set[str], where: str) -> UserError:
-    return UserError(f"{where}: {name_of(maker)} needs the arguments {', '.join(sorted(names))}, which are not set")
+    return UserError(f"{where}: {name_of(maker)} needs {', '.join(sorted(names))}, not given here")
 
 
 def _no_model(prompts: Sequence[Completion]) -> Sequence[str | None]:

@@ -296,7 +296,7 @@ def test_rewards_are_checked_before_their_model_is_there():
     assert connected[1] is rewards[1]  # nothing that asks no model is built again
     scores = score(connected, **given)
     assert scores.total.tolist() == [2.0] and scores.metrics == {"rewards/AskingReward/warm": 1.0}
-    with pytest.raises(UserError, match="get_picky_asking_reward needs the arguments generate, which are not set"):
+    with pytest.raises(UserError, match="get_picky_asking_reward needs generate, not given here"):
         connect_rewards(rewards, None)
     for arguments, message in (({"most": 0}, "must be positive"), ({}, "needs most"), ({"mots": 1}, "'mots'; .*most")):
         with pytest.raises(UserError, match=message):
@@ -355,7 +355,7 @@ def test_warm_up_is_called_once(monkeypatch):
         ),
         ({"format_reward": {"compare_to": "accuracy"}}, "format_reward.compare_to must name another reward"),
         ({"format_reward": {"compare_to": "format_reward"}}, "must name another reward"),
-        ({"self_rank_reward": 1.0}, "get_self_rank_reward needs the arguments generate, which are not set"),
+        ({"self_rank_reward": 1.0}, "get_self_rank_reward needs generate, not given here"),
         ({"repetition_penalty": {"max_penalty": 1.0}}, "max_penalty 1.0 should not be positive"),
     ],
 )
