@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 
 from absl import flags
 
-from r1jax.core.errors import UserError
-from r1jax.core.exits import DIVERGED, DONE, INTERRUPTED, MISTAKE, DivergedError, PreemptedError
+from r1jax.core.errors import DIVERGED, DONE, INTERRUPTED, MISTAKE, DivergedError, PreemptedError, UserError
 
 HELP = {"--help", "-help", "-h", "--helpfull", "--helpshort"}
 
@@ -27,7 +26,7 @@ def run_command(
     """Parses `arguments` into `values`, calls `action` with the positional arguments, and returns the exit code.
 
     0 on success, 2 with `error: ...` for a user's mistake, 75 after SIGTERM, 130 with `stopped` for Ctrl-C
-    (core/exits.py). Help consists of `document`, the main's docstring, and the flags. Positional arguments are a
+    (core/errors.py). Help consists of `document`, the main's docstring, and the flags. Positional arguments are a
     mistake unless the command is `positional`.
     """
     try:

@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from r1jax.core.exits import PreemptedError
+from r1jax.core.errors import PreemptedError
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ import threading
 import time
 from types import FrameType
 
-from r1jax.core.exits import STALLED
+from r1jax.core.errors import STALLED
 
 COMPILE_FACTOR = 6.0
 _COMPILING = ("backend_compile", "compile_or_get_cached")  # functions of jax that run while XLA compiles

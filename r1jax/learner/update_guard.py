@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from r1jax.core.exits import DivergedError
+from r1jax.core.errors import DivergedError
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from r1jax.core import watchdog
-from r1jax.core.exits import STALLED
+from r1jax.core.errors import STALLED
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from r1jax.core.exits import DivergedError
+from r1jax.core.errors import DivergedError
 from r1jax.learner.update_guard import LEAST, GuardsConfig, UpdateGuard
 
 

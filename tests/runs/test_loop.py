@@ -16,8 +16,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from r1jax.core.checkpoint import newest_checkpoint
-from r1jax.core.errors import UserError
-from r1jax.core.exits import PREEMPTED, PreemptedError
+from r1jax.core.errors import PREEMPTED, PreemptedError, UserError
 from r1jax.core.locks import hold_lock
 from r1jax.core.metrics import read_rows
 from r1jax.runs.loop import Loop
