@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from r1jax.core.checkpoint import newest_checkpoint
 from r1jax.core.errors import PREEMPTED, PreemptedError, UserError
@@ -23,6 +22,12 @@ from r1jax.runs.loop import Loop
 from r1jax.runs.model_setup import CheckpointConfig, LogConfig
 
 STEPS = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    stage: str = "count"
+    seed: int = 0
 
 
 @jax.tree_util.register_dataclass
@@ -72,7 +77,7 @@ def run(
     stage = stage or Counter()
     options = CheckpointConfig(**{"every_steps": 2, **checkpoint})
     log = LogConfig(tensorboard=False, show_every_steps=0)
-    Loop(ConfigDict({"stage": "count", "seed": seed}), workdir, steps, 3, options, log).run(stage)
+    Loop(Settings(seed=seed), workdir, steps, 3, options, log).run(stage)
     return stage
 
 
