@@ -6,12 +6,14 @@ A row's `verification_info` is a dict (or its JSON) with `language` and `test_ca
     {"type": "stdin_stdout", "input": "1 2\n", "output": "3\n"}     the program's output is compared, line by line
     {"type": "assert", "code": "assert add(1, 2) == 3"}             the program's functions are called; see below
 
-The program is the last fenced Python block of the reply. It never sees expected values: outputs are compared outside,
-and asserts run in another process (`assert_worker.py`). A test fails on an exit code other than 0, on an exceeded
-limit, and on any line that differs; white space at the ends of lines and around the whole is ignored.
+The program is the last fenced Python block of the reply, behind its thought (`r1jax/text/fences.py`). It never sees
+expected values: outputs are compared outside, and asserts run in another process (`assert_checker.py`). A test fails on
+an exit code other than 0, on an exceeded limit, and on any line that differs; white space at the ends of lines and
+around the whole is ignored.
 
-Fixed against open-r1, and nothing else: all lines are compared, not only as many as the shorter text has; a test that
-times out costs that test only; the `local` provider works, and is the default (e2b and morph are not included).
+Fixed against open-r1, and nothing else: a fence may be named `py` or `Python`, and a program in the thought is none;
+all lines are compared, not only as many as the shorter text has; a test that times out costs that test only; the
+`local` provider works, and is the default (e2b and morph are not included).
 """
 
 import functools
@@ -27,6 +29,7 @@ from r1jax.core.errors import UserError
 from r1jax.rewards.completions import Completion, read_text
 from r1jax.rewards.protocol import declare_reward
 from r1jax.sandbox.execution import Limits, Program, Provider, Test, make_provider, run_in_parallel, warm_up
+from r1jax.text.fences import find_program
 
 SECONDS_PER_TEST = 5.0
 _BINARY_THRESHOLD = 0.99
@@ -98,19 +101,9 @@ def binary_code_reward(
 
 
 def extract_code(completion: Completion, language: str | None = "python") -> str:
-    """The last fenced block of a language in the last message; "" if there is none, or for no language."""
+    """The program of a language in the last message (`r1jax/text/fences.py`); empty without one, or a language."""
     text = completion if isinstance(completion, str) else read_text(completion[-1:])
-    # Split by hand: a lazy pattern is quadratic on a megabyte of fences.
-    fence = f"```{language}\n"
-    start = text.find(fence) if language else -1
-    block = ""
-    while start >= 0:
-        end = text.find("```", start + len(fence))
-        if end < 0:
-            break
-        block = text[start + len(fence) : end]
-        start = text.find(fence, end + 3)
-    return block
+    return find_program(text, language) if language else ""
 
 
 def same_output(output: str, expected: str) -> bool:

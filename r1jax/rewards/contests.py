@@ -25,6 +25,7 @@ from r1jax.sandbox.box import FILES
 from r1jax.sandbox.execution import Limits, Program, Provider, Test, make_provider, run_in_parallel, warm_up
 
 NO_SUBMISSION, NO_COMPILE = -1.0, -0.1
+_SCORE = re.compile(rb"\s*([+-]?(?:[0-9]{1,40}(?:\.[0-9]{0,40})?|\.[0-9]{1,40})(?:[eE][+-]?[0-9]{1,3})?)(?=\s|\Z)")
 _MODES = ("pass_fail", "partial", "weighted_sum")
 
 
@@ -247,12 +248,15 @@ def _limits(row: Mapping[str, Any]) -> Limits:
 
 
 def _ask_checker(provider: Provider, checker: Program, stdin: str, expected: str, output: str) -> float | None:
-    """Score from a checker: the first number that it prints, 0.0 if it prints none; None if the provider failed."""
+    """Score from a checker: what it prints first, if that is a number from 0 to 1, else 0.0; None if the provider
+    failed.
+    """
     files = (("input.txt", stdin), ("correct_output.txt", expected), ("output.txt", output))
     order = ("input.txt", "correct_output.txt", "output.txt")
     arguments = tuple(f"{FILES}/{name}" for name in order)
     outcome = provider.run(checker, Test(files=files, arguments=arguments, limits=Limits(30, 30)))
     if outcome is None:
         return None
-    first = re.match(rb"\s*([01](?:\.[0-9]{1,9})?|0?\.[0-9]{1,9})\b", outcome.stdout)
-    return float(first[1]) if first and outcome.status == "ok" else 0.0
+    first = _SCORE.match(outcome.stdout)
+    score = float(first[1]) if first and outcome.status == "ok" else 0.0
+    return score if 0 <= score <= 1 else 0.0

@@ -46,7 +46,7 @@ _LIMITS = (
     'ulimit -u "$4" 2>/dev/null || ulimit -p "$4"; shift 4; exec "$@"'
 )
 
-Status = Literal["ok", "failed", "compile", "time", "memory", "processes", "output"]
+Status = Literal["ok", "failed", "compile", "time", "memory", "processes", "output", "unstarted"]
 
 
 @dataclass(frozen=True)
@@ -117,10 +117,11 @@ def find_fault() -> str | None:
 def run(box: Box, isolation: str = "bubblewrap") -> Outcome:
     """Runs a command in the sandbox and waits for its end; the calling thread must live until then."""
     begin = time.monotonic()
-    with contextlib.ExitStack() as stack:
+    with _start_errors(begin) as failed, contextlib.ExitStack() as stack:
         stdin = stack.enter_context(_memory_file(box.stdin))
         started = _start(box, isolation, stack, stdin, subprocess.PIPE, subprocess.PIPE)
         return _watch_to_the_end((started,), box.limits, begin)
+    return failed[0]
 
 
 def run_pair(checker: Box, program: Box, isolation: str = "bubblewrap") -> Outcome:
@@ -129,7 +130,7 @@ def run_pair(checker: Box, program: Box, isolation: str = "bubblewrap") -> Outco
     The checker's limits apply to both; stderr of the program is discarded.
     """
     begin = time.monotonic()
-    with contextlib.ExitStack() as stack:
+    with _start_errors(begin) as failed, contextlib.ExitStack() as stack:
         ends = [
             stack.enter_context(os.fdopen(end, "rb" if i % 2 == 0 else "wb", 0))
             for i, end in enumerate((*os.pipe(), *os.pipe()))
@@ -142,6 +143,7 @@ def run_pair(checker: Box, program: Box, isolation: str = "bubblewrap") -> Outco
         for end in ends:  # close our copies; otherwise neither side would see the other's end of file
             end.close()
         return _watch_to_the_end(started, checker.limits, begin)
+    return failed[0]
 
 
 def python_command(*arguments: str) -> tuple[str, ...]:
@@ -149,10 +151,28 @@ def python_command(*arguments: str) -> tuple[str, ...]:
     return (_python(), "-I", "-B", *arguments)
 
 
+@contextlib.contextmanager
+def _start_errors(begin: float) -> Iterator[list[Outcome]]:
+    """Turns errors of the operating system (no processes, files or space left) into an outcome, `unstarted`."""
+    failed: list[Outcome] = []
+    try:
+        yield failed
+    except OSError as error:
+        failed.append(Outcome("unstarted", None, b"", str(error).encode(), time.monotonic() - begin))
+
+
 class _Started(NamedTuple):
     process: subprocess.Popen[bytes]
     group: TaskGroup | None
     boxed: bool
+    report: IO[bytes]  # bwrap's own: it has an exit code once the command was started
+
+    def never_ran(self) -> bool:
+        """Whether the sandbox ended without having started its command."""
+        if not self.boxed or self.process.poll() is None:
+            return False
+        self.report.seek(0)
+        return b'"exit-code"' not in self.report.read()
 
     def kill(self) -> None:
         """Kills the process and its descendants. In a sandbox one kill is enough; otherwise those that can be found are
@@ -173,13 +193,17 @@ def _start(
 ) -> _Started:
     """Starts a sandboxed process, which is killed when the exit stack closes."""
     group = stack.enter_context(task_group(_most_tasks(box.limits)))
+    report = stack.enter_context(_memory_file(b""))
     if isolation == RISK_ACCEPTED:
         scratch = str(box.folder or stack.enter_context(tempfile.TemporaryDirectory(prefix="r1jax-run-")))
         command, fds = _bare_command(box, scratch), []
     else:
         scratch = None
         held = {name: stack.enter_context(_memory_file(content)) for name, content in box.files.items()}
-        command, fds = _boxed_command(box, held), [file.fileno() for file in held.values()]
+        if box.stdin:  # a copy, for programs that open /dev/stdin: a link to /proc/self/fd/0, and there is no /proc
+            held["/proc/self/fd/0"] = stack.enter_context(_memory_file(box.stdin))
+        command = _boxed_command(box, held, report)
+        fds = [report.fileno(), *(file.fileno() for file in held.values())]
     process = subprocess.Popen(
         group.enter(command) if group else command,
         stdin=stdin,
@@ -191,7 +215,7 @@ def _start(
         env={"PATH": "/usr/local/bin:/usr/bin:/bin"},
     )
     stack.enter_context(process)
-    started = _Started(process, group, boxed=isolation != RISK_ACCEPTED)
+    started = _Started(process, group, isolation != RISK_ACCEPTED, report)
     stack.callback(started.kill)
     return started
 
@@ -201,10 +225,11 @@ def _python() -> str:
     return os.path.realpath(getattr(sys, "_base_executable", sys.executable))
 
 
-def _boxed_command(box: Box, files: Mapping[str, IO[bytes]]) -> list[str]:
+def _boxed_command(box: Box, files: Mapping[str, IO[bytes]], report: IO[bytes]) -> list[str]:
     # --unshare-user and --cap-drop are needed by name: bwrap started by root keeps root and its capabilities otherwise.
     command = ["bwrap", "--unshare-all", "--unshare-user", "--disable-userns", "--uid", "65534", "--gid", "65534"]
     command += ["--cap-drop", "ALL", "--die-with-parent", "--new-session", "--clearenv", "--hostname", "box"]
+    command += ["--json-status-fd", str(report.fileno())]
     environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": SCRATCH, "TMPDIR": SCRATCH, "LANG": "C.UTF-8"}
     for name, value in environment.items():
         command += ["--setenv", name, value]
@@ -217,7 +242,7 @@ def _boxed_command(box: Box, files: Mapping[str, IO[bytes]]) -> list[str]:
             command += ["--ro-bind", path, path]
     command += ["--ro-bind-try", "/etc/alternatives", "/etc/alternatives", "--dev", "/dev"]
     for name, file in files.items():
-        command += ["--perms", "0755", "--ro-bind-data", str(file.fileno()), f"{FILES}/{name}"]
+        command += ["--perms", "0755", "--ro-bind-data", str(file.fileno()), os.path.join(FILES, name)]
     if box.folder is None:
         command += ["--perms", "0700", "--size", str(box.limits.scratch_bytes), "--tmpfs", SCRATCH]
     else:
@@ -277,6 +302,8 @@ def _watch_to_the_end(started: Sequence[_Started], limits: Limits, begin: float)
     pipes = {name: getattr(processes[0], name) for name in ("stdout", "stderr")}
     output = {name: bytearray() for name in pipes}
     broken = _watch(processes, {name: pipe for name, pipe in pipes.items() if pipe}, output, limits, begin)
+    if broken is None and any(each.never_ran() for each in started):
+        broken = "unstarted"
     for each in started:
         each.kill()
     if broken is None and any(each.group and each.group.was_full() for each in started):

@@ -8,7 +8,9 @@ config as `module:function`; the services that open-r1 uses (e2b, morph, piston)
 import dataclasses
 import functools
 import importlib
+import logging
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,6 +23,8 @@ from r1jax.sandbox import box as sandbox
 from r1jax.sandbox.box import FILES, SCRATCH, Box, Limits, Outcome, python_command
 
 _ABSENT_SERVICES = ("e2b", "morph", "piston")
+_PAUSE_SECONDS = 0.5  # before a sandbox that did not start is tried once more
+_logger = logging.getLogger(__name__)
 _COMPILER = ("g++", "-O2", "-std=c++17", "-pipe", "-o", f"{SCRATCH}/main")
 _COMPILE_LIMITS = Limits(seconds=60, cpu_seconds=60, memory_bytes=1 << 30, output_bytes=1 << 20)
 
@@ -67,14 +71,28 @@ class LocalProvider:
         self.isolation = isolation
         self._compile = functools.lru_cache(maxsize=256)(self._compile_anew)
 
-    def run(self, program: Program, test: Test) -> Outcome:
-        """Outcome of the test; for a program that does not compile, the compiler's, with status `compile`."""
+    def run(self, program: Program, test: Test) -> Outcome | None:
+        """Outcome of the test; for a program that does not compile, the compiler's, with status `compile`; None if the
+        sandbox could not be started, twice.
+        """
+        for pause in (_PAUSE_SECONDS, 0.0):
+            outcome = self._run(program, test)
+            if outcome.status != "unstarted":
+                return outcome
+            time.sleep(pause)
+        _logger.warning("the sandbox did not start: %s", outcome.stderr[-300:].decode(errors="replace").strip())
+        return None
+
+    def _run(self, program: Program, test: Test) -> Outcome:
         files = {name: content.encode(errors="replace") for name, content in test.files}
         if program.language == "python":
             files["main.py"] = program.source.encode(errors="replace")
             command = python_command(f"{FILES}/main.py", *test.arguments)
         else:
             outcome, binary = self._compile(program)
+            if outcome.status == "unstarted":
+                self._compile.cache_clear()
+                return outcome
             if outcome.status != "ok":
                 return dataclasses.replace(outcome, status="compile")
             files["main"] = binary

@@ -121,7 +121,8 @@ def test_outputs_are_compared_by_all_lines():
 
 def test_extract_code():
     assert extract_code(in_fence("x") + in_fence("y")) == "y\n"
-    assert extract_code(in_fence("x") + in_fence("y", "cpp")) == "x\n"
+    assert extract_code(in_fence("x") + in_fence("y", "cpp").partition("</think>")[2]) == "x\n"
+    assert extract_code(in_fence("x") + in_fence("y", "cpp")) == ""  # x is behind another thought
     assert extract_code(in_fence("y", "cpp"), "cpp") == "y\n"
     assert extract_code(in_fence("x"), None) == extract_code("x") == extract_code("```python\nx") == ""
     chat = [{"role": "assistant", "content": in_fence("x")}, {"role": "assistant", "content": in_fence("y")}]
@@ -154,7 +155,7 @@ def test_mistakes(counting_provider):
         code_reward([""], [info()], provider_type="e2b")
     with pytest.raises(UserError, match="cannot import 'nowhere:f'"):
         code_reward([""], [info()], provider_type="nowhere:f")
-    with pytest.raises(UserError, match="type must be stdin_stdout or assert, got 'magic'"):
+    with pytest.raises(UserError, match="the type of a test case must be stdin_stdout or assert, got 'magic'"):
         code_reward([in_fence("x")], [info({"type": "magic"})], provider_type="my_provider:make")
     with pytest.raises(UserError, match="isolation must be"):
         code_reward([""], [info()], isolation="none")

@@ -7,8 +7,10 @@ import pytest
 
 from r1jax.core.errors import UserError
 from r1jax.sandbox import box as sandbox
-from r1jax.sandbox.box import FILES, RISK_ACCEPTED, Box, Limits, python_command, require_isolation, run
+from r1jax.sandbox import execution
+from r1jax.sandbox.box import FILES, RISK_ACCEPTED, Box, Limits, Outcome, python_command, require_isolation, run
 from r1jax.sandbox.cgroup import _find_parent
+from r1jax.sandbox.execution import Program, Test
 from tests.rewards.boxes import needs_box, run_python
 
 
@@ -144,3 +146,36 @@ def test_with_the_risk_accepted_programs_run_under_the_limits_alone():
     assert outcome.status == "ok" and outcome.stdout.startswith(b"hello main.py\n[")
     endless = Box(python_command("-c", "import os, time; os.fork(); time.sleep(60)"), limits=Limits(seconds=0.5))
     assert run(endless, RISK_ACCEPTED).status == "time"
+
+
+@needs_box
+def test_a_sandbox_that_does_not_start_is_no_failure_of_the_program(monkeypatch):
+    command = sandbox._boxed_command
+    broken = lambda *args: [*command(*args)[:1], "--ro-bind", "/nowhere", "/x", *command(*args)[1:]]
+    monkeypatch.setattr(sandbox, "_boxed_command", broken)
+    assert run_python("print(1)").status == "unstarted"
+    monkeypatch.setattr(execution, "_PAUSE_SECONDS", 0.0)
+    provider = execution.LocalProvider.__new__(execution.LocalProvider)
+    provider.isolation = "bubblewrap"
+    assert provider.run(Program("print(1)"), Test("")) is None
+    monkeypatch.undo()
+    assert run_python("import sys; sys.exit('bwrap: no')").status == "failed"
+    assert provider.run(Program("print(1)"), Test("")).stdout == b"1\n"
+
+
+@needs_box
+def test_a_sandbox_tries_twice(monkeypatch):
+    outcomes = [Outcome("unstarted", None, b"", b"", 0.0), Outcome("ok", 0, b"1", b"", 0.0)]
+    monkeypatch.setattr(execution, "_PAUSE_SECONDS", 0.0)
+    provider = execution.LocalProvider()
+    monkeypatch.setattr(provider, "_run", lambda *_: outcomes.pop(0))
+    assert provider.run(Program("print(1)"), Test("")).status == "ok"
+
+
+@needs_box
+def test_dev_stdin_can_be_opened():
+    source = (
+        "import sys\nprint(open('/dev/stdin').read() == open('/proc/self/fd/0').read() == sys.stdin.read() == 'a\\nb')"
+    )
+    assert run_python(source, "a\nb").stdout == b"True\n"
+    assert run_python("import os; print(sorted(set(os.listdir('/proc/self/fd'))))", "a").stdout == b"['0']\n"
