@@ -1,100 +1,85 @@
-r"""Extraction of the answer from a completion, and comparison of answers by value.
+r"""Extraction of the answer from a completion, and comparison of answers by value, by the rewards' reader of answers.
 
-Strict extraction takes the answer from the requested place: answer tags, the last `\boxed{}`, after GSM8K's `####`, or,
-for a choice, after `Answer:`. Lenient extraction takes the last number, or the last letter of a choice, anywhere. The
-reference answer determines the kind. Answers are equal as exact numbers, as letters or by spelling; what remains is
-decided by math-verify, many pairs at once in its killable workers.
+Strict extraction takes the answer from the requested place: answer tags, the last `\boxed{}`, after GSM8K's `####`,
+after `Answer:` or "the answer is". Lenient extraction takes the last number, or the last letter of a choice, anywhere.
+Neither looks into the thought. The reference answer determines the kind. Answers are equal as exact numbers, as letters
+or by spelling; what remains is decided by math-verify, many pairs at once in its killable workers.
 """
 
-import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Literal
 
 from r1jax.rewards import verifier
-from r1jax.rewards.answers import find_answer, same_answer
-from r1jax.rewards.numerals import Numeral, find_last_numeral, read_numeral, same_value
+from r1jax.rewards.reader import golds
+from r1jax.rewards.reader.choices import find_choice, find_last_letter, read_gold_choice
+from r1jax.rewards.reader.comparing import compare_answer
+from r1jax.rewards.reader.kinds import read_answer
+from r1jax.rewards.reader.numerals import find_last_numeral, same_value
+from r1jax.rewards.reader.places import after_thought, find_line, find_place
+from r1jax.rewards.reader.spelling import plain_latex
 
 Kind = Literal["number", "choice", "expression"]
-
-GSM8K_MARK = "####"
-LETTERS = "A-H"  # the next letter, I, is a word
-_CHOICE = re.compile(rf"\(?([{LETTERS}])\)?\.?")
-_ANSWER_LINE = re.compile(rf"(?i:answer)\**[ \t]*:[ \t\*$(]*(?:\\[a-z]+\{{)?\(?([{LETTERS}])(?![\w'])")
-_LETTER_IN_PLACE = re.compile(rf"\W*(?:\\text\w*\s?\{{)?\W*([{LETTERS}])(?![\w'])")
-# A capital A before a word is the article.
-_LONE_LETTER = re.compile(rf"(?<![\w'\\])([{LETTERS}])(?![\w'])(?<!A(?= [a-z]))")
 
 
 def find_kind(gold: str) -> Kind:
     """Kind of a reference answer."""
-    if _CHOICE.fullmatch(gold.strip()):
+    if read_gold_choice(gold) is not None:
         return "choice"
-    return "expression" if read_numeral(gold) is None else "number"
+    return "expression" if read_answer(gold).numeral is None else "number"
 
 
 def read_gold(solution: str) -> str:
     """The reference answer of a solution: the whole text, or the final answer of a worked solution."""
-    return _find_marked(solution) or solution.strip()
+    return golds.read_gold(solution) or ""
 
 
 def find_strict(text: str, kind: Kind) -> str | None:
     """The answer in the requested place (the letter of a choice); None if there is none."""
-    marked = _find_marked(text)
-    if kind != "choice":
-        return marked
-    if marked is not None:
-        letter = _LETTER_IN_PLACE.match(marked)
-        return letter[1] if letter else None
-    lines = _ANSWER_LINE.findall(text)
-    return lines[-1] if lines else None
+    if kind == "choice":
+        return find_choice(text)[1]
+    place = find_place(text)
+    if place is None or place.text == "":
+        place = find_line(text)
+    return None if place is None else place.text or None
 
 
 def is_lenient(text: str, gold: str, kind: Kind, strict: bool) -> bool:
-    """Whether the last number or letter is correct. For an expression, which has neither, `strict` decides."""
+    """Whether the last number or letter is correct. For an expression, which has neither, `strict` decides.
+
+    If a requested place names letters, that decides (`Answer: C or D` is no choice), and no later letter counts.
+    """
     if kind == "expression":
         return strict
     if kind == "choice":
-        letters = _LONE_LETTER.findall(text)
-        return bool(letters) and letters[-1] == _read_letter(gold)
-    found, wanted = find_last_numeral(text), read_numeral(gold)
+        named, letter = find_choice(text)
+        return (letter if named else find_last_letter(text)) == read_gold_choice(gold)
+    found, wanted = find_last_numeral(after_thought(text)), read_answer(gold).numeral
     return found is not None and wanted is not None and same_value(found, wanted)
 
 
 def compare(pairs: Sequence[tuple[str, str, Kind]]) -> list[bool]:
     """For each (answer, gold, kind), whether the two are equal; gold may be another answer."""
-    known = [_compare(*pair) for pair in pairs]
+    known = [compare_answer(answer, gold).same for answer, gold, _ in pairs]
     asked = [number for number, same in enumerate(known) if same is None]
-    boxed = [(rf"\boxed{{{pairs[n][1]}}}", rf"\boxed{{{pairs[n][0]}}}") for n in asked]
+    boxed = [(rf"\boxed{{{plain_latex(pairs[n][1])}}}", rf"\boxed{{{plain_latex(pairs[n][0])}}}") for n in asked]
     verdicts = dict(zip(asked, verifier.verify(boxed) if boxed else (), strict=True))
     return [verdicts[n] == 1.0 if same is None else same for n, same in enumerate(known)]
 
 
-def _compare(answer: str, gold: str, kind: Kind) -> bool | None:
-    """Whether two answers are equal; None if only algebra can tell."""
-    if kind == "choice":
-        return _read_letter(answer) == _read_letter(gold)
-    found, wanted = _read_number(answer, kind), _read_number(gold, kind)
-    if found is not None and wanted is not None:
-        return same_value(found, wanted)
-    if same_answer(answer, gold):
-        return True
-    return None if answer.strip() and gold.strip() else False
+def explain(answer: str | None, gold: str) -> str:
+    """The rule by which an answer is compared with a gold, in words for a person (`number 12 with unit cm`)."""
+    return "no answer in the requested place" if answer is None else compare_answer(answer, gold).rule
 
 
-def _read_number(answer: str, kind: Kind) -> Numeral | None:
-    """A number, also with words around it (`18 dollars a day`) where a number is expected and no algebra is."""
-    found = read_numeral(answer)
-    if found is None and kind == "number" and not re.search(r"[\\^=*+/]|\d\s*-", answer):
-        return find_last_numeral(answer)
-    return found
-
-
-def _find_marked(text: str) -> str | None:
-    answer = find_answer(text)
-    if answer is None and GSM8K_MARK in text:
-        answer = text.rpartition(GSM8K_MARK)[2].strip().partition("\n")[0].strip()
-    return answer or None
-
-
-def _read_letter(answer: str) -> str:
-    return re.sub(r"\W", "", answer)
+def find_vote(answer: str, gold: str) -> tuple[str, Hashable]:
+    """How an answer votes: `("value", key)` by an exact value that equal answers share, `("none", None)` for what can
+    be no answer to this gold (a hedge for a number), `("spelling", answer)` if it must be compared with the others.
+    """
+    wanted, found = read_answer(gold).numeral, read_answer(answer).numeral
+    if read_gold_choice(gold) is not None or wanted is None:
+        return "spelling", answer
+    if found is None:
+        return ("none", None) if compare_answer(answer, gold).by_kind else ("spelling", answer)
+    unit = (found.unit or wanted.unit) if wanted.unit else ""
+    is_share = found.percent or wanted.percent and found.value == wanted.value
+    return "value", (found.value / 100 if is_share else found.value, unit)

@@ -6,19 +6,20 @@
     lenient_pass@1 the last number or letter counts, anywhere in the text
     format_rate    share of completions with an answer in the requested place
 
-Answers vote together when they are equal by value; a completion without an answer has no vote.
+Answers vote together when they are equal by value. A completion without an answer has no vote, nor has one whose answer
+is of another kind than a number where a number is asked for.
 """
 
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
 
 from r1jax.core.errors import UserError
-from r1jax.eval.extraction import Kind, compare, find_kind, find_strict, is_lenient
+from r1jax.eval.extraction import Kind, compare, explain, find_kind, find_strict, find_vote, is_lenient
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +36,14 @@ class Answered:
 @dataclasses.dataclass(frozen=True)
 class Graded:
     """A problem's graded completions: extracted answers, strict and lenient correctness; `votes[i]` is the index of the
-    first completion with the same answer (None: no answer).
+    first completion with the same answer (None: no answer); `rules[i]` is the rule that decided, in words.
     """
 
     answers: list[str | None]
     correct: list[bool]
     lenient: list[bool]
     votes: list[int | None]
+    rules: list[str] = dataclasses.field(default_factory=list)
 
 
 def score(problems: Sequence[Answered], k: int = 0) -> tuple[dict[str, float | int | None], list[dict[str, Any]]]:
@@ -85,12 +87,13 @@ def grade(problems: Sequence[Answered]) -> list[Graded]:
     given = [(p, s) for p, found in enumerate(answers) for s, answer in enumerate(found) if answer is not None]
     verdicts = compare([(answers[p][s] or "", problems[p].gold, kinds[p]) for p, s in given])
     right = {place for place, verdict in zip(given, verdicts, strict=True) if verdict}
-    votes = _group_votes(answers, kinds)
+    votes = _group_votes(problems, answers, kinds)
     graded = []
     for p, (problem, kind) in enumerate(zip(problems, kinds, strict=True)):
         correct = [(p, s) in right for s in range(len(answers[p]))]
         lenient = [is_lenient(t, problem.gold, kind, c) for t, c in zip(problem.completions, correct, strict=True)]
-        graded.append(Graded(answers[p], correct, lenient, votes[p]))
+        rules = [explain(answer, problem.gold) for answer in answers[p]]
+        graded.append(Graded(answers[p], correct, lenient, votes[p], rules))
     return graded
 
 
@@ -113,23 +116,34 @@ def mean_and_stderr(values: Sequence[float] | np.ndarray) -> tuple[float, float]
     return float(np.mean(values)), float(np.std(values, ddof=1) / math.sqrt(count)) if count > 1 else 0.0
 
 
-def _group_votes(answers: Sequence[Sequence[str | None]], kinds: Sequence[Kind]) -> list[list[int | None]]:
+def _group_votes(
+    problems: Sequence[Answered], answers: Sequence[Sequence[str | None]], kinds: Sequence[Kind]
+) -> list[list[int | None]]:
     """For each completion, the index of the first one of its problem with the same answer."""
     firsts: list[dict[str, int]] = []  # first completion of each answer, by spelling
     pairs: list[tuple[int, str, str]] = []
     for p, found in enumerate(answers):
         spelled: dict[str, int] = {}
+        values: dict[Hashable, int] = {}
+        compared: dict[str, bool] = {}  # one spelling of each answer that votes, and whether it has an exact value
         for s, answer in enumerate(found):
-            if answer is not None:
-                spelled.setdefault(answer, s)
+            if answer is None or answer in spelled:
+                continue
+            by, key = find_vote(answer, problems[p].gold)
+            if by == "none":
+                continue
+            spelled[answer] = values.setdefault(key, s) if by == "value" else s
+            if spelled[answer] == s:
+                compared[answer] = by == "value"
         firsts.append(spelled)
-        pairs += [(p, a, b) for a, b in itertools.combinations(spelled, 2)]
+        pairs += [(p, a, b) for a, b in itertools.combinations(compared, 2) if not (compared[a] and compared[b])]
     same = compare([(b, a, kinds[p]) for p, a, b in pairs])
     for (p, a, b), equal in zip(pairs, same, strict=True):
         if equal:
-            firsts[p][b] = min(firsts[p][a], firsts[p][b])
+            old, new = firsts[p][b], min(firsts[p][a], firsts[p][b])
+            firsts[p] = {answer: new if first == old else first for answer, first in firsts[p].items()}
     return [
-        [None if answer is None else first[answer] for answer in found]
+        [None if answer is None else first.get(answer) for answer in found]
         for found, first in zip(answers, firsts, strict=True)
     ]
 
@@ -142,6 +156,7 @@ def _describe(problem: Answered, grades: Graded) -> dict[str, Any]:
         "answers": grades.answers,
         "correct": grades.correct,
         "lenient_correct": grades.lenient,
+        "rules": grades.rules,
     }
     known = {"lengths": problem.lengths, "finish_reasons": problem.finish_reasons}
     return row | {name: list(values) for name, values in known.items() if values is not None}

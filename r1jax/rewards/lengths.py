@@ -13,6 +13,7 @@ from typing import Any
 
 from r1jax.rewards import verifier
 from r1jax.rewards.completions import Completion, read_texts
+from r1jax.rewards.guards import guard_replies
 from r1jax.rewards.protocol import by_row, declare_reward
 
 
@@ -97,5 +98,5 @@ def get_soft_overlong_punishment(
 def _are_correct(texts: Sequence[str], solution: Sequence[Any]) -> list[bool | None]:
     """Verdict of math-verify on each, called as open-r1 does here; None where the gold cannot be parsed."""
     golds = [None if gold is None else str(gold) for gold in solution]
-    verdicts = verifier.verify(list(zip(golds, texts, strict=True)), latex_gold=True)
+    verdicts = verifier.verify(list(zip(golds, guard_replies(texts, solution), strict=True)), latex_gold=True)
     return [None if verdict is None else verdict == 1.0 for verdict in verdicts]

@@ -8,8 +8,9 @@ A worker ends itself when its parent is gone: at once if idle (its input ends), 
 goes off. The alarm has its default action, which needs no Python: during big-integer arithmetic a handler would never
 run.
 
-Settings and argument order of math-verify are open-r1's (src/open_r1/rewards.py). Its own timeouts are off: they are
-handlers too, and the parent's deadline covers everything.
+Settings of math-verify are open-r1's (src/open_r1/rewards.py); the gold is its first argument, also for the rewards for
+length, where open-r1 gives it second and so pays 25 for x^2+y^2=25. Its own timeouts are off: they are handlers too,
+and the parent's deadline stands over everything. What it finds equal must also pass `is_sound`.
 """
 
 import functools
@@ -62,7 +63,7 @@ def _load_judge() -> Any:
         )
 
     # The two ways in which open-r1 calls it: in accuracy_reward, and in its rewards for length (`latex_gold`), which
-    # read only LaTeX in the gold and give the answer first.
+    # read only LaTeX in the gold.
     answer_configs = {False: [make_config("all")], True: [make_config(True)]}
     gold_configs = {False: {}, True: {"extraction_config": [LatexExtractionConfig()]}}
 
@@ -78,14 +79,61 @@ def _load_judge() -> Any:
         announce_gold()
         configs = answer_configs[latex_gold]
         parsed = parse(answer, extraction_config=configs, extraction_mode="first_match", parsing_timeout=None)
-        pair = (parsed, parsed_gold) if latex_gold else (parsed_gold, parsed)
         try:
-            return RIGHT if verify(*pair, timeout_seconds=None) else WRONG
-        except Exception:  # as in open-r1, an answer that cannot be compared gets no reward
+            right = verify(parsed_gold, parsed, timeout_seconds=None)
+            return RIGHT if right and is_sound(parsed_gold, parsed) else WRONG
+        except Exception:  # open-r1: what cannot be compared has no reward.
             return UNKNOWN
 
-    judge("1", r"\boxed{1}", False, lambda: None)  # builds the parser's tables before the first deadline
+    is_sound = _load_check()
+    judge("1", r"\boxed{1}", False, lambda: None)  # Builds the parser's tables before the first deadline runs.
     return judge
+
+
+def _load_check() -> Any:
+    """Returns `is_sound(gold, answer) -> bool`, which refuses three of math-verify's equalities.
+
+    It rounds to six places, so that all tiny numbers are equal: below a thousandth the difference must be tiny by
+    comparison. It takes an equation for its right side, so that y/2 = 7 is 7: the left side must be a symbol. And it
+    compares equations by their solutions, so that all without any are equal: one must be a multiple of the other.
+    """
+    import sympy
+
+    def first(parsed: list[Any]) -> Any:
+        return next((one for one in parsed if not isinstance(one, str)), None)
+
+    def is_symbol(side: Any) -> bool:
+        return bool(
+            side.is_Symbol or getattr(side, "is_Function", False) or side.is_Mul and side.args and is_named(side)
+        )
+
+    def is_named(side: Any) -> bool:  # AB = 5, a length, is read as a product
+        return all(part.is_Symbol for part in side.args)
+
+    def is_sound(gold: list[Any], answer: list[Any]) -> bool:
+        wanted, found = first(gold), first(answer)
+        if not isinstance(wanted, sympy.Basic) or not isinstance(found, sympy.Basic):
+            return True
+        both = isinstance(wanted, sympy.Eq), isinstance(found, sympy.Eq)
+        if all(both):
+            if wanted == found or is_symbol(wanted.lhs) and is_symbol(found.lhs):
+                return True
+            if not wanted.free_symbols or not found.free_symbols:
+                return False
+            ratio = sympy.simplify((wanted.lhs - wanted.rhs) / (found.lhs - found.rhs))
+            return bool(ratio.is_number) and ratio != 0
+        if any(both):
+            return is_symbol(wanted.lhs if both[0] else found.lhs)
+        if wanted.is_number and found.is_number:
+            try:
+                a, b = (complex(sympy.N(one)) for one in (wanted, found))
+            except (TypeError, ValueError):  # a percentage, kept unevaluated
+                return True
+            size = max(abs(a), abs(b))
+            return size >= 1e-3 or abs(a - b) <= 1e-4 * size
+        return True
+
+    return is_sound
 
 
 def _limit_memory(memory_bytes: int) -> None:

@@ -53,6 +53,7 @@ def test_every_score_by_hand():
         "answers": ["4", "5", "4", None],
         "correct": [True, False, True, False],
         "lenient_correct": [True, False, True, True],
+        "rules": ["number 4", "number 5", "number 4", "no answer in the requested place"],
         "lengths": [3, 3, 5, 9],
         "finish_reasons": ["stop", "stop", "stop", "length"],
     }

@@ -25,7 +25,7 @@ ACCURACY_CASES = [
     ("The final answer is 7", "7", 0.0),
     ("<answer>7</answer>", "7", 0.0),
     # Several boxes are one answer of several parts, so guessing all of them does not pay.
-    (r"\boxed{3} or $\boxed{4}$", "4", 1.0),
+    (r"\boxed{3} or $\boxed{4}$", "4", 0.0),  # open-r1 pays it, as the two are not seen together
     (r"$\boxed{3}$ or $\boxed{4}$", "4", 0.0),
     ("", "7", 0.0),
     # A gold that cannot be read gives no reward at all, whatever the answer.
@@ -88,7 +88,7 @@ def test_accuracy_reward_equals_math_verify_called_as_open_r1_does():
         (r"<answer>7</answer> \boxed{6}", "7"),
         (r"<answer>it is \boxed{7}</answer>", "7"),
         (r"<answer>$\boxed{\boxed{7}}$</answer>", "7"),
-        (r"\boxed{6} and \boxed{7}", "7"),
+        (r"\boxed{6} and \boxed{7}", "6, 7"),
         (r"\boxed{7} and \boxed{\frac{1}{2", "7"),
         ("<answer></answer>", ""),
         ("seven", None),

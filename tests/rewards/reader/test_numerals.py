@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from r1jax.rewards.numerals import MAX_DIGITS, Numeral, find_last_numeral, read_numeral, same_value
+from r1jax.rewards.reader.numerals import MAX_DIGITS, Numeral, find_last_numeral, read_numeral, same_value
 
 
 @pytest.mark.parametrize(

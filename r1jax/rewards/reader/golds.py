@@ -1,0 +1,96 @@
+r"""Golds: read whole or not at all, and a data set's golds checked before a run.
+
+A worked solution is the answer that it marks (answer tags, a box, GSM8K's `####`); NaN and empty cells are no gold.
+"""
+
+import logging
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from r1jax.rewards.reader.choices import read_gold_choice
+from r1jax.rewards.reader.kinds import read_answer
+from r1jax.rewards.reader.places import find_marked, find_place
+from r1jax.rewards.reader.spelling import plain_latex
+
+_SHOWN = 5
+_MAX_GOLD = 300
+_FORMULA = re.compile(r"(?<!\\)\$[^$]*(?<!\\)\$|\\boxed|\\\(|\\\[")
+_PLAIN = re.compile(
+    r"[+-]?[0-9.,]*[0-9](?:/[0-9]+)?%?|-?\\frac\{[0-9]+\}\{[0-9]+\}|(?:the (?:final )?answer is )[0-9]+\.?", re.I
+)
+_DIGIT = re.compile("[0-9]")
+
+_logger = logging.getLogger(__name__)
+
+
+def read_gold(solution: Any) -> str | None:
+    """The answer in a solution: the whole of it, or what a worked one marks. None for NaN, None and empty texts."""
+    if solution is None or isinstance(solution, float) and not math.isfinite(solution):
+        return None
+    if isinstance(solution, float) and solution.is_integer() and abs(solution) < 1e15:
+        solution = int(solution)
+    text = str(solution).strip()
+    marked = find_place(text)
+    if marked is not None and marked.text:
+        return marked.text.strip()
+    return find_marked(text) or text or None
+
+
+def write_latex(solution: Any) -> str | None:
+    r"""A gold in the form in which math-verify reads the whole of it; None if it cannot.
+
+    What holds a formula (`$x$`, `\boxed{x}`) or is a plain number goes as it is, and so do words, which math-verify
+    does not read. Raw LaTeX goes into a box: of `2\pi` or `(3, \frac\pi2)` only some number would be read otherwise.
+    """
+    if solution is None or isinstance(solution, float) and not math.isfinite(solution):
+        return None
+    text = str(solution).strip()
+    if not text or _FORMULA.search(text) or _PLAIN.fullmatch(text):
+        return text or None
+    gold = read_gold(text) or ""
+    reading = read_answer(gold)
+    if reading.numeral is not None:
+        numeral = reading.numeral
+        top, bottom = numeral.value.numerator, numeral.value.denominator
+        if abs(top) > 10**12 or bottom > 10**12:
+            return rf"\boxed{{{plain_latex(gold)}}}"
+        value = f"{top}" if bottom == 1 else rf"{'-' if top < 0 else ''}\frac{{{abs(top)}}}{{{bottom}}}"
+        return rf"\boxed{{{value}{chr(92) + '%' if numeral.percent else ''}}}"
+    if reading.kind == "text":
+        if gold.startswith("\\text"):
+            return rf"\boxed{{{gold}}}"
+        return None if _DIGIT.search(gold) else gold
+    if reading.kind in ("nothing", "unreadable") or re.fullmatch("[A-Za-z]", gold):
+        return gold or None
+    return rf"\boxed{{{plain_latex(gold)}}}"
+
+
+def name_kind(solution: Any) -> str | None:
+    """What a gold is read as (`number`, `choice`, `text`, `tuple`, …); None if it is not read."""
+    gold = read_gold(solution)
+    if gold is None or len(gold) > _MAX_GOLD:
+        return None
+    if read_gold_choice(gold) is not None:
+        return "choice"
+    kind = read_answer(gold).kind
+    return None if kind in ("nothing", "unreadable") else kind
+
+
+def describe_golds(golds: Sequence[Any]) -> str:
+    """One line on a data set's golds: how many are read, as what, and the first five rows (from 1) that are not."""
+    kinds = [name_kind(gold) for gold in golds]
+    counts = Counter(kind for kind in kinds if kind is not None)
+    unread = [row for row, kind in enumerate(kinds, 1) if kind is None]
+    parts = ", ".join(f"{count} as {kind}" for kind, count in counts.most_common())
+    line = f"{len(golds) - len(unread)} of {len(golds)} golds are read: {parts or 'none'}"
+    shown = "; ".join(f"row {row}: {str(golds[row - 1])[:60]!r}" for row in unread[:_SHOWN])
+    return f"{line}; {len(unread)} are not: {shown}" if unread else line
+
+
+def log_golds(golds: Sequence[Any], where: str) -> None:
+    """Writes the line of `describe_golds` to the log, as a warning if some gold is not read."""
+    line = describe_golds(golds)
+    _logger.log(logging.WARNING if "are not" in line else logging.INFO, "%s: %s", where, line)
