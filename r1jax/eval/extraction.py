@@ -15,7 +15,7 @@ from r1jax.rewards.reader.choices import find_choice, find_last_letter, read_gol
 from r1jax.rewards.reader.comparing import compare_answer
 from r1jax.rewards.reader.kinds import read_answer
 from r1jax.rewards.reader.numerals import find_last_numeral, same_value
-from r1jax.rewards.reader.places import after_thought, find_line, find_place
+from r1jax.rewards.reader.places import after_closed_thought, find_line, find_place
 from r1jax.rewards.reader.spelling import plain_latex
 
 Kind = Literal["number", "choice", "expression"]
@@ -53,7 +53,7 @@ def is_lenient(text: str, gold: str, kind: Kind, strict: bool) -> bool:
     if kind == "choice":
         named, letter = find_choice(text)
         return (letter if named else find_last_letter(text)) == read_gold_choice(gold)
-    found, wanted = find_last_numeral(after_thought(text)), read_answer(gold).numeral
+    found, wanted = find_last_numeral(after_closed_thought(text)), read_answer(gold).numeral
     return found is not None and wanted is not None and same_value(found, wanted)
 
 

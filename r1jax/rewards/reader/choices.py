@@ -8,7 +8,7 @@ last place that names a letter counts: an asked-for line, answer tags or a box; 
 import re
 
 from r1jax.rewards.reader.characters import plain_characters
-from r1jax.rewards.reader.places import ANSWER_CLOSE, ANSWER_OPEN, after_thought, find_place
+from r1jax.rewards.reader.places import ANSWER_CLOSE, ANSWER_OPEN, after_closed_thought, after_thought, find_place
 from r1jax.rewards.reader.spelling import strip_introduction
 
 LETTERS = "A-H"  # the next is a word of its own
@@ -74,6 +74,6 @@ def find_choice(text: str) -> tuple[bool, str | None]:
 
 
 def find_last_letter(text: str) -> str | None:
-    """The last letter that stands alone behind the thought."""
-    last = max(_LONE_LETTER.finditer(after_thought(text)), key=lambda found: found.start(), default=None)
+    """The last letter that stands alone behind a closed thought."""
+    last = max(_LONE_LETTER.finditer(after_closed_thought(text)), key=lambda found: found.start(), default=None)
     return None if last is None else last[1]

@@ -71,14 +71,18 @@ class Place(NamedTuple):
 
 def after_thought(text: str) -> str:
     """What follows the thought: all behind the last closing tag; of a thought left open, what its answer tags begin."""
-    close = text.rfind(THINK_CLOSE)
-    if close >= 0:
-        return text[close + len(THINK_CLOSE) :]
+    if THINK_CLOSE in text:
+        return after_closed_thought(text)
     opened = text.find(THINK_OPEN)
     if opened < 0:
         return text
     tagged = text.find(ANSWER_OPEN, opened)
     return text[:opened] + (text[tagged:] if tagged >= 0 else "")
+
+
+def after_closed_thought(text: str) -> str:
+    """What follows the last closing tag of a thought; a text without one as it is, also where a thought is left open."""
+    return text[text.rfind(THINK_CLOSE) + len(THINK_CLOSE) :] if THINK_CLOSE in text else text
 
 
 def find_answer(text: str) -> str | None:
