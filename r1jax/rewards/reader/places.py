@@ -81,7 +81,7 @@ def after_thought(text: str) -> str:
 
 
 def after_closed_thought(text: str) -> str:
-    """What follows the last closing tag of a thought; a text without one as it is, also where a thought is left open."""
+    """What follows the last closing tag of a thought; a text without one is left as it is."""
     return text[text.rfind(THINK_CLOSE) + len(THINK_CLOSE) :] if THINK_CLOSE in text else text
 
 
