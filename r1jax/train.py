@@ -26,7 +26,7 @@ from r1jax.core.commands import run_command
 from r1jax.core.config import load_config
 from r1jax.core.errors import UserError
 from r1jax.core.resolution import Resolved
-from r1jax.stages.registry import resolve_run, stage_of
+from r1jax.stages.registry import find_stage, resolve_run, stage_of
 
 
 def main(argv: Sequence[str]) -> int:
@@ -35,6 +35,9 @@ def main(argv: Sequence[str]) -> int:
     values = define_flags()
 
     def train(_: list[str]) -> None:
+        if values.help_config:
+            print(describe_config(values.config), end="")
+            return
         resolved, workdir = resolve(values.config, values.workdir, overrides)
         stage_of(resolved.settings).run(resolved.settings, workdir)
         from r1jax.core import distributed  # imports jax, which mistakes in a config do not wait for
@@ -52,7 +55,21 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_string("config", None, spec, flag_values=values)
     folder = "Where the run writes and resumes from. Default: runs/X for configs/X.py."
     flags.DEFINE_string("workdir", None, folder, flag_values=values)
+    keys = "List every key of the config's stage, or of all stages without --config, with type, default and meaning."
+    flags.DEFINE_bool("help_config", False, keys, flag_values=values)
+    plan = "Print what the run would use, need and resume, and end; nothing is computed and no accelerator is touched."
+    flags.DEFINE_bool("dry_run", False, plan, flag_values=values)
     return values
+
+
+def describe_config(spec: str | None) -> str:
+    """The reference of the keys of a config's stage (None: of all stages)."""
+    from r1jax.stages.config_reference import describe_all, describe_stage  # imports every stage
+
+    if not spec:
+        return describe_all()
+    config = load_config(spec)
+    return describe_stage(find_stage(config).CONFIG, config.stage)
 
 
 def split_overrides(args: Sequence[str]) -> tuple[list[str], dict[str, str]]:

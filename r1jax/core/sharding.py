@@ -63,12 +63,16 @@ WHOLE_IF_UNEVEN = ("sequence",)  # a short shared prefix, or the token of a deco
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes; one of them may be -1 and takes the devices that are left.
+    """Sizes of the mesh axes, in devices; one of them may be -1 and takes the devices that are left.
 
-    data: rows of the batch. fsdp: rows too, and parameters. expert: rows, parameters, and experts, whose tokens travel
-    (models/dispatch.py). context: positions of a row. tensor: heads, hidden widths and vocabulary.
-    rules: entries over `RULES`, logical axis -> mesh axis, several of them ("data,fsdp" or a tuple), or None for whole
-    on every device.
+    Attributes:
+      data: ways that the rows of a batch are split while parameters are copied.
+      fsdp: ways that rows and parameters are split together.
+      expert: ways that experts are split, besides rows and parameters; tokens travel between them (models/dispatch.py).
+      context: ways that the positions of a row are split.
+      tensor: ways that heads, hidden widths and the vocabulary are split.
+      rules: entries over `RULES`: logical axis -> mesh axis, several of them ("data,fsdp" or a tuple), or None for
+        whole on every device.
     """
 
     data: int = -1

@@ -14,22 +14,60 @@ Letters joined are one array (`k_BKSH`); letters joined by underscores are neste
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal
 
 import numpy as np
+
+from r1jax.core.errors import UserError
 
 FinishReason = Literal["stop", "length"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How one request is sampled. `temperature` 0 is greedy; `top_k` 0, `top_p` 1, `min_p` 0 leave the filter off."""
+class SamplingConfig:
+    """Sampling as a config says it: the keys that rollouts, judges, generation and evaluation share.
+
+    Attributes:
+      temperature: number that logits are divided by; 0 is greedy.
+      top_k: number of the likeliest tokens that may be sampled; 0 is all.
+      top_p: probability mass of the likeliest tokens that may be sampled; 1 is all.
+      min_p: probability that a token needs as a share of the likeliest one's; 0 is none.
+      max_new_tokens: largest number of tokens that are sampled for a prompt.
+    """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
     max_new_tokens: int = 256
+
+    def check_sampling(self, section: str = "", *, lowest: str = "must be 0 (greedy) or more") -> None:
+        """Raises UserError, naming `section` and key, for a value out of its range.
+
+        lowest: the rule for the temperature; 0 is allowed where it says so.
+        """
+        greedy = self.temperature == 0 and "0" in lowest
+        rules = {
+            "temperature": (greedy or 0 < self.temperature < math.inf, lowest),
+            "top_k": (self.top_k >= 0, "must be 0 (off) or more"),
+            "top_p": (0 < self.top_p <= 1, "must be above 0 and at most 1 (off)"),
+            "min_p": (0 <= self.min_p <= 1, "must be from 0 (off) to 1"),
+            "max_new_tokens": (self.max_new_tokens >= 1, "must be at least 1"),
+        }
+        for name, (is_right, rule) in rules.items():
+            if not is_right:
+                raise UserError(f"{section}{name} {rule}, got {getattr(self, name)!r}")
+
+    def sampling(self, stop_ids: tuple[int, ...]) -> Sampling:
+        """Sampling parameters of one request."""
+        return Sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.max_new_tokens, stop_ids)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling(SamplingConfig):
+    """Sampling parameters of one request: those of a config, and the ids that end it."""
+
     stop_ids: tuple[int, ...] = ()
 
 

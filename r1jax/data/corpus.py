@@ -32,15 +32,17 @@ class SourceConfig:
     Attributes:
       path: a .jsonl, .parquet or .arrayrecord file, a hub name (`org/name` or `org/name:split`), `addition`, or
         `reasoning_gym:TASK`.
-      eval_path: its held-out rows, in the same form; without one, rows of `path` are held out.
-      columns: our column (messages; prompt, completion; text) -> the source's, e.g. {"completion": "answer"}.
-      template: of a prompt that is a text: `chat`, `r1`, `question_reply`, `plain`, or a text with {question}.
-      extractor: how the completion's column is taken apart into reasoning and answer: `gsm8k`, or None: all is answer.
-      reply: the completion, of {reasoning} and {answer}: `plain` (the answer), `tagged` (think and answer tags), or a
+      eval_path: held-out rows, in the same form; without them, rows of `path` are held out.
+      columns: column of a row (messages; prompt, completion; text) -> column of the source, as in {"completion":
+        "answer"}.
+      template: prompt made of a text: `chat`, `r1`, `question_reply`, `plain`, or a text with {question}.
+      extractor: way to split the completion's column into reasoning and answer: `gsm8k`, or None: all is answer.
+      reply: completion made of {reasoning} and {answer}: `plain` (the answer), `tagged` (think and answer tags), or a
         text with {answer}.
-      loss_on: "completion" (the assistant's words) or "all" tokens; `text` rows are learnt whole.
-      weight: share of the mixture; None for all sources: by size. 0 leaves a source out.
-      problems, args: of a procedural source, how many problems are drawn, and its arguments.
+      loss_on: tokens with a loss: "completion" (those of the assistant) or "all"; `text` rows are learnt whole.
+      weight: share of the mixture; None for all sources mixes by size, 0 leaves a source out.
+      problems: number of problems that a procedural source draws.
+      args: arguments of a procedural source.
     """
 
     path: str
@@ -60,16 +62,16 @@ class CorpusConfig:
     """The `data` section of a supervised run.
 
     Attributes:
-      sources: by name; the names stand in notes and messages only.
-      length: T, the places of a row.
-      packed: several documents a row, best-fit; else one.
-      bins: rows that are packed at a time; more of them leave less padding.
-      truncation: of a document longer than `length`: cut off its right or left end, or drop it.
-      read_ahead: batches made in advance.
-      eval_rows: rows held out of each source, at most; 0 holds out none, or all of `eval_path`.
-      epochs: passes over the data; None goes on for ever.
-      on_error: what a malformed row does.
-      seed: of draws, splits, order and packing.
+      sources: sources by name; the names stand in notes and messages only.
+      length: length of a row in tokens.
+      packed: whether several documents share a row, packed best-fit.
+      bins: number of rows that are packed at a time; more of them leave less padding.
+      truncation: treatment of a document longer than `length`: cut off its right or left end, or drop it.
+      read_ahead: number of batches made in advance.
+      eval_rows: number of rows held out of each source, at most; 0 holds out none, or all of `eval_path`.
+      epochs: passes over the data; None goes on without end.
+      on_error: treatment of a malformed row: raise an error, or skip it and count it.
+      seed: seed of draws, splits, order and packing.
     """
 
     sources: dict[str, SourceConfig]

@@ -38,19 +38,22 @@ class Trace:
 
 @dataclasses.dataclass(frozen=True)
 class FilterConfig:
-    """The `filters` section.
+    """The `filters` section: which samples become the set to learn from.
 
     Attributes:
-      min_reward: lowest reward of a correct sample.
-      min_pass_rate, max_pass_rate: keep prompts whose mean reward lies strictly between; None: no bound.
-      min_tokens, max_tokens: bounds of a completion's length; 0: no bound. Truncated samples are always dropped.
-      language: language code that a completion must be in (`en`, `zh`); None: any.
-      min_language_share: smallest share of its words in that language.
+      min_reward: reward that a sample needs.
+      min_pass_rate: lower bound on a prompt's mean reward, itself excluded; None is no bound.
+      max_pass_rate: upper bound on a prompt's mean reward, itself excluded; None is no bound.
+      min_tokens: shortest completion in tokens; 0 is no bound.
+      max_tokens: longest completion in tokens; 0 is no bound. Completions cut off at the sampler's limit are always
+        dropped.
+      language: code of the language that a completion must be in (`en`, `zh`); None is any.
+      min_language_share: share of its words that must be in that language.
       max_repetition: largest share of a completion's six-word sequences that repeat an earlier one.
-      benchmarks: files whose texts must not be trained on.
-      ngram: number of consecutive words shared with a benchmark that counts as contamination.
-      near_duplicates: similarity (0 to 1) from which a sample is a duplicate; 0 drops exact duplicates only.
-      samples_per_prompt: keep the first so many samples of each prompt; 0: all.
+      benchmarks: files whose texts must not be learnt.
+      ngram: number of words in a row shared with a benchmark that drop a sample.
+      near_duplicates: similarity (0 to 1) from which a sample counts as a duplicate; 0 drops equal ones only.
+      samples_per_prompt: number of samples kept of one prompt, the first ones; 0 is all.
     """
 
     min_reward: float = 1.0

@@ -25,8 +25,13 @@ Prompt = str | list[dict[str, str]]
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A worked example for the prompt. `ending` closes its reply: spelling out the model's end token shows where to
-    stop.
+    """A worked example shown in the prompt.
+
+    Attributes:
+      question: question of the example.
+      reasoning: reasoning of its reply.
+      answer: answer of its reply.
+      ending: text behind the reply: the model's end token, spelled, shows where to stop.
     """
 
     question: str
@@ -37,20 +42,20 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class TaskConfig:
-    """The `data` section of a config.
+    """The `data` section of a config that asks problems.
 
     Attributes:
-      source: `addition`, `reasoning_gym:TASK` or `file` (alias `jsonl`).
-      path: training file, or a hub name (files.py).
-      eval_path: held-out file; without one, rows of `path` are held out.
-      eval_problems: number of held-out problems (fewer if `eval_path` has fewer).
+      source: kind of source: `addition`, `reasoning_gym:TASK` or `file` (`jsonl` means the same).
+      path: training file, or a hub name (data/files.py); for source = file.
+      eval_path: file of held-out problems; without one, rows of `path` are held out.
+      eval_problems: number of held-out problems, at most.
       problems: number of training problems that a reasoning-gym task draws.
       args: arguments of a procedural source (addition: low, high, question; reasoning-gym: those of the task).
-      columns: our column -> the file's column, e.g. {"prompt": "question", "solution": "answer"}.
-      extractor: how the answer is extracted from the solution (`gsm8k`); None: the whole column.
-      template: `chat`, `r1`, `question_reply`, `plain`, or a text with {question}.
-      example: a worked example that a raw template shows before the question.
-      on_error: `raise` or `skip` malformed rows.
+      columns: column of a row -> column of the file, as in {"prompt": "question", "solution": "answer"}.
+      extractor: way to take the solution out of its column: `gsm8k` (what follows ####), or None for the whole column.
+      template: prompt made of a question: `chat`, `r1`, `question_reply`, `plain`, or a text with {question}.
+      example: worked example that a raw template shows before the question.
+      on_error: treatment of a malformed row: raise an error, or skip it and count it.
       seed: seed of draws and splits.
     """
 

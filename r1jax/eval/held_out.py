@@ -22,8 +22,15 @@ Generate = Callable[[list[Request]], list[Completion]]
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """The `eval` section. `strict`, `lenient` and `format` name rewards; `every_steps` 0 evaluates before and after
-    only.
+    """The `eval` section: when and how held-out problems are answered and scored.
+
+    Attributes:
+      name: name of the problems in metrics: `eval/NAME/...`.
+      every_steps: steps between evaluations; 0 evaluates before and after the run only.
+      temperature: temperature of the sampled answers; the other pass is greedy.
+      strict: names of the rewards that must all be 1 for an answer to count.
+      lenient: name of the reward of the lenient score.
+      format: name of the reward that measures the form of a reply; "" measures none.
     """
 
     name: str = "held_out"

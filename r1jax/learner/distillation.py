@@ -22,9 +22,13 @@ from r1jax.models.transformer import Params, merge
 
 @dataclasses.dataclass(frozen=True)
 class DivergenceConfig:
-    """estimator: of the reverse KL on the student's samples, "full" over the vocabulary or "sampled" by its tokens.
-    top_k: of the forward KL on given texts, the teacher's likeliest tokens that are told apart (0: all).
-    cross_entropy: the share of the plain supervised loss beside the forward KL.
+    """The divergence between student and teacher.
+
+    Attributes:
+      estimator: estimator of the reverse KL on the student's samples: "full" over the vocabulary, or "sampled" by their
+        tokens.
+      top_k: number of the teacher's likeliest tokens that the forward KL on given texts tells apart; 0 is all.
+      cross_entropy: share of the supervised loss that is added to the forward KL.
     """
 
     estimator: Literal["full", "sampled"] = "full"

@@ -20,8 +20,20 @@ from r1jax.learner.precision import keep_float32
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """`schedule` runs over all updates of the run after `warmup_updates` linear ones; cosine and linear end at
-    `final_share` of the peak `learning_rate`. `offload`: moments wait in the host's memory (learner/offload.py)."""
+    """AdamW, its learning-rate schedule over all updates of the run, and clipping.
+
+    Attributes:
+      learning_rate: peak learning rate.
+      schedule: course of the rate after the warm-up; cosine and linear fall to `final_share` of the peak.
+      warmup_updates: updates in which the rate rises linearly to its peak.
+      final_share: share of the peak rate that the schedule ends at.
+      beta1: decay of the first moment.
+      beta2: decay of the second moment.
+      epsilon: constant that AdamW adds to the root of the second moment.
+      weight_decay: decoupled weight decay; norm scales have none.
+      clip_norm: bound on the global norm of the gradient; 0 is no bound.
+      offload: whether the moments wait in the host's memory between updates (learner/offload.py).
+    """
 
     learning_rate: float = 1e-6
     schedule: Literal["constant", "cosine", "linear"] = "constant"

@@ -30,10 +30,12 @@ Batch = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class SupervisedConfig:
-    """What is added to the cross entropy where a model has it; the defaults are DeepSeek-V3's (2412.19437).
+    """Terms beside the cross entropy, where a model has the parts; the defaults are DeepSeek-V3's (2412.19437).
 
-    mtp_weight: lambda of equation 25 (0: not computed). balance_weight: alpha of equation 17, on experts' balance in a
-    sequence. bias_rate: by how much an update moves the experts' correction biases (learner/balance.py).
+    Attributes:
+      mtp_weight: weight of the loss of multi-token prediction (lambda of equation 25); 0 leaves it out.
+      balance_weight: weight of the loss of experts' balance within a sequence (alpha of equation 17).
+      bias_rate: amount that an update moves the experts' correction biases by (learner/balance.py).
     """
 
     mtp_weight: float = 0.3

@@ -44,8 +44,28 @@ ImportanceCorrection = Literal["none", "token_truncate", "token_mask", "sequence
 
 @dataclasses.dataclass(frozen=True)
 class PolicyLossConfig:
-    """The knobs; `preset` says whose values those have that a config leaves out (losses/advantage.py has baseline and
-    scale). kl_coefficient 0 needs no reference model; clip_delta 0 is off; importance_correction_low may be 0."""
+    """Parameters of the policy loss.
+
+    Attributes:
+      preset: named set of values for the keys that a config leaves out (PRESETS, and RUN_PRESETS in rl/grpo_config.py).
+      baseline: mean that is subtracted from rewards (losses/advantage.py).
+      scale: standard deviation that advantages are divided by (losses/advantage.py).
+      aggregation: weights of tokens in the loss: every token alike, every sequence alike, or by a constant length.
+      surrogate: surrogate objective: PPO's clipping, or CISPO's stopped weights.
+      ratio: importance ratio that is clipped: each token's, or the sequence's geometric mean.
+      clip_low: lower clipping distance: ratios below 1 - clip_low have no gradient where the advantage is negative.
+      clip_high: upper clipping distance: ratios above 1 + clip_high have no gradient where the advantage is positive.
+      clip_delta: upper bound on every ratio, also where the advantage is negative; 0 is no bound.
+      kl_coefficient: weight of the KL divergence from the reference model; 0 needs no reference.
+      kl_estimator: estimator of that divergence by Schulman's names.
+      kl_unbiased: whether the estimate is multiplied by the ratio, so that its gradient is right off-policy.
+      kl_in: place of the divergence: a term of the loss, or subtracted from the reward.
+      entropy_coefficient: weight of the entropy, which the loss rewards.
+      importance_correction: correction for a sampler whose distribution is not the trainer's: weights by token or
+        sequence, truncated (TIS) or masked (MIS).
+      importance_correction_low: lower end of the interval of correction weights; may be 0.
+      importance_correction_high: upper end of the interval of correction weights.
+    """
 
     preset: Preset = ""
     baseline: Baseline = "group"

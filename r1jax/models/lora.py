@@ -25,8 +25,13 @@ from r1jax.models.transformer import Params, Transformer
 
 @dataclasses.dataclass(frozen=True)
 class LoRAConfig:
-    """Low-rank adapters of a run. rank: 0 trains all parameters without LoRA. targets: patterns (`*` is a wildcard) for
-    the dotted names of linear maps without layer numbers: "attention.*", "*.query", "mlp.down".
+    """Low-rank adapters beside frozen linear maps.
+
+    Attributes:
+      rank: rank of the adapters; 0 trains all parameters instead.
+      alpha: scale of the adapters: their product is multiplied by alpha / rank.
+      targets: patterns (`*` for anything) of the dotted names of linear maps without the number of the layer:
+        "attention.*", "*.query", "mlp.down".
     """
 
     rank: int = 0

@@ -22,8 +22,14 @@ LOOKS_A_PROMPT = 16
 
 @dataclasses.dataclass(frozen=True)
 class CurriculumConfig:
-    """skip: the probability that a prompt whose last solve rate is at most `low` or at least `high` is passed over (0:
-    no pools). reward: whose mean over the group is the solve rate ("": the first of config.rewards).
+    """Prompts that are passed over by how often they were solved.
+
+    Attributes:
+      skip: probability that a prompt is passed over whose last solve rate is at most `low` or at least `high`; 0 is
+        off.
+      low: solve rate up to which a prompt counts as too hard.
+      high: solve rate from which a prompt counts as too easy.
+      reward: name of the reward whose mean over a group is the solve rate; "" is the first of config.rewards.
     """
 
     skip: float = 0.0

@@ -12,7 +12,7 @@ import numpy as np
 from r1jax.core.resolution import Presets
 from r1jax.core.sections import flatten
 from r1jax.core.sharding import MeshConfig
-from r1jax.core.structs import Sampling
+from r1jax.core.structs import Sampling, SamplingConfig
 from r1jax.data.packing import RowShape
 from r1jax.data.tasks import TaskConfig
 from r1jax.eval.held_out import EvalConfig
@@ -25,24 +25,27 @@ from r1jax.runs.model_setup import CheckpointConfig, LogConfig, ModelConfig, che
 
 
 @dataclasses.dataclass(frozen=True)
-class RolloutConfig:
-    """What is sampled a step, and the engine's shapes.
+class RolloutConfig(SamplingConfig):
+    """Sampling of a step, and the shapes of the engine.
 
-    max_prompt_tokens: 0 takes the longest prompt of the data. ignore_stop: sample to the limit whatever comes, for
-    benchmarks of equal work. max_new_tokens_schedule: ((step, new tokens), ...), the limit from each step on, as
-    R1-Zero's grew; max_new_tokens stays the engine's shape and the limit of evaluations. temperature_schedule:
-    ((step, temperature), ...), linear in between, for sampler and trainer alike. cache_pieces: steps in which the
-    sampler's cache grows; 1 where it fills the memory (rollout/slots.py).
+    Attributes:
+      prompts_per_step: prompts of a step.
+      group_size: completions sampled for each prompt.
+      max_new_tokens: largest number of tokens of a completion, the engine's shape and the limit of evaluations.
+      max_prompt_tokens: largest number of tokens of a prompt; 0 takes the longest prompt of the data.
+      slots: sequences decoded at once, on all devices together.
+      prefill_batch: prompts prefilled at once, on all devices together.
+      ignore_stop: whether completions go on to the limit past their stop tokens, for benchmarks of equal work.
+      cache_pieces: steps in which the sampler's cache grows; 1 where it fills the memory (rollout/slots.py).
+      max_new_tokens_schedule: ((step, tokens), ...): the limit from each step on, as R1-Zero's grew; before the first
+        entry that one's.
+      temperature_schedule: ((step, temperature), ...): linear in between, for sampler and trainer alike.
     """
 
     prompts_per_step: int = 8
     group_size: int = 8
     max_new_tokens: int = 128
     max_prompt_tokens: int = 0
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
     slots: int = 64
     prefill_batch: int = 8
     ignore_stop: bool = False
@@ -57,8 +60,7 @@ class RolloutConfig:
 
     def sampling(self, stop_ids: tuple[int, ...]) -> Sampling:
         """Sampling parameters of one request."""
-        stop_ids = () if self.ignore_stop else stop_ids
-        return Sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.max_new_tokens, stop_ids)
+        return super().sampling(() if self.ignore_stop else stop_ids)
 
     def sampling_at(self, step: int, stop_ids: tuple[int, ...]) -> Sampling:
         """The same at a step of training."""
@@ -87,8 +89,9 @@ class RolloutConfig:
 class DynamicSamplingConfig:
     """Dynamic sampling (DAPO, 2503.14476).
 
-    max_rounds: rounds of prompts in a step; each replaces the groups whose rewards have no spread (1: off).
-    filter_truncated: completions that reach the token limit are excluded from the loss (overlong filtering).
+    Attributes:
+      max_rounds: rounds of prompts in a step; each replaces the groups whose rewards have no spread. 1 is off.
+      filter_truncated: whether completions that reach the token limit are excluded from the loss (overlong filtering).
     """
 
     max_rounds: int = 1
@@ -97,7 +100,12 @@ class DynamicSamplingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceConfig:
-    """Every so many updates (0: never) the reference moves to the policy, by the share `mixing` of the way."""
+    """Updates of the reference model of the KL term.
+
+    Attributes:
+      every_updates: updates between moves of the reference to the policy; 0 never moves it.
+      mixing: share of the way that it moves, above 0 and at most 1.
+    """
 
     every_updates: int = 0
     mixing: float = 1.0
@@ -105,16 +113,21 @@ class ReferenceConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """How a rollout becomes updates.
+    """The way from a rollout to updates.
 
-    updates_per_step: mini-batches of whole groups. micro_batch_size: completions per device per accumulation, at full
-    length; shorter ones pack tighter. completions_per_row: how many of those share a row. share_prompts: a prompt
-    stands once in a row for all completions beside it; where rows are long and few completions fill them, a copy before
-    each lets a TPU's kernel for long rows run. logits_chunk: positions of a row whose logits exist at once (0: all).
-    old_logprobs: "trainer" recomputes them before the first of several updates, "sampler" takes the engine's.
-    replay_experts: routers choose for completions what the sampler's chose. bias_rate: by how much an update moves the
-    experts' correction biases (learner/balance.py). difference_alarm: bound on the mean log-prob difference that is
-    warned about.
+    Attributes:
+      updates_per_step: mini-batches of whole groups that a rollout is split into.
+      micro_batch_size: completions a device and accumulation, at full length; shorter ones pack tighter.
+      completions_per_row: completions that share a row.
+      share_prompts: whether a prompt stands once in a row for all completions beside it; where rows are long and few
+        completions fill them, a copy before each lets a TPU's kernel for long rows run.
+      logits_chunk: positions of a row whose logits exist at once; 0 is all.
+      old_logprobs: source of the old log-probs of several updates: "trainer" recomputes them before the first,
+        "sampler" takes the engine's.
+      replay_experts: whether routers choose for completions the experts that the sampler's chose.
+      bias_rate: amount that an update moves the experts' correction biases by (learner/balance.py).
+      min_group_std: standard deviation of a group's rewards below which its advantages are 0.
+      difference_alarm: mean log-prob difference between sampler and trainer, in nats, above which a step warns.
     """
 
     updates_per_step: int = 1
@@ -138,7 +151,29 @@ RUN_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class GRPOConfig:
-    """A whole GRPO run. `rewards`: registered name or module:function -> weight or {weight, arguments}."""
+    """Settings of a GRPO run.
+
+    Attributes:
+      steps: steps of the run: rollouts, each with its updates.
+      model: model that is trained.
+      data: problems that are asked.
+      rewards: rewards: registered name or module:function -> weight, or {weight, arguments}.
+      stage: name of the stage.
+      seed: seed of all that is random in the run.
+      mesh: devices, and what is split over them.
+      rollout: sampling.
+      train: updates.
+      loss: policy loss.
+      reference: reference model of the KL term.
+      dynamic_sampling: rounds of prompts in a step.
+      curriculum: choice of prompts.
+      judge: sampling of rewards that ask the policy.
+      lora: adapters that are trained in place of all parameters.
+      optimizer: optimizer and learning rate.
+      eval: held-out problems.
+      checkpoint: when checkpoints are saved.
+      log: what is logged.
+    """
 
     PRESETS: ClassVar[Presets] = Presets(
         "loss.preset", {name: flatten({"loss": row, **RUN_PRESETS.get(name, {})}) for name, row in PRESETS.items()}
@@ -180,18 +215,16 @@ class GRPOConfig:
 def check_settings(settings: GRPOConfig) -> None:
     """Raises UserError for impossible combinations."""
     rollout, train = settings.rollout, settings.train
-    for name in ("prompts_per_step", "max_new_tokens", "slots", "prefill_batch"):
+    for name in ("prompts_per_step", "slots", "prefill_batch"):
         check(f"rollout.{name}", value := getattr(rollout, name), value >= 1, "must be at least 1")
     for name in ("updates_per_step", "micro_batch_size", "completions_per_row"):
         check(f"train.{name}", value := getattr(train, name), value >= 1, "must be at least 1")
     check("steps", settings.steps, settings.steps >= 1, "must be at least 1")
     check("rollout.group_size", rollout.group_size, rollout.group_size >= 2, "must be at least 2 to compare answers")
-    hot, heat = rollout.temperature, settings.eval.temperature
-    check("rollout.temperature", hot, 0 < hot < math.inf, "must be positive to explore")
+    heat = settings.eval.temperature
+    rollout.check_sampling("config.rollout.", lowest="must be positive to explore")
+    settings.judge.check_sampling("config.judge.")
     check("eval.temperature", heat, 0 <= heat < math.inf, "must be 0 (greedy) or more")
-    check("rollout.top_k", rollout.top_k, rollout.top_k >= 0, "must be 0 (off) or more")
-    check("rollout.top_p", rollout.top_p, 0 < rollout.top_p <= 1, "must be above 0 and at most 1 (off)")
-    check("rollout.min_p", rollout.min_p, 0 <= rollout.min_p <= 1, "must be from 0 (off) to 1")
     check("rollout.max_prompt_tokens", rollout.max_prompt_tokens, rollout.max_prompt_tokens >= 0, "must be 0 or more")
     check("eval.strict", settings.eval.strict, bool(settings.eval.strict), "must name at least one reward")
     check("eval.lenient", settings.eval.lenient, bool(settings.eval.lenient), "must name a reward")

@@ -14,7 +14,7 @@ from typing import Any
 from flax import nnx
 
 from r1jax.core.seeds import derive_seed
-from r1jax.core.structs import Request, Sampling
+from r1jax.core.structs import Request, SamplingConfig
 from r1jax.models.transformer import Params
 from r1jax.runs.sampler import Sampler
 from r1jax.text.encoding import encode_prompt
@@ -22,11 +22,14 @@ from r1jax.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
-class JudgeConfig:
-    """How judgements are sampled."""
+class JudgeConfig(SamplingConfig):
+    """Sampling of judgements.
+
+    Attributes:
+      max_new_tokens: largest number of tokens of a judgement.
+    """
 
     max_new_tokens: int = 128
-    temperature: float = 1.0
 
 
 class Judge:
@@ -49,7 +52,7 @@ class Judge:
     def __call__(self, prompts: Sequence[str | Sequence[Mapping[str, Any]]]) -> list[str]:
         """One reply a prompt, in order."""
         sampler, config = self._sampler, self.config
-        sampling = Sampling(config.temperature, 0, 1.0, 0.0, config.max_new_tokens, sampler.stop_ids)
+        sampling = config.sampling(sampler.stop_ids)
         requests = [
             Request(
                 encode_prompt(self.tokenizer, prompt),

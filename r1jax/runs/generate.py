@@ -24,7 +24,7 @@ from r1jax.core.atomic_file import replace_file
 from r1jax.core.errors import UserError
 from r1jax.core.locks import hold_lock
 from r1jax.core.seeds import derive_seed
-from r1jax.core.structs import Completion, Request, Sampling
+from r1jax.core.structs import Completion, Request, Sampling, SamplingConfig
 from r1jax.data.sources import SourceRow
 from r1jax.runs.journal import Journal
 from r1jax.runs.sampler import Sampler
@@ -38,28 +38,29 @@ SHOW_SECONDS = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Generation:
-    """How every row is sampled. `temperature` 0 is greedy, with log-probs at temperature 1."""
+class Generation(SamplingConfig):
+    """Sampling of every row. Temperature 0 is greedy, with log-probs at temperature 1.
+
+    Attributes:
+      num_samples: completions sampled for each row.
+      max_new_tokens: largest number of tokens of a completion.
+      seed: seed of what is sampled.
+    """
 
     num_samples: int = 1
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
     max_new_tokens: int = 256
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, lowest in {"num_samples": 1, "temperature": 0, "top_k": 0, "max_new_tokens": 1}.items():
-            if getattr(self, name) < lowest:
-                raise UserError(f"{name} must be at least {lowest}, got {getattr(self, name)}")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+        if self.num_samples < 1:
+            raise UserError(f"num_samples must be at least 1, got {self.num_samples}")
+        self.check_sampling()
 
     def sampling(self, stop_ids: tuple[int, ...]) -> Sampling:
         """The same for one request."""
         if self.temperature == 0:
             return Sampling(temperature=0.0, max_new_tokens=self.max_new_tokens, stop_ids=stop_ids)
-        return Sampling(self.temperature, self.top_k, self.top_p, 0.0, self.max_new_tokens, stop_ids)
+        return super().sampling(stop_ids)
 
 
 def generate_file(

@@ -23,15 +23,25 @@ from r1jax.weights.pretrained import find_model, load_pretrained, open_model
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Where the weights come from: `path`, else the hub name `hub`; `fetch` is the command that gets `path`.
+    """A model by its weights, or a shape with fresh weights.
 
-    layers: how many of its layers are kept (0: all), `spread` evenly or the `first` ones: a student of a larger model.
-
-    Or fresh weights: `preset` names a shape (models/families/presets.py), `sizes` replaces some of its sizes (those of
-    `latents` and `gate` one by one), `seed` draws the weights, and the tokenizer is that of the folder `path`, or bytes
-    where `path` is empty.
-
-    dispatch, buffer_factor, dispatch_tokens: how tokens get to their experts (models/dispatch.py).
+    Attributes:
+      path: MODEL whose weights are loaded: a folder, a .gguf file, a hub name or a workdir. With `preset` the folder
+        whose tokenizer is used; empty is a tokenizer of bytes.
+      hub: hub name that is taken where `path` does not exist.
+      fetch: command that makes `path`, for messages.
+      preset: name of a shape with fresh weights in place of loaded ones (models/families/presets.py).
+      sizes: sizes of the preset that are replaced; those of `latents` and `gate` one by one.
+      seed: seed of fresh weights.
+      layers: number of layers that are kept of a loaded model, for a student of a larger one; 0 is all.
+      layer_choice: layers that are kept: evenly spread, or the first.
+      dtype: dtype of computation.
+      param_dtype: dtype of parameters.
+      scan_layers: whether equal layers are stacked and scanned, which compiles one of them instead of all.
+      remat: activations that the backward pass computes again: none, all of a layer, or all but matrix products.
+      dispatch: way that tokens get to their experts (models/dispatch.py).
+      buffer_factor: size of the experts' receive buffers over what arrives under equal load; 0 holds whatever comes.
+      dispatch_tokens: tokens of a device that travel to experts at once; 0 is all.
     """
 
     path: str = ""
@@ -53,9 +63,12 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """When a run saves: after every `every_steps` steps (0: not by number), `every_minutes` minutes after the last save
-    (0: not by time), and at the end. keep: how many of the newest checkpoints are kept, at least 2, so that a damaged
-    one does not end the run.
+    """When a run saves, besides at its end.
+
+    Attributes:
+      every_steps: steps between checkpoints; 0 saves none by number.
+      every_minutes: minutes after the last save when the next one is due; 0 saves none by time.
+      keep: number of the newest checkpoints that are kept, at least 2, so that a damaged one does not end the run.
     """
 
     every_steps: int = 0
@@ -70,7 +83,14 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
-    """`samples_per_step` rows of samples.jsonl a step (-1: all); `show_every_steps` prints some (0: never)."""
+    """What a run writes and shows beside its metrics.
+
+    Attributes:
+      samples_per_step: rows of samples.jsonl a step; -1 is all.
+      show_every_steps: steps between samples on the console; 0 shows none.
+      tensorboard: whether TensorBoard events are written.
+      wandb_project: project of Weights & Biases that metrics go to; "" is none.
+    """
 
     samples_per_step: int = -1
     show_every_steps: int = 10

@@ -41,7 +41,12 @@ TRACES_FILE, SET_FILE = "traces.jsonl", "set.jsonl"
 
 @dataclasses.dataclass(frozen=True)
 class TeacherSampling(Generation):
-    """How a model is sampled; prompts: how many of the task's (0: all); slots: sequences decoded at once."""
+    """Sampling of a model's answers to a task.
+
+    Attributes:
+      prompts: number of the task's prompts that are asked; 0 is all.
+      slots: sequences decoded at once, on all devices together.
+    """
 
     prompts: int = 0
     slots: int = 64
@@ -54,8 +59,19 @@ class TeacherSampling(Generation):
 
 @dataclasses.dataclass(frozen=True)
 class CollectConfig:
-    """rewards: what makes a sample right, with weights; `filters.min_reward` is of their sum. reply: the form that a
-    tagged sample is brought into, a text with {reasoning} and {answer}; "" leaves it as it was said.
+    """Settings of rejection sampling.
+
+    Attributes:
+      model: model that is sampled.
+      data: task whose prompts it gets.
+      rewards: rewards that a sample is judged by, with weights; filters.min_reward is of their sum.
+      generate: sampling.
+      filters: samples that become the set.
+      reply: form that a tagged sample is brought into, a text with {reasoning} and {answer}; "" keeps the sample as it
+        is.
+      stage: name of the stage.
+      seed: seed of all that is random in the run.
+      mesh: devices, and what is split over them.
     """
 
     model: ModelConfig

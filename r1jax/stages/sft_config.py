@@ -17,8 +17,10 @@ from r1jax.runs.model_setup import CheckpointConfig, LogConfig, ModelConfig, che
 class BatchConfig:
     """The batch of a step and how it is computed.
 
-    rows_per_step: packed rows of config.data.length tokens, the batch of one update. micro_batch_size: rows per device
-    per accumulation. logits_chunk: positions of a row whose logits exist at once (0: all).
+    Attributes:
+      rows_per_step: packed rows of config.data.length tokens, the batch of one update.
+      micro_batch_size: rows a device and accumulation.
+      logits_chunk: positions of a row whose logits exist at once; 0 is all.
     """
 
     rows_per_step: int = 8
@@ -28,14 +30,34 @@ class BatchConfig:
 
 @dataclasses.dataclass(frozen=True)
 class HeldOutConfig:
-    """The loss of held-out rows before, every so many steps (0: never between), and after."""
+    """The loss of held-out rows, measured before and after the run.
+
+    Attributes:
+      every_steps: steps between further measurements; 0 makes none.
+    """
 
     every_steps: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class SFTConfig:
-    """A whole SFT run: `steps` updates, or 0 for as many as the passes of `data.epochs` make."""
+    """Settings of a supervised run.
+
+    Attributes:
+      model: model that is trained.
+      data: texts that are learnt.
+      steps: updates of the run; 0 makes as many as the passes of data.epochs.
+      stage: name of the stage.
+      seed: seed of all that is random in the run.
+      mesh: devices, and what is split over them.
+      train: batches.
+      loss: terms of the loss.
+      lora: adapters that are trained in place of all parameters.
+      optimizer: optimizer and learning rate.
+      eval: held-out rows.
+      checkpoint: when checkpoints are saved.
+      log: what is logged.
+    """
 
     model: ModelConfig
     data: CorpusConfig

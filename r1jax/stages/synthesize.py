@@ -31,7 +31,18 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class DrawConfig:
-    """How many rows of each kind (0: none); low, high: the range that the numbers of a sum come from."""
+    """Settings of data drawn by rules: numbers of rows of each kind, 0 for none.
+
+    Attributes:
+      low: smallest number of a sum.
+      high: largest number of a sum.
+      held_out: held-out problems.
+      worked: problems worked out and checked.
+      requests: requests with good replies.
+      texts: texts to train a model from nothing on.
+      stage: name of the stage.
+      seed: seed of all draws.
+    """
 
     low: int = 10
     high: int = 99

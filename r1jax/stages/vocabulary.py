@@ -18,7 +18,14 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class VocabularyConfig:
-    """path: rows with `text`, of which the first `rows` are read (0: all). size: ids, at most."""
+    """Settings of a vocabulary that is made of texts.
+
+    Attributes:
+      path: file of rows with `text`.
+      size: largest number of ids.
+      rows: number of rows that are read, the first ones; 0 is all.
+      stage: name of the stage.
+    """
 
     path: str
     size: int

@@ -146,7 +146,7 @@ def test_rows_of_other_settings_are_not_mixed(sampler: Sampler, source: pathlib.
     output, rows = tmp_path / "out.jsonl", read_rows(str(source))[1:3]
     generate_file(sampler, rows, output, CONFIG)
     with pytest.raises(UserError, match=r"out.jsonl holds rows made with temperature=0.9, this run has temperature=0"):
-        generate_file(sampler, rows, output, Generation(2, 0.0, 0.95, 50, 6, 3))
+        generate_file(sampler, rows, output, Generation(0.0, 50, 0.95, max_new_tokens=6, num_samples=2, seed=3))
     output.unlink()
     generate_file(sampler, rows, output, dataclasses.replace(CONFIG, seed=4))
     assert len(read(output)) == 2
@@ -252,8 +252,8 @@ GOOD = {"model": "{model}", "prompts": "{source}", "output": "{folder}/out.jsonl
         ({"prompts": "{folder}/lacks.jsonl"}, "lacks.jsonl:1: a row needs prompt (a text or a list of messages) or"),
         ({"prompts": "{folder}/ids.jsonl"}, "ids.jsonl:1: tokens must be a list of ids from 0 to 303, got [1, 304]"),
         ({"num_samples": "0"}, "num_samples must be at least 1, got 0"),
-        ({"temperature": "-1"}, "temperature must be at least 0, got -1.0"),
-        ({"top_p": "0"}, "top_p must be above 0 and at most 1, got 0.0"),
+        ({"temperature": "-1"}, "temperature must be 0 (greedy) or more, got -1.0"),
+        ({"top_p": "0"}, "top_p must be above 0 and at most 1 (off), got 0.0"),
         ({"max_new_tokens": "many"}, "max_new_tokens"),
         ({"batch_size": "0"}, "batch_size must be at least 1, got 0"),
         ({"dtype": "int8"}, "dtype must be one of float32, bfloat16, float16, got 'int8'"),

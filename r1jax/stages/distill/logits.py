@@ -23,7 +23,15 @@ from r1jax.text.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class LogitsConfig(SFTConfig):
-    """An SFT run's sections, the teacher, and the divergence. config.loss says nothing here."""
+    """Settings of a distillation on given texts: those of a supervised run (config.loss is not used), and the
+    teacher's.
+
+    Attributes:
+      stage: name of the stage.
+      method: method of distillation.
+      teacher: teacher's model.
+      divergence: divergence that is minimized.
+    """
 
     stage: str = "distill"
     method: str = "logits"

@@ -26,7 +26,15 @@ from r1jax.text.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class OnPolicyConfig(GRPOConfig):
-    """A GRPO run's sections, the teacher, and the divergence. Of config.loss only the aggregation counts."""
+    """Settings of an on-policy distillation: those of a GRPO run (of config.loss only the aggregation is used), and the
+    teacher's.
+
+    Attributes:
+      stage: name of the stage.
+      method: method of distillation.
+      teacher: teacher's model.
+      divergence: divergence that is minimized.
+    """
 
     stage: str = "distill"
     method: str = "on_policy"

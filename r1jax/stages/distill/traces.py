@@ -40,11 +40,28 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class TracesConfig:
-    """A whole distillation by traces.
+    """Settings of a distillation by traces; those from `train` on are of the student's supervised run.
 
-    data: the task whose prompts the teacher gets, and whose held-out problems measure the student. rewards: what makes
-    a sample right, with weights; `filters.min_reward` is of their sum. corpus: how the set is packed, and sources that
-    are mixed in. steps and the sections from `train` on: of the student's supervised run.
+    Attributes:
+      teacher: teacher's model.
+      student: student's model, which is trained.
+      data: task whose prompts the teacher gets and whose held-out problems measure the student.
+      rewards: rewards that a sample is judged by, with weights; filters.min_reward is of their sum.
+      corpus: packing of the set, and sources that are mixed in.
+      steps: updates of the student; 0 makes as many as the passes of corpus.epochs.
+      stage: name of the stage.
+      method: method of distillation.
+      seed: seed of all that is random in the run.
+      mesh: devices, and what is split over them.
+      generate: sampling of the teacher.
+      filters: samples that become the set.
+      train: batches of the student.
+      loss: terms of the student's loss.
+      lora: adapters that are trained in place of all parameters.
+      optimizer: optimizer and learning rate.
+      eval: held-out problems.
+      checkpoint: when checkpoints are saved.
+      log: what is logged.
     """
 
     teacher: ModelConfig

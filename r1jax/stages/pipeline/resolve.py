@@ -35,9 +35,13 @@ REFERENCE = "@"
 
 @dataclasses.dataclass(frozen=True)
 class MeasureConfig:
-    """How every model of the pipeline is measured: the rows of `data.path`, sampled as `generate` says.
+    """The measurement of every model of a pipeline.
 
-    language: in which replies should be. format: the reward that knows their form.
+    Attributes:
+      data: held-out problems: the rows of data.path.
+      generate: sampling of answers.
+      language: code of the language that replies should be in.
+      format: reward that measures the form of a reply.
     """
 
     data: TaskConfig
@@ -48,10 +52,18 @@ class MeasureConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PipelineConfig:
-    """A whole pipeline.
+    """Settings of a pipeline.
 
-    order: the names of `stages`, first to last. rerun: stages to do again. skip: stages to leave out. comparison: a
-    label -> the stages whose work on one model it stands for, the last of which holds the model.
+    Attributes:
+      order: names of the stages, first to last.
+      stages: config of each stage by its name, with the keys `init` and `label` beside those of its own stage.
+      measure: measurement of every model.
+      comparison: label -> the stages whose work on one model it stands for, the last of which holds the model.
+      rerun: stages that are done again.
+      skip: stages that are left out.
+      stage: name of the stage.
+      seed: seed that the config file gives to the stages.
+      mesh: devices of the measurements.
     """
 
     order: tuple[str, ...]
@@ -74,8 +86,8 @@ class Links:
     """The keys of a stage that only the pipeline reads.
 
     Attributes:
-      init: the model it starts from: an earlier stage, or any MODEL; "" keeps the config's own model.
-      label: the name of its model in tables; "" for a stage whose model is not measured.
+      init: model that it starts from: an earlier stage or any MODEL; "" keeps the config's own.
+      label: name of its model in tables; "" for a stage whose model is not measured.
     """
 
     init: str = ""
