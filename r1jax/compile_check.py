@@ -1,6 +1,6 @@
 """Compiles every program of a run for a TPU topology without a TPU, and reports whether it fits and what it costs.
 
-  pip install 'r1jax[tpu]'
+  pip install -e '.[tpu]'
   python -m r1jax.compile_check --config=configs/grpo_qwen1.5b_v6e.py --topology=v6e:4x4
 
 The TPU compiler (libtpu) runs on any machine; only the config is needed, no weights and no data. For each program (a
@@ -133,7 +133,7 @@ def find_devices(topology: Topology) -> list[Any]:
         text = " ".join(str(error).split())
         if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
             raise UserError(
-                f"the TPU compiler (libtpu) does not load; install it with: pip install 'r1jax[tpu]' ({text[:200]})"
+                f"the TPU compiler (libtpu) does not load; install it with: pip install -e '.[tpu]' ({text[:200]})"
             ) from None
         raise UserError(f"--topology={topology.name}: unknown to the TPU compiler ({text[:200]})") from None
     if len(found) != topology.devices:

@@ -96,7 +96,7 @@ def _require(module: str, path: str) -> Any:
         return importlib.import_module(module)
     except ImportError:
         package = module.partition(".")[0]
-        raise UserError(f'reading {path} needs the package {package}: pip install "r1jax[hub]"') from None
+        raise UserError(f'reading {path} needs the package {package}: pip install -e ".[hub]"') from None
 
 
 _READERS = {
