@@ -67,7 +67,7 @@ def test_the_task(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_model_family(tmp_path: pathlib.Path) -> None:
-    mistral = load("r1jax/models/mistral.py", tmp_path)
+    mistral = load("r1jax/models/families/mistral.py", tmp_path)
     config = mistral.VARIANTS["mistral_7b_v0.3"]
     assert mistral.from_hf(mistral.to_hf(config)) == config
     model = nnx.eval_shape(lambda: mistral.build(config, rngs=nnx.Rngs(0)))

@@ -1,8 +1,9 @@
-"""Difficulty pools: how often each prompt was solved when it was last asked, and which prompts are asked less for it.
+"""Prompt curriculum: the latest solve rate of each prompt, and reduced sampling of prompts that are too easy or too
+hard.
 
-Prompts that all answers solve, or none, teach a group-relative learner nothing. Those known as such are passed over
-with a probability, so that they are still asked now and then: the policy changes. Which ones is a function of (seed,
-position in the data) and of the rates, and the rates are in the checkpoint: a resumed run asks the same prompts.
+Prompts that all answers solve, or none, teach a group-relative learner nothing. They are skipped with a probability, so
+that they are still sampled sometimes: the policy changes. The choice is a function of (seed, position in the data) and
+of the rates, and the rates are in the checkpoint: a resumed run samples the same prompts.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from r1jax.core.seeds import derive_seed
 from r1jax.data.loader import PromptLoader, compute_fingerprint
 
-# So many rows of the data are looked at for each prompt that is wanted; then it is taken whatever its rate.
+# Maximum rows scanned per prompt; the last one is taken whatever its rate.
 LOOKS_A_PROMPT = 16
 
 
@@ -39,7 +40,7 @@ class CurriculumConfig:
 
 
 class Curriculum:
-    """Takes prompts from a loader, and remembers the rates."""
+    """Takes prompts from a loader and tracks their solve rates."""
 
     def __init__(self, config: CurriculumConfig, loader: PromptLoader, seed: int):
         self.config, self.loader, self.seed = config, loader, seed
@@ -47,7 +48,7 @@ class Curriculum:
         self._passed_over = 0
 
     def take(self, count: int) -> list[dict[str, Any]]:
-        """The next `count` prompts of the data that are not passed over."""
+        """The next `count` prompts of the data that are not skipped."""
         if not self.config.skip:
             return self.loader.take(count)
         taken: list[dict[str, Any]] = []
@@ -64,7 +65,7 @@ class Curriculum:
         return taken
 
     def remember(self, rows: Sequence[dict[str, Any]], rates_PG: np.ndarray) -> dict[str, float]:
-        """Takes in what each prompt's answers earned (NaN: nothing is known), and tells how the pools stand."""
+        """Records the rewards of each prompt's answers (NaN: unknown), and returns metrics of the pools."""
         if not self.config.skip:
             return {}
         for row, rates in zip(rows, rates_PG, strict=True):
@@ -81,11 +82,11 @@ class Curriculum:
         }
 
     def get_state(self) -> dict[str, float]:
-        """Plain numbers, ready for JSON."""
+        """State as plain numbers for JSON."""
         return dict(self._rates)
 
     def set_state(self, state: dict[str, float]) -> None:
-        """Goes on where `get_state` was taken."""
+        """Continues from the state of `get_state`."""
         self._rates = dict(state)
 
     def _is_extreme(self, rate: float | None) -> bool:

@@ -55,7 +55,7 @@ class RolloutConfig(SamplingConfig):
 
     @property
     def completions(self) -> int:
-        """Completions a step."""
+        """Completions per step."""
         return self.prompts_per_step * self.group_size
 
     def sampling(self, stop_ids: tuple[int, ...]) -> Sampling:
@@ -63,7 +63,7 @@ class RolloutConfig(SamplingConfig):
         return super().sampling(() if self.ignore_stop else stop_ids)
 
     def sampling_at(self, step: int, stop_ids: tuple[int, ...]) -> Sampling:
-        """The same at a step of training."""
+        """Sampling parameters of one request at a training step."""
         same = self.sampling(stop_ids)
         if self.max_new_tokens_schedule:
             same = dataclasses.replace(same, max_new_tokens=self.limit_at(step))
@@ -72,13 +72,13 @@ class RolloutConfig(SamplingConfig):
         return same
 
     def limit_at(self, step: int) -> int:
-        """New tokens at most; before the first entry that one's."""
+        """Limit of new tokens at a step; the first entry's value before it."""
         schedule = self.max_new_tokens_schedule
         reached = [limit for start, limit in schedule if start <= step] or [limit for _, limit in schedule[:1]]
         return reached[-1] if reached else self.max_new_tokens
 
     def temperature_at(self, step: int) -> float:
-        """What logits are divided by."""
+        """Sampling temperature at a step."""
         if not self.temperature_schedule:
             return self.temperature
         steps, values = zip(*self.temperature_schedule, strict=True)
@@ -142,7 +142,7 @@ class TrainConfig:
     difference_alarm: float = 1e-3
 
 
-# What a preset of the loss (losses/policy.py) asks of a whole run, beside its row of that table.
+# Settings that a loss preset (losses/policy.py) implies for the rest of the run.
 RUN_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "r1": {"train": {"updates_per_step": 16}, "reference": {"every_updates": 400}},
     "dapo": {"dynamic_sampling": {"max_rounds": 4, "filter_truncated": True}},
@@ -204,7 +204,9 @@ class GRPOConfig:
         check_settings(self)
 
     def row_shape(self, prompt_tokens: int, prefix: int) -> RowShape:
-        """The rows of an update for prompts of so many tokens at most, `prefix` of which all begin with."""
+        """Row shape of an update, for the longest prompt of `prompt_tokens` tokens, of which all prompts share
+        `prefix`.
+        """
         train = self.train
         apart = prefix if train.share_prompts else 0
         return RowShape(
@@ -251,7 +253,7 @@ def check_settings(settings: GRPOConfig) -> None:
 
 
 def _check_controls(settings: GRPOConfig) -> None:
-    """What steers sampling, the loss and the reference."""
+    """Checks the settings of sampling schedules, loss and reference."""
     rollout, train, loss, reference = settings.rollout, settings.train, settings.loss, settings.reference
     for name in ("clip_low", "clip_high", "clip_delta", "kl_coefficient", "importance_correction_low"):
         check(f"loss.{name}", value := getattr(loss, name), value >= 0, "must be 0 or more")

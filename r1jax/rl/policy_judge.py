@@ -1,7 +1,7 @@
-"""The policy as its own judge: what rewards that call a model (`get_self_rank_reward`, ...) are given as `generate`.
+"""The policy as its own judge: the `generate` of rewards that call a model (`get_self_rank_reward`, ...).
 
-Prompts of a judge are longer than those of the data and share no prefix with them, so they go through engines of their
-own, one for each size of prompt (sampler.py), on the present weights. Seeds are a function of (seed, step, place).
+A judge's prompts are longer than those of the data and do not share their prefix, so they use their own engines, one
+per prompt size (sampler.py), with the current weights. Seeds are a function of (seed, step, index).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class JudgeConfig(SamplingConfig):
 
 
 class Judge:
-    """`judge(prompts) -> texts` by the model of `graph`, while `weights` are lent to it."""
+    """`judge(prompts) -> texts` by the model of `graph`, within the context `weights`."""
 
     def __init__(self, config: JudgeConfig, graph: nnx.GraphDef, tokenizer: Tokenizer, *, seed: int, slots: int):
         self.config, self.seed, self.tokenizer = config, seed, tokenizer
@@ -42,7 +42,7 @@ class Judge:
 
     @contextlib.contextmanager
     def weights(self, params: Params, step: int) -> Iterator[None]:
-        """Lends the weights of a step."""
+        """Context in which the judge uses the weights of a step."""
         self._sampler.params, self._step, self._asked = params, step, 0
         try:
             yield
@@ -50,7 +50,7 @@ class Judge:
             self._sampler.params = {}
 
     def __call__(self, prompts: Sequence[str | Sequence[Mapping[str, Any]]]) -> list[str]:
-        """One reply a prompt, in order."""
+        """One reply per prompt, in order."""
         sampler, config = self._sampler, self.config
         sampling = config.sampling(sampler.stop_ids)
         requests = [

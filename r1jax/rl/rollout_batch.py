@@ -1,4 +1,4 @@
-"""A step's completions in their groups, and what metrics.jsonl and samples.jsonl say of them."""
+"""The completions of a step in groups, with their metrics and rows of samples.jsonl."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from r1jax.rewards.base import Scores
 
 @dataclasses.dataclass(frozen=True)
 class Groups:
-    """A step's rollout, flat in the order of prompts: completion i answers prompt i // G."""
+    """The rollout of a step, flat in the order of prompts: completion i answers prompt i // G."""
 
     rows: list[dict[str, Any]]
     prompts: list[tuple[int, ...]]
@@ -22,7 +22,7 @@ class Groups:
     texts: list[str]
 
     def pick(self, numbers: np.ndarray, group_size: int) -> Groups:
-        """The groups of some prompts."""
+        """The groups of some prompts, by index."""
         members = [p * group_size + g for p in numbers for g in range(group_size)]
         return Groups(
             [self.rows[p] for p in numbers],
@@ -33,13 +33,13 @@ class Groups:
 
 
 def join_groups(parts: Sequence[Groups]) -> Groups:
-    """One after the other."""
+    """Concatenates groups."""
     lists = ([item for part in parts for item in getattr(part, f.name)] for f in dataclasses.fields(Groups))
     return Groups(*lists)
 
 
 def join_scores(parts: Sequence[Scores]) -> Scores:
-    """One after the other; what rewards tell beside their values is the mean over the parts that could tell it."""
+    """Concatenates scores; averages extra metrics, ignoring NaN."""
     names = dict.fromkeys(name for part in parts for name in part.metrics)
     told = {name: [v for part in parts if not np.isnan(v := part.metrics.get(name, np.nan))] for name in names}
     return Scores(
@@ -52,7 +52,9 @@ def join_scores(parts: Sequence[Scores]) -> Scores:
 
 
 def describe_rewards(scores: Scores, group_size: int) -> dict[str, float]:
-    """Mean and spread of the total and of each reward; `reward_std` is the mean deviation within groups, as in TRL."""
+    """Mean and standard deviation of the total and of each reward; `reward_std` is the mean deviation within groups, as
+    in TRL.
+    """
     metrics = {
         "reward": float(scores.total.mean()),
         "reward_std": float(scores.total.reshape(-1, group_size).std(axis=1, ddof=1).mean()),
@@ -65,7 +67,7 @@ def describe_rewards(scores: Scores, group_size: int) -> dict[str, float]:
 
 
 def describe_lengths(groups: Groups) -> dict[str, float]:
-    """How long completions were, and how many ran into the limit."""
+    """Lengths of completions, and the share that reached the limit."""
     return {
         "completions/mean_length": float(np.mean([len(c.tokens) for c in groups.completions])),
         "completions/clipped_ratio": float(np.mean([c.finish_reason == "length" for c in groups.completions])),
@@ -73,7 +75,7 @@ def describe_lengths(groups: Groups) -> dict[str, float]:
 
 
 def describe_samples(groups: Groups, scores: Scores, advantages_PG: np.ndarray) -> list[dict[str, Any]]:
-    """The rows of samples.jsonl: the answers, then the calls that rewards made of a model (`call_of`)."""
+    """The rows of samples.jsonl: completions first, then the calls that rewards made to a model (`call_of`)."""
     G = advantages_PG.shape[1]
     answers = [
         {

@@ -1,8 +1,8 @@
-"""The sampling half of a GRPO step: which prompts are asked, how, what the answers earn, and which groups are kept.
+"""The sampling half of a GRPO step: choice of prompts, sampling, rewards, and selection of groups.
 
-Dynamic sampling (DAPO, 2503.14476): groups whose members all earned the same teach nothing. They are dropped and as
-many new prompts are asked, in at most `dynamic_sampling.max_rounds` rounds; what is then still missing is filled with
-dropped ones, so that a step always has its number of prompts. Request seeds are a function of (seed, step, place).
+Dynamic sampling (DAPO, 2503.14476): groups whose members all have the same reward teach nothing. They are dropped and
+replaced by as many new prompts, in at most `dynamic_sampling.max_rounds` rounds; missing groups are then filled with
+dropped ones, so that a step always has its number of prompts. Request seeds are a function of (seed, step, index).
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from r1jax.text.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class RolloutResult:
-    """All that was sampled in a step. kept: the prompts that are trained on, in order; flat: those without spread.
+    """Everything sampled in a step. kept: indices of prompts to train on, in order; flat: whether each has zero spread.
 
-    excluded: completions that take no part in the loss, whatever they earned [P, G].
+    excluded: completions left out of the loss, whatever their reward [P, G].
     """
 
     groups: Groups
@@ -44,7 +44,7 @@ class RolloutResult:
 
 
 class Rollouts:
-    """Samples, scores and chooses the groups of each step."""
+    """Samples, scores and selects the groups of each step."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Rollouts:
         self.encode, self.tokenizer, self.rewards = encode, tokenizer, rewards
 
     def draw(self, params: Params, step: int) -> RolloutResult:
-        """The groups of a step, with what they earned."""
+        """The groups of a step with their scores."""
         rollout, dynamic_sampling = self.settings.rollout, self.settings.dynamic_sampling
         P, G = rollout.prompts_per_step, rollout.group_size
         rounds: list[tuple[Groups, Scores]] = []
@@ -85,7 +85,7 @@ class Rollouts:
     def _describe(
         self, step: int, flat: np.ndarray, kept: np.ndarray, cut_short: np.ndarray, rounds: int
     ) -> dict[str, float]:
-        """What the controls of sampling did; nothing for those that are off."""
+        """Metrics of the enabled sampling controls."""
         rollout, dynamic_sampling = self.settings.rollout, self.settings.dynamic_sampling
         metrics: dict[str, float] = {}
         if dynamic_sampling.max_rounds > 1:
@@ -104,7 +104,7 @@ class Rollouts:
         return metrics
 
     def _sample(self, params: Params, rows: list[dict[str, Any]], step: int, *, first: int) -> Groups:
-        """Groups of answers to rows; `first` is the place of the first row in the step."""
+        """Groups of completions for rows; `first` is the index of the first row in the step."""
         rollout = self.settings.rollout
         sampling = rollout.sampling_at(step, self.tokenizer.eos_ids)
         prompts = [self.encode(row["prompt"]) for row in rows]

@@ -1,7 +1,7 @@
-"""The training half of a GRPO step: groups with advantages become packed rows, and those the updates of the policy.
+"""The training half of a GRPO step: groups with advantages become packed rows, and these the updates of the policy.
 
-All of a step's old and reference log-probs are computed before its first update. Weights of tokens are made where a
-whole update is known, so micro-batches and meshes change nothing (losses/aggregation.py).
+All old and reference log-probs of a step are computed before its first update. Token weights are computed from the
+whole update, so micro-batches and meshes change nothing (losses/aggregation.py).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class Work(NamedTuple):
-    """What the updates of a step computed: completion tokens trained on, and useful FLOPs (6 a parameter and token)."""
+    """Work of a step's updates: completion tokens trained on, and useful FLOPs (6 per parameter and token)."""
 
     tokens: int
     flops: float
@@ -45,7 +45,7 @@ class Work(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class PolicyState(TrainState):
-    """What a run saves whose reference changes: the state, and the reference of its KL term."""
+    """Saved state of a run with a moving reference: the training state, and the reference of its KL term."""
 
     reference: Params
 
@@ -53,8 +53,8 @@ class PolicyState(TrainState):
 class Updates:
     """The policy in training: its state, its reference (None: no KL term), and the programs that change them.
 
-    State and reference are what is trained, all parameters or adapters (learner/trainable.py). scoring: how log-probs
-    of rows of `shape` are computed. objective: the loss, which reads them.
+    State and reference consist of the trained parameters, all of the model's or adapters (learner/trainable.py).
+    scoring: settings of log-probs for rows of `shape`. objective: the loss.
     """
 
     def __init__(
@@ -80,20 +80,20 @@ class Updates:
         self._mix = jax.jit(_mix)
 
     def weights(self) -> Params:
-        """The present parameters of the model; with LoRA a merged copy."""
+        """The current parameters of the model; with LoRA a merged copy."""
         return self.trainable.whole(self.policy.params)
 
     @property
     def frozen(self) -> Frozen:
-        """By name what the updates read and do not train: the base under adapters, a teacher, the reference."""
+        """Parameters that updates read but do not train, by name: the base under adapters, a teacher, the reference."""
         reference = {} if self.reference is None else {"reference": self.reference}
         return {**self.trainable.frozen, **self.objective.frozen, **reference}
 
-    # --- What a checkpoint holds ---
+    # --- Content of a checkpoint ---
 
     @property
     def moves_reference(self) -> bool:
-        """Whether the reference is more than the model that the run began with."""
+        """Whether the reference differs from the initial model."""
         return self.reference is not None and self.settings.reference.every_updates > 0
 
     @property
@@ -122,7 +122,7 @@ class Updates:
 
     @in_layout
     def measure_kl(self, groups: Groups, temperature: float) -> np.ndarray:
-        """Each completion's divergence from the reference, summed over its tokens, by the sampler's log-probs [N]."""
+        """KL of each completion from the reference, summed over its tokens, by the sampler's log-probs [N]."""
         assert self.reference is not None
         count = len(groups.completions)
         packed, arrays = self._plan(groups, np.zeros(count), np.zeros(count, bool), np.zeros(count, bool))
@@ -137,8 +137,8 @@ class Updates:
     ) -> tuple[dict[str, float], Work]:
         """All updates of a step -> (metrics, work).
 
-        excluded_PG: completions that take no part in any loss. What has no gradient is not computed, except that each
-        update measures one group at least.
+        excluded_PG: completions left out of every loss. Completions without gradient are not computed, except that each
+        update measures at least one group.
         """
         settings, G = self.settings, advantages_PG.shape[1]
         if not self.objective.uses_advantages:
@@ -179,7 +179,7 @@ class Updates:
         return metrics, Work(targets, 6.0 * (self.sizes.body * fed + self.sizes.head * targets))
 
     def _move_reference(self) -> dict[str, float]:
-        """Mixes the policy into the reference when that is due; how old the reference is."""
+        """Mixes the policy into the reference when due; returns the age of the reference."""
         every, updates = self.settings.reference.every_updates, int(self.policy.updates)
         if not self.moves_reference:
             return {}
@@ -192,7 +192,7 @@ class Updates:
     def _plan(
         self, groups: Groups, advantages: np.ndarray, excluded: np.ndarray, skip: np.ndarray
     ) -> tuple[PackedRows, Arrays]:
-        """The packed rows of one update and its values per completion token."""
+        """The packed rows of one update, and its values per completion token."""
         completions = groups.completions
         lengths = np.array([len(c.tokens) for c in completions])
         G = len(completions) // len(groups.prompts)
@@ -242,7 +242,7 @@ class Updates:
     def _add_logprobs(
         self, name: str, params: Params, packed: PackedRows, arrays: Arrays, temperature: float
     ) -> tuple[PackedRows, Arrays]:
-        """Log-probs of the rows under trained `params`, back as one value per completion token."""
+        """Log-probs of the rows under trained `params`, as one value per completion token."""
         weights = self.trainable.whole(params)
         batches = self._batches(packed, arrays, temperature)
         parts = [self.logprobs(weights, {k: batch[k] for k in SCORED if k in batch}) for batch in batches]
@@ -254,7 +254,7 @@ class Updates:
 
 
 def _mix(reference: Params, params: Params, share: jax.Array) -> Params:
-    """(1 - share) reference + share params, in float32; all of the policy at share 1."""
+    """(1 - share) reference + share params, in float32; exactly the policy at share 1."""
 
     def mix(old: Any, new: Any) -> jax.Array:
         whole = (1.0 - share) * old.astype(jnp.float32) + share * new.astype(jnp.float32)

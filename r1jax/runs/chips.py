@@ -1,8 +1,9 @@
-"""TPU chips by name, what each can do at best, and topology names such as `v5p:8x8x8`.
+"""TPU chips by name with their peak rates, and topology names such as `v5p:8x8x8`.
 
-Figures are those of Google's system pages (docs.cloud.google.com/tpu/docs/v5e, v5p, v6e, tpu7x; read November 2026),
-for one jax *device*: a whole chip, but for tpu7x one of the two chiplets of a chip, so half of its figures. The usable
-HBM is what the compiler itself states when a program does not fit (libtpu 0.0.52): a little less than the page's.
+Figures are from Google's system pages (docs.cloud.google.com/tpu/docs/v5e, v5p, v6e, tpu7x; read November 2026), for
+one jax *device*: a whole chip, except on tpu7x, where a device is one of a chip's two chiplets and has half its
+figures. Usable HBM is what the compiler states when a program does not fit (libtpu 0.0.52), slightly less than the
+pages'.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from r1jax.core.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One device: FLOP/s of dense bf16 matmuls, usable HBM in bytes, HBM bytes/s, ICI bytes/s that leave it over all
-    of its links (half of the bidirectional figure), DCN bytes/s, the axes of its torus, and the chips of a pod.
+    """One device: FLOP/s of dense bf16 matmuls, usable HBM in bytes, HBM bytes/s, outgoing ICI bytes/s over all links
+    (half of the bidirectional figure), DCN bytes/s, number of torus axes, and chips per pod.
     """
 
     name: str
@@ -42,7 +43,7 @@ CHIPS: dict[str, Chip] = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A slice of so many chips along each axis of the torus, `slices` times."""
+    """Slices of a chip: number of chips along each torus axis, and number of slices."""
 
     chip: Chip
     shape: tuple[int, ...]
@@ -50,7 +51,7 @@ class Topology:
 
     @property
     def name(self) -> str:
-        """As it was written, without the slices."""
+        """Name as given on the command line, without the number of slices."""
         return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
 
     @property
@@ -60,20 +61,20 @@ class Topology:
 
 
 def read_topology(text: str, slices: int = 1) -> Topology:
-    """`v5p:4x4x2` -> the topology, `slices` times. Raises UserError for an unknown chip or an odd shape."""
+    """Topology from `v5p:4x4x2`, `slices` times. Raises UserError for an unknown chip or an invalid shape."""
     name, _, rest = text.strip().lower().partition(":")
     if name not in CHIPS:
         raise UserError(f"--topology={text}: no such chip; known: {', '.join(CHIPS)}, as in --topology=v5p:8x8x8")
     chip = CHIPS[name]
     example = f"{name}:{'x'.join(['4'] * chip.torus)}"
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", rest):
-        raise UserError(f"--topology={text}: chips along each axis are missing, as in {example}")
+        raise UserError(f"--topology={text}: the numbers of chips along each axis are missing, as in {example}")
     shape = tuple(map(int, rest.split("x")))
     if len(shape) != chip.torus:
         raise UserError(f"--topology={text}: {name} comes as a torus of {chip.torus} axes, as in {example}")
     if math.prod(shape) > chip.pod:
         raise UserError(
-            f"--topology={text}: {math.prod(shape)} chips, but a pod of {name} has {chip.pod}; take several slices "
+            f"--topology={text}: {math.prod(shape)} chips, but a pod of {name} has {chip.pod}; use several slices "
             "(--num_slices)"
         )
     if slices < 1:

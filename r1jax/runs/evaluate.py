@@ -1,4 +1,6 @@
-"""A model, or completions that exist, measured on benchmarks: one JSON of scores, and every completion beside it."""
+"""Evaluation of a model, or of existing completions, on benchmarks: one JSON of scores, and all completions
+beside it.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ SHOWN = ("pass@1", "pass@k", "cons@k", "lenient_pass@1", "format_rate", "truncat
 
 
 def answer_problems(sampler: Sampler, problems: Sequence[Problem], config: Generation) -> list[Answered]:
-    """The model's `num_samples` completions of every problem."""
+    """`num_samples` completions of the model for every problem."""
     prompts = encode_rows([SourceRow(problem.place, {"prompt": problem.prompt}) for problem in problems], sampler)
     shown, done = time.perf_counter(), 0
     with console.Progress(len(problems), title="problems") as progress:
@@ -52,9 +54,9 @@ def answer_problems(sampler: Sampler, problems: Sequence[Problem], config: Gener
 
 
 def read_samples(path: str, *, limit: int = 0) -> list[Answered]:
-    """Completions that exist: rows of `completions` and `solution`, as `generate` writes them.
+    """Existing completions: rows of `completions` and `solution`, as written by `generate`.
 
-    Raises UserError for a missing file or a row without the two, naming file and line.
+    Raises UserError for a missing file or a row without these columns, naming file and line.
     """
     problems = []
     for place, columns in read_rows(path, key="--samples")[: limit or None]:
@@ -70,12 +72,12 @@ def read_samples(path: str, *, limit: int = 0) -> list[Answered]:
         problem = columns.get("prompt", columns.get("problem"))
         problems.append(Answered(problem, gold, completions, tokens and [len(ids) for ids in tokens], reasons))
     if not problems:
-        raise UserError(f"{path} holds no row (--samples)")
+        raise UserError(f"{path} has no rows (--samples)")
     return problems
 
 
 def score_benchmarks(answered: Mapping[str, Sequence[Answered]], k: int = 0) -> tuple[Scores, list[dict[str, Any]]]:
-    """(scores by benchmark, the rows of all of them for samples.jsonl)."""
+    """Scores by benchmark, and the rows of all of them for samples.jsonl."""
     scores: Scores = {}
     rows = []
     for name, problems in answered.items():
@@ -85,7 +87,7 @@ def score_benchmarks(answered: Mapping[str, Sequence[Answered]], k: int = 0) -> 
 
 
 def write_scores(output: str | pathlib.Path, model: str, scores: Scores, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes OUT.json and OUT.samples.jsonl, each in one move. Raises UserError where that cannot be."""
+    """Writes OUT.json and OUT.samples.jsonl, each atomically. Raises UserError if that fails."""
     output = pathlib.Path(output)
     if not distributed.is_writer():
         return
@@ -102,12 +104,12 @@ def write_scores(output: str | pathlib.Path, model: str, scores: Scores, rows: S
 
 
 def samples_file(output: pathlib.Path) -> pathlib.Path:
-    """OUT.samples.jsonl of OUT.json."""
+    """Path OUT.samples.jsonl for OUT.json."""
     return output.with_name(output.name.removesuffix(".json") + ".samples.jsonl")
 
 
 def show_scores(scores: Scores) -> None:
-    """The scores as a table on the console."""
+    """Prints the scores as a table on the console."""
     rows = []
     for name, values in scores.items():
         row = {"benchmark": name, "problems": values["n"], "k": values["k"]}

@@ -1,8 +1,8 @@
-"""Completions of the prompts in a file, written row by row, and taken up again where a killed run stopped.
+"""Completions for the prompts of a file, written row by row and resumed after an interruption.
 
-Input rows hold `prompt` (a text, or messages for the chat template) or `tokens` (ids). An output row is the input row
-with `completions`, `completion_tokens`, `logprobs` and `finish_reasons`, one of each a sample. What a row gets is a
-function of the seed, its number and its tokens: neither the batch size nor an interruption changes it.
+Input rows have `prompt` (text, or messages for the chat template) or `tokens` (ids). An output row is the input row
+with `completions`, `completion_tokens`, `logprobs` and `finish_reasons`, one of each per sample. The result of a row is
+a function of the seed, its number and its tokens: neither the batch size nor an interruption changes it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from r1jax.text.encoding import encode_prompt, find_prefix
 log = logging.getLogger(__name__)
 
 RESULTS = ("completions", "completion_tokens", "logprobs", "finish_reasons")
-WINDOW = 16  # requests in hand at once, in multiples of the slots: a window ends with some slots idle
+WINDOW = 16  # requests per engine call, in multiples of the slots: at the end of a window some slots are idle
 SHOW_SECONDS = 10.0
 
 
@@ -57,7 +57,7 @@ class Generation(SamplingConfig):
         self.check_sampling()
 
     def sampling(self, stop_ids: tuple[int, ...]) -> Sampling:
-        """The same for one request."""
+        """Sampling parameters of one request."""
         if self.temperature == 0:
             return Sampling(temperature=0.0, max_new_tokens=self.max_new_tokens, stop_ids=stop_ids)
         return super().sampling(stop_ids)
@@ -71,12 +71,11 @@ def generate_file(
     *,
     model: Mapping[str, str] | None = None,
 ) -> dict[str, float]:
-    """Completes every row into `output`; rows that it holds already are kept. Returns the counts of what was done.
+    """Completes every row into `output`, keeping rows that it already has. Returns counts of the work done.
 
-    model: the model's settings, which are written beside the output with those of the sampling: `model` as it was named
-    and `model_digest` (weights/identity.py), and `dtype`.
-    Raises UserError for a row without a usable prompt, and for an output that this function did not write, or wrote by
-    other settings.
+    model: the model's settings, written beside the output with the sampling settings: `model` (its name),
+    `model_digest` (weights/identity.py), and `dtype`. Raises UserError for a row without a usable prompt, and for an
+    output that this function did not write, or wrote with other settings.
     """
     prompts = encode_rows(rows, sampler)
     identities = [_identify(row.columns) for row in rows]
@@ -100,12 +99,12 @@ def _complete(
     journal: Journal,
     config: Generation,
 ) -> dict[str, float]:
-    """Completes what the journal lacks, which the first process tells the others."""
+    """Completes the rows that the journal lacks, as determined by the first process."""
     output, todo = journal.path, np.zeros(len(rows), bool)
     todo[journal.todo] = True
     journal.todo = np.flatnonzero(distributed.from_first(todo)).tolist()
     if len(journal.todo) < len(rows):
-        log.info("%s: %d of %d rows are there already and kept", output, len(rows) - len(journal.todo), len(rows))
+        log.info("%s: keeping %d of %d rows that are complete", output, len(rows) - len(journal.todo), len(rows))
     try:
         counts = _fill(sampler, rows, prompts, journal, config)
     finally:
@@ -126,13 +125,13 @@ def sample_prompts(
     todo: Sequence[int] | None = None,
     on_row: Callable[[int, list[Completion]], None] = lambda number, completions: None,
 ) -> list[list[Completion]]:
-    """`num_samples` completions of each prompt, or of those whose numbers are in `todo`.
+    """`num_samples` completions of each prompt, or of those with indices in `todo`.
 
-    on_row: told (number, completions) as soon as a prompt has all of them.
+    on_row: called with (index, completions) as soon as a prompt has all of them.
     """
     todo = range(len(prompts)) if todo is None else todo
     sampling, G = config.sampling(sampler.stop_ids), config.num_samples
-    # Of all prompts, not of those to do: an interruption must not change what is computed.
+    # The prefix of all prompts, not only of the remaining ones: an interruption must not change the programs.
     prefix, slots = find_prefix(prompts) if prompts else (), min(sampler.slots, len(prompts) * G)
     step = max(1, WINDOW * slots // G)
     found: list[list[Completion]] = []
@@ -157,7 +156,7 @@ def sample_prompts(
 
 
 def encode_rows(rows: Sequence[SourceRow], sampler: Sampler) -> list[tuple[int, ...]]:
-    """The prompt of every row as ids. Raises UserError, naming the row, for one without a usable prompt."""
+    """Token ids of every row's prompt. Raises UserError, naming the row, for one without a usable prompt."""
     prompts = []
     for place, columns in rows:
         try:
@@ -174,7 +173,7 @@ def _fill(
     journal: Journal,
     config: Generation,
 ) -> dict[str, float]:
-    """Does what the journal still lacks."""
+    """Completes the rows that the journal lacks."""
     begin = shown = time.perf_counter()
     counts = {"rows": 0, "completions": 0, "tokens": 0}
     todo, kept = journal.todo, len(rows) - len(journal.todo)
@@ -208,10 +207,10 @@ def _encode(columns: Mapping[str, Any], sampler: Sampler) -> tuple[int, ...]:
         got = f"prompt {str(prompt)[:60]!r}" if "prompt" in columns else ", ".join(columns) or "nothing"
         raise UserError(f"a row needs prompt (a text or a list of messages) or tokens (a list of ids), got {got}")
     if sampler.tokenizer is None:
-        raise UserError("the model has no tokenizer, so a row needs tokens (a list of ids) in place of prompt")
+        raise UserError("the model has no tokenizer, so a row needs tokens (a list of ids) instead of prompt")
     tokens = encode_prompt(sampler.tokenizer, prompt)
     if not tokens:
-        raise UserError(f"the prompt {str(prompt)[:60]!r} gives no token")
+        raise UserError(f"the prompt {str(prompt)[:60]!r} has no tokens")
     return tokens
 
 
@@ -229,7 +228,7 @@ def _input(columns: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _identify(columns: Mapping[str, Any]) -> str:
-    """A hash of an input row, found again in its output row."""
+    """Hash of an input row, which its output row reproduces."""
     return hashlib.sha256(json.dumps(_input(columns), sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -242,7 +241,7 @@ def _settings_file(output: pathlib.Path) -> pathlib.Path:
 
 
 def check_output(output: pathlib.Path, settings: Mapping[str, Any]) -> None:
-    """Raises UserError where `output` holds anything but rows that were made with these settings."""
+    """Raises UserError if `output` has anything but rows made with these settings."""
     if not output.exists() or (output.is_file() and not output.stat().st_size):
         return
     cure = "name another output, or move it away"
@@ -255,5 +254,5 @@ def check_output(output: pathlib.Path, settings: Mapping[str, Any]) -> None:
     for name, value in settings.items():
         if name in before and before[name] != value and not (name == "model" and by_content):
             raise UserError(
-                f"{output} holds rows made with {name}={before[name]!r}, this run has {name}={value!r}: {cure}"
+                f"{output} has rows made with {name}={before[name]!r}, this run has {name}={value!r}: {cure}"
             )

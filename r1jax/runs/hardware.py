@@ -1,6 +1,4 @@
-"""What a device can do at best: published matmul peaks of accelerators, a measured one for CPUs. For utilisation
-figures.
-"""
+"""Peak FLOP/s of a device: published matmul peaks of accelerators, a measured one for CPUs. For utilisation figures."""
 
 from __future__ import annotations
 
@@ -13,12 +11,12 @@ from jax.sharding import Mesh
 
 from r1jax.runs.chips import CHIPS
 
-# Dense bf16 FLOP/s a device, from the vendors' data sheets (runs/chips.py, NVIDIA data sheets).
+# Dense bf16 FLOP/s per device, from the vendors' data sheets (runs/chips.py, NVIDIA data sheets).
 PEAK_FLOPS: dict[str, float] = {
     "TPU v4": 275e12,
     "TPU v5 lite": CHIPS["v5e"].flops,
     "TPU v5e": CHIPS["v5e"].flops,
-    "TPU v5": CHIPS["v5p"].flops,  # under both of its names; so it stands behind v5e
+    "TPU v5": CHIPS["v5p"].flops,  # one of its two names, and a prefix of v5e's, so it comes after v5e
     "TPU v6": CHIPS["v6e"].flops,
     "TPU7x": CHIPS["tpu7x"].flops,
     "NVIDIA A100": 312e12,
@@ -30,12 +28,12 @@ PEAK_FLOPS: dict[str, float] = {
 @functools.cache
 def peak_flops(device: jax.Device | None = None) -> float:
     """Peak FLOP/s of one device; on a CPU the float32 matmul rate of all its cores, measured once (about 0.3 s)."""
-    device = device or jax.local_devices()[0]  # of several processes, each measures its own
+    device = device or jax.local_devices()[0]  # each process measures its own
     for name, flops in PEAK_FLOPS.items():
         if device.device_kind.startswith(name):
             return flops
     size, repeats = 1536, 6
-    with jax.set_mesh(Mesh([device], ("device",))):  # apart from whatever mesh the caller stands in
+    with jax.set_mesh(Mesh([device], ("device",))):  # independent of the caller's mesh
         multiply = jax.jit(lambda x: x @ x)
         x = jax.device_put(jnp.ones((size, size), jnp.float32), device)
         multiply(x).block_until_ready()

@@ -1,12 +1,12 @@
-"""A JSONL file with one row for each input, in the order of the inputs, that a killed program continues.
+"""A JSONL file with one row per input, in the order of the inputs, which a restarted program continues.
 
 Results come in any order and wait in memory for their turn, so line n of the file always belongs to input n and a kill
-loses only what was not yet due. Opened again, the file keeps every row that belongs to one of the inputs, wherever it
-stands, and says what is still to do: inputs may be added, removed or moved. Where the rows on file are not simply the
-first ones of the new order, the old file is renamed to NAME.old and its rows are copied when they are due. Rows that
-belong to no input any more are never deleted: they stay in NAME.old-1, NAME.old-2, ….
+loses only results that were not yet due. When reopened, the file keeps every row that belongs to one of the inputs, at
+any position, and reports which inputs remain: inputs may be added, removed or moved. If the rows on file are not simply
+the first ones of the new order, the old file is renamed to NAME.old and its rows are copied when due. Rows that no
+longer belong to an input are never deleted: they stay in NAME.old-1, NAME.old-2, ….
 
-Left out: several writers. One process writes; the others ask what is to do and put nothing.
+Left out: several writers. One process writes; the others only read which inputs remain.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class _Line(NamedTuple):
 class Journal:
     """Opens `path` for the results of inputs with these identities, in this order; equal ones are told apart by order.
 
-    identify: the identity of the input that a row on file is the whole result of, None for a row that is not whole.
-    active: whether this process writes. Raises UserError where the file cannot be written.
+    identify: the identity of the input that a row on file completes, None for an incomplete row. active: whether this
+    process writes. Raises UserError if the file cannot be written.
     """
 
     def __init__(self, path: str | Path, identities: Sequence[str], identify: Identify, *, active: bool = True):
@@ -55,7 +55,7 @@ class Journal:
             if active:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
             if active and any(line.identity for line in lines[kept:]):
-                if self._old.exists():  # killed while rows were being copied: what came since goes there too
+                if self._old.exists():  # killed while copying rows: rows written since then go there too
                     _append(self._old, lines[kept:])
                 else:
                     os.replace(self.path, self._old)
@@ -74,17 +74,19 @@ class Journal:
 
     @property
     def done(self) -> int:
-        """How many rows, from the first on, are on file."""
+        """Number of rows on file, from the first on."""
         return self._next
 
     def put(self, number: int, row: Row) -> None:
-        """Takes the result of an input; it is written, and flushed, when all before it are."""
+        """Accepts the result of an input; it is written and flushed once all earlier ones are."""
         if self._active:
             self._waiting[number] = _to_line(row)
             self._write_due()
 
     def close(self) -> None:
-        """Closes the file. Once it holds all rows, NAME.old goes, or is kept under a number where it holds others."""
+        """Closes the file. Once all rows are written, NAME.old is removed, or kept under a number if it has
+        other rows.
+        """
         if self._active:
             self._file.close()
             if self._next == self.count and self._old.exists():
@@ -101,7 +103,7 @@ class Journal:
         places = (self._old.with_name(f"{self._old.name}-{number}") for number in itertools.count(1))
         place = next(place for place in places if not place.exists())
         os.replace(self._old, place)
-        log.warning("%s: %d rows belong to no input any more; they are in %s", self.path, others, place)
+        log.warning("%s: %d rows no longer belong to an input; they are in %s", self.path, others, place)
 
     def _write_due(self) -> None:
         if not self._active:
@@ -114,7 +116,7 @@ class Journal:
 
 
 def _match(identities: Sequence[str], lines: Sequence[_Line]) -> dict[int, _Line]:
-    """For each input the line that holds its result, where there is one; each line serves one input."""
+    """For each input, the line with its result, if there is one; each line serves one input."""
     free = defaultdict[str | None, list[_Line]](list)
     for line in reversed(lines):
         free[line.identity].append(line)
@@ -135,15 +137,15 @@ def _read(line: _Line) -> bytes:
 
 
 def _to_line(row: Row) -> bytes:
-    """One line, whoever splits the text: line separators of Unicode are escaped, and so is what UTF-8 cannot encode
-    (half a surrogate pair).
+    """The row as one line: Unicode line separators are escaped, and so are characters that UTF-8 cannot encode (half a
+    surrogate pair).
     """
     text = json.dumps(row, ensure_ascii=False, default=str)
     return _ESCAPED.sub(lambda match: f"\\u{ord(match[0]):04x}", text).encode() + b"\n"
 
 
 def _scan(path: Path, identify: Identify) -> list[_Line]:
-    """Where the lines of a file stand, and which input each is the whole result of."""
+    """The lines of a file, each with the identity of the input that it completes."""
     if not path.exists():
         return []
     lines, offset = [], 0

@@ -1,11 +1,12 @@
-"""The loop around the steps of a training stage: resume, evaluate, write, save, in one order for all stages.
+"""The training loop around a stage's steps: resume, evaluate, write and save, in one order for all stages.
 
-A checkpoint holds the stage's state and the metadata from which it goes on; everything written after it is taken back,
-so a resumed run leaves what an uninterrupted one leaves. A run is evaluated before, every N steps, and after.
+A checkpoint contains the stage's state and the metadata to continue from; everything written after it is removed on
+resume, so a resumed run ends with the same files as an uninterrupted one. A run is evaluated before training, every N
+steps, and at the end.
 
-A step that is evaluated is saved before its evaluation where a save is due, its row in the checkpoint's metadata: a run
-that dies while it evaluates loses no training. Signals wait for the end of a step (core/interrupts.py), and a step that
-raises is followed by a save of the last finished one where the state still is that one's.
+A step with an evaluation is saved before the evaluation if a save is due, with its row in the checkpoint's metadata: a
+run that dies during the evaluation loses no training. Signals wait for the end of a step (core/interrupts.py), and if a
+step raises, the last finished step is saved if the state is still that step's.
 """
 
 from __future__ import annotations
@@ -34,35 +35,35 @@ from r1jax.weights.restore import restore_state
 _log = logging.getLogger(__name__)
 
 
-PENDING = "pending_row"  # in a checkpoint's metadata: the metrics of its step, whose evaluation was still to come
+PENDING = "pending_row"  # in a checkpoint's metadata: the metrics of a step saved before its evaluation
 
 
 class Stage(Protocol):
-    """The part of a stage that the loop calls. `state` is a pytree of arrays, all that training changes."""
+    """The interface of a stage to the loop. `state` is a pytree of arrays: everything that training changes."""
 
     state: Any
 
     def step(self, step: int) -> tuple[Row, list[Row]]:
-        """Takes step number `step` (from 1): its metrics and its rows of samples.jsonl."""
+        """Runs step number `step` (from 1); returns its metrics and its rows of samples.jsonl."""
 
     def evaluate(self) -> Row:
-        """Held-out metrics of the present state; {} where nothing is held out."""
+        """Held-out metrics of the current state; {} without held-out data."""
 
     def abstract_state(self) -> Any:
         """Shapes with shardings of the state, to restore it into."""
 
     def metadata(self) -> Row:
-        """Plain numbers to save beside the state: the position in the data and what has been counted."""
+        """Plain numbers to save beside the state: the data position and counters."""
 
     def resume(self, metadata: Row) -> None:
-        """Goes on from a checkpoint's metadata; `state` is restored already."""
+        """Continues from a checkpoint's metadata; `state` is already restored."""
 
 
 @dataclasses.dataclass
 class Loop:
     """All steps of a run: `steps` is the last one, `eval_every` the steps between evaluations (0: none between).
 
-    settings: the run's, which config.json keeps and a resume must have again.
+    settings: the run's settings, which are saved in config.json and must be equal on resume.
     """
 
     settings: Any
@@ -73,10 +74,10 @@ class Loop:
     log: LogConfig
 
     def run(self, stage: Stage) -> None:
-        """From where the workdir stands to the last step; then the report page.
+        """Runs from the workdir's current step to the last; then writes the report page.
 
-        Raises UserError where the workdir is in use, belongs to another config, or holds no whole checkpoint;
-        PreemptedError or KeyboardInterrupt, after saving, where a signal asked to stop.
+        Raises UserError if the workdir is in use, belongs to another config, or has only damaged checkpoints;
+        PreemptedError or KeyboardInterrupt, after saving, if a signal asked to stop.
         """
         lock = hold_lock(self.workdir / ".lock", f"--workdir={self.workdir}") if distributed.is_writer() else None
         with lock or contextlib.nullcontext(), Interrupts() as interrupts:
@@ -110,14 +111,14 @@ class Loop:
                         saves.save(step)
                         checkpoints.close()
                         writer.close()
-                        interrupts.stop(f"step {step} of {self.steps} is saved; the same command goes on from there")
+                        interrupts.stop(f"step {step} of {self.steps} is saved; the same command resumes from there")
             checkpoints.close()
             writer.close()
         if distributed.is_writer():
             _log.info("report: %s", write_report(self.workdir))
 
     def _restore(self, checkpoints: Checkpoints, stage: Stage) -> tuple[int | None, Row | None]:
-        """(the step that the stage now stands at, its row if that was still to be written); None for a fresh start."""
+        """The restored step, and its row if that was not yet written; None for a fresh start."""
         start = checkpoints.find_whole()
         if start is None:
             if distributed.is_writer():
@@ -129,19 +130,19 @@ class Loop:
         pending = metadata.pop(PENDING, None)
         stage.resume(metadata)
         if start >= self.steps:
-            _log.info("%s is finished: it holds step %d of %d, nothing is left", self.workdir, start, self.steps)
+            _log.info("%s is finished: step %d of %d is done", self.workdir, start, self.steps)
         else:
             _log.info("resuming %s from step %d of %d", self.workdir, start, self.steps)
         return start, pending
 
     def _finish_row(self, writer: MetricsWriter, step: int, row: Row, stage: Stage) -> None:
-        """Evaluates a step that was saved before its evaluation, unless its row is there already."""
+        """Evaluates a step that was saved before its evaluation, unless its row is already written."""
         there = any(row["step"] == step for row in read_rows(self.workdir / METRICS_FILE))
         if not distributed.from_first(np.asarray(there)):
             writer.write(step, row | stage.evaluate())
 
     def _open_writer(self, step: int | None) -> MetricsWriter:
-        """The writer, with everything after the checkpoint of `step` taken back (None: nothing is there)."""
+        """The metrics writer, with everything after the checkpoint of `step` removed (None: nothing is saved)."""
         writer = MetricsWriter(
             self.workdir,
             active=distributed.is_writer(),
@@ -155,7 +156,7 @@ class Loop:
 
 
 class _Saves:
-    """When a run saves, and what is still unsaved."""
+    """Decides when a run saves, and tracks what is unsaved."""
 
     def __init__(
         self, checkpoints: Checkpoints, stage: Stage, config: CheckpointConfig, interrupts: Interrupts, start: int
@@ -167,12 +168,12 @@ class _Saves:
         self._time = time.monotonic()
 
     def note(self, step: int) -> None:
-        """Takes in that a step is finished and not saved."""
+        """Notes that a step is finished and not saved."""
         self.finished, self._metadata, self._updates = step, self.stage.metadata(), _count_updates(self.stage.state)
         self.interrupts.unsaved = True
 
     def is_due(self, step: int, last: int) -> bool:
-        """Whether this step is saved: by its number, or by the first process's clock."""
+        """Whether to save after this step: by its number, or by the first process's clock."""
         if is_due(step, self.config.every_steps, last):
             return True
         minutes = self.config.every_minutes
@@ -180,7 +181,7 @@ class _Saves:
         return bool(distributed.from_first(np.asarray(late)))
 
     def save(self, step: int, more: Row | None = None) -> None:
-        """Saves the state after `step`, unless that is done; `more` goes beside the stage's metadata."""
+        """Saves the state after `step`, unless that is done; `more` is added to the stage's metadata."""
         if step == self.saved:
             return
         self.checkpoints.save(step, self.stage.state, self._metadata | (more or {}))
@@ -188,7 +189,9 @@ class _Saves:
 
     @contextlib.contextmanager
     def rescue(self) -> Iterator[None]:
-        """Saves the last finished step if the body raises and the state still is that step's; says what is left."""
+        """Context that saves the last finished step if its body raises and the state is still that step's; logs what is
+        saved.
+        """
         try:
             yield
         except (Exception, KeyboardInterrupt):
@@ -203,7 +206,7 @@ class _Saves:
             raise
 
     def _is_whole(self) -> bool:
-        """Whether the state is that of the last finished step: no array was given up and no update was made since."""
+        """Whether the state is that of the last finished step: no array was donated and no update was made since."""
         leaves = jax.tree.leaves(self.stage.state)
         whole = not any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in leaves)
         return whole and _count_updates(self.stage.state) == self._updates

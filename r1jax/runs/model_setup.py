@@ -1,4 +1,4 @@
-"""The sections of a config that every training stage has, as frozen dataclasses, and what they all do with them."""
+"""Config sections shared by all training stages, as frozen dataclasses, and the model that they describe."""
 
 from __future__ import annotations
 
@@ -99,13 +99,13 @@ class LogConfig:
 
 
 def expert_options(config: ModelConfig) -> dict[str, Any]:
-    """How tokens get to their experts (models/dispatch.py), where a config says more than nothing."""
+    """Dispatch options of experts (models/dispatch.py), if the config sets any."""
     dispatch = Dispatch(config.dispatch, config.buffer_factor, config.dispatch_tokens)
     return {"dispatch": dispatch} if dispatch != GROUPED else {}
 
 
 def load_model(config: ModelConfig, **options: Any) -> tuple[Transformer, Tokenizer | None]:
-    """(model, tokenizer) that a config's `model` section names; the tokenizer is None where it has none."""
+    """The model of a config's `model` section, and its tokenizer (None if it has none)."""
     dtypes = Dtypes(config.param_dtype, config.dtype)
     shared: dict[str, Any] = dict(dtypes=dtypes, scan_layers=config.scan_layers, remat=config.remat, **options)
     shared |= expert_options(config)
@@ -123,9 +123,7 @@ def load_model(config: ModelConfig, **options: Any) -> tuple[Transformer, Tokeni
 
 
 def describe_model(config: ModelConfig, folder: pathlib.Path) -> None:
-    """Writes what a reader of checkpoints must know of the model that a config's `model` section names: its config.json
-    and tokenizer files.
-    """
+    """Writes config.json and tokenizer files of a config's `model` section, for readers of the run's checkpoints."""
     if config.preset:
         _, sizes, tokenizer = _find_shape(config)
         describe_shape(sizes, tokenizer, folder)
@@ -142,9 +140,9 @@ def describe_model(config: ModelConfig, folder: pathlib.Path) -> None:
 
 
 def _find_shape(config: ModelConfig) -> tuple[ModuleType, Any, Tokenizer | None]:
-    """(family, sizes, tokenizer) of a model with fresh weights."""
+    """Family, sizes and tokenizer of a model with fresh weights."""
     if config.layers:
-        raise UserError("config.model.layers cuts a model with weights; with config.model.preset set sizes.num_layers")
+        raise UserError("config.model.layers needs a model with weights; with config.model.preset set sizes.num_layers")
     folder = find_model(config.path, config.hub, config.fetch) if config.path else None
     tokenizer = Tokenizer.from_path(folder) if folder else Tokenizer.of_bytes()
     family, sizes = find_preset(config.preset)
@@ -153,14 +151,14 @@ def _find_shape(config: ModelConfig) -> tuple[ModuleType, Any, Tokenizer | None]
         raise UserError(f"config.model.dispatch: {config.preset} has no experts, got {config.dispatch!r}")
     if tokenizer is not None and sizes.vocab_size < tokenizer.vocab_size:
         raise UserError(
-            f"config.model.sizes.vocab_size: {config.preset} has {sizes.vocab_size} rows for the "
-            f"{tokenizer.vocab_size} tokens of the tokenizer"
+            f"config.model.sizes.vocab_size must be at least the tokenizer's {tokenizer.vocab_size} tokens, "
+            f"got {sizes.vocab_size} for {config.preset}"
         )
     return family, sizes, tokenizer
 
 
 def is_due(step: int, every: int, last: int) -> bool:
-    """Whether something that happens every so many steps (0: never) and at the end happens now."""
+    """Whether something that happens every `every` steps (0: never) and at the end happens at this step."""
     return step == last or (every > 0 and step % every == 0)
 
 

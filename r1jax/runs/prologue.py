@@ -1,4 +1,4 @@
-"""The beginning of every run: the log on the console, the processes of a pod, the mesh."""
+"""Start of every run: console log, processes of a pod, mesh."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from r1jax.core.sharding import MeshConfig, make_mesh, use_mesh
 
 @contextlib.contextmanager
 def open_run(mesh: MeshConfig | None = None) -> Iterator[None]:
-    """Sets up log and processes; for the body the mesh over all devices is in use (None: no mesh).
+    """Context that sets up log and processes, with the mesh over all devices in use (None: no mesh).
 
     Raises UserError for a mesh that does not fit the devices.
     """

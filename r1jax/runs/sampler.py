@@ -1,7 +1,7 @@
-"""A model that samples prompts of any length: one engine for each size of prompt, so that compiled shapes are few.
+"""Sampler for prompts of any length, with one engine per prompt size, so that few shapes are compiled.
 
-The size of a prompt is the power of two that holds what follows the prefix all prompts share. It depends on the prompt
-alone, and so does the outcome (with the seed and the weights): neither the batch nor its order enters.
+The size of a prompt is the power of two that holds its tokens after the common prefix of all prompts. It depends on the
+prompt alone, and so does the result (with the seed and the weights): neither the batch nor its order matters.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 class Sampler:
-    """A model's structure and weights with its tokenizer (None: tokens only), its stop ids, and its engines.
+    """A model's structure and weights with its tokenizer (None: tokens only), stop ids, and engines.
 
-    slots: sequences decoded at once, rounded up to what the mesh's batch axes divide.
+    slots: sequences decoded at once, rounded up to a multiple of the mesh's batch shards.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Sampler:
 
     @property
     def vocab_size(self) -> int:
-        """Ids that the model has."""
+        """Number of the model's token ids."""
         return self.params["embed"]["embedding"].shape[0]
 
     @in_layout
@@ -64,10 +64,10 @@ class Sampler:
         slots: int = 0,
         on_complete: Callable[[int, Completion], None] = lambda number, completion: None,
     ) -> list[Completion]:
-        """One completion a request, in order.
+        """One completion per request, in order.
 
-        prefix: what all prompts begin with, computed once. slots: fewer than this sampler's, where there are few
-        requests. on_complete: told of each, (number of the request, completion), as it ends.
+        prefix: ids that all prompts begin with, computed once. slots: fewer than this sampler's, for few requests.
+        on_complete: called with (index of the request, completion) as each one ends.
         """
         slots = min(slots or self.slots, self.slots)
         limit = max((request.sampling.max_new_tokens for request in requests), default=0)
@@ -86,7 +86,7 @@ class Sampler:
         return [completion for completion in found if completion is not None]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of ids without special tokens; empty where there is no tokenizer."""
+        """Text of ids without special tokens; "" without a tokenizer."""
         return "" if self.tokenizer is None else self.tokenizer.decode(tokens)
 
     def _engine(self, size: int, limit: int, slots: int, prefix: tuple[int, ...]) -> Engine:
@@ -101,7 +101,7 @@ class Sampler:
 def make_engine_config(
     size: int, limit: int, slots: int, prefix: tuple[int, ...] = (), max_stop_ids: int = 1
 ) -> EngineConfig:
-    """The engine for prompts of `size` tokens behind the prefix, with rows as the mesh's batch axes divide them."""
+    """Engine config for prompts of `size` tokens after the prefix, with rows divisible by the mesh's batch axes."""
     return EngineConfig(
         slots=_round_up(slots),
         max_prompt_tokens=len(prefix) + size,
@@ -114,9 +114,9 @@ def make_engine_config(
 
 @contextlib.contextmanager
 def place_sampler(mesh: str = "") -> Iterator[None]:
-    """The mesh of a command that samples: `mesh` names axes and sizes (`fsdp=4,tensor=2`).
+    """Context with the mesh of a sampling command: `mesh` names axes and sizes (`fsdp=4,tensor=2`).
 
-    Without it, a model has one CPU for itself, or a copy of it on each accelerator.
+    Without `mesh`, the model uses one CPU, or a copy on each accelerator.
     """
     console.set_up_logging()
     distributed.start()
@@ -132,15 +132,15 @@ def _read_mesh(text: str) -> MeshConfig:
     for part in filter(None, text.split(",")):
         axis, _, size = part.partition("=")
         if axis not in MESH_AXES or not re.fullmatch(r"-?[0-9]+", size):
-            raise UserError(f"a mesh is written axis=size,... with axes {', '.join(MESH_AXES)}, got {text!r}")
+            raise UserError(f"a mesh must be axis=size,... with axes {', '.join(MESH_AXES)}, got {text!r}")
         sizes[axis] = int(size)
     return MeshConfig(**{"data": 1 if -1 in sizes.values() else -1, **sizes})
 
 
 def load_sampler(path: str | pathlib.Path, *, dtype: str = "float32", slots: int = 64) -> Sampler:
-    """MODEL with all that sampling needs, on the enclosing mesh if there is one.
+    """Loads a MODEL for sampling, on the enclosing mesh if there is one.
 
-    Raises UserError for a model that cannot be had or read.
+    Raises UserError for a model that is missing or cannot be read.
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
@@ -152,7 +152,7 @@ def load_sampler(path: str | pathlib.Path, *, dtype: str = "float32", slots: int
 
 
 def read_stop_ids(folder: pathlib.Path) -> tuple[int, ...]:
-    """The EOS ids that a model without a tokenizer declares in generation_config.json or config.json."""
+    """EOS ids of a model without a tokenizer, from generation_config.json or config.json."""
     found: list[int] = []
     for name in ("generation_config.json", "config.json"):
         file = folder / name
@@ -166,7 +166,7 @@ def read_stop_ids(folder: pathlib.Path) -> tuple[int, ...]:
 
 
 def _size(tokens: int) -> int:
-    """The size of prompt that holds so many tokens."""
+    """Prompt size for a number of tokens."""
     return max(SMALLEST_SIZE, 1 << (tokens - 1).bit_length())
 
 

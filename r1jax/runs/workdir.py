@@ -1,4 +1,4 @@
-"""A run's folder beside metrics and checkpoints: its config, and the before-and-after table read from its rows."""
+"""The workdir of a run, besides metrics and checkpoints: its config, and a before-and-after table from its rows."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from r1jax.weights.pretrained import DESCRIPTION
 
 log = logging.getLogger(__name__)
 
-# A resumed run may change these and what is in them: they do not change what the steps before it were.
+# Keys that a resumed run may change, with everything below them: earlier steps do not depend on them.
 FREE_KEYS = ("steps", "eval", "checkpoint", "log", "model.scan_layers", "model.remat")
 
-# Not moved when records of an earlier start are: the lock that this start holds, the compiled programs.
+# Not moved with the records of an earlier start: this start's own lock, and compiled programs.
 KEPT_IN_PLACE = (".lock", "compiled", "cache", "checkpoints")
 
 
 def write_config(settings: Any, workdir: pathlib.Path) -> None:
-    """Writes config.json, every value of a run's settings, in one move: a kill leaves the old file or the new one. Also
-    model/, what a reader of the checkpoints must know of the model.
+    """Writes config.json, every value of a run's settings, atomically, and model/, the description of the model for
+    readers of its checkpoints.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     replace_file(workdir / CONFIG_FILE, to_json({"format": FORMAT, **to_values(settings)}))
@@ -42,7 +42,7 @@ def write_config(settings: Any, workdir: pathlib.Path) -> None:
 
 
 def set_aside(workdir: pathlib.Path) -> None:
-    """Moves what an earlier start wrote into a workdir without a checkpoint to WORKDIR.earlier-N, with a line."""
+    """Moves files of an earlier start without a checkpoint to WORKDIR.earlier-N, and logs it."""
     if not any(_has_rows(workdir / name) for name in (METRICS_FILE, SAMPLES_FILE)):
         return
     place = next(
@@ -52,7 +52,7 @@ def set_aside(workdir: pathlib.Path) -> None:
     for path in workdir.iterdir():
         if path.name not in KEPT_IN_PLACE:
             os.rename(path, place / path.name)
-    log.warning("%s holds rows of a run that saved no checkpoint; they were moved to %s", workdir, place)
+    log.warning("%s has rows of a run without a checkpoint; they were moved to %s", workdir, place)
 
 
 def _has_rows(file: pathlib.Path) -> bool:
@@ -60,33 +60,33 @@ def _has_rows(file: pathlib.Path) -> bool:
 
 
 def check_config(settings: Any, workdir: pathlib.Path) -> None:
-    """Raises UserError if the workdir was written by settings that differ in more than `FREE_KEYS`."""
+    """Raises UserError if the workdir was written with settings that differ outside `FREE_KEYS`."""
     before = read_config(settings, workdir)
     now = flatten(json.loads(to_json(drop_free(to_values(settings)))))
     for key in sorted({*before, *now} if before else ()):
         if before.get(key) != now.get(key):
             raise UserError(
-                f"{workdir} holds a run with config.{key} = {before.get(key)!r}, this one has {now.get(key)!r}; "
+                f"{workdir} has a run with config.{key} = {before.get(key)!r}, this one has {now.get(key)!r}; "
                 "resume with the same config or name another --workdir"
             )
 
 
 def read_config(settings: Any, workdir: pathlib.Path) -> dict[str, Any]:
-    """Dotted key -> value of all that the run in `workdir` was made with but `FREE_KEYS`, as the dataclass of
-    `settings` has it; empty where there is none or its file is torn. The values of a run of another stage are those of
-    its file.
+    """Dotted key -> value of the settings of the run in `workdir`, without `FREE_KEYS` and in the form of the dataclass
+    of `settings`; {} if there are none or their file is torn. Values of a run of another stage are returned as in its
+    file.
     """
     try:
         values, _ = read_config_file(workdir / CONFIG_FILE)
     except FileNotFoundError:
         return {}
     except ValueError:
-        log.warning("%s is torn: resuming without a look at the config of the steps before", workdir / CONFIG_FILE)
+        log.warning("%s is torn: resuming without comparing configs", workdir / CONFIG_FILE)
         return {}
     values = drop_free(values)
     if all(values.get(key) == getattr(settings, key, None) for key in ("stage", "method")):
         own = to_values(settings)
-        free = {key: own[key] for key in FREE_KEYS if key in own}  # some of which have no default
+        free = {key: own[key] for key in FREE_KEYS if key in own}  # some of them have no default
         values = resolve(type(settings), {**free, **values}).values
     return flatten(json.loads(to_json(drop_free(values))))
 
@@ -104,7 +104,7 @@ def drop_free(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe_change(workdir: pathlib.Path, benchmark: str) -> list[dict[str, Any]]:
-    """First and last evaluation as table rows: one a score, in percent with its standard error."""
+    """First and last evaluation as table rows: one per score, in percent with its standard error."""
     prefix = f"eval/{benchmark}/"
     rows = [row for row in read_rows(workdir / "metrics.jsonl") if f"{prefix}pass@1" in row]
     if not rows:

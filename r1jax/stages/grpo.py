@@ -1,13 +1,13 @@
-"""GRPO: sample groups of answers, reward them, raise what beat its siblings (DeepSeekMath 2402.03300, DeepSeek-R1
-2501.12948).
+"""GRPO: sample groups of answers, reward them, reinforce those above the group mean (DeepSeekMath 2402.03300,
+DeepSeek-R1 2501.12948).
 
 A step is one rollout batch and the updates made from it:
 
     prompts -> engine -> texts -> rewards -> group advantages -> packed rows -> updates -> metrics
 
-Sampler and trainer share one model and its weights, so nothing is converted or synchronised. Everything random is a
-function of (seed, step), and a checkpoint holds weights, moments and data position: a resumed run equals an
-uninterrupted one. Held-out problems are answered before, every N steps, and after.
+Sampler and trainer share one model and its weights, so nothing is converted or synchronized. All randomness is a
+function of (seed, step), and a checkpoint contains weights, moments and data position: a resumed run equals an
+uninterrupted one. Held-out problems are answered before training, every N steps, and at the end.
 """
 
 from __future__ import annotations
@@ -53,18 +53,18 @@ log = logging.getLogger(__name__)
 
 CONFIG = GRPOConfig
 
-# (the policy, its tokenizer, how log-probs are computed) -> the loss of its updates.
+# (policy, tokenizer, scoring) -> the loss of its updates.
 ObjectiveMaker = Callable[[Trainable, Tokenizer, Scoring], Objective]
 
 
 def run(settings: GRPOConfig, workdir: pathlib.Path) -> None:
-    """Trains as the settings say, resuming from `workdir` if it holds a checkpoint."""
+    """Trains by the settings, resuming from `workdir` if it has a checkpoint."""
     with open_run(settings.mesh):
         GRPORun(settings, workdir).train()
 
 
 def make_policy_objective(settings: GRPOConfig) -> ObjectiveMaker:
-    """The maker of the GRPO loss that config.loss describes."""
+    """The maker of the GRPO loss described by config.loss."""
 
     def make(trainable: Trainable, tokenizer: Tokenizer, scoring: Scoring) -> Objective:
         on_policy = settings.train.updates_per_step == 1
@@ -74,8 +74,8 @@ def make_policy_objective(settings: GRPOConfig) -> ObjectiveMaker:
 
 
 class GRPORun:
-    """One run: the parts, built once, and the loop over steps. make_objective: makes the loss of the updates once the
-    model is loaded (None: the GRPO loss).
+    """One run: its parts, built once, and its steps. make_objective: makes the loss of the updates after the model is
+    loaded (None: the GRPO loss).
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class GRPORun:
         make_objective: ObjectiveMaker | None = None,
     ):
         self.settings, self.workdir = settings, workdir
-        rewards = read_rewards(settings.rewards)  # their mistakes are found before the model is loaded
+        rewards = read_rewards(settings.rewards)  # finds mistakes before the model is loaded
         if settings.curriculum.reward and settings.curriculum.reward not in (
             names := [reward.name for reward in rewards]
         ):
@@ -133,7 +133,7 @@ class GRPORun:
         if 0 < rollout.max_prompt_tokens < needed:
             raise UserError(
                 f"config.rollout.max_prompt_tokens = {rollout.max_prompt_tokens}, but a prompt of config.data has "
-                f"{needed} tokens; 0 takes as many as the data needs"
+                f"{needed} tokens; 0 uses the longest prompt of the data"
             )
         behind = -(-(needed - len(self.prefix)) // 8) * 8  # rounded up to a multiple of 8
         longest = rollout.max_prompt_tokens or len(self.prefix) + behind
@@ -151,10 +151,10 @@ class GRPORun:
             ),
         )
 
-    # --- The loop's parts of this stage ---
+    # --- Interface of the loop ---
 
     def train(self) -> None:
-        """All steps from where the workdir stands."""
+        """Runs all steps from the workdir's current step."""
         settings = self.settings
         every = settings.eval.every_steps
         Loop(settings, self.workdir, settings.steps, every, settings.checkpoint, settings.log).run(self)
@@ -171,11 +171,11 @@ class GRPORun:
         self.updates.state = state
 
     def abstract_state(self) -> TrainState:
-        """Shapes with shardings of what a checkpoint holds."""
+        """Shapes with shardings of a checkpoint's state."""
         return self.updates.abstract_state()
 
     def metadata(self) -> dict[str, Any]:
-        """The position in the data, the solve rates of its prompts, and the tokens so far."""
+        """The data position, the solve rates of prompts, and the number of tokens so far."""
         return {
             "loader": self.loader.get_state(),
             "pools": self.rollouts.curriculum.get_state(),
@@ -183,13 +183,13 @@ class GRPORun:
         }
 
     def resume(self, metadata: dict[str, Any]) -> None:
-        """Goes on from a checkpoint's metadata."""
+        """Continues from a checkpoint's metadata."""
         self.loader.set_state(metadata["loader"])
         self.rollouts.curriculum.set_state(metadata["pools"])
         self.num_tokens = metadata["num_tokens"]
 
     def step(self, step: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Rolls out, rewards, updates -> (metrics row, sample rows)."""
+        """Rollout, rewards, updates -> (metrics row, sample rows)."""
         begin, settings, G = time.perf_counter(), self.settings, self.settings.rollout.group_size
         temperature, loss = settings.rollout.temperature_at(step), settings.loss
         weights = self.updates.weights()
@@ -229,7 +229,7 @@ class GRPORun:
         return metrics, describe_samples(drawn.groups, drawn.scores, everyones_PG)
 
     def evaluate(self) -> dict[str, float]:
-        """Held-out metrics of the present weights."""
+        """Held-out metrics of the current weights."""
         if not self.problems.rows:
             return {}
         log.info("answering %d held-out problems, sampled and greedy", len(self.problems.rows))
@@ -247,7 +247,7 @@ class GRPORun:
         if difference > self.settings.train.difference_alarm:
             log.warning(
                 "the sampler's log-probs differ from the trainer's by %.2g on average (alarm at %.2g, "
-                "config.train.difference_alarm): the two do not compute the same distribution",
+                "config.train.difference_alarm): they do not compute the same distribution",
                 difference,
                 self.settings.train.difference_alarm,
             )

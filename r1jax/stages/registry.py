@@ -1,4 +1,4 @@
-"""The table of stages: which file of this folder does what `config.stage` names, and the settings of its runs."""
+"""Registry of stages: the module and the settings of each `config.stage`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from r1jax.core.errors import UserError
 from r1jax.core.resolution import Resolved, resolve
 from r1jax.eval.saved_config import RENAMED, RENAMED_STAGES
 
-# config.stage -> module, imported when the stage is asked for. It has `CONFIG`, the dataclass of a run's settings with
-# a method `check()` for impossible combinations, and `run(settings, workdir)`; or `find_variant(values)`, which gives
-# such a module.
+# config.stage -> module, imported on first use. It has `CONFIG`, the dataclass of a run's settings with a method
+# `check()` for impossible combinations, and `run(settings, workdir)`; or `find_variant(values)`, which returns such a
+# module.
 STAGES = {
     "sft": "r1jax.stages.sft",
     "grpo": "r1jax.stages.grpo",
@@ -28,7 +28,7 @@ STAGES = {
 
 
 def find_stage(values: Mapping[str, Any]) -> ModuleType:
-    """The module of a run by `stage` (and `method`) of its values. Raises UserError for a name that STAGES lacks."""
+    """The module for `stage` (and `method`) of a run's values. Raises UserError for a name that STAGES lacks."""
     name = values.get("stage")
     if name in RENAMED_STAGES:
         raise UserError(f"config.stage = {name!r} is now called {RENAMED_STAGES[name]!r}")
@@ -44,7 +44,7 @@ def stage_of(settings: Any) -> ModuleType:
 
 
 def resolve_run(config: Mapping[str, Any] | ConfigDict, flags: Mapping[str, str] | None = None) -> Resolved[Any]:
-    """The checked settings of a config file's values and of flags (dotted key -> text).
+    """Checked settings from a config file's values and flags (dotted key -> text).
 
     Raises UserError for an unknown stage or key, a value of a wrong type, and an impossible combination.
     """
@@ -54,9 +54,9 @@ def resolve_run(config: Mapping[str, Any] | ConfigDict, flags: Mapping[str, str]
 
 
 def resolve_values(config: Mapping[str, Any] | ConfigDict, flags: Mapping[str, str] | None = None) -> Resolved[Any]:
-    """As `resolve_run`, without the check for impossible combinations."""
+    """Like `resolve_run`, without the check for impossible combinations."""
     flags = flags or {}
     module = find_stage({key: flags.get(key, config.get(key)) for key in ("stage", "method")})
-    if hasattr(module, "resolve"):  # its settings hold those of other stages
+    if hasattr(module, "resolve"):  # its settings contain those of other stages
         return module.resolve(config, flags)
     return resolve(module.CONFIG, config, flags, renamed=RENAMED)

@@ -1,11 +1,11 @@
-"""Rejection sampling: a model answers prompts, what is right and readable becomes a set to learn from.
+"""Rejection sampling: a model answers prompts, and its correct and readable answers become a training set.
 
-    prompts -> samples -> rewards -> filters -> the form asked for -> set.jsonl
+    prompts -> samples -> rewards -> filters -> requested form -> set.jsonl
 
-traces.jsonl is written row by row and taken up where a killed run stopped; set.jsonl, with its statistics beside it,
-in one move. R1 makes its cold start of R1-Zero's samples so, and its second fine-tuning of those of the first
-reinforcement learning (DeepSeek-R1, arXiv:2501.12948, sections 2.3.1 and 2.3.3); there a model rewrites what it kept,
-here a form does.
+traces.jsonl is written row by row and continued after an interruption; set.jsonl, with its statistics beside it, is
+written atomically. R1 makes its cold-start data from R1-Zero's samples in this way, and its second SFT set from those
+of the first RL stage (DeepSeek-R1, arXiv:2501.12948, sections 2.3.1 and 2.3.3); there a model rewrites the kept
+samples, here a template does.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class TeacherSampling(Generation):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.prompts < 0 or self.slots < 1:
-            raise UserError("config.generate.prompts must not be negative and config.generate.slots must be at least 1")
+            raise UserError("config.generate.prompts must be at least 0 and config.generate.slots at least 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,18 +87,18 @@ class CollectConfig:
     def check(self) -> None:
         """Raises UserError for impossible combinations."""
         if self.reply and not all(place in self.reply for place in ("{reasoning}", "{answer}")):
-            raise UserError(f"config.reply must hold {{reasoning}} and {{answer}}, or be empty; got {self.reply!r}")
+            raise UserError(f"config.reply must contain {{reasoning}} and {{answer}}, or be empty; got {self.reply!r}")
 
 
 CONFIG = CollectConfig
 
 
 def run(settings: CollectConfig, workdir: pathlib.Path) -> None:
-    """Samples and filters as the settings say, going on from what `workdir` holds."""
+    """Samples and filters by the settings, continuing from the content of `workdir`."""
     with open_run(settings.mesh):
         check_config(settings, workdir)
         if (workdir / SET_FILE).exists():
-            log.info("%s is there already", workdir / SET_FILE)
+            log.info("%s exists already", workdir / SET_FILE)
             return
         if distributed.is_writer():
             write_config(settings, workdir)
@@ -117,7 +117,7 @@ def collect(
     *,
     reply: str = "",
 ) -> None:
-    """Writes traces.jsonl and set.jsonl of the model's samples of task rows."""
+    """Writes traces.jsonl and set.jsonl from the model's samples of task rows."""
     ask_teacher(model, rows, generate, workdir / TRACES_FILE)
     keep_best(read_traces(workdir / TRACES_FILE, rewards), filters, workdir / SET_FILE, reply=reply)
 
@@ -125,7 +125,7 @@ def collect(
 def ask_teacher(
     teacher: ModelConfig, rows: Sequence[dict[str, Any]], generate: TeacherSampling, output: pathlib.Path
 ) -> None:
-    """The teacher's samples of every prompt, written to `output`; those that are there are kept."""
+    """The teacher's samples of every prompt, written to `output`; existing ones are kept."""
     model, tokenizer = load_model(teacher)
     tokenizer = require_tokenizer(tokenizer, teacher.path)
     sampler = Sampler(*split(model), tokenizer, tokenizer.eos_ids, slots=generate.slots)
@@ -135,7 +135,7 @@ def ask_teacher(
 
 
 def describe_teacher(teacher: ModelConfig) -> dict[str, str]:
-    """The model's settings beside its samples: its name, a digest of its content, and its dtype."""
+    """Settings of the model, saved beside its samples: name, digest of its content, and dtype."""
     if teacher.preset:
         return {"model": teacher.preset, "dtype": teacher.dtype}
     found = find_model(teacher.path, teacher.hub, teacher.fetch)
@@ -143,7 +143,7 @@ def describe_teacher(teacher: ModelConfig) -> dict[str, str]:
 
 
 def read_traces(path: pathlib.Path, rewards: Any) -> list[Trace]:
-    """The samples of a file that `generate` wrote, each with its reward: the weighted sum of `rewards`."""
+    """The samples of a file written by `generate`, each with its reward: the weighted sum of `rewards`."""
     rows = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
     flat = [(row, sample) for row in rows for sample in range(len(row["completions"]))]
     names = dict.fromkeys(name for row in rows for name in row if name not in (*RESULTS, "prompt"))
@@ -170,13 +170,13 @@ def read_traces(path: pathlib.Path, rewards: Any) -> list[Trace]:
 
 
 def keep_best(traces: Sequence[Trace], filters: FilterConfig, output: pathlib.Path, *, reply: str = "") -> None:
-    """The set to learn from, with its statistics beside it. Raises UserError if nothing is left."""
+    """Writes the training set, with its statistics beside it. Raises UserError if no sample is left."""
     kept, statistics = filter_traces(traces, filters)
     dropped = {name: count for name, count in statistics["dropped"].items() if count}
     if not kept:
         raise UserError(
-            f"none of the teacher's {len(traces)} samples is left to learn from, dropped were {dropped}: loosen "
-            "config.filters, or take a better config.teacher"
+            f"none of the teacher's {len(traces)} samples is left, dropped were {dropped}: loosen config.filters, "
+            "or use a better config.teacher"
         )
     log.info("%d of %d samples are kept; dropped: %s", len(kept), len(traces), dropped or "none")
     if distributed.is_writer():
@@ -185,7 +185,7 @@ def keep_best(traces: Sequence[Trace], filters: FilterConfig, output: pathlib.Pa
 
 
 def rewrite(trace: Trace, reply: str) -> Trace:
-    """The trace in the form of `reply`, white space evened out; as it is where it lacks one of the tags."""
+    """The trace in the form of `reply`, with normalized white space; unchanged if it lacks one of the tags."""
     _, opened, rest = trace.completion.partition("<think>")
     reasoning, closed, rest = rest.partition("</think>")
     _, asked, rest = rest.partition("<answer>")

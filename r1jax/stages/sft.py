@@ -1,13 +1,13 @@
-"""Supervised fine-tuning, and base training: learn to say what the rows of a corpus say.
+"""Supervised fine-tuning and base training on the rows of a corpus.
 
 A step is one update on one batch of packed rows:
 
     rows -> packed batch -> micro-batches -> gradient -> update -> metrics
 
-Rows are chat turns, prompts with completions, or plain text (base training); the model is a pretrained one, or a named
-shape with fresh weights; trained are all its parameters or adapters beside them (LoRA). The order of rows is a function
-of (seed, position), and a checkpoint holds weights, moments and data position: a resumed run equals an uninterrupted
-one. The loss of held-out rows is measured before, every N steps, and after.
+Rows are chat turns, prompts with completions, or plain text (base training); the model is pretrained, or a named shape
+with fresh weights; all its parameters are trained, or adapters (LoRA). The order of rows is a function of (seed,
+position), and a checkpoint contains weights, moments and data position: a resumed run equals an uninterrupted one. The
+loss of held-out rows is measured before training, every N steps, and at the end.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ log = logging.getLogger(__name__)
 
 CONFIG = SFTConfig
 
-# (the model, its tokenizer) -> the loss of its updates.
+# (model, tokenizer) -> the loss of its updates.
 ObjectiveMaker = Callable[[Trainable, Tokenizer], Objective]
 
 
 def run(settings: SFTConfig, workdir: pathlib.Path) -> None:
-    """Trains as the settings say, resuming from `workdir` if it holds a checkpoint."""
+    """Trains by the settings, resuming from `workdir` if it has a checkpoint."""
     with open_run(settings.mesh):
         SFTRun(settings, workdir).train()
 
 
 def make_supervised_objective(settings: SFTConfig) -> ObjectiveMaker:
-    """The maker of the supervised loss that config.loss describes."""
+    """The maker of the supervised loss described by config.loss."""
 
     def make(trainable: Trainable, tokenizer: Tokenizer) -> Objective:
         return Objective(make_loss(trainable.graph, settings.loss, chunk=settings.train.logits_chunk))
@@ -69,8 +69,8 @@ def make_supervised_objective(settings: SFTConfig) -> ObjectiveMaker:
 
 
 class SFTRun:
-    """One run: the parts, built once, and what a step is. make_objective: makes the loss once the model is loaded
-    (None: the supervised loss).
+    """One run: its parts, built once, and its steps. make_objective: makes the loss after the model is loaded (None:
+    the supervised loss).
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class SFTRun:
         make_objective: ObjectiveMaker | None = None,
     ):
         self.settings, self.workdir = settings, workdir
-        self.saved_settings: Any = settings  # those of config.json
+        self.saved_settings: Any = settings  # written to config.json
         rows = settings.train.rows_per_step
         check_divides("train.rows_per_step", rows, "train.micro_batch_size x devices", self._rows_per_batch())
         model, tokenizer = load_model(settings.model)
@@ -140,10 +140,10 @@ class SFTRun:
         place = lambda x: sharding(("batch", None)[: np.ndim(x)], np.shape(x), name="micro-batch")
         return distributed.put_global(batch, jax.tree.map(place, batch))
 
-    # --- The loop's parts of this stage ---
+    # --- Interface of the loop ---
 
     def train(self) -> None:
-        """All steps from where the workdir stands."""
+        """Runs all steps from the workdir's current step."""
         settings, every = self.settings, self.settings.eval.every_steps
         Loop(self.saved_settings, self.workdir, self.steps, every, settings.checkpoint, settings.log).run(self)
         self.loader.close()
@@ -152,15 +152,15 @@ class SFTRun:
             console.show_table("before and after", table)
 
     def abstract_state(self) -> TrainState:
-        """Shapes with shardings of what a checkpoint holds."""
+        """Shapes with shardings of a checkpoint's state."""
         return abstract_state(self.state.params, self.trainable.axes, self.optimizer)
 
     def metadata(self) -> dict[str, Any]:
-        """The position in the data, and the tokens so far."""
+        """The data position, and the number of tokens so far."""
         return {"loader": self.loader.get_state(), "num_tokens": self.num_tokens}
 
     def resume(self, metadata: dict[str, Any]) -> None:
-        """Goes on from a checkpoint's metadata."""
+        """Continues from a checkpoint's metadata."""
         self.loader.set_state(metadata["loader"])
         self.num_tokens = metadata["num_tokens"]
 
@@ -178,7 +178,7 @@ class SFTRun:
         pairs = int((batch["positions"] + 1)[batch["segments"] > 0].sum())
         flops = self.work.train(fed, targets, pairs, ahead=self.settings.loss.mtp_weight > 0)
         if self.trainable.base is not None:
-            flops *= 2 / 3  # no gradient of the weights
+            flops *= 2 / 3  # no weight gradients
         metrics = {
             **summarize(sums),
             **(measure_load(outcome[LOAD]) if LOAD in outcome else {}),
@@ -200,11 +200,11 @@ class SFTRun:
         except StopIteration:
             raise UserError(
                 f"the data ended before step {step} of {self.steps}: config.data.epochs = {self.settings.data.epochs} "
-                "passes hold no more; set config.data.epochs to none to go on for ever, or lower config.steps"
+                "passes are used up; set config.data.epochs to none for no end, or lower config.steps"
             ) from None
 
     def evaluate(self) -> dict[str, float]:
-        """The loss and accuracy of the held-out rows under the present weights."""
+        """Loss and accuracy of the held-out rows with the current weights."""
         if not self.held_out:
             return {}
         begin = time.perf_counter()

@@ -93,4 +93,4 @@ def check_settings(settings: SFTConfig) -> None:
     if 0 < train.logits_chunk < settings.data.length:
         check_divides("data.length", settings.data.length, "train.logits_chunk", train.logits_chunk)
     if settings.lora.rank < 0:
-        raise UserError(f"config.lora.rank must not be negative, got {settings.lora.rank}")
+        raise UserError(f"config.lora.rank must be at least 0, got {settings.lora.rank}")

@@ -1,4 +1,4 @@
-"""A vocabulary of one's own for a model that is trained from nothing: the tokenizer files of `path`'s texts."""
+"""Training of a vocabulary for a model from scratch: a tokenizer from the texts of `path`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class VocabularyConfig:
         """Raises UserError for impossible numbers."""
         if self.size < 1 or self.rows < 0:
             raise UserError(
-                f"config.size must be at least 1 and config.rows must not be negative; got {self.size} and {self.rows}"
+                f"config.size must be at least 1 and config.rows at least 0, got {self.size} and {self.rows}"
             )
 
 
@@ -44,7 +44,7 @@ CONFIG = VocabularyConfig
 
 
 def run(settings: VocabularyConfig, workdir: pathlib.Path) -> None:
-    """Trains and writes; the workdir is then a folder that `config.model.path` may name for its tokenizer."""
+    """Trains and writes the tokenizer; `config.model.path` may then name the workdir."""
     with open_run():
         if distributed.is_writer():
             train(settings, workdir)
@@ -55,7 +55,7 @@ def train(settings: VocabularyConfig, workdir: pathlib.Path) -> None:
     rows = read_rows(settings.path, key="config.path")[: settings.rows or None]
     texts = [str(row.columns["text"]) for row in rows if "text" in row.columns]
     if not texts:
-        raise UserError(f"{settings.path} holds no row with text (config.path)")
+        raise UserError(f"{settings.path} has no row with text (config.path)")
     write_config(settings, workdir)
     tokenizer = train_vocabulary(texts, settings.size, workdir)
     log.info("%s: %d ids from %d texts", workdir, tokenizer.vocab_size, len(texts))

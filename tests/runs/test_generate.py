@@ -145,7 +145,7 @@ def test_a_row_whose_input_changed_is_redone(
 def test_rows_of_other_settings_are_not_mixed(sampler: Sampler, source: pathlib.Path, tmp_path: pathlib.Path):
     output, rows = tmp_path / "out.jsonl", read_rows(str(source))[1:3]
     generate_file(sampler, rows, output, CONFIG)
-    with pytest.raises(UserError, match=r"out.jsonl holds rows made with temperature=0.9, this run has temperature=0"):
+    with pytest.raises(UserError, match=r"out.jsonl has rows made with temperature=0.9, this run has temperature=0"):
         generate_file(sampler, rows, output, Generation(0.0, 50, 0.95, max_new_tokens=6, num_samples=2, seed=3))
     output.unlink()
     generate_file(sampler, rows, output, dataclasses.replace(CONFIG, seed=4))
@@ -172,7 +172,7 @@ def test_the_same_rows_of_a_model_that_trained_on_are_not_mixed(
     generate_file(sampler, rows, output, CONFIG, model=model)
     generate_file(sampler, rows, output, CONFIG, model={**model, "model": "a/copy"})
     for change in ({"model_digest": "5678"}, {"dtype": "bfloat16"}):
-        with pytest.raises(UserError, match=f"holds rows made with {next(iter(change))}="):
+        with pytest.raises(UserError, match=f"has rows made with {next(iter(change))}="):
             generate_file(sampler, rows, output, CONFIG, model=model | change)
 
 
@@ -229,7 +229,7 @@ def test_killed_and_started_again_it_ends_with_the_same_file(
     assert 20 <= count_lines(output) < len(rows)
     process = start(tiny_model, source, output)
     said = process.communicate()[0]
-    assert process.returncode == 0 and "rows are there already and kept" in said and "tokens/s" in said
+    assert process.returncode == 0 and "rows that are complete" in said and "tokens/s" in said
     generate_file(sampler, read_rows(str(source)), tmp_path / "whole.jsonl", CONFIG)
     found, expected = read(output), read(tmp_path / "whole.jsonl")
     assert [row["tokens"] for row in found] == [row["tokens"] for row in rows]
@@ -257,7 +257,7 @@ GOOD = {"model": "{model}", "prompts": "{source}", "output": "{folder}/out.jsonl
         ({"max_new_tokens": "many"}, "max_new_tokens"),
         ({"batch_size": "0"}, "batch_size must be at least 1, got 0"),
         ({"dtype": "int8"}, "dtype must be one of float32, bfloat16, float16, got 'int8'"),
-        ({"mesh": "rows=2"}, "a mesh is written axis=size,... with axes data"),
+        ({"mesh": "rows=2"}, "a mesh must be axis=size,... with axes data"),
         ({"output": "{source}/x/out.jsonl"}, "out.jsonl cannot be written"),
         ({"outptu": "x"}, "outptu"),
     ],

@@ -94,7 +94,7 @@ def test_rows_follow_their_inputs_wherever_these_moved(tmp_path: pathlib.Path, c
     journal.close()
     assert read(path) == [("new", "two"), ("e", "one"), ("a", "one"), ("a", "three"), ("c", "one")]
     assert [name for name, _ in read(tmp_path / "out.jsonl.old-1")] == INPUTS
-    assert "2 rows belong to no input any more; they are in" in caplog.text
+    assert "2 rows no longer belong to an input; they are in" in caplog.text
     journal = open_journal(path, ["other"])
     put(journal, 0, inputs=["other"])
     journal.close()

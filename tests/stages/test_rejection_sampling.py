@@ -36,8 +36,8 @@ def test_a_set_is_written_in_that_form(tmp_path: pathlib.Path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"reply": "{answer}"}, "config.reply must hold"),
-        ({"generate": {"slots": 0}}, "config.generate.prompts must not be negative and config.generate.slots"),
+        ({"reply": "{answer}"}, "config.reply must contain"),
+        ({"generate": {"slots": 0}}, "config.generate.prompts must be at least 0 and config.generate.slots"),
         ({"rewards": None}, "config.rewards must be"),
     ],
 )

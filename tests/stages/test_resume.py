@@ -35,7 +35,7 @@ def test_a_finished_run_does_nothing_and_says_so(
     with caplog.at_level("INFO"):
         train(workdir, tiny_model, **LEARNING)
     assert before == {name: (workdir / name).read_bytes() for name in before}
-    assert "it holds step 20 of 20, nothing is left" in caplog.text and "resuming" not in caplog.text
+    assert "is finished: step 20 of 20 is done" in caplog.text and "resuming" not in caplog.text
 
 
 @pytest.mark.parametrize(

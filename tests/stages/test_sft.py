@@ -180,12 +180,12 @@ def test_adapters_alone_are_trained_and_saved(tiny_model: pathlib.Path, tmp_path
             r"config\.train\.micro_batch_size = 3 must divide config\.train\.rows_per_step",
         ),
         ({"train__logits_chunk": 24}, r"config\.train\.logits_chunk = 24 must divide config\.data\.length = 64"),
-        ({"lora__rank": -1}, r"config\.lora\.rank must not be negative"),
+        ({"lora__rank": -1}, r"config\.lora\.rank must be at least 0"),
         ({"lora__rank": 2, "lora__targets": "q_proj"}, r'config\.lora\.targets: no linear map matches "q_proj"'),
         ({"model__preset": "huge"}, "unknown model shape 'huge'"),
         (
             {"model__preset": "tiny_llama"},
-            r"config\.model\.sizes\.vocab_size: tiny_llama has 256 rows for the 260 tokens",
+            r"config\.model\.sizes\.vocab_size must be at least the tokenizer.s 260 tokens, got 256 for tiny_llama",
         ),
         (
             {"model__preset": "tiny_llama", "model__sizes": '{"depth": 2}'},

@@ -1,7 +1,7 @@
-"""Distillation: a student learns from a teacher, by the method that `config.method` names.
+"""Distillation: a student learns from a teacher, by the method `config.method`.
 
-`traces` is DeepSeek-R1's (arXiv:2501.12948, section 2.4): the teacher's verified and filtered samples become a
-supervised set. Each method is a file of this folder: a stage of its own.
+`traces` is DeepSeek-R1's (arXiv:2501.12948, section 2.4): the teacher's verified and filtered samples become an SFT
+set. Each method is a file of this folder, with its own config and run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ METHODS = {
 
 
 def find_variant(values: Mapping[str, Any]) -> ModuleType:
-    """The module of the method that the values name. Raises UserError for one that METHODS lacks."""
+    """The module of `method`. Raises UserError for a method that METHODS lacks."""
     method = values.get("method")
     if method not in METHODS:
         raise UserError(f"config.method must be one of {', '.join(METHODS)}, got {method!r}")

@@ -1,7 +1,7 @@
-"""Distillation on given texts by the teacher's whole distribution (Hinton et al. 2015, 1503.02531): an SFT run whose
-loss is the forward KL to a teacher that reads the same rows, over the vocabulary or its likeliest tokens.
+"""Distillation on given texts by the teacher's full distribution (Hinton et al. 2015, 1503.02531): an SFT run whose
+loss is the forward KL to a teacher that reads the same rows, over the vocabulary or its most likely tokens.
 
-The metric `kl` is that divergence in nats a target; `loss` and `eval/loss` stay the cross entropy of the texts.
+The metric `kl` is that divergence in nats per target; `loss` and `eval/loss` stay the cross entropy of the texts.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ CONFIG = LogitsConfig
 
 
 def run(settings: LogitsConfig, workdir: pathlib.Path) -> None:
-    """Distils as the settings say, resuming from `workdir` if it holds a checkpoint."""
+    """Distils by the settings, resuming from `workdir` if it has a checkpoint."""
     with open_run(settings.mesh):
         make_run(settings, workdir).train()
 

@@ -1,9 +1,9 @@
-"""On-policy distillation: the student samples, and learns by the teacher's log-probs on what it said (Agarwal et al.
+"""On-policy distillation: the student samples and learns from the teacher's log-probs of its samples (Agarwal et al.
 2023, 2306.13649).
 
 A GRPO step with another loss: prompts -> engine -> texts -> packed rows -> reverse KL to the teacher -> update. Rewards
-are measured and shown, and take no part in the loss. The metric `kl` is the divergence from the teacher in nats a
-token, estimated as the loss is.
+are measured and shown, but not part of the loss. The metric `kl` is the divergence from the teacher in nats per token,
+estimated like the loss.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ CONFIG = OnPolicyConfig
 
 
 def run(settings: OnPolicyConfig, workdir: pathlib.Path) -> None:
-    """Distils as the settings say, resuming from `workdir` if it holds a checkpoint."""
+    """Distils by the settings, resuming from `workdir` if it has a checkpoint."""
     with open_run(settings.mesh):
         make_run(settings, workdir).train()
 
@@ -71,6 +71,6 @@ def make_run(settings: OnPolicyConfig, workdir: pathlib.Path) -> grpo.GRPORun:
 
 
 def teach(settings: OnPolicyConfig, trainable: Trainable, teacher: Teacher, scoring: Scoring) -> Objective:
-    """The reverse KL to `teacher` on the student's own samples; every completion teaches, whatever it earned."""
+    """The reverse KL to `teacher` on the student's samples; every completion has a gradient, whatever its reward."""
     loss = make_on_policy_loss(trainable.graph, teacher.graph, settings.divergence, scoring)
     return Objective(loss, {"teacher": teacher.params}, uses_advantages=False)

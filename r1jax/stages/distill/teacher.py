@@ -1,4 +1,4 @@
-"""The teacher of a distillation: a frozen model that must speak its student's tokens."""
+"""The teacher of a distillation: a frozen model with the student's vocabulary."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from r1jax.text.tokenizer import Tokenizer
 
 
 class Teacher(NamedTuple):
-    """The structure and the parameters of a teacher."""
+    """Structure and parameters of a teacher."""
 
     graph: nnx.GraphDef
     params: Params
 
 
 def load_teacher(config: ModelConfig, student: Transformer, tokenizer: Tokenizer) -> Teacher:
-    """The teacher that config.teacher names. Raises UserError unless its tokens are the student's."""
+    """The teacher of config.teacher. Raises UserError unless its vocabulary equals the student's."""
     model, theirs = load_model(config)
     if theirs is not None:
         check_tokens(tokenizer, theirs, config.path)
@@ -33,7 +33,7 @@ def load_teacher(config: ModelConfig, student: Transformer, tokenizer: Tokenizer
 
 
 def check_tokens(tokenizer: Tokenizer, theirs: Tokenizer, path: str) -> None:
-    """Raises UserError, naming a token, unless both vocabularies give every id the same token."""
+    """Raises UserError, naming a token, unless both vocabularies map every id to the same token."""
     ours, others = (t.backend.get_vocab(with_added_tokens=True) for t in (tokenizer, theirs))
     if ours == others:
         return

@@ -1,10 +1,10 @@
-"""Distillation by traces, R1's way: what the teacher says, where it is right, is what the student learns to say.
+"""Distillation by traces, as in R1: the student is trained on the teacher's correct answers.
 
-    prompts -> teacher's samples -> rewards -> filters -> supervised set -> student, measured before and after
+    prompts -> teacher's samples -> rewards -> filters -> SFT set -> student, evaluated before and after
 
-Each part leaves a file in the workdir and is not done again: traces.jsonl (row by row), set.jsonl with its statistics
-(in one move), then the student's supervised run with its checkpoints. The workdir is thus the student's: a MODEL for
-any other command. (DeepSeek-R1, arXiv:2501.12948, section 2.4.)
+Each part writes a file to the workdir and is not repeated: traces.jsonl (row by row), set.jsonl with its statistics
+(atomically), then the student's SFT run with its checkpoints. The workdir is thus the student's: a MODEL for any other
+command. (DeepSeek-R1, arXiv:2501.12948, section 2.4.)
 """
 
 from __future__ import annotations
@@ -88,10 +88,10 @@ class TracesConfig:
         """Raises UserError for impossible combinations."""
         self.supervised(pathlib.Path()).check()
         if "traces" in self.corpus.sources:
-            raise UserError("config.corpus.sources.traces is the teacher's: give what is mixed in another name")
+            raise UserError("config.corpus.sources.traces is reserved for the teacher's samples: use another name")
 
     def supervised(self, workdir: pathlib.Path) -> SFTConfig:
-        """The student's run on the set that lies in the workdir, and on what is mixed in."""
+        """Config of the student's SFT run on the set in the workdir and on the sources mixed in."""
         traces = SourceConfig(str(workdir / SET_FILE), template="plain")
         shared = ("steps", "seed", "mesh", "train", "loss", "lora", "optimizer", "checkpoint", "log")
         return SFTConfig(
@@ -106,13 +106,13 @@ CONFIG = TracesConfig
 
 
 def run(settings: TracesConfig, workdir: pathlib.Path) -> None:
-    """Distils as the settings say, going on from what `workdir` holds."""
+    """Distils by the settings, continuing from the content of `workdir`."""
     with open_run(settings.mesh):
         distil(settings, workdir)
 
 
 def distil(settings: TracesConfig, workdir: pathlib.Path) -> None:
-    """All parts that the workdir lacks."""
+    """Runs all parts that the workdir lacks."""
     check_config(settings, workdir)
     rewards = load_rewards(settings.rewards)
     task = load_task(settings.data)
@@ -127,7 +127,7 @@ def distil(settings: TracesConfig, workdir: pathlib.Path) -> None:
 
 
 class Student(sft.SFTRun):
-    """The student's supervised run, measured on the task's held-out problems too."""
+    """The student's SFT run, evaluated on the task's held-out problems too."""
 
     def __init__(self, settings: TracesConfig, workdir: pathlib.Path, held_out: list[dict[str, Any]]):
         super().__init__(settings.supervised(workdir), workdir)
@@ -137,7 +137,7 @@ class Student(sft.SFTRun):
         self.sampler = Sampler(self.trainable.graph, self.trainable.params, self.tokenizer, stop_ids, slots=slots)
 
     def evaluate(self) -> dict[str, Any]:
-        """The loss of held-out rows, and how many of the held-out problems are solved."""
+        """The loss of held-out rows, and the share of solved held-out problems."""
         metrics = super().evaluate()
         if not self.problems.rows:
             return metrics

@@ -1,4 +1,4 @@
-"""A model of a pipeline in numbers: what it solves, in what form and language, at what length, for how much work."""
+"""Evaluation of a pipeline's models: accuracy, format, language and length of replies, and the work of training."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ NAME = "held_out"
 
 def measure_model(model: pathlib.Path, config: MeasureConfig) -> dict[str, float]:
     """`accuracy` (strict pass@1) with its standard error over problems, `lenient`, `format_rate`, `language` (mean
-    share of words in the target language), `mixed` (share of replies with words of it and of another),
-    `mean_length`; replies without words count for neither.
+    share of words in the target language), `mixed` (share of replies that mix it with another language), `mean_length`;
+    replies without words are left out of `language` and `mixed`.
 
-    The scores and all samples are left in the model's folder, as the command `evaluate` writes them.
+    Writes the scores and all samples to the model's folder, like the command `evaluate`.
     """
     problems, generate = read_problems(config), config.generate
     sampler = load_sampler(model, slots=generate.slots)
@@ -63,8 +63,8 @@ def read_problems(config: MeasureConfig) -> list[Problem]:
 
 
 def measure_training(folder: pathlib.Path) -> dict[str, float]:
-    """What a stage's training took, from the metrics it wrote: `tokens` (trained on; of a reinforcement stage also
-    sampled or read) and `flops` by formula: 6 an active parameter and token trained on, 2 for one sampled or read.
+    """Work of a stage's training, from its metrics: `tokens` (trained on; for RL also sampled or read) and `flops` by
+    formula: 6 per active parameter and token trained on, 2 per token sampled or read.
     """
     rows = read_metrics(folder / METRICS_FILE) if (folder / METRICS_FILE).exists() else []
     tokens = next((row["num_tokens"] for row in reversed(rows) if "num_tokens" in row), None)

@@ -1,8 +1,8 @@
-"""What came of what: `pipeline.json`, the record of a pipeline, and the hashes it knows things by.
+"""Provenance of pipeline outputs: `pipeline.json`, the record of a pipeline, and the hashes that identify its parts.
 
-A stage is known by its inputs: its config as the pipeline's says it (without what does not change the outcome), the
-outputs of the stages it takes from, and the files it names. Where they are the same and its outputs are what they were,
-it is done; so a stage that was done again and came out the same leaves those after it alone.
+A stage is identified by its inputs: its config in the pipeline's (without keys that do not affect the result), the
+outputs of its input stages, and the files that it names. If these are unchanged and its outputs are intact, the stage
+is done; a stage that runs again with the same result therefore does not affect later ones.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from r1jax.eval.saved_config import CONFIG_FILE, FORMAT, translate
 from r1jax.runs.workdir import FREE_KEYS
 from r1jax.stages.pipeline.resolve import Planned, find_files, resolve_stage
 
-NO_INPUT = {*FREE_KEYS, "label"} - {"steps"}  # of a stage's config: what its outcome does not depend on
-DATA = (".jsonl", ".model")  # what a stage without a model leaves for others
+NO_INPUT = {*FREE_KEYS, "label"} - {"steps"}  # keys of a stage's config that do not affect its result
+DATA = (".jsonl", ".model")  # output files of a stage without a model
 NO_OUTPUT = {"metrics.jsonl", "samples.jsonl", "traces.jsonl", SAMPLES}
 LARGEST = 2**22  # numbers of one array that are hashed
 
@@ -32,13 +32,13 @@ Entry = dict[str, Any]
 
 
 class Record:
-    """pipeline.json: an entry a stage, in the plan's order, and what is under way.
+    """The content of pipeline.json: an entry per stage, in the plan's order, and the stage in progress.
 
-    A record of format 1, without a number `format`, has hashes of what the config file said in place of hashes of
-    resolved values; they are translated when it is read.
+    A record of format 1, without a number `format`, has hashes of the config file's values instead of resolved values;
+    they are translated on reading.
 
     An entry has `name, folder, stage, label, init, status` (pending, running, done, skipped), `inputs` and `outputs`
-    (name -> hash), `metrics`, `seconds`, and `why` it was done again.
+    (name -> hash), `metrics`, `seconds`, and `why`, the reason of a rerun.
     """
 
     def __init__(self, workdir: pathlib.Path, plan: Iterable[Planned], comparison: Mapping[str, Any]):
@@ -48,7 +48,7 @@ class Record:
         if "format" not in before:
             _renew_hashes(known, workdir)
         self.comparison = {label: list(names) for label, names in comparison.items()}
-        self.redone: list[str] = before.get("redone", [])  # of config.rerun, by the command that has not ended yet
+        self.redone: list[str] = before.get("redone", [])  # stages of config.rerun that this command has finished
         self.entries = {}
         for planned in plan:
             facts = {
@@ -62,7 +62,7 @@ class Record:
             self.entries[planned.name] = {"status": "pending", **known.get(planned.name, {}), **facts}
 
     def write(self) -> None:
-        """In one move: a kill leaves the old record or the new one."""
+        """Writes the file atomically."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         values: dict[str, Any] = {
             "format": FORMAT,
@@ -81,7 +81,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 
 
 def hash_inputs(planned: Planned, entries: Mapping[str, Entry]) -> dict[str, str]:
-    """What a stage is made of, each with its hash."""
+    """Hashes of a stage's inputs by name."""
     hashes = {"config": hash_config(planned.raw_config)}
     folders = [planned.folder.parent.resolve() / entry["folder"] for entry in entries.values()]
     hashes |= {name: hash_values(entries[name].get("outputs")) for name in planned.takes}
@@ -92,7 +92,7 @@ def hash_inputs(planned: Planned, entries: Mapping[str, Entry]) -> dict[str, str
 
 
 def hash_config(values: Mapping[str, Any]) -> str:
-    """Of a stage's resolved values, without those that its outcome does not depend on."""
+    """Hash of a stage's resolved values, without those that do not affect its result."""
     free = tuple(f"{name}." for name in NO_INPUT)
     return hash_values({key: value for key, value in flatten(values).items() if not f"{key}.".startswith(free)})
 
@@ -100,8 +100,8 @@ def hash_config(values: Mapping[str, Any]) -> str:
 def _renew_hashes(entries: Mapping[str, Entry], workdir: pathlib.Path) -> None:
     """Gives stages of format 1 the hash of their resolved values, so that they count as done.
 
-    config.json of the same format holds what was hashed. A stage whose hash is not that of its section there was made
-    by another config, and keeps a hash that no config has.
+    config.json of the same format has the hashed values. A stage whose hash differs from that of its section there was
+    made with another config, and keeps a hash that no config has.
     """
     before = _read(workdir / CONFIG_FILE)
     if not before or "format" in before:
@@ -114,12 +114,12 @@ def _renew_hashes(entries: Mapping[str, Entry], workdir: pathlib.Path) -> None:
             now = {key: value for key, value in sections[name].items() if key not in NO_INPUT}
             try:
                 inputs["config"] = hash_config(resolve_stage(now, {})[0])
-            except UserError:  # no config of today says this
+            except UserError:  # the section is not valid today
                 continue
 
 
 def hash_outputs(folder: pathlib.Path) -> dict[str, str]:
-    """What a stage leaves for others: its model, or the files it wrote."""
+    """Hashes of a stage's outputs: its model, or the files it wrote."""
     newest = newest_checkpoint(folder)
     if newest is not None:
         return {"model": hash_model(newest)}
@@ -128,7 +128,7 @@ def hash_outputs(folder: pathlib.Path) -> dict[str, str]:
 
 
 def hash_model(checkpoint: pathlib.Path) -> str:
-    """Of the parameters' names, shapes and numbers; of a large array of its first numbers, for training moves all."""
+    """Hash of names, shapes and values; large arrays use a prefix, since training changes every value."""
     saved, digest = SavedArrays(checkpoint), hashlib.sha256()
     for path in sorted((path for path in saved.paths if path[0] == "params"), key=str):
         shape = saved.shape(path)
@@ -141,7 +141,7 @@ def hash_model(checkpoint: pathlib.Path) -> str:
 
 
 def compare_inputs(before: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """In words what differs; "" if nothing does."""
+    """Description of the differences; "" if there are none."""
     changed = [name for name in now if name in before and before[name] != now[name]]
     words = [f"{name} changed" for name in changed]
     words += [f"{name} is new" for name in now if name not in before]
@@ -150,7 +150,7 @@ def compare_inputs(before: Mapping[str, str], now: Mapping[str, str]) -> str:
 
 
 def hash_values(values: Any) -> str:
-    """Of plain values and dataclasses' dicts of them."""
+    """Hash of plain values and of dicts from dataclasses."""
     return _hash_text(json.dumps(values, sort_keys=True, default=str))
 
 
@@ -159,7 +159,7 @@ def _hash_text(text: str) -> str:
 
 
 def _hash_path(path: pathlib.Path) -> str:
-    """Of a file's content; of a folder's names and sizes."""
+    """Hash of a file's content, or of the names and sizes in a folder."""
     if path.is_dir():
         files = [file for file in sorted(path.rglob("*")) if file.is_file()]
         return _hash_text("\n".join(f"{file.relative_to(path)} {file.stat().st_size}" for file in files))

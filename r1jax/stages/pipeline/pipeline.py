@@ -1,11 +1,11 @@
-"""Several stages as one run: each takes what earlier ones left, and every model is measured on the same problems.
+"""Several stages as one run: each uses outputs of earlier ones, and every model is evaluated on the same problems.
 
     base -> GRPO -> R1-Zero -> rejection sampling -> SFT -> GRPO -> rejection sampling -> SFT -> GRPO -> R1 -> students
 
-The stages are those that the commands run, one after the other in this process, each in a folder of its own with its
-own checkpoints; what they give one another are workdirs and files. `pipeline.json` is the lineage (lineage.py). Started
-again after an interruption, stages that are done are kept and the one under way goes on by its own means; a stage whose
-inputs changed is done again, with a line that says why.
+The stages are the same as those of the commands, run one after another in this process, each in its own folder with its
+own checkpoints; they exchange workdirs and files. `pipeline.json` records the provenance (manifest.py). After an
+interruption, finished stages are kept and the current one resumes; a stage whose inputs changed runs again, with the
+reason in the log.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from r1jax.stages.registry import stage_of
 log = logging.getLogger(__name__)
 
 CONFIG = PipelineConfig
-COMPILED = "compiled"  # folder of the programs that stages share
+COMPILED = "compiled"  # folder of compiled programs shared by stages
 
 
 def run(settings: PipelineConfig, workdir: pathlib.Path) -> None:
-    """Runs what is not done yet."""
+    """Runs the unfinished stages."""
     with open_run():
         run_plan(settings, workdir)
 
 
 def run_plan(settings: PipelineConfig, workdir: pathlib.Path) -> None:
-    """Runs the stages that are not done, in order, each in a mesh of its own."""
+    """Runs the unfinished stages in order, each in its own mesh."""
     plan, measure = make_plan(settings, workdir)
     record = Record(workdir, plan, settings.comparison)
     if distributed.is_writer():
@@ -64,7 +64,7 @@ def run_plan(settings: PipelineConfig, workdir: pathlib.Path) -> None:
         why = "config.rerun names it" if asked else find_reason(entry, inputs, planned.folder)
         if entry["status"] == "done" and not why:
             log.info("%s: done already, kept", title)
-            _measure(planned, entry, measure, settings.mesh)  # anew where it is to be measured in another way
+            _measure(planned, entry, measure, settings.mesh)  # again if the evaluation settings changed
             continue
         log.info("%s: %s", title, _describe_start(entry, planned, why))
         if asked:
@@ -81,18 +81,18 @@ def run_plan(settings: PipelineConfig, workdir: pathlib.Path) -> None:
 
 
 def find_reason(entry: Entry, inputs: dict[str, str], folder: pathlib.Path) -> str:
-    """Why a stage that was begun must be done again; "" where it need not."""
+    """Why a started stage must run again; "" if it need not."""
     if entry["status"] not in ("done", "running"):
         return ""
     if changed := compare_inputs(entry["inputs"], inputs):
         return changed
     if entry["status"] == "done" and hash_outputs(folder) != entry["outputs"]:
-        return f"what it left in {folder} is gone or was changed"
+        return f"its output in {folder} is missing or was changed"
     return ""
 
 
 def run_stage(planned: Planned, entry: Entry, inputs: dict[str, str], why: str, record: Record) -> None:
-    """Runs one stage to its end, from nothing if there is a `why`; the record says that it is under way."""
+    """Runs one stage to its end, from scratch if there is a reason `why`, and records its status."""
     spent = 0.0
     if why:
         if distributed.is_writer():
@@ -112,7 +112,7 @@ def run_stage(planned: Planned, entry: Entry, inputs: dict[str, str], why: str, 
 
 
 def finish_stage(planned: Planned, entry: Entry, record: Record) -> None:
-    """Writes what a stage left."""
+    """Records the outputs of a stage."""
     entry |= {
         "status": "done",
         "outputs": hash_outputs(planned.folder),
@@ -123,7 +123,7 @@ def finish_stage(planned: Planned, entry: Entry, record: Record) -> None:
 
 
 def _measure(planned: Planned, entry: Entry, config: MeasureConfig, mesh: MeshConfig) -> None:
-    """The metrics of a stage's model, where the entry does not hold them yet."""
+    """Evaluates a stage's model, unless the entry has its metrics."""
     way = hash_values(dataclasses.asdict(config)) if planned.label else ""
     if entry.get("measured") == way:
         return
@@ -136,7 +136,7 @@ def _measure(planned: Planned, entry: Entry, config: MeasureConfig, mesh: MeshCo
 
 
 def _forget() -> None:
-    """Frees what a stage held: its arrays, and its programs, which are of no use to the next but on disk."""
+    """Frees a stage's arrays, and its programs, which the next stage uses from disk only."""
     gc.collect()
     jax.clear_caches()
 
@@ -155,13 +155,13 @@ def _describe(metrics: dict[str, Any]) -> str:
 
 
 def _find_duration(folder: pathlib.Path, started: float) -> float:
-    """Seconds that a killed attempt lasted, by the last thing it wrote."""
+    """Seconds that a killed attempt lasted, by the time of its last write."""
     times = [path.stat().st_mtime for path in folder.rglob("*") if path.is_file()]
     return max(0.0, max(times, default=started) - started)
 
 
 def _share_programs(workdir: pathlib.Path) -> None:
-    """What one stage compiled the next finds on disk, unless the user keeps such a cache already."""
+    """Shares compiled programs between stages through a cache on disk, unless the user has set one."""
     if not (os.environ.get("JAX_COMPILATION_CACHE_DIR") or getattr(jax.config, "jax_compilation_cache_dir", None)):
         jax.config.update("jax_compilation_cache_dir", str((workdir / COMPILED).resolve()))
 

@@ -1,12 +1,12 @@
-"""A pipeline as a plan: its stages in order, each with its folder, its own config, and what it takes from others.
+"""Plan of a pipeline: its stages in order, each with its folder, its config, and its input stages.
 
-A stage of a pipeline is a whole config of an existing stage and, beside it, what only the pipeline reads:
+A stage of a pipeline is a full config of an existing stage plus the keys that only the pipeline reads:
 
-    init    the model it starts from: the name of an earlier stage, or any MODEL; "" keeps the config's own model
-    label   what its model is called in tables (R1-Zero, Dev1, ...); "" for a stage whose model is not measured
+    init    the initial model: the name of an earlier stage, or any MODEL; "" keeps the config's own model
+    label   the name of its model in tables (R1-Zero, Dev1, ...); "" if the model is not evaluated
 
-A text `@NAME` or `@NAME/FILE` anywhere in a stage's config is the folder of an earlier stage, or a file in it. A stage
-that is skipped hands on what it would have started from.
+A text `@NAME` or `@NAME/FILE` anywhere in a stage's config refers to the folder of an earlier stage, or to a file in
+it. A skipped stage passes on its own initial model.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from r1jax.data.tasks import TaskConfig
 from r1jax.stages.registry import resolve_values
 from r1jax.stages.rejection_sampling import TeacherSampling
 
-MODELS = ("student", "model")  # the section that `init` fills: of what the stage trains, where it has both
+MODELS = ("student", "model")  # sections that `init` can set: the trained model's, if the stage has both
 REFERENCE = "@"
 
 
@@ -77,7 +77,7 @@ class PipelineConfig:
     mesh: MeshConfig = MeshConfig()
 
     def check(self) -> None:
-        """Raises UserError, naming the stage, for whatever is wrong with the plan or a stage of it."""
+        """Raises UserError, naming the stage, for any fault of the plan or of a stage."""
         make_plan(self, pathlib.Path())
 
 
@@ -99,8 +99,8 @@ OWN_KEYS = tuple(field.name for field in dataclasses.fields(Links))
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """One stage: `raw_config` holds the values of its config as the pipeline's has them, `settings` are those of its
-    run, with paths in the place of references. takes: the earlier stages whose outputs it reads.
+    """One stage: `raw_config` has its config values as in the pipeline's, `settings` those of its run, with paths in
+    place of references. takes: the earlier stages whose outputs it reads.
     """
 
     name: str
@@ -112,14 +112,14 @@ class Planned:
 
     @property
     def label(self) -> str:
-        """What its model is called; "" if it is not measured."""
+        """Name of its model; "" if it is not evaluated."""
         return self.raw_config.get("label", "")
 
 
 def resolve(config: Mapping[str, Any] | ConfigDict, flags: Mapping[str, str]) -> Resolved[PipelineConfig]:
-    """The settings of a pipeline: every stage's section has all values of its own stage, and `Links`.
+    """Settings of a pipeline: every stage's section has all values of its own stage, and `Links`.
 
-    Raises UserError, naming the stage, for what its stage refuses.
+    Raises UserError, naming the stage, for errors of its section.
     """
     own, nested = dict[str, str](), dict[str, dict[str, str]]()
     for key, text in flags.items():
@@ -145,7 +145,7 @@ def resolve(config: Mapping[str, Any] | ConfigDict, flags: Mapping[str, str]) ->
 
 
 def resolve_stage(section: Any, flags: Mapping[str, str]) -> tuple[dict[str, Any], Mapping[str, Origin]]:
-    """(all values, their origins) of one stage's section."""
+    """All values of one stage's section, and their origins."""
     if not isinstance(section, Mapping):
         raise UserError(f"must be a section, got {section!r}")
     pick = lambda values, own: {key: value for key, value in values.items() if (key in OWN_KEYS) == own}
@@ -157,9 +157,9 @@ def resolve_stage(section: Any, flags: Mapping[str, str]) -> tuple[dict[str, Any
 
 
 def make_plan(settings: PipelineConfig, workdir: pathlib.Path) -> tuple[list[Planned], MeasureConfig]:
-    """The stages in order, and how their models are measured.
+    """The stages in order, and the evaluation settings of their models.
 
-    Raises UserError, naming the stage, for a reference to no earlier one and for a config that its stage refuses.
+    Raises UserError, naming the stage, for a reference to no earlier stage and for an invalid config.
     """
     known = set(settings.stages)
     if len(set(settings.order)) < len(settings.order) or set(settings.order) != known:
@@ -186,14 +186,14 @@ def make_plan(settings: PipelineConfig, workdir: pathlib.Path) -> tuple[list[Pla
 
 
 class _Places:
-    """Where references lead; `taken` gathers the stages they lead to."""
+    """Resolves references; `taken` collects the stages that they refer to."""
 
     def __init__(self, settings: PipelineConfig, folders: Mapping[str, pathlib.Path], earlier: list[str]):
         self.settings, self.folders, self.earlier = settings, folders, earlier
         self.taken: list[str] = []
 
     def __call__(self, text: str) -> str:
-        """The path of `@NAME` or `@NAME/FILE`. Raises UserError if NAME is no earlier stage."""
+        """The path of `@NAME` or `@NAME/FILE`. Raises UserError if NAME is not an earlier stage."""
         name, _, file = text.removeprefix(REFERENCE).partition("/")
         if name not in self.earlier:
             raise UserError(f"{text} must name an earlier stage ({', '.join(self.earlier) or 'there is none'})")
@@ -216,7 +216,7 @@ def _plan_stage(
         if section is None:
             raise UserError(f"init = {init!r}, but a stage of kind {raw_config.get('stage')!r} starts from no model")
         path = places(REFERENCE + init) if init in settings.stages else init
-        if path != section.get("path"):  # what was said of another model does not hold for this one
+        if path != section.get("path"):  # settings of another model do not apply to this one
             section.update(hub="", fetch="", preset="", sizes={}, layers=0, path=path)
     stage = resolve_values(_replace(values, places)).settings
     skipped = name in settings.skip
@@ -226,9 +226,7 @@ def _plan_stage(
 
 
 def trace_shapes(plan: Sequence[Planned]) -> Iterator[Planned]:
-    """The stages with the model that each one's `init` leads back to in the place of a workdir that is not there yet:
-    what is to be known of a pipeline before it has run.
-    """
+    """The stages with `init` traced back to an existing model, for a pipeline whose workdirs do not exist yet."""
     shapes: dict[str, dict[str, Any]] = {}
     for planned in plan:
         section = next((key for key in MODELS if key in planned.raw_config), None)
@@ -253,8 +251,8 @@ def _replace(value: Any, find: Callable[[str], str]) -> Any:
 
 
 def find_files(values: Mapping[str, Any]) -> Iterator[pathlib.Path]:
-    """The files and folders that a stage's values name and that are there."""
+    """Existing files and folders named in a stage's values."""
     for value in flatten(values).values():
         for text in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(text, str) and "/" in text and os.path.exists(text):  # False of a text too long for a path
+            if isinstance(text, str) and "/" in text and os.path.exists(text):  # False for a text too long for a path
                 yield pathlib.Path(text)

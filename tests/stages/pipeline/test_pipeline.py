@@ -146,7 +146,9 @@ def test_outputs_that_were_changed_are_made_again(copy: pathlib.Path, runs: Runs
     with open(copy / "05_cold_data" / "set.jsonl", "a") as file:
         file.write('{"prompt": "a", "completion": "b"}\n')
     pipeline.run(load(), copy)
-    assert "is gone or was changed" in runs.reasons["cold_data"] and runs.reasons["cold_start"] == "cold_data changed"
+    assert (
+        "is missing or was changed" in runs.reasons["cold_data"] and runs.reasons["cold_start"] == "cold_data changed"
+    )
 
 
 def test_a_stage_can_be_done_again_once_by_one_command(copy: pathlib.Path, runs: Runs, monkeypatch: pytest.MonkeyPatch):
