@@ -2,6 +2,7 @@ r"""Evaluates a model on benchmarks, or scores existing completions.
 
   python -m r1jax.evaluate --model=MODEL --benchmarks=gsm8k=gsm8k_test.jsonl,svamp=svamp.jsonl --output=scores.json
   python -m r1jax.evaluate --samples=out.jsonl --output=scores.json
+  python -m r1jax.evaluate --samples=out.jsonl --reward=answer_reward,accuracy_reward
 
 --model is a Hugging Face folder, a .gguf file, a hub name (org/name), or the workdir of a run. A benchmark is gsm8k,
 svamp, aime24, aime25, math500 or gpqa: NAME takes the data set from the hub, NAME=FILE a file of it; jsonl=FILE is any
@@ -12,6 +13,10 @@ The output has for each benchmark: n problems, k completions each; pass@1 (mean 
 error over problems; pass@k (unbiased); cons@k (majority vote); lenient_pass@1 (the last number or choice letter);
 format_rate (share of answers in the requested place: \boxed{}, answer tags, `####`, or `Answer: X`); mean_length in
 tokens; truncated (the share cut off at max_new_tokens). OUT.samples.jsonl has every problem with its completions.
+
+--reward asks rewards, named as in a config, what they would pay for the completions of --samples (or for those of a
+run's samples.jsonl, with a column `solution`): a table, and a page (OUT.html of --output=OUT.json; without, beside the
+samples) of the completions for which two rewards differ.
 
 The defaults follow DeepSeek's protocol, temperature 0.6 and top-p 0.95; it uses --num_samples 64 (AIME, GPQA) and 16
 (MATH), and --max_new_tokens 32768.
@@ -43,6 +48,7 @@ def define_flags() -> flags.FlagValues:
     string("samples", None, "A file of completions to score, in place of --model.", flag_values=values)
     string("benchmarks", None, "NAME, NAME=FILE or jsonl=FILE; separate several by commas.", flag_values=values)
     string("output", None, "The JSON file to write.", flag_values=values)
+    string("reward", None, "Rewards to ask about --samples: NAME[,NAME…].", flag_values=values)
     integer("num_samples", None, "Completions per problem. Default: 1, or all of --samples.", flag_values=values)
     number("temperature", 0.6, "Sampling temperature; 0 is greedy. Default: 0.6.", flag_values=values)
     number("top_p", 0.95, "Nucleus sampling: probability mass to sample from. Default: 0.95.", flag_values=values)
@@ -58,13 +64,17 @@ def define_flags() -> flags.FlagValues:
 
 def evaluate(values: flags.FlagValues) -> None:
     """Evaluates by the flags; problems and flags are checked before a model is loaded."""
-    if not values.output:
+    if not values.output and not values.reward:
         raise UserError("--output is missing (see --help)")
     if bool(values.model) == bool(values.samples):
         raise UserError("exactly one of --model and --samples must be given (see --help)")
     if values.limit < 0:
         raise UserError(f"limit must be at least 0, got {values.limit}")
-    if values.samples:
+    if values.reward and not values.samples:
+        raise UserError("--reward needs --samples, a file of completions (see --help)")
+    if values.reward:
+        _ask_rewards(values)
+    elif values.samples:
         _score_samples(values)
     else:
         _measure_model(values)
@@ -78,6 +88,15 @@ def _score_samples(values: flags.FlagValues) -> None:
     scores, rows = score_benchmarks(answered, values.num_samples or 0)
     write_scores(values.output, values.samples, scores, rows)
     show_scores(scores)
+
+
+def _ask_rewards(values: flags.FlagValues) -> None:
+    from r1jax.runs.evaluate import ask_rewards
+
+    names = [name.strip() for name in values.reward.split(",") if name.strip()]
+    samples = pathlib.Path(values.samples)
+    output = pathlib.Path(values.output).with_suffix(".html") if values.output else samples.with_suffix(".rewards.html")
+    ask_rewards(samples, names, output, limit=values.limit)
 
 
 def _measure_model(values: flags.FlagValues) -> None:

@@ -19,6 +19,7 @@ from r1jax.data.sources import SourceRow
 from r1jax.eval.benchmarks import Problem
 from r1jax.eval.extraction import read_gold
 from r1jax.eval.headline import format_value
+from r1jax.eval.payouts import compare_graders, pay, render_payouts, summarize
 from r1jax.eval.score import Answered, score
 from r1jax.runs.generate import Generation, encode_rows, sample_prompts
 from r1jax.runs.sampler import Sampler
@@ -74,6 +75,25 @@ def read_samples(path: str, *, limit: int = 0) -> list[Answered]:
     if not problems:
         raise UserError(f"{path} has no rows (--samples)")
     return problems
+
+
+def ask_rewards(samples: pathlib.Path, names: Sequence[str], output: pathlib.Path, *, limit: int = 0) -> None:
+    """Asks rewards about the completions of a file: tables on the console, and a page of where they differ.
+
+    Raises UserError for a missing file, an unknown reward, a row without completions or without a needed column.
+    """
+    rows = [columns for _, columns in read_rows(str(samples), key="--samples")[: limit or None]]
+    if not rows:
+        raise UserError(f"{samples} has no row (--samples)")
+    payouts = pay(rows, names)
+    console.show_table("rewards", summarize(payouts))
+    if len(names) > 1:
+        console.show_table("where rewards differ", compare_graders(payouts))
+    try:
+        replace_file(output, render_payouts(payouts, f"Rewards of {samples.name}"))
+    except OSError as error:
+        raise UserError(f"{output} cannot be written: {error.strerror} (--output)") from error
+    console.shared_console().print(f"page: {output}")
 
 
 def score_benchmarks(answered: Mapping[str, Sequence[Answered]], k: int = 0) -> tuple[Scores, list[dict[str, Any]]]:

@@ -32,6 +32,7 @@ from r1jax.learner.state import TrainState
 from r1jax.learner.trainable import Trainable
 from r1jax.losses.advantage import group_advantages
 from r1jax.rewards.base import connect_rewards, read_rewards
+from r1jax.rewards.reader.golds import log_golds
 from r1jax.rl.curriculum import Curriculum
 from r1jax.rl.grpo_config import GRPOConfig
 from r1jax.rl.policy_judge import Judge
@@ -96,6 +97,7 @@ class GRPORun:
         task = load_task(settings.data)
         for note in task.notes:
             log.warning(note)
+        log_golds(task.train, [reward.name for reward in rewards])
         model_config = settings.model
         model, tokenizer = load_model(model_config)
         self.tokenizer = require_tokenizer(tokenizer, model_config.path)

@@ -25,6 +25,7 @@ from r1jax.data.sources import SourceRow
 from r1jax.data.tasks import TaskConfig, load_task
 from r1jax.models.transformer import split
 from r1jax.rewards.base import load_rewards, score
+from r1jax.rewards.reader.golds import log_golds
 from r1jax.runs.generate import RESULTS, Generation, generate_file
 from r1jax.runs.model_setup import ModelConfig, load_model
 from r1jax.runs.prologue import open_run
@@ -103,6 +104,7 @@ def run(settings: CollectConfig, workdir: pathlib.Path) -> None:
         if distributed.is_writer():
             write_config(settings, workdir)
         rewards, task = load_rewards(settings.rewards), load_task(settings.data)
+        log_golds(task.train, [reward.name for reward in rewards])
         rows = task.train[: settings.generate.prompts or None]
         collect(settings.model, rows, settings.generate, rewards, settings.filters, workdir, reply=settings.reply)
 

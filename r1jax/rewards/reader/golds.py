@@ -7,7 +7,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from r1jax.rewards.reader.choices import read_gold_choice
@@ -15,7 +15,10 @@ from r1jax.rewards.reader.kinds import read_answer
 from r1jax.rewards.reader.places import find_marked, find_place
 from r1jax.rewards.reader.spelling import plain_latex
 
+# Rewards that compare an answer with the column `solution`.
+READING_REWARDS = frozenset(("accuracy_reward", "answer_reward", "number_reward", "len_reward", "cosine_scaled_reward"))
 _SHOWN = 5
+_MOST_CHECKED = 50_000
 _MAX_GOLD = 300
 _FORMULA = re.compile(r"(?<!\\)\$[^$]*(?<!\\)\$|\\boxed|\\\(|\\\[")
 _PLAIN = re.compile(
@@ -90,7 +93,13 @@ def describe_golds(golds: Sequence[Any]) -> str:
     return f"{line}; {len(unread)} are not: {shown}" if unread else line
 
 
-def log_golds(golds: Sequence[Any], where: str) -> None:
-    """Writes the line of `describe_golds` to the log, as a warning if some gold is not read."""
-    line = describe_golds(golds)
-    _logger.log(logging.WARNING if "are not" in line else logging.INFO, "%s: %s", where, line)
+def log_golds(rows: Sequence[Mapping[str, Any]], rewards: Iterable[str]) -> None:
+    """Writes the line of `describe_golds` on a run's problems to the log, as a warning if some gold is not read.
+
+    Says nothing where no reward (by name) reads golds.
+    """
+    if not READING_REWARDS.intersection(rewards) or not rows or "solution" not in rows[0]:
+        return
+    line = describe_golds([row.get("solution") for row in rows[:_MOST_CHECKED]])
+    part = f" (the first {_MOST_CHECKED})" if len(rows) > _MOST_CHECKED else ""
+    _logger.log(logging.WARNING if " are not: " in line else logging.INFO, "config.data, solution%s: %s", part, line)

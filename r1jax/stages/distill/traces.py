@@ -26,6 +26,7 @@ from r1jax.learner.optimizer import OptimizerConfig
 from r1jax.learner.supervised import SupervisedConfig
 from r1jax.models.lora import LoRAConfig
 from r1jax.rewards.base import load_rewards
+from r1jax.rewards.reader.golds import log_golds
 from r1jax.runs.model_setup import CheckpointConfig, LogConfig, ModelConfig
 from r1jax.runs.prologue import open_run
 from r1jax.runs.sampler import Sampler
@@ -118,6 +119,7 @@ def distil(settings: TracesConfig, workdir: pathlib.Path) -> None:
     task = load_task(settings.data)
     for note in task.notes:
         log.warning(note)
+    log_golds(task.train, [reward.name for reward in rewards])
     if not (workdir / SET_FILE).exists():
         if distributed.is_writer():
             write_config(settings, workdir)
