@@ -1,4 +1,4 @@
-"""Programs of a run as compiled for a TPU: what each needs and costs, whether it fits, and what to do if not."""
+"""Programs of a run compiled for a TPU: memory, cost, whether they fit, and advice if they do not."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from r1jax.runs.chips import Chip, Topology
 _OUT_OF_HBM = re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM|[Uu]sed ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
-# What lowers the memory of a program, most effective first.
+# Config keys that lower the memory of a program, most effective first.
 CURES = {
     "accumulate": "config.model.remat=full, config.train.micro_batch_size, config.train.logits_chunk, with experts "
     "config.model.dispatch_tokens, config.optimizer.offload=true, or larger config.mesh.fsdp",
@@ -32,8 +32,8 @@ CURES = {
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes on one device. arguments, temporaries, outputs: as the compiler states them (outputs that take the place
-    of arguments left out). resident: what the run keeps there beside them. peak: all of it.
+    """Bytes on one device. arguments, temporaries, outputs: as reported by the compiler (without outputs that alias
+    arguments). resident: other arrays that the run keeps on the device. peak: the total.
     """
 
     arguments: int
@@ -45,7 +45,7 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """A program after its compilation. `text` is "" and memory all peak where the compiler gave up for lack of HBM."""
+    """A compiled program. If the compiler ran out of HBM, `text` is "" and memory has only a peak."""
 
     seconds: float
     memory: Memory
@@ -76,8 +76,8 @@ def compile_program(program: Program, topology: Topology) -> Compiled:
 
 
 def predict_seconds(costs: Costs, chip: Chip) -> float:
-    """The roofline: the longest of computing, reading memory, sending inside a slice and between slices, each at its
-    peak and all at once.
+    """Roofline time: the maximum of compute, HBM traffic, and traffic inside and between slices, each at its
+    peak rate.
     """
     return max(
         costs.flops / chip.flops,
@@ -88,7 +88,7 @@ def predict_seconds(costs: Costs, chip: Chip) -> float:
 
 
 def device_bytes(tree: Any) -> int:
-    """What shapes with shardings take in the memory of one device; what waits in the host's is not there."""
+    """Bytes per device, excluding host-resident arrays."""
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
         for x in jax.tree.leaves(tree)
@@ -104,7 +104,7 @@ def _memory(stats: Any, resident: int) -> Memory:
 
 
 def _needed(message: str) -> int | None:
-    """Bytes that the compiler says it needed, where HBM was what it lacked."""
+    """Bytes needed according to the compiler's message, if it ran out of HBM; else None."""
     if not (found := _OUT_OF_HBM.search(message)):
         return None
     number, unit = (found[1], found[2]) if found[1] else (found[3], found[4])
@@ -112,22 +112,22 @@ def _needed(message: str) -> int | None:
 
 
 class Report:
-    """The table of all programs, and its JSON."""
+    """Table of all programs, and its JSON form."""
 
     def __init__(self, topology: Topology):
         self.topology, self.programs = topology, dict[str, Compiled]()
 
     def add(self, name: str, compiled: Compiled) -> None:
-        """Takes a program's figures."""
+        """Adds a program's figures."""
         self.programs[name] = compiled
 
     @property
     def fits(self) -> bool:
-        """Whether all of them do."""
+        """Whether all programs fit."""
         return all(program.fits for program in self.programs.values())
 
     def as_dict(self) -> dict[str, Any]:
-        """The figures, per device."""
+        """Figures per device."""
         return {
             "chip": self.topology.chip.name,
             "devices": self.topology.devices,
@@ -154,10 +154,10 @@ class Report:
             "open_loops": sorted(costs.unknown_loops),
         }
 
-    # --- For people ---
+    # --- Text output ---
 
     def head(self) -> str:
-        """The topology and the columns."""
+        """Header line: topology and columns."""
         chip, GiB = self.topology.chip, 2**30
         slices = f" x {self.topology.slices} slices" if self.topology.slices > 1 else ""
         return (
@@ -168,7 +168,7 @@ class Report:
         )
 
     def line(self, name: str) -> str:
-        """One program."""
+        """Line of one program."""
         program = self.programs[name]
         costs = program.costs
         return (
@@ -179,7 +179,9 @@ class Report:
         )
 
     def advice(self) -> list[str]:
-        """What does not fit, by how much and what helps; and what could not be counted."""
+        """Lines about programs that do not fit, with the excess and remedies, and about operations that could not be
+        counted.
+        """
         limit, lines = self.topology.chip.hbm_bytes, []
         for name, program in self.programs.items():
             if not program.fits:
@@ -187,7 +189,7 @@ class Report:
                 kept = program.memory.resident / 2**30
                 lines.append(
                     f"{name} does not fit: {missing:.2f} GiB too much of {limit / 2**30:.2f} GiB a device "
-                    f"({kept:.2f} GiB of it is what the run keeps there meanwhile); lower it by "
+                    f"({kept:.2f} GiB of it are other arrays that the run keeps there); lower it by "
                     f"{CURES.get(name.rpartition('.')[2], 'a larger config.mesh.fsdp')}"
                 )
             if program.costs.unpriced:

@@ -1,12 +1,12 @@
-"""What an optimized program does per device and execution: FLOPs, HBM traffic and collectives, loops counted in full.
+"""Cost of an optimized program per device and execution: FLOPs, HBM traffic and collectives, loops counted in full.
 
-- FLOPs: 2 a multiply-add of dots, convolutions (a TPU's matrix products are written as such) and Pallas kernels: by
-  the kernel's own estimate where it has one, by formula for splash attention; others are named in `unpriced`.
-- HBM bytes: operands read and results written by what runs as one kernel; arrays in on-chip memory are free, a fused
-  slice counts what it touches, an update in place what it writes.
-- Collectives: payload is the whole array that is put together, taken apart or passed on: the gathered result, the
-  reduced or scattered input. An asynchronous one counts once, at its start. `wire` is what a ring sends per device.
-- A branch counts as its dearest; a loop of unknown length once, and its name is told.
+- FLOPs: 2 per multiply-add of dots, convolutions (the form of a TPU's matrix products) and Pallas kernels: by the
+  kernel's own estimate if it has one, by formula for splash attention; others are listed in `unpriced`.
+- HBM bytes: operands read and results written by each kernel; arrays in on-chip memory are free, a fused slice counts
+  the bytes that it touches, an in-place update those that it writes.
+- Collectives: the payload is the whole array that is gathered, scattered or permuted: the gathered result, the reduced
+  or scattered input. An asynchronous one counts once, at its start. `wire` is the traffic of a ring per device.
+- A conditional counts as its most expensive branch; a loop of unknown length counts once, and its name is reported.
 """
 
 from __future__ import annotations
@@ -49,11 +49,10 @@ _SLICES = ("dynamic-slice", "slice", "gather")
 
 @dataclasses.dataclass
 class Costs:
-    """Totals per device. Keys of the counters: the collective's kind; the kernel's name; the loop's or kernel's name.
+    """Totals per device. Keys of the counters: kind of collective; name of the kernel; name of the loop or kernel.
 
-    slow_wire: the part of `wire` that crosses slices; host_bytes: copies to or from the host's memory. exchange_buffer:
-    the largest array that an exchange between all devices, which the program itself asks for, is received in: that of
-    experts' rows.
+    slow_wire: the part of `wire` that crosses slices; host_bytes: copies to or from host memory. exchange_buffer: the
+    largest receive buffer of an all-to-all exchange that the program itself requests, which is that of experts' rows.
     """
 
     flops: float = 0.0
@@ -70,7 +69,7 @@ class Costs:
     unknown_loops: Counter = dataclasses.field(default_factory=Counter)
 
     def add(self, other: Costs, times: float = 1) -> None:
-        """Adds `other`, `times` over."""
+        """Adds `other`, multiplied by `times`."""
         for field in dataclasses.fields(Costs):
             mine, theirs = getattr(self, field.name), getattr(other, field.name)
             if field.name == "exchange_buffer":
@@ -83,8 +82,8 @@ class Costs:
 
 
 def measure(text: str, slices: int = 1, devices: int = 0) -> Costs:
-    """Costs of the module in `text`. devices: on which it runs, in `slices` equal slices one after the other; 0: on as
-    many as it has partitions (compiled for several slices a module may be that of one, which sends to the others).
+    """Costs of the module in `text`. devices: number of devices, in `slices` equal consecutive slices; 0: the module's
+    partitions (a module compiled for several slices may be that of one, which sends to the others).
     """
     module = parse_module(text)
     walk = _Walk(module, slices, max(1, (devices or module.partitions) // slices))
@@ -92,7 +91,7 @@ def measure(text: str, slices: int = 1, devices: int = 0) -> Costs:
 
 
 class _Walk:
-    """One walk over a module; computations that were priced before with the same knowledge are not priced again."""
+    """A walk over a module; a computation with the same known values is priced only once."""
 
     def __init__(self, module: Module, slices: int, slice_size: int):
         self.module, self.slices, self.slice_size = module, slices, slice_size
@@ -146,8 +145,9 @@ class _Walk:
         total.add(max(branches, key=lambda costs: (costs.flops, costs.hbm_bytes)))
 
     def _without_repeats(self, inner: Costs, name: str, chained: set[str]) -> Costs:
-        """A collective that a chain of fusions carries out piece by piece is written in each of them: it counts in
-        the first."""
+        """The costs without repeated collectives: one that a chain of fusions performs piece by piece appears in each
+        of them, and counts in the first only.
+        """
         links = {
             found[1]
             for i in self.module.computations[name].instructions.values()
@@ -191,7 +191,7 @@ class _Walk:
             total.slow_wire += sent
 
     def _price_transfer(self, total: Costs, kind: str, payload: int) -> None:
-        """A collective between the devices of the same place in all slices, through their hosts."""
+        """A collective between corresponding devices of all slices, through their hosts."""
         share = (self.slices - 1) / self.slices
         sent = payload * (2 * share if kind == "all-reduce" else share)
         total.collective_counts[kind] += 1
@@ -210,7 +210,7 @@ class _Walk:
         if opcode == "dynamic-update-slice":
             update = computation.operand(instruction, 1)
             return 2.0 * _in_hbm(update.results) if update else 0.0
-        if opcode.endswith("-start"):  # results hold the operands too
+        if opcode.endswith("-start"):  # results include the operands
             return float(_in_hbm(instruction.results))
         operands = [computation.instructions.get(name) for name in instruction.operands]
         if opcode != "fusion":
@@ -230,7 +230,7 @@ def _in_hbm(arrays: tuple[Array, ...]) -> int:
 
 
 def _written(inner: Computation, fusion: Instruction) -> tuple[int, set[str]]:
-    """(bytes that a fusion writes, its parameters that it updates in place)."""
+    """Bytes that a fusion writes, and its parameters that it updates in place."""
     root = inner.instructions[inner.root]
     outputs = [inner.instructions.get(name) for name in root.operands] if root.opcode == "tuple" else [root]
     total, updated = 0, set[str]()
@@ -249,7 +249,7 @@ def _written(inner: Computation, fusion: Instruction) -> tuple[int, set[str]]:
 
 
 def _behind(inner: Computation, instruction: Instruction | None) -> Instruction | None:
-    """What an instruction is a mere view or cast of."""
+    """The instruction behind views and casts."""
     while instruction is not None and instruction.opcode in ("bitcast", "copy", "convert"):
         instruction = inner.operand(instruction, 0)
     return instruction
@@ -274,15 +274,16 @@ def _touched(inner: Computation, parameter: str) -> float:
 
 
 def dot_flops(computation: Computation, instruction: Instruction) -> float:
-    """2 x the results x the sizes summed over."""
+    """2 x number of results x contracted sizes."""
     left = computation.operand(instruction, 0)
     summed = re.findall(r"\d+", instruction.attribute("lhs_contracting_dims"))
     return 2.0 * math.prod(instruction.shape) * math.prod(left.shape[int(d)] for d in summed) if left else 0.0
 
 
 def convolution_flops(computation: Computation, instruction: Instruction) -> float:
-    """2 x batch x output features x input features of a group x (output position, window tap) pairs that meet an
-    element; padding and the holes of a dilated input cost nothing."""
+    """2 x batch x output features x input features per group x (output position, window tap) pairs that read an
+    element; padding and holes of a dilated input cost nothing.
+    """
     left, right = computation.operand(instruction, 0), computation.operand(instruction, 1)
     labels = re.match(r"(\w+)_(\w+)->(\w+)", instruction.attribute("dim_labels"))
     if left is None or right is None or labels is None:
@@ -310,9 +311,9 @@ def convolution_flops(computation: Computation, instruction: Instruction) -> flo
 def count_taps(
     inputs: int, outputs: int, size: int, *, stride: int, padding: int, input_dilation: int, window_dilation: int
 ) -> int:
-    """How many (output position, window tap) pairs along one axis read an element of the input.
+    """Number of (output position, window tap) pairs along one axis that read an element of the input.
 
-    Position o and tap k meet at o * stride + k * window_dilation - padding, an element if that is a multiple of
+    Position o and tap k read o * stride + k * window_dilation - padding, an element if that is a multiple of
     input_dilation inside the dilated input.
     """
     last = (inputs - 1) * input_dilation
@@ -325,7 +326,7 @@ def count_taps(
         if offset % common:
             continue
         low, high = max(0, -(offset // stride)), min(outputs - 1, (last - offset) // stride)
-        first = -(offset // common) * inverse % period if period > 1 else 0  # the residue of positions that meet one
+        first = -(offset // common) * inverse % period if period > 1 else 0  # the residue of matching positions
         low += (first - low) % period
         pairs += max(0, (high - low) // period + 1)
     return pairs
@@ -344,11 +345,11 @@ def _price_kernel(total: Costs, computation: Computation, instruction: Instructi
 
 
 def splash_flops(computation: Computation, instruction: Instruction) -> float | None:
-    """Of the splash attention kernels, by name and shapes, half of the pairs taken for masked (causal); None for
-    another kernel.
+    """FLOPs of the splash attention kernels, by name and shapes, with half of the pairs masked (causal); None for other
+    kernels.
 
-    Matrix products a pair: forward qk, pv; for dq also do v, then ds k; for dk and dv qk, do v, p do, ds q, and in one
-    kernel with dq one more.
+    Matrix products per pair: forward qk, pv; for dq also do v, ds k; for dk and dv qk, do v, p do, ds q, plus one in
+    the kernel fused with dq.
     """
     name = instruction.name.lower()
     if "splash" not in name:
@@ -371,7 +372,7 @@ def splash_flops(computation: Computation, instruction: Instruction) -> float | 
 
 
 def _is_scattered(computation: Computation, instruction: Instruction) -> bool:
-    """Whether a fused all-reduce keeps only this device's slice: the TPU's way to write reduce-scatter."""
+    """Whether a fused all-reduce keeps only this device's slice: a TPU's form of reduce-scatter."""
     return any(
         user.opcode == "dynamic-slice" and instruction.name in user.operands
         for user in computation.instructions.values()

@@ -1,9 +1,9 @@
-"""Optimized HLO text as a graph: computations, instructions, and how often each loop runs.
+"""Optimized HLO text as a graph: computations, instructions, and loop lengths.
 
-XLA's own cost analysis counts the body of a loop once, whatever the loop's length; layers under a scan are then
-undercounted by their number. `trip_count` reads a loop's length from the annotation where the compiler left one, else
-from the program: a counter that starts at a constant, moves by a constant, and is compared with a constant. Text only;
-nothing here needs jax.
+XLA's own cost analysis counts the body of a loop once, whatever its length, which undercounts scanned layers by their
+number. `read_loop` takes a loop's length from the compiler's annotation if there is one, else from the program: a
+counter that starts at a constant, moves by a constant, and is compared with a constant. Text only; nothing here needs
+jax.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Array(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Its size; sub-byte types are packed."""
+        """Size in bytes; sub-byte types are packed."""
         bits = _BITS.get(self.dtype)
         if bits is None:
             digits = re.search(r"\d+", self.dtype)
@@ -64,7 +64,7 @@ class Instruction:
         return self.results[0].shape if self.results else ()
 
     def attribute(self, key: str) -> str:
-        """The value of `key=`, brackets included; "" where it is absent."""
+        """Value of `key=`, brackets included; "" if absent."""
         found = re.search(rf"(?:^|[ ,]){key}=", self.attributes)
         if not found:
             return ""
@@ -87,19 +87,21 @@ class Computation:
     root: str = ""
 
     def operand(self, instruction: Instruction, position: int) -> Instruction | None:
-        """The instruction behind an operand, if this computation holds it."""
+        """The instruction of an operand, if it is in this computation."""
         operands = instruction.operands
         return self.instructions.get(operands[position]) if position < len(operands) else None
 
     @functools.cached_property
     def parameters(self) -> dict[int, str]:
-        """Number -> name."""
+        """Parameter number -> name."""
         return {int(i.literal): i.name for i in self.instructions.values() if i.opcode == "parameter"}
 
 
 @dataclasses.dataclass
 class Module:
-    """All computations; `entry` is where execution begins; partitions: devices that run the program together."""
+    """All computations; `entry` is where execution begins; partitions: number of devices that run the program
+    together.
+    """
 
     computations: dict[str, Computation]
     entry: str
@@ -107,7 +109,7 @@ class Module:
 
 
 def parse_module(text: str) -> Module:
-    """The module from its text. Raises ValueError if there is no entry computation."""
+    """Module from its text. Raises ValueError if there is no entry computation."""
     computations: dict[str, Computation] = {}
     current: Computation | None = None
     entry, lines = "", list[str]()
@@ -122,7 +124,7 @@ def parse_module(text: str) -> Module:
         elif _INSTRUCTION.match(line):
             _add(current, lines)
             lines = [line]
-        else:  # an attribute with a line break in it
+        else:  # continuation of an attribute with a line break
             lines.append(line)
     if not entry:
         raise ValueError("no ENTRY computation in this HLO text")
@@ -160,7 +162,7 @@ def parse_arrays(text: str) -> tuple[Array, ...]:
 
 
 def _end_of_bracket(text: str, start: int) -> int:
-    """The index behind the bracket that closes the one at `start`; brackets in strings do not count."""
+    """Index after the bracket that closes the one at `start`; brackets in strings are ignored."""
     opening, closing, depth = text[start], _CLOSING[text[start]], 0
     for found in re.compile(rf'"(?:[^"\\]|\\.)*"|[{re.escape(opening + closing)}]').finditer(text, start):
         if found[0] == opening:
@@ -176,19 +178,19 @@ def _end_of_bracket(text: str, start: int) -> int:
 
 
 class Carried(NamedTuple):
-    """An element of a loop's state, by its place, plus a constant."""
+    """An element of a loop's state, by its index, plus a constant."""
 
     element: int
     plus: int = 0
 
 
-Value = int | Carried | None  # None: not known
+Value = int | Carried | None  # None: unknown
 _SAME = {"copy", "bitcast", "convert", "reshape", "opt-barrier", "copy-start", "copy-done", "broadcast"}
 _MIRRORED = {"LT": "GT", "LE": "GE", "GT": "LT", "GE": "LE", "EQ": "EQ", "NE": "NE"}
 
 
 class Scope(NamedTuple):
-    """What is known inside a computation: its parameters by number, and the elements of its one tuple parameter."""
+    """Known values inside a computation: its parameters by number, and the elements of its single tuple parameter."""
 
     parameters: dict[int, Value]
     elements: dict[int, Value]
@@ -198,10 +200,10 @@ NOTHING = Scope({}, {})
 
 
 def evaluate(module: Module, computation: Computation, name: str, scope: Scope) -> Value:
-    """The value of a scalar, as far as constants, sums and loop state make it known."""
+    """Value of a scalar, as far as constants, sums and loop state determine it."""
     instruction = computation.instructions.get(name)
     if instruction is None or len(instruction.results) != 1 or math.prod(instruction.shape) != 1:
-        return None  # only scalars: what feeds them is a short chain
+        return None  # only scalars, which depend on short chains
     again = lambda operand: evaluate(module, computation, operand, scope)
     match instruction.opcode:
         case "constant":
@@ -247,7 +249,7 @@ def _element(module: Module, computation: Computation, instruction: Instruction,
 def enter_computation(
     module: Module, computation: Computation, caller: Instruction, scope: Scope
 ) -> tuple[Computation, Scope]:
-    """The computation that a fusion or call runs, and what is known of its parameters."""
+    """The computation that a fusion or call runs, and the known values of its parameters."""
     inner = module.computations[caller.called("calls", "to_apply")[0]]
     if len(caller.operands) == 1 and (elements := _elements(module, computation, caller, scope)):
         return inner, Scope({}, elements)
@@ -255,14 +257,14 @@ def enter_computation(
 
 
 class Loop(NamedTuple):
-    """How often a loop runs (None: not known), and what is known inside of its body."""
+    """Length of a loop (None: unknown), and known values inside its body."""
 
     length: int | None
     inside: Scope
 
 
 def read_loop(module: Module, computation: Computation, loop: Instruction, scope: Scope) -> Loop:
-    """The length of a `while` in a computation of which `scope` is known."""
+    """Length of a `while` in a computation with a known `scope`."""
     body = module.computations[loop.called("body")[0]]
     condition = module.computations[loop.called("condition")[0]]
     start = _elements(module, computation, loop, scope)
@@ -306,7 +308,7 @@ def _count(direction: str, distance: int, step: int) -> int | None:
 
 
 def _elements(module: Module, computation: Computation, user: Instruction, scope: Scope) -> dict[int, Value]:
-    """The elements of the tuple that a loop or call is given, as far as they are known numbers."""
+    """Elements of the tuple passed to a loop or call, as far as they are known."""
     source = computation.operand(user, 0)
     values: dict[int, Value] = {}
     if source is not None and source.opcode == "tuple":
@@ -317,7 +319,7 @@ def _elements(module: Module, computation: Computation, user: Instruction, scope
 
 
 def _comparison(module: Module, computation: Computation, name: str, scope: Scope) -> tuple[str, Value, Value] | None:
-    """(direction, left, right) of the comparison that a condition ends in."""
+    """Direction, left and right value of the comparison that ends a condition."""
     instruction = computation.instructions[name]
     if instruction.opcode == "compare":
         left, right = (evaluate(module, computation, operand, scope) for operand in instruction.operands)
@@ -331,7 +333,7 @@ def _comparison(module: Module, computation: Computation, name: str, scope: Scop
 
 
 def group_members(attributes: str, partitions: int) -> list[int]:
-    """The devices that exchange data with device 0 (or of the first group) in a collective."""
+    """Devices that exchange data with device 0 (or those of the first group) in a collective."""
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
         return [int(device) for device in found[1].split(",")]
     if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
@@ -348,8 +350,9 @@ def group_members(attributes: str, partitions: int) -> list[int]:
 
 
 def _mesh_members(axes: str, used: str) -> list[int]:
-    """Device 0's group along named axes of a mesh, or along parts of them: `'a':(2)4` is the part of size 4 behind a
-    part of size 2."""
+    """Device 0's group along named axes of a mesh, or along parts of them: `'a':(2)4` is the part of size 4 after a
+    part of size 2.
+    """
     members, stride = np.zeros(1, int), 1
     parts = {name: (before, size) for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", used)}
     for name, whole in reversed(re.findall(r"'([^']+)'=(\d+)", axes)):

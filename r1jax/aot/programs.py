@@ -47,7 +47,7 @@ from r1jax.stages.rejection_sampling import CollectConfig, TeacherSampling
 from r1jax.stages.sft_config import SFTConfig
 
 PROMPT_TOKENS = 128  # where only the data would tell
-# Of a stage's config: what its programs do not depend on.
+# Keys of a stage's config that do not affect its programs.
 NOT_IN_PROGRAMS = set("data corpus seed steps rewards filters reply judge eval checkpoint log".split())
 
 
@@ -89,7 +89,7 @@ def list_programs(settings: Any, *, prefix: tuple[int, ...] = ()) -> list[Progra
 
 
 def find_listings() -> dict[str, Callable[..., list[Program]]]:
-    """By stage what lists its programs."""
+    """Functions that list the programs of a stage, by stage."""
     return {
         "grpo": list_grpo,
         "sft": list_sft,
@@ -255,7 +255,7 @@ def list_pipeline(settings: PipelineConfig, *, prefix: tuple[int, ...] = ()) -> 
 
 
 def _key_of_programs(settings: Any) -> str:
-    """What of a stage's config its programs depend on, but for numbers in them."""
+    """Key identifying a stage's compiled programs."""
     values = to_values(settings)
     rates = ("learning_rate", "warmup_updates")
     kept = {name: value for name, value in values.items() if name not in NOT_IN_PROGRAMS}

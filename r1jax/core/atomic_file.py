@@ -1,4 +1,4 @@
-"""Files written whole or not at all: readers, and a restart after a kill or a power cut, see the old or the new."""
+"""Atomic writing of files: readers, and a restart after a kill or a power cut, see the old or the new content."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Iterable
 
 
 def replace_file(path: str | os.PathLike[str], content: str | Iterable[bytes]) -> None:
-    """Writes a text (UTF-8) or byte pieces to `path`, on disk when this returns; the folder must be there.
+    """Writes a text (UTF-8) or byte chunks to `path`, on disk when this returns; the folder must exist.
 
-    They go into NAME.draft beside it, which then takes the name. One process at a time may write a file. Raises
-    OSError, and whatever the pieces raise; the old file is untouched then, and no draft is left.
+    The content goes into NAME.draft, which is then renamed. Only one process at a time may write a file. Raises
+    OSError, and any error of the chunks; the old file is then unchanged, and no draft is left.
     """
     path = pathlib.Path(path)
     draft = path.with_name(path.name + ".draft")

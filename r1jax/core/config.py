@@ -1,9 +1,9 @@
 """Config files: a Python file that returns a `ConfigDict`, and its typed arguments.
 
-A run is one file with a function `get_config(arg)`, which names what the run changes of its stage's defaults. Typed
-arguments after a colon (`configs/x.py:size=tiny,steps=20`) reach `get_config` and may change many values at once; each
-takes its type from the default it replaces. What a run uses is resolved once, from the stage's dataclasses, this file
-and the flags (core/resolution.py), and nothing behind that sees a `ConfigDict`.
+A run is one file with a function `get_config(arg)`, which names the values that differ from the stage's defaults. Typed
+arguments after a colon (`configs/x.py:size=tiny,steps=20`) are passed to `get_config` and may change many values at
+once; each has the type of its default. The settings of a run are resolved once, from the stage's dataclasses, this file
+and the flags (core/resolution.py), and nothing after that sees a `ConfigDict`.
 
 Left out: YAML, inheritance between files (a config may import Python), and command lines (`r1jax/train.py` has that).
 Nothing here imports jax. The form of config files is that of big_vision and nanodo.
@@ -52,7 +52,7 @@ def load_config(spec: str) -> ConfigDict:
     """The locked config of `path.py` or `path.py:a=1,b=x`.
 
     Raises:
-      UserError: for a missing file, a file without `get_config`, an argument it does not know, or an error in the file.
+      UserError: for a missing file, a file without `get_config`, an unknown argument, or an error in the file.
     """
     path, has_arg, arg = spec.partition(":")
     if not path.endswith(".py") or not pathlib.Path(path).is_file():
@@ -75,7 +75,7 @@ def _load_function(path: str) -> Callable[..., Any]:
     module = importlib.util.module_from_spec(file_spec)
     file_spec.loader.exec_module(module)
     if not isinstance(getattr(module, "get_config", None), types.FunctionType):
-        raise UserError("a config file defines a function get_config(arg), this one does not")
+        raise UserError("a config file must define a function get_config(arg)")
     return module.get_config
 
 

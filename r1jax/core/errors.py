@@ -1,6 +1,7 @@
-"""Errors that end a command with one line or a code of its own, and the exit codes (docs/reliability.md explains them).
+"""Errors that end a command with one line or an exit code of their own, and the exit codes (explained in
+docs/reliability.md).
 
-The launch scripts decide by the codes: 75 asks for the same command again, 2 would fail again.
+Launch scripts decide by these codes: 75 means run the same command again, 2 means that it would fail again.
 """
 
 from __future__ import annotations

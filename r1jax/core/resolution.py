@@ -25,7 +25,7 @@ from r1jax.core.sections import flatten, is_mapping, parse_section, parse_text, 
 T = TypeVar("T")
 
 Path = tuple[str, ...]
-Values = dict[Path, Any]  # by the path of a leaf: a field that is no section of its own
+Values = dict[Path, Any]  # by the path of a leaf: a field that is not a section
 
 
 class Presets(NamedTuple):
@@ -111,7 +111,7 @@ def _add_preset(presets: Presets, defaults: Values, said: Values, asked: Values)
 
 
 def _trace(layers: list[tuple[str, Values]]) -> dict[str, Origin]:
-    """Of every leaf the strongest layer that has it, and what it replaced."""
+    """For every leaf its value's strongest layer, and the values that it replaced."""
     origins: dict[str, Origin] = {}
     paths = dict.fromkeys(path for _, values in layers for path in values)
     for path in paths:
@@ -212,14 +212,14 @@ def _read_flag(root: Any, present: dict[str, Any], dotted: str, text: str) -> tu
 
 
 def _find(root: Any, present: Any, dotted: str) -> tuple[Path, Path, Any, Any]:
-    """(path of the leaf or section, path inside of it, type hint, present value) of a dotted key."""
+    """Path of the leaf or section, path inside it, type hint and present value of a dotted key."""
     names, kind, value = dotted.split("."), root, present
     leaf, inside, at = Path(), Path(), 0
     while at < len(names):
         section = section_type(kind)
         if section is not None:
             count = 1 if names[at] in typing.get_type_hints(section) else 0
-        elif isinstance(value, Mapping):  # its keys may have dots in them
+        elif isinstance(value, Mapping):  # its keys may contain dots
             fits = [n for n in range(1, len(names) - at + 1) if ".".join(names[at : at + n]) in value]
             count = max(fits, default=0)
         else:
@@ -254,7 +254,7 @@ def list_keys(root: Any, present: Any, prefix: str = "") -> list[str]:
 
 
 def _set_reference(file: ConfigDict, path: Path, value: Any) -> bool:
-    """Sets the file's own value, so that what the file derives from it by reference follows; whether it has one."""
+    """Sets the file's own value, so that values derived from it by reference follow; returns whether it has one."""
     section: Any = file
     for name in path[:-1]:
         section = section[name] if isinstance(section, ConfigDict) and name in section else None

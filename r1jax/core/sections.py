@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 NONES = ("none", "null")
-NOT_FINITE = ("inf", "-inf", "nan")  # JSON has no such numbers: config.json spells them
+NOT_FINITE = ("inf", "-inf", "nan")  # JSON has no such numbers; config.json has them as text
 
 
 # --- Values to dataclasses ---
@@ -60,7 +60,7 @@ class _MismatchError(UserError):
 
 
 def _check(value: Any, kind: Any, where: str) -> Any:
-    """`value` as the type hint `kind` wants it."""
+    """`value` converted to the type hint `kind`."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value
@@ -99,7 +99,7 @@ def _check_items(value: Any, origin: type, args: tuple[Any, ...], where: str) ->
 
 
 def is_mapping(kind: Any) -> bool:
-    """Whether a type hint is that of a dict."""
+    """Whether a type hint is a dict's."""
     return typing.get_origin(kind) in (dict, Mapping)
 
 
@@ -185,7 +185,7 @@ def _parse_number(text: str, kind: Any, where: str) -> int | float:
         return kind(text)
     except ValueError:
         pass
-    if kind is int and _is_whole(text):  # 1e6 is a fair way to write an int
+    if kind is int and _is_whole(text):  # 1e6 is a valid int
         return int(float(text))
     name = "a whole number" if kind is int else "a number"
     raise UserError(f'{where} must be {name}, got "{text}"')
@@ -254,7 +254,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 
 def to_values(settings: Any) -> dict[str, Any]:
-    """The nested plain values of a dataclass, all of them; `unpack` makes the same dataclass of them again."""
+    """All values of a dataclass as nested plain data; the inverse of `unpack`."""
     return dataclasses.asdict(settings)
 
 

@@ -1,11 +1,11 @@
-"""A watchdog: ends a process that shows no sign of progress, after it has written down where every thread stands.
+"""Watchdog: ends a process without progress, after dumping the stacks of all threads.
 
-Whatever can block for ever (a reward, a file system, a collective that waits for a process which hangs) would otherwise
-cost the machine until somebody looks. Code that makes progress calls `beat`: a row decoded, a batch of rewards, a
-micro-batch, a problem answered, a checkpoint saved. Each process of a run watches itself; where one hangs, the others
+Code that may block forever (a reward, a file system, a collective that waits for a hanging process) would otherwise
+occupy the machine until somebody notices. Code that makes progress calls `beat`: a decoded row, a batch of rewards, a
+micro-batch, an answered problem, a saved checkpoint. Each process of a run watches itself; where one hangs, the others
 wait for it in a collective, so all of them dump their stacks and end.
 
-A compilation cannot beat and may take long, so a thread that compiles is given COMPILE_FACTOR times the limit.
+A compilation cannot beat and may take long, so a compiling thread has COMPILE_FACTOR times the limit.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _last = time.monotonic()
 
 
 def beat() -> None:
-    """Notes that something was achieved."""
+    """Records progress."""
     global _last
     _last = time.monotonic()
 
 
 class Watchdog:
-    """A context that ends the process, exit code 76, after `minutes` without a beat (0: never)."""
+    """Context that ends the process with exit code 76 after `minutes` without a beat (0: never)."""
 
     def __init__(self, minutes: float):
         self.seconds = 60 * minutes
@@ -63,7 +63,7 @@ class Watchdog:
 
 
 def is_compiling() -> bool:
-    """Whether some thread of this process waits for XLA to compile a program."""
+    """Whether a thread of this process is waiting for an XLA compilation."""
     return any(map(_compiles, sys._current_frames().values()))
 
 

@@ -1,7 +1,7 @@
-"""config.json of a workdir: the resolved settings of its run, in every format that was ever written.
+"""config.json of a workdir: the resolved settings of its run, in every format ever written.
 
-Format 2 holds every value, and the number `format`. Format 1, without one, held what the config file said and the flags
-changed: its keys may have former names, and those that it lacks had the defaults of its time (commit 5153420).
+Format 2 has every value, and the number `format`. Format 1, without that number, had the config file's values and the
+flags: its keys may have former names, and missing keys had the defaults of its time (commit 5153420).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from r1jax.core.errors import UserError
 CONFIG_FILE = "config.json"
 FORMAT = 2
 
-# Former names of keys, and of stages: an error in files and flags, translated where a config.json has them.
+# Former names of keys and stages: an error in files and flags, translated in a config.json.
 RENAMED = {
     "rollout.limits": "rollout.max_new_tokens_schedule",
     "rollout.temperatures": "rollout.temperature_schedule",
@@ -36,15 +36,15 @@ FORMER_DEFAULTS: dict[str, dict[str, Any]] = {}
 
 
 class SavedConfig(NamedTuple):
-    """The values of a config.json under today's names, and the format it was written in."""
+    """Values of a config.json under today's names, and the format it was written in."""
 
     values: dict[str, Any]
     format: int
 
 
 def read_config_file(path: Path) -> SavedConfig:
-    """Reads a config.json of any format. Raises FileNotFoundError, ValueError for what is no JSON, and UserError for
-    what is no object.
+    """Reads a config.json of any format. Raises FileNotFoundError, ValueError for invalid JSON, and UserError for
+    anything but an object.
     """
     values = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(values, dict):
@@ -54,8 +54,8 @@ def read_config_file(path: Path) -> SavedConfig:
 
 
 def translate(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of format 1 under today's names, with the defaults of their time that changed; of a pipeline every
-    stage's too.
+    """Values of format 1 under today's names, with former defaults that have changed; for a pipeline in every stage
+    too.
     """
     stage = values.get("stage")
     found: dict[str, Any] = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
@@ -76,7 +76,7 @@ def translate(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _put(values: dict[str, Any], dotted: str, value: Any, *, keep: bool = False) -> None:
-    """Sets a nested value; `keep` leaves one that is there."""
+    """Sets a nested value; `keep` leaves an existing one."""
     *parents, last = dotted.split(".")
     for name in parents:
         values = values.setdefault(name, {})

@@ -1,8 +1,8 @@
-"""The decision whether an update is made, from the norm of its gradient.
+"""Guard of updates: decides by the norm of the gradient whether an update is made.
 
-A gradient that is not finite would spread NaN over all parameters and moments, so its update is skipped. A norm far
-above those before it (a spike) is logged, and skipped where the config asks for it. Every process decides by the same
-number, the global norm. What a resumed run knows of earlier norms is in the checkpoint.
+A non-finite gradient would spread NaN over all parameters and moments, so its update is skipped. A norm far above
+earlier ones (a spike) is logged, and skipped if the config says so. Every process decides by the same number, the
+global norm. The norms known to a resumed run are in the checkpoint.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class GuardsConfig:
 
 
 class UpdateGuard:
-    """Admits or skips updates, and counts both kinds since it was last asked."""
+    """Accepts or skips updates, and counts skipped updates and spikes."""
 
     def __init__(self, config: GuardsConfig):
         self.config = config
@@ -49,9 +49,9 @@ class UpdateGuard:
         self._in_a_row = self._skipped = self._spikes = 0
 
     def admit(self, norm: float) -> bool:
-        """Whether the update with this gradient norm is made.
+        """Whether to make the update with this gradient norm.
 
-        Raises DivergedError where `max_skipped` updates in a row were not finite.
+        Raises DivergedError if `max_skipped` updates in a row were not finite.
         """
         if not math.isfinite(norm):
             self._skipped, self._in_a_row = self._skipped + 1, self._in_a_row + 1
@@ -78,17 +78,17 @@ class UpdateGuard:
         return False
 
     def take_metrics(self) -> dict[str, float]:
-        """`guards/skipped_updates` and `guards/spikes` since the last call, where there were any."""
+        """Returns and clears `guards/skipped_updates` and `guards/spikes`, if there were any."""
         counts = {"guards/skipped_updates": self._skipped, "guards/spikes": self._spikes}
         self._skipped = self._spikes = 0
         return {name: float(count) for name, count in counts.items() if count}
 
     def get_state(self) -> dict[str, Any]:
-        """Plain numbers, ready for JSON."""
+        """State as plain numbers for JSON."""
         return {"norms": list(self._norms), "in_a_row": self._in_a_row}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continues where `get_state` was taken."""
+        """Continues from the state of `get_state`."""
         self._norms = deque(state["norms"], maxlen=WINDOW)
         self._in_a_row = state["in_a_row"]
 

@@ -1,8 +1,8 @@
-"""Faults of rewards: each costs its values, not the run.
+"""Faults of rewards: each costs the reward's values, not the run.
 
-A reward that raises, returns another number of values, or something that is no finite number, does not apply to the
-rows concerned. Those rows count in the metric `rewards/{name}/faults`, a gate stays shut for them, and the log names
-the fault the first time. With `strict` a fault ends the run.
+A reward that raises, or returns a wrong number of values or a value that is not a finite number, does not apply to the
+affected rows. These rows count in the metric `rewards/{name}/faults`, a gate stays shut for them, and the log names the
+first fault. With `strict` a fault ends the run.
 """
 
 import logging
@@ -19,7 +19,7 @@ _said: set[str] = set()
 
 
 class Fault(float):
-    """A value in the place of one that a reward failed to give: NaN, so that it does not apply."""
+    """A value that a reward failed to give: NaN, so that the reward does not apply."""
 
     def __new__(cls) -> "Fault":
         """Makes a NaN."""
@@ -27,9 +27,10 @@ class Fault(float):
 
 
 def call_guarded(name: str, call: Callable[[], Sequence[Any]], count: int, *, strict: bool) -> list[float | None]:
-    """The `count` values of `call()`, `Fault` in the place of what is none. UserError passes: it is a user's mistake.
+    """The `count` values of `call()`, with `Fault` in place of invalid ones. Passes UserError on, as it is a user's
+    mistake.
 
-    If `strict`, what the reward raised passes too, and other faults raise UserError.
+    If `strict`, passes on every error of the reward, and raises UserError for other faults.
     """
     try:
         values = list(call())
@@ -48,7 +49,7 @@ def call_guarded(name: str, call: Callable[[], Sequence[Any]], count: int, *, st
 
 
 def describe(error: Exception) -> str:
-    """One line: type, message, and the place it was raised at."""
+    """One line: type, message, and place of an error."""
     where, trace = "", error.__traceback__
     while trace is not None:
         where = f" ({trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})"

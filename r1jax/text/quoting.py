@@ -1,12 +1,12 @@
-"""Texts of one model inside another model's prompt, and the verdict that the other model replies.
+"""Quoting of one model's text in another model's prompt, and reading of the verdict in its reply.
 
-A response that is judged is hostile: it talks to the judge, ends the judge's turn, and contains verdicts in the form
-that a parser looks for, so that a judge who quotes it seems to give them. Three measures, each enough for most attacks:
+A judged response is untrusted: it may address the judge, end the judge's turn, or contain verdicts in the parser's
+format, so that a judge that quotes it seems to give them. Three measures, each enough for most attacks:
 
-- `disarm` rewrites, before the text is shown, spelled special tokens, thought tags, and the heads of verdicts
-  ("Score:"), so that a faithful quotation contains none;
+- `disarm` rewrites special tokens, reasoning tags and verdict heads ("Score:") before the text is shown, so that a
+  faithful quotation contains none;
 - `fence` encloses the text between two equal lines with a code that the text cannot contain;
-- `read_lines` and `choose` read the reply without its thought and without what it quotes.
+- `read_lines` and `choose` read the reply without its reasoning and without its quotations.
 
 Left out: judges that a text persuades.
 """
@@ -21,7 +21,7 @@ V = TypeVar("V")
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 ANSWER_OPEN = "<answer>"
-MAX_REPLY = 20_000  # characters at the end of a reply that are read
+MAX_REPLY = 20_000  # only so many characters at the end of a reply are read
 _SPECIAL = re.compile(
     r"<([|｜][^<>\n]{1,60}?[|｜])>|<(/?(?:s|think|answer|bos|eos|pad|unk|(?:start|end)_of_turn))>"
     r"|\[(/?INST)\]|<<(/?SYS)>>",
@@ -33,7 +33,7 @@ _HEAD = re.compile(
 _TURN = re.compile(r"^([ \t]*(?:user|assistant|system|human))[ \t]*:", re.IGNORECASE | re.MULTILINE)
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
 _EDGES = " \t\r>-*•\"'`“”‘’«»#_~"
-# A quotation from its first character on; not a JSON field or one quoted word.
+# A line that is a quotation from its first character on; not a JSON field or a single quoted word.
 _QUOTED = re.compile(r"^[\s\-*•]{0,8}(?:>|[\"'“‘«](?!\w{1,12}[\"'”’»]))")
 # "Response 3 contains this line:", "The answer reads:"
 _INTRODUCTION = re.compile(
@@ -43,12 +43,12 @@ _INTRODUCTION = re.compile(
 
 
 class Line(NamedTuple):
-    """A line of a reply, as written and as `plain` spells it, and whether it is a quotation."""
+    """A line of a reply, as written and as normalized by `plain`, and whether it is a quotation."""
 
     raw: str
     text: str
     is_quoted: bool  # by its marks, or by the line before
-    is_shown: bool  # a shown text has the same line; the reply may still mean it
+    is_shown: bool  # a shown text has the same line, which the reply may still mean
 
 
 def after_thought(text: str) -> str:
@@ -64,13 +64,13 @@ def after_thought(text: str) -> str:
 
 
 def disarm(text: str) -> str:
-    """The text for another model's prompt: no special tokens, tags of thought, turns or heads of verdicts."""
+    """The text for another model's prompt: without special tokens, reasoning tags, turns and verdict heads."""
     text = _SPECIAL.sub(lambda token: f"({token[1] or token[2] or token[3] or token[4]})", _INVISIBLE.sub("", text))
     return _TURN.sub(r"\1 –", _HEAD.sub(r"\1\2 –", text))
 
 
 def fence(text: str, salt: str = "") -> str:
-    """The text between two equal lines that it does not contain: a code from a hash of the text and of `salt`."""
+    """The text between two equal lines that it does not contain: a code from a hash of the text and `salt`."""
     number = 0
     while True:
         code = hashlib.sha256(f"{number} {salt} {text}".encode(errors="replace")).hexdigest()[:8]
@@ -81,7 +81,7 @@ def fence(text: str, salt: str = "") -> str:
 
 
 def read_lines(reply: str, shown: Sequence[str] = ()) -> list[Line]:
-    """The non-empty lines of a reply outside its thought, without whole quotations of the texts that it was shown."""
+    """The non-empty lines of a reply outside its reasoning, without complete quotations of the shown texts."""
     texts = [[line for line in map(plain, text[-MAX_REPLY:].split("\n")) if line] for text in shown]
     known = {line for text in texts for line in text}
     joined = [" ".join(text) for text in texts if any("think>" in line for line in text)]
@@ -110,8 +110,8 @@ def read_lines(reply: str, shown: Sequence[str] = ()) -> list[Line]:
 
 
 def choose(found: Sequence[tuple[Line, V]]) -> V | None:
-    """The verdict among the lines that have the form of one: the last that nobody else wrote. Where a shown text has
-    all of them, the one that they agree on; quotations never count.
+    """The verdict among lines that have a verdict's form: the last one that is in no shown text. If shown texts contain
+    all of them, the value on which they agree; quotations never count.
     """
     found = [(line, verdict) for line, verdict in found if not line.is_quoted]
     own = [verdict for line, verdict in found if not line.is_shown]
@@ -122,13 +122,13 @@ def choose(found: Sequence[tuple[Line, V]]) -> V | None:
 
 
 def plain(line: str) -> str:
-    """A line without marks around it and invisible characters, its spaces and case made equal."""
+    """A line without surrounding marks and invisible characters, with normalized spaces and case."""
     spaced = " ".join(unicodedata.normalize("NFKC", _INVISIBLE.sub("", line)).split())
     return spaced.lstrip(_EDGES).rstrip(_EDGES.replace(">", "")).casefold()
 
 
 def _without_thought(lines: list[Line], known: set[str], joined: Sequence[str], opened: bool) -> list[Line]:
-    """The lines behind the reply's own thought. Where the reply opens none, tags within quoted text end none."""
+    """The lines after the reply's own reasoning. If the reply opens none, tags inside quoted text end none."""
     for number in reversed(range(len(lines))):
         text = lines[number].text
         if "</think>" in text and (opened or not (text in known or any(quoted in text for quoted in joined))):

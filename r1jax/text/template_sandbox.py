@@ -1,8 +1,8 @@
-"""The sandbox of chat templates: Jinja's own, and bounds on what a rendering may cost.
+"""Sandbox of chat templates: Jinja's own, plus bounds on the cost of a rendering.
 
 A template comes with a model's files, so it may be hostile. Jinja's immutable sandbox keeps it from the interpreter
-(versions from 3.1.6 on, which close the known escapes). Powers and repetitions of huge size are refused before they are
-computed, the text is bounded, and a rendering that runs for TIME_LIMIT seconds is ended from another thread.
+(since version 3.1.6, which closes the known escapes). Huge powers and repetitions are rejected before they are
+computed, the text is bounded, and a rendering is ended from another thread after TIME_LIMIT seconds.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ SIZE_LIMIT = 10_000_000  # items of a repeated sequence; bits of a power
 
 
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
-    """Jinja's immutable sandbox, in which powers and products stay small enough to be computed."""
+    """Jinja's immutable sandbox with bounded powers and products."""
 
     intercepted_binops = frozenset(("**", "*"))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Computes `left ** right` or `left * right`. Raises TemplateError for a result of huge size."""
+        """Computes `left ** right` or `left * right`. Raises TemplateError for a huge result."""
         if operator == "**" and isinstance(left, int) and isinstance(right, int):
             if right > 0 and max(1, abs(left).bit_length()) * right > SIZE_LIMIT:
                 raise jinja2.TemplateError("a power is too large")
@@ -42,7 +42,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
 
 def render_bounded(template: jinja2.Template, variables: Mapping[str, Any]) -> str:
-    """The template's text. Raises UserError where it rejects its variables, fails, or exceeds a bound."""
+    """The template's text. Raises UserError if it rejects its variables, fails, or exceeds a bound."""
     parts, size = [], 0
     try:
         with _deadline():
@@ -55,16 +55,16 @@ def render_bounded(template: jinja2.Template, variables: Mapping[str, Any]) -> s
         raise UserError(f"the chat template did not end within {TIME_LIMIT:.0f} s") from None
     except jinja2.TemplateError as error:
         raise UserError(f"the chat template rejects these messages: {error}") from error
-    except Exception as error:  # a template is a program: what it does wrong is the model's fault, not ours
+    except Exception as error:  # a template is a program, so any error may come from the model's files
         raise UserError(f"the chat template fails with {type(error).__name__}: {str(error)[:200]}") from error
     return "".join(parts)
 
 
 class _TimeoutError(BaseException):
-    """Raised in a thread whose rendering took too long; no Exception, so that no handler keeps it."""
+    """Raised in a thread whose rendering took too long; not an Exception, so that no handler keeps it."""
 
 
-_deadlines: dict[int, float] = {}  # thread -> the time at which its rendering is ended
+_deadlines: dict[int, float] = {}  # thread -> deadline of its rendering
 _lock = threading.Lock()
 _watching = False
 
@@ -86,7 +86,7 @@ def _deadline() -> Iterator[None]:
 
 
 def _watch() -> None:
-    """Ends renderings that are late; the exception reaches their thread at its next step of Python code."""
+    """Ends late renderings; the exception reaches their thread at its next step of Python code."""
     while True:
         time.sleep(min(1.0, TIME_LIMIT / 4))
         with _lock:

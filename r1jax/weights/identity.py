@@ -1,7 +1,7 @@
-"""A digest that tells one MODEL from another by content, cheap enough to compute at every start.
+"""Digest that identifies a MODEL by content, cheap enough to compute at every start.
 
-Of each file the name, the size and the bytes at both ends enter; of a run's checkpoint its checksums. So a model that
-trains on, or a folder that was written anew, has another digest, and a copy in another place has the same.
+It covers the name, the size and the bytes at both ends of each file; for a run's checkpoint its checksums. A model that
+continues training, or a rewritten folder, has another digest, and a copy in another place has the same.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".gguf")
 
 
 def identify_model(path: str | pathlib.Path) -> str:
-    """The digest of MODEL, 16 hexadecimal digits. Raises UserError where there is no such model."""
+    """Digest of a MODEL, 16 hexadecimal digits. Raises UserError if there is no such model."""
     local = find_model(path)
     if (step := find_step(local)) is not None:
         sums = sorted(file.relative_to(step).as_posix() for file in step.glob("checksums.*.json"))

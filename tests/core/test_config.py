@@ -96,7 +96,7 @@ def test_load_config_without_parameter(write):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("x = 1", "x.py: a config file defines a function get_config"),
+        ("x = 1", "x.py: a config file must define a function get_config"),
         ("def get_config(arg):\n    return {}", "must return an ml_collections.ConfigDict, got dict"),
         ("def get_config(arg):\n    return 1 / 0", "x.py:2: ZeroDivisionError"),
         ("import no_such_module", "x.py:1: ModuleNotFoundError"),
