@@ -10,23 +10,11 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.environment import ROOT, set_environment
+
 FETCH = "python launch/fetch_demo.py"
 
-# Eight pretend devices on two cores take turns, so the time after which XLA takes a collective for dead is raised.
-XLA_FLAGS = {
-    "--xla_force_host_platform_device_count": "8",
-    "--xla_cpu_collective_call_warn_stuck_timeout_seconds": "120",
-    "--xla_cpu_collective_call_terminate_timeout_seconds": "600",
-}
-
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-present = os.environ.get("XLA_FLAGS", "")
-os.environ["XLA_FLAGS"] = " ".join(
-    [present, *(f"{flag}={value}" for flag, value in XLA_FLAGS.items() if f"{flag}=" not in present)]
-).strip()
+set_environment()
 
 
 @pytest.fixture(scope="session")

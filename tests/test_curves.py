@@ -8,6 +8,8 @@ from types import ModuleType
 
 import pytest
 
+from tests.environment import make_xla_flags
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIG = """
     from r1jax.core.config import parse_args
@@ -64,7 +66,7 @@ def test_one_command_runs_all_and_goes_on_where_it_stopped(
     config = tmp_path / "tiny.py"
     config.write_text(textwrap.dedent(CONFIG % str(tiny_model)))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=1")
+    monkeypatch.setenv("XLA_FLAGS", make_xla_flags(1))
     flags = [f"--config={config}", "--seeds=0,1", f"--workdir={tmp_path / 'runs'}", f"--output={tmp_path / 'out'}"]
     curves.main([*flags, "--vary=loss=grpo"])
     curves.main([*flags, "--vary=loss=grpo,gspo"])

@@ -154,7 +154,7 @@ def read_program(name: str) -> str:
 
 @pytest.mark.parametrize("chip", ["v5e", "v5p"])
 def test_a_train_step_for_a_tpu(chip: str) -> None:
-    """tests/core/programs/README.md says what it is. The scheduler writes one gather in several fusions: once."""
+    """tests/aot/programs/README.md says what it is. The scheduler writes one gather in several fusions: once."""
     costs = measure(read_program(f"train_step_{chip}"))
     layers, product = 6, 2 * 512 * 1024 * 4096 // 4
     assert costs.flops == 7 * product * layers and not costs.unknown_loops  # 2 forward, 4 backward, 1 recomputed

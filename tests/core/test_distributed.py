@@ -15,6 +15,7 @@ import pytest
 from r1jax.core import distributed
 from r1jax.core.errors import UserError
 from r1jax.core.sharding import MeshConfig, make_mesh, replicated, sharding, use_mesh
+from tests.environment import make_xla_flags
 
 ROOT = Path(__file__).parents[2]
 TWO_PROCESSES = """
@@ -56,7 +57,7 @@ def start_two(program: str, *args: str) -> list[subprocess.Popen]:
     """Two processes of one or two devices each that run `program` together."""
     shared = {**os.environ, "R1JAX_COORDINATOR": f"localhost:{free_port()}", "R1JAX_PROCESS_COUNT": "2"}
     devices = 1 if args else 2
-    shared |= {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "PYTHONPATH": str(ROOT)}
+    shared |= {"XLA_FLAGS": make_xla_flags(devices), "PYTHONPATH": str(ROOT)}
     return [
         subprocess.Popen(
             [sys.executable, "-c", program, *args],

@@ -21,10 +21,11 @@ from r1jax.data.files import read_rows
 from r1jax.runs.generate import RESULTS, Generation, generate_file
 from r1jax.runs.sampler import Sampler, load_sampler
 from r1jax.weights import load_pretrained
+from tests.environment import make_xla_flags
 from tests.tiny_model import STOP_IDS
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-ONE_DEVICE = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+ONE_DEVICE = {"XLA_FLAGS": make_xla_flags(1)}
 ROWS: list[dict[str, Any]] = [
     {"prompt": "What is 2 + 2?", "solution": "4"},
     {"prompt": [{"role": "user", "content": "Say it in Chinese: 日本"}], "id": 7},

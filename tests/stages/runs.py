@@ -16,6 +16,7 @@ from r1jax.core.sharding import make_mesh, use_mesh
 from r1jax.stages.grpo import GRPORun
 from r1jax.stages.registry import resolve_run
 from r1jax.stages.sft import SFTRun
+from tests.environment import make_xla_flags
 
 CONFIG = pathlib.Path(__file__).with_name("tiny_grpo.py")
 ROOT = CONFIG.parents[2]
@@ -46,7 +47,7 @@ def start(
 ) -> subprocess.Popen:
     """`python -m r1jax.train` on one device; what it says goes to WORKDIR.log."""
     command = [sys.executable, "-m", "r1jax.train", f"--config={config}", f"--config.model.path={model}"]
-    device = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    device = {"XLA_FLAGS": make_xla_flags(1)}
     with open(workdir.with_suffix(".log"), "ab") as log:
         return subprocess.Popen(
             [*command, f"--workdir={workdir}", *flags],

@@ -8,6 +8,7 @@ import pytest
 
 from r1jax.core.metrics import read_rows
 from tests.core.test_distributed import free_port
+from tests.environment import make_xla_flags
 from tests.stages.runs import CONFIG, Rows, read_completions, start, untimed
 
 DEVICES = 4
@@ -20,7 +21,7 @@ STAGES = {
 def run_processes(stage: str, count: int, steps: int, model: pathlib.Path, workdir: pathlib.Path) -> Rows:
     """The run up to so many steps on four devices in all, in `count` processes of equally many; its rows so far."""
     config, flags = STAGES[stage]
-    environment = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // count}"}
+    environment = {"XLA_FLAGS": make_xla_flags(DEVICES // count)}
     if count > 1:
         environment |= {"R1JAX_COORDINATOR": f"localhost:{free_port()}", "R1JAX_PROCESS_COUNT": str(count)}
     common = [f"--config.mesh.data={DEVICES}", f"--config.steps={steps}", "--config.checkpoint.every_steps=1"]

@@ -19,6 +19,7 @@ from r1jax.stages.pipeline import pipeline
 from r1jax.stages.pipeline.manifest import hash_outputs
 from r1jax.stages.pipeline.resolve import find_files, make_plan
 from r1jax.weights import load_pretrained
+from tests.environment import make_xla_flags
 from tests.stages.runs import read_settings
 
 CONFIG = pathlib.Path(__file__).with_name("tiny_pipeline.py")
@@ -32,7 +33,7 @@ def command(workdir: pathlib.Path, *flags: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    return {**os.environ, "XLA_FLAGS": make_xla_flags(1)}
 
 
 def read_record(workdir: pathlib.Path) -> dict[str, dict[str, Any]]:
