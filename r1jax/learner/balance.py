@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +26,7 @@ def shift_biases(params: Params, load_LE: jax.Array, rate: float) -> Params:
 
     load_LE: loads of the routed layers in order, then of the prediction depths; without the latter, their biases stay.
     """
+    chex.assert_rank(load_LE, 2)
     moves_LE, row = rate * jnp.sign(load_LE.mean(-1, keepdims=True) - load_LE), 0
     params = dict(params)
     for part in ("layers", "stacks", "mtp"):

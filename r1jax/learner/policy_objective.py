@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,6 +67,7 @@ def _read(
     graph: nnx.GraphDef, params: Params, batch: Batch, scoring: Scoring
 ) -> tuple[Any, jax.Array, dict[str, jax.Array]]:
     """Result of `read_states`, and router statistics."""
+    _check_shapes(batch)
     model = merge(graph, params)
     prefix = model.prefix(jnp.asarray(scoring.prefix, jnp.int32)) if scoring.prefix else None
     states = model.hidden(
@@ -92,6 +94,23 @@ def _score(
         chunk=scoring.chunk,
     )
     return logprobs, entropy, router
+
+
+def _check_shapes(batch: Batch) -> None:
+    """The contract of a batch, for the arrays that it has. Raises AssertionError, also while being traced."""
+    given = lambda *names: [batch[name] for name in names if name in batch]
+    chex.assert_rank([batch["tokens"], batch["index"]], 2)
+    chex.assert_equal_shape(
+        given("tokens", "positions", "segments", "prefixes"),
+        custom_message="tokens, positions, segments and prefixes of a batch must be [B, T]",
+    )
+    values = ("targets", "sequences", "weights", "advantages", "sampler_logprobs", "old_logprobs", "reference_logprobs")
+    chex.assert_equal_shape(
+        given("index", *values), custom_message=f"index, {', '.join(values)} of a batch must be [B, R]"
+    )
+    if "experts" in batch:
+        chex.assert_rank(batch["experts"], 4)
+        chex.assert_equal_shape_prefix(given("index", "experts"), 2)
 
 
 def _lay_out_experts(batch: Batch) -> jax.Array:

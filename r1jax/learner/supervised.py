@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,6 +72,10 @@ def make_loss(graph: nnx.GraphDef, config: SupervisedConfig, *, chunk: int = 0) 
         weights, places = batch["weights"], {"positions": batch["positions"], "segment_ids": batch["segments"]}
         states = model.hidden(batch["tokens"], **places)
         logprobs, right = score_targets(states.hidden, batch["targets"], model.unembed, chunk=chunk)
+        chex.assert_equal_shape(
+            [batch[name] for name in ("tokens", "targets", "positions", "segments", "weights")],
+            custom_message="tokens, targets, positions, segments and weights of a batch must be [B, T]",
+        )
         inside = weights > 0
         loss = -jnp.where(inside, weights * logprobs, 0.0).sum()
         sums = {"cross_entropy": loss, "right": (right * inside).sum(), "tokens": inside.sum()}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import chex
 import numpy as np
 
 EPSILON = 1e-4
@@ -28,6 +29,7 @@ def group_advantages(
     deviation, and its advantage is zero. Raises ValueError for groups of one completion.
     """
     rewards = np.asarray(rewards_PG, np.float64)
+    chex.assert_rank(rewards, 2, custom_message="rewards must be [P, G], a row for each prompt")
     if rewards.shape[1] < 2:
         raise ValueError("group-relative advantages need groups of at least 2 completions")
     here = ~np.isnan(rewards)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import chex
 import numpy as np
 
 Aggregation = Literal["token", "sequence", "constant"]
@@ -28,6 +29,7 @@ def token_weights(
     """
     lengths = np.asarray(lengths, np.float64)
     kept = np.ones(lengths.shape, bool) if excluded is None else ~np.asarray(excluded, bool)
+    chex.assert_equal_shape([lengths, kept], custom_message="`excluded` must have one value for each completion")
     count = max(kept.sum(), 1)
     if aggregation == "token":
         weights = np.full(lengths.shape, 1.0 / max(lengths[kept].sum(), 1.0))

@@ -10,14 +10,18 @@ No gradient reaches the teacher. Left out: sums, weights and denominators, which
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 
 from r1jax.losses.policy import LOG_RATIO_LIMIT
 
+_ONE_SHAPE = "student and teacher must be scored at the same positions, over one vocabulary"
+
 
 def reverse_kl(student: jax.Array, teacher: jax.Array) -> jax.Array:
     """KL(student || teacher) of float32 logits [..., V] -> [...]."""
+    chex.assert_equal_shape([student, teacher], custom_message=_ONE_SHAPE)
     logprobs, others = jax.nn.log_softmax(student), jax.lax.stop_gradient(jax.nn.log_softmax(teacher))
     return (jnp.exp(logprobs) * (logprobs - others)).sum(-1)
 
@@ -28,6 +32,7 @@ def forward_kl(student: jax.Array, teacher: jax.Array, *, top_k: int = 0) -> jax
     top_k: keep the teacher's k most likely tokens and merge all others into one bucket. This is a lower bound of the
     full divergence (top_k=0), for teachers of which only k log-probs are stored.
     """
+    chex.assert_equal_shape([student, teacher], custom_message=_ONE_SHAPE)
     logprobs, others = jax.nn.log_softmax(student), jax.lax.stop_gradient(jax.nn.log_softmax(teacher))
     if not top_k or top_k >= teacher.shape[-1]:
         return (jnp.exp(others) * (others - logprobs)).sum(-1)
@@ -49,6 +54,7 @@ def sampled_reverse_kl(logprobs: jax.Array, teacher_logprobs: jax.Array) -> tupl
     The estimate is log p_student - log p_teacher; its mean over the student's samples is the reverse KL. The surrogate
     is a policy-gradient loss whose advantage at each token is the negative estimate; its value equals the estimate.
     """
+    chex.assert_equal_shape([logprobs, teacher_logprobs], custom_message=_ONE_SHAPE)
     estimate = jax.lax.stop_gradient(logprobs - teacher_logprobs)
     log_ratio = jnp.clip(logprobs - jax.lax.stop_gradient(logprobs), -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     return jnp.exp(log_ratio) * estimate, estimate

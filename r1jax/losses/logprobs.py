@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -18,6 +19,8 @@ from r1jax.core.reduction import row_sums
 
 def gather_positions(hidden_BTD: jax.Array, index_BR: jax.Array) -> jax.Array:
     """Hidden states [B, T, D] at the given positions [B, R] -> [B, R, D]."""
+    chex.assert_rank([hidden_BTD, index_BR], [3, 2])
+    chex.assert_equal_shape_prefix([hidden_BTD, index_BR], 1, custom_message="states and index must have the same rows")
     return jnp.take_along_axis(hidden_BTD, index_BR[:, :, None], axis=1)
 
 
@@ -58,6 +61,7 @@ def map_positions(function: Callable[..., Any], arrays: tuple[jax.Array, ...], c
     """`function(*arrays)` for arrays [B, R, ...] and results [B, R], over `chunk` positions of each row at a time,
     recomputed in the backward pass. chunk must divide R; 0 runs all positions at once.
     """
+    chex.assert_equal_shape_prefix(arrays, 2, custom_message="all arrays must begin with the same [B, R]")
     B, R = arrays[0].shape[:2]
     if not chunk or chunk >= R:
         return function(*arrays)
@@ -79,6 +83,7 @@ def score_logits(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.
 
 
 def _score_forward(logits: jax.Array, targets: jax.Array) -> tuple[tuple[jax.Array, jax.Array], tuple]:
+    chex.assert_shape(targets, logits.shape[:-1], custom_message="targets must be [...] for logits [..., V]")
     peak = logits.max(-1)
     below = logits - peak[..., None]
     powers = jnp.exp(below)

@@ -30,6 +30,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -126,6 +127,12 @@ def policy_loss(
     index within its row of the completion that a token belongs to (a completion lies in one row). The last four
     arguments are required where the config uses them; ValueError if one is missing.
     """
+    arrays = (logprobs, old_logprobs, advantages, weights, reference_logprobs, sampler_logprobs, entropy, sequences)
+    chex.assert_rank(logprobs, 2)
+    chex.assert_equal_shape(
+        [array for array in arrays if array is not None],
+        custom_message="log-probs, advantages, weights and what else is given must be [B, R], a value for each target",
+    )
     inside = weights > 0
     mask = lambda x: jnp.where(inside, x, 0.0)
     logprobs, old_logprobs, advantages = mask(logprobs), mask(old_logprobs), mask(advantages)

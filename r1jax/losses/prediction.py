@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -25,6 +26,10 @@ def shift_targets(
 
     weights_BT: weight of each token as a target.
     """
+    chex.assert_rank(tokens_BT, 2)
+    chex.assert_equal_shape(
+        [tokens_BT, weights_BT, segments_BT], custom_message="tokens, weights and segments must be [B, T]"
+    )
     shift = lambda x: jnp.pad(x[:, ahead:], ((0, 0), (0, min(ahead, x.shape[1]))))
     inside = (shift(segments_BT) == segments_BT) & (segments_BT != 0)
     return shift(tokens_BT), jnp.where(inside, shift(weights_BT), 0).astype(jnp.float32)

@@ -12,6 +12,7 @@ import itertools
 import math
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -80,6 +81,10 @@ def attend(
     """
     B, T, N, H = q_BTNH.shape
     K = k_BKSH.shape[1]
+    chex.assert_shape(k_BKSH, (B, None, None, H), custom_message="keys must be [B, K, S, H] for queries [B, T, N, H]")
+    chex.assert_shape(v_BKSH, (*k_BKSH.shape[:3], None), custom_message="values must be [B, K, S, ...], as the keys")
+    if not isinstance(bias_BTS, Segments):
+        chex.assert_shape(bias_BTS, (None, T, k_BKSH.shape[2]), custom_message="the bias must be [B, T, S]")
     scale = 1 / math.sqrt(H) if scale is None else scale
     if isinstance(bias_BTS, Segments):
         return attend_segments(attend, q_BTNH, k_BKSH, v_BKSH, bias_BTS, prefix, scale=scale)

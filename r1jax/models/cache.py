@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -49,6 +50,10 @@ def constrain_layers(layers: Any) -> Any:
 
 def append(buffer: jax.Array, new: jax.Array, column: jax.Array, *, axis: int) -> jax.Array:
     """Writes `new` into `buffer` at `column` along `axis`, in place if the buffer is donated or a loop carry."""
+    others = [d for d in range(buffer.ndim) if d != axis]
+    chex.assert_equal_shape(
+        [buffer, new], dims=others, custom_message="what is appended must be of the cache's shape but for its columns"
+    )
     return jax.lax.dynamic_update_slice_in_dim(buffer, new.astype(buffer.dtype), column, axis=axis)
 
 

@@ -30,6 +30,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
@@ -73,6 +74,13 @@ class Dispatch:
         self, x_BTD: jax.Array, choice_BTA: jax.Array, weights_BTA: jax.Array, kernels: Kernels
     ) -> tuple[jax.Array, jax.Array]:
         """Output y [B, T, D], and the number of dropped pairs: float32, over all devices."""
+        B, T, D = x_BTD.shape
+        E, _, F = kernels.gate.shape
+        chex.assert_shape(choice_BTA, (B, T, None), custom_message="choices must be [B, T, A] for tokens [B, T, D]")
+        chex.assert_equal_shape([choice_BTA, weights_BTA], custom_message="each choice must have one weight")
+        chex.assert_shape(
+            kernels, [(E, D, F), (E, D, F), (E, F, D)], custom_message="kernels of experts: gate, up, down"
+        )
         if self.way == "dense":
             return run_dense(x_BTD, choice_BTA, weights_BTA, kernels), jnp.zeros(())
         mesh = current_mesh()

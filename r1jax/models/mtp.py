@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -57,6 +58,7 @@ def predict_ahead(
     predicts token i + d + 1; where token i + d is in another segment, the result is meaningless and no other position
     depends on it. Not for rows that share a prompt (`prefix_ids`), which has no single next token.
     """
+    chex.assert_shape(hidden_BTD, (*tokens_BT.shape, None), custom_message="states must be those of the same tokens")
     segments = jnp.ones(tokens_BT.shape, jnp.int32) if segment_ids is None else segment_ids
     states, routers = [], []
     for ahead, depth in enumerate(model.mtp or (), start=1):

@@ -10,6 +10,7 @@ import dataclasses
 import math
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -122,6 +123,9 @@ def rotate_pairs(x_BTNH: jax.Array, tables: Tables) -> jax.Array:
 
 def _turn(first: jax.Array, second: jax.Array, tables: Tables) -> jax.Array:
     cos, sin = tables
+    chex.assert_axis_dimension(
+        cos, -1, first.shape[-1], custom_message="rotary tables must be those of half the width of a head"
+    )
     turned = jnp.stack([first * cos - second * sin, second * cos + first * sin], axis=-2)  # XLA:CPU: 2x a concatenate
     return turned.reshape(*first.shape[:-1], 2 * first.shape[-1])
 

@@ -13,6 +13,7 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -132,6 +133,10 @@ class Transformer(nnx.Module):
         values of a common beginning of all rows, from `prefix`; `positions` must continue it. experts [L, B, T, A]:
         expert ids imposed on the L layers with a router; where they are -1, the router selects.
         """
+        if experts is not None:
+            layers, active = self.routing
+            message = "`experts` must hold A choices of each token for each of the L layers that have a router"
+            chex.assert_shape(experts, (layers, *tokens_BT.shape, active), custom_message=message)
         context, visible = self.make_context(tokens_BT, positions, segment_ids, prefix_ids, cache)
         x_BTD = constrain(self.embed(tokens_BT), ("batch", "sequence", "act_embed"))
         run = self._scan if self.scan_layers else self._unroll
@@ -181,6 +186,11 @@ class Transformer(nnx.Module):
         cache: Cache | None = None,
     ) -> tuple[Context, Any]:
         """Shared inputs of the blocks, and the visible columns afterwards (None without a cache)."""
+        chex.assert_rank(tokens_BT, 2)
+        chex.assert_equal_shape(
+            [array for array in (tokens_BT, positions, segments, prefixes) if array is not None],
+            custom_message="tokens, positions, segments and prefixes must be [B, T]",
+        )
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
         config, length = self.config, tokens_BT.shape[1]

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -92,10 +93,10 @@ def test_host_arrays_are_placed_by_their_shardings_and_come_back_whole() -> None
         placed = distributed.put_global(tree, shardings)
         assert placed["a"].sharding == shardings["a"]
         assert {shard.data.shape for shard in placed["a"].addressable_shards} == {(2, 1)}
-        jax.tree.map(np.testing.assert_array_equal, distributed.fetch(placed), tree)
+        chex.assert_trees_all_equal(distributed.fetch(placed), tree)
     on_one = distributed.put_global(tree, {"a": None, "b": [None]})
     assert len(on_one["a"].devices()) == 1
-    jax.tree.map(np.testing.assert_array_equal, distributed.fetch(on_one), tree)
+    chex.assert_trees_all_equal(distributed.fetch(on_one), tree)
 
 
 def test_one_host_starts_and_writes_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:

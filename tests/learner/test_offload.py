@@ -3,6 +3,7 @@
 import pathlib
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,8 +47,7 @@ def run(dtype: str, offload: bool) -> Any:
 def test_the_numbers_are_those_of_moments_on_the_device(dtype: str, mesh: MeshConfig | None) -> None:
     with use_mesh(make_mesh(mesh)) if mesh else jax.default_device(None):
         found, expected = run(dtype, True), run(dtype, False)
-    for leaf, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_array_equal(leaf, other)
+    chex.assert_trees_all_equal(found, expected)
 
 
 def test_they_do_not_count_as_memory_of_the_device() -> None:

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,7 +61,7 @@ def test_updates_are_those_of_adamw(clip_norm: float) -> None:
             m[:] = 0.8 * m[0] + 0.2 * g, 0.95 * m[1] + 0.05 * g**2
             mean, square = m[0] / (1 - 0.8 ** (step + 1)), m[1] / (1 - 0.95 ** (step + 1))
             params[part][name] = p - float(schedule(step)) * (mean / (np.sqrt(square) + 1e-3) + decay * p)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), ours, params)
+    chex.assert_trees_all_close(ours, params, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])

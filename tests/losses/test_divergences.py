@@ -1,5 +1,7 @@
 """Divergences between two distributions, against sums in float64, and the gradient of the sampled estimate."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,3 +60,9 @@ def test_the_sampled_estimate_has_the_divergence_and_its_gradient_as_means() -> 
     expected, exact = jax.value_and_grad(reverse_kl)(student, teacher)
     assert float(value) == pytest.approx(float(expected), rel=1e-5)
     np.testing.assert_allclose(gradient, exact, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("divergence", [reverse_kl, forward_kl, sampled_reverse_kl])
+def test_student_and_teacher_are_of_one_shape(divergence: Any) -> None:
+    with pytest.raises(AssertionError, match="student and teacher must be scored at the same positions"):
+        divergence(np.zeros((2, 3), np.float32), np.zeros((1, 3), np.float32))

@@ -109,3 +109,13 @@ def test_positions_are_gathered_row_by_row() -> None:
     index = np.array([[3, 0, 0], [1, 1, 2]])
     found = gather_positions(jnp.asarray(hidden), jnp.asarray(index))
     np.testing.assert_array_equal(found, np.stack([hidden[0, index[0]], hidden[1, index[1]]]))
+
+
+def test_targets_of_another_shape_are_refused() -> None:
+    hidden, head, targets = draw()
+    with pytest.raises(AssertionError, match=r"all arrays must begin with the same \[B, R\]"):
+        token_logprobs(hidden, targets[:, 1:], lambda x: x @ head)
+    with pytest.raises(AssertionError, match=r"targets must be \[...\] for logits \[..., V\]"):
+        score_logits(jnp.asarray(hidden @ head), jnp.asarray(targets[:1]))
+    with pytest.raises(AssertionError, match="states and index must have the same rows"):
+        gather_positions(jnp.asarray(hidden), jnp.asarray(targets[:1]))

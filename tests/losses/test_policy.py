@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -126,7 +127,7 @@ def test_garbage_at_padding_changes_nothing(name: str, garbage: float) -> None:
     batch, config = draw(), CONFIGS[1]
     spoiled = {**batch, name: np.where(batch["weights"] > 0, batch[name], garbage)}
     found, expected = run(spoiled, config), run(batch, config)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    chex.assert_trees_all_equal(found, expected)
     assert (np.asarray(found[1])[batch["weights"] == 0] == 0).all()
 
 
@@ -158,3 +159,11 @@ def test_parts_of_an_update_add_up_to_its_loss(aggregation: Any) -> None:
         parts = [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
         losses = [run({name: value[part] for name, value in batch.items()}, config)[0] for part in parts]
         np.testing.assert_allclose(sum(float(loss) for loss in losses), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["old_logprobs", "advantages", "weights", "reference_logprobs"])
+def test_arrays_of_another_shape_are_refused_while_tracing(name: str) -> None:
+    """A column would be broadcast in silence, and the loss be another one."""
+    batch = draw()
+    with pytest.raises(AssertionError, match=r"must be \[B, R\], a value for each target"):
+        jax.eval_shape(lambda batch: policy_loss(config=CONFIGS[0], **batch), batch | {name: batch[name][:, :1]})

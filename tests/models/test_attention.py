@@ -139,3 +139,14 @@ def test_biases_and_norms_of_heads_come_before_the_rotation(bias: bool, normed: 
     mixed = naive.attention(turn(project("query")), turn(project("key")), project("value"), mask)
     assert_close(found[0], np.einsum("tnh,nhd->td", mixed, params["out"]["kernel"]))
     assert ("bias" in params["key"], "key_norm" in params) == (bias, normed)
+
+
+@pytest.mark.parametrize(
+    ("place", "message"), [(1, "keys must be"), (2, "values must be"), (3, r"the bias must be \[B, T, S\]")]
+)
+def test_arrays_of_another_shape_are_refused(place: int, message: str) -> None:
+    q, k, v, mask = draw(4, 2)
+    arrays = [q, k, v, mask_bias(mask)]
+    arrays[place] = arrays[place][:, :, :-1] if place == 3 else arrays[place][:1]
+    with pytest.raises(AssertionError, match=message):
+        jax.eval_shape(attend, *arrays)

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,9 +33,7 @@ def test_fresh_adapters_change_nothing() -> None:
     _, params = split(build())
     adapters = init_adapters(build(), CONFIG)
     merged = merge_adapters(params, adapters, CONFIG.scale)
-    assert jax.tree.structure(merged) == jax.tree.structure(params)
-    for before, after in zip(jax.tree.leaves(params), jax.tree.leaves(merged), strict=True):
-        np.testing.assert_array_equal(before, after)
+    chex.assert_trees_all_equal(merged, params)
 
 
 def test_targets_are_adapted_and_nothing_else() -> None:

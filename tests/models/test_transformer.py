@@ -4,6 +4,7 @@ prefix, rematerialised) against the plain one."""
 import functools
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,7 +57,7 @@ def test_initial_values_and_results_do_not_depend_on_the_switch() -> None:
     config = toy.change(num_layers=3)
     (listed, as_list), (scanned, as_stack) = (toy.build(config, scan_layers=scan) for scan in (False, True))
     fresh = [split(llama.build(config, rngs=nnx.Rngs(3), scan_layers=scan))[1] for scan in (False, True)]
-    jax.tree.map(np.testing.assert_array_equal, unstack(fresh[1]), fresh[0])
+    chex.assert_trees_all_equal(unstack(fresh[1]), fresh[0])
     as_stack = stack(as_list)
     tokens = toy.tokens(2, 9)
     probe = np.random.default_rng(0).normal(size=(2, 9, config.vocab_size)).astype(np.float32)
@@ -70,7 +71,7 @@ def test_layouts_turn_into_each_other() -> None:
     params = toy.build(toy.change(num_layers=3))[1]
     stacked = stack(params)
     assert jax.tree.leaves(stacked["stacks"])[0].shape[0] == 3
-    jax.tree.map(np.testing.assert_array_equal, unstack(stacked), params)
+    chex.assert_trees_all_equal(unstack(stacked), params)
     assert stack(stacked) is stacked and unstack(params) is params
 
 
@@ -232,3 +233,11 @@ def test_gradient_goes_through_a_shared_prefix() -> None:
 
     each = lambda params: jnp.sin(merge(graph, params)(whole)[:, 6:]).sum()
     toy.assert_close(jax.jit(jax.grad(once))(params), jax.jit(jax.grad(each))(params))
+
+
+@pytest.mark.parametrize("name", ["positions", "segment_ids", "prefix_ids"])
+def test_one_value_a_token_or_an_error(name: str) -> None:
+    model = nnx.eval_shape(lambda: llama.build(toy.CONFIG, rngs=nnx.Rngs(0)))
+    tokens = jax.ShapeDtypeStruct((2, 6), "int32")
+    with pytest.raises(AssertionError, match=r"tokens, positions, segments and prefixes must be \[B, T\]"):
+        jax.eval_shape(lambda tokens: model(tokens, **{name: tokens[:1]}), tokens)

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import ml_dtypes
 import numpy as np
@@ -52,7 +53,7 @@ def test_what_is_loaded_goes_out_bit_for_bit(tmp_path: Path, name: str, scan_lay
     assert_same(tmp_path / "out", GOLDENS / name)
     again, _ = load_pretrained(tmp_path / "out", dtype="bfloat16", scan_layers=scan_layers)
     assert again.config == model.config
-    jax.tree.map(np.testing.assert_array_equal, split(again)[1], split(model)[1])
+    chex.assert_trees_all_equal(split(again)[1], split(model)[1])
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     shards = {file: file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors")}
     assert len(shards) > 1 and {file.name for file in shards} == set(index["weight_map"].values())
@@ -141,7 +142,7 @@ def test_a_run_is_a_model(tmp_path: Path, scan_layers: bool) -> None:
     for path, expected in ((workdir, trained), (workdir / "checkpoints" / "3", params)):
         loaded, _ = load_pretrained(path, scan_layers=scan_layers)
         assert loaded.config == model.config
-        jax.tree.map(np.testing.assert_array_equal, split(loaded)[1], expected)
+        chex.assert_trees_all_equal(split(loaded)[1], expected)
     convert(workdir / "checkpoints" / "3", tmp_path / "out", dtype="bfloat16")
     assert_same(tmp_path / "out", GOLDENS / DEPTH)
 

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import jax
+import chex
 import ml_dtypes
 import numpy as np
 import pytest
@@ -72,7 +72,7 @@ def test_a_sharded_folder_loads_as_the_formula_says(tmp_path: Path, tensors: tup
     shutil.copytree(GOLDEN, plain)
     save_file(meant, plain / "model.safetensors")
     model, _ = load_pretrained(folder)
-    jax.tree.map(np.testing.assert_array_equal, split(model)[1], split(load_pretrained(plain)[0])[1])
+    chex.assert_trees_all_equal(split(model)[1], split(load_pretrained(plain)[0])[1])
     assert model.mtp is not None
     original = load_file(GOLDEN / "model.safetensors")[WEIGHT].astype(np.float32)
     np.testing.assert_allclose(meant[WEIGHT], original, rtol=0.07, atol=0.07 * original.std())

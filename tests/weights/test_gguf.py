@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import chex
 import gguf
-import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -116,7 +116,7 @@ def test_weights_and_sizes_are_those_of_the_folder(tmp_path: Path, tied: bool) -
     expected, _ = load_pretrained(folder)
     model, tokenizer = load_pretrained(write_gguf(folder))
     assert model.config.max_positions == CONFIG["max_position_embeddings"]
-    jax.tree.map(np.testing.assert_array_equal, split(model)[1], split(expected)[1])
+    chex.assert_trees_all_equal(split(model)[1], split(expected)[1])
     assert {**vars(model.config), "norm_epsilon": 0} == {**vars(expected.config), "norm_epsilon": 0}
     assert model.config.norm_epsilon == pytest.approx(expected.config.norm_epsilon)
     assert tokenizer is not None and tokenizer.eos_ids == (2,) and tokenizer.encode("abb") == [260, 69]
@@ -126,7 +126,7 @@ def test_as_many_kv_heads_may_go_unsaid(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setitem(CONFIG, "num_key_value_heads", 16)
     folder = write_tiny_model(tmp_path)
     model, _ = load_pretrained(write_gguf(folder, head_count_kv=None))
-    jax.tree.map(np.testing.assert_array_equal, split(model)[1], split(load_pretrained(folder)[0])[1])
+    chex.assert_trees_all_equal(split(model)[1], split(load_pretrained(folder)[0])[1])
 
 
 @pytest.mark.parametrize("name", ["qwen2_tied", "qwen3_tied"])
@@ -134,7 +134,7 @@ def test_biases_and_norms_of_the_qwens_arrive_where_they_belong(tmp_path: Path, 
     shutil.copytree(golden.DENSE / name, tmp_path, dirs_exist_ok=True)
     expected, _ = load_pretrained(tmp_path)
     model, _ = load_pretrained(write_gguf(tmp_path))
-    jax.tree.map(np.testing.assert_array_equal, split(model)[1], split(expected)[1])
+    chex.assert_trees_all_equal(split(model)[1], split(expected)[1])
     same = {"norm_epsilon": pytest.approx(expected.config.norm_epsilon), "max_positions": 128}
     assert vars(model.config) == {**vars(expected.config), **same}
 

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -52,10 +53,10 @@ def test_adapters_are_added_to_the_base(tmp_path: Path, scan_layers: bool) -> No
     (workdir / "config.json").write_text(json.dumps(run))
 
     found, _ = load_pretrained(workdir, scan_layers=scan_layers)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-6), split(found)[1], params)
+    chex.assert_trees_all_close(split(found)[1], params, rtol=1e-6, atol=1e-6)
     convert(workdir, tmp_path / "out", dtype="float32")
     again, _ = load_pretrained(tmp_path / "out", scan_layers=scan_layers)
-    jax.tree.map(np.testing.assert_array_equal, split(again)[1], split(found)[1])
+    chex.assert_trees_all_equal(split(again)[1], split(found)[1])
     fresh = {**run, "model": {**run["model"], "preset": "tiny_qwen2"}}
     (workdir / "config.json").write_text(json.dumps(fresh))
     with pytest.raises(UserError, match="checkpoints/2: the base model of these adapters is not in a file"):

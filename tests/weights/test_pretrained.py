@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import chex
 import huggingface_hub.constants
 import jax
 import jax.numpy as jnp
@@ -97,7 +98,7 @@ def test_a_folder_computes_what_its_files_say(tmp_path: Path, tied: bool, rope: 
     model, tokenizer = load_pretrained(folder)
     assert model.config == llama.from_hf({**CONFIG, "tie_word_embeddings": tied, **rope})
     assert model.config.rope_scaling is None or model.config.rope_scaling.original_positions == 16
-    jax.tree.map(np.testing.assert_array_equal, split(model)[1], params)
+    chex.assert_trees_all_equal(split(model)[1], params)
     toy.assert_close(logits(model), np.stack([naive.forward(params, model.config, row) for row in TOKENS]))
     assert tokenizer is not None and tokenizer.eos_ids == (2, 3)
 
@@ -113,7 +114,7 @@ def test_rope_parameters_are_read_like_rope_scaling(tmp_path: Path) -> None:
 def test_dtypes_and_the_scan_switch_are_options(tiny_model: Path) -> None:
     plain, _ = load_pretrained(tiny_model)
     scanned, _ = load_pretrained(tiny_model, scan_layers=True, remat="full")
-    jax.tree.map(np.testing.assert_array_equal, unstack(split(scanned)[1]), split(plain)[1])
+    chex.assert_trees_all_equal(unstack(split(scanned)[1]), split(plain)[1])
     toy.assert_close(logits(scanned), logits(plain), 1e-6)
     low, _ = load_pretrained(tiny_model, dtype="bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(split(low)[1])} == {jnp.dtype("bfloat16")}
@@ -146,7 +147,7 @@ def test_weights_go_straight_to_their_shards(tiny_model: Path, scan_layers: bool
     assert {shard.data.shape for shard in query.addressable_shards} == {(*lead, 32, 8, 8)}
     assert {shard.data.shape for shard in params["embed"]["embedding"].addressable_shards} == {(152, 32)}
     wanted = stack(split(plain)[1]) if scan_layers else split(plain)[1]
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(params), jax.device_get(wanted))
+    chex.assert_trees_all_equal(jax.device_get(params), jax.device_get(wanted))
 
 
 def test_a_size_that_the_mesh_does_not_divide_is_named(tiny_model: Path) -> None:

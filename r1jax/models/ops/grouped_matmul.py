@@ -11,6 +11,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -23,6 +24,11 @@ def grouped_matmul(rows_ND: jax.Array, kernels_EDF: jax.Array, sizes_E: jax.Arra
     """Multiplies consecutive groups of rows, `sizes` rows per kernel -> [N, F]. Rows after the last group give zeros
     and have no gradient.
     """
+    chex.assert_shape(
+        kernels_EDF,
+        (*sizes_E.shape, *rows_ND.shape[1:], None),
+        custom_message="kernels must be [E, D, F] for rows [N, D] in E groups",
+    )
     return _multiply(rows_ND, kernels_EDF, sizes_E, transposed=False)
 
 

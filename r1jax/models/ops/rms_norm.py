@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -21,6 +22,7 @@ def normalize(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
 
 
 def _normalize_forward(x: jax.Array, scale: jax.Array, epsilon: float) -> tuple[jax.Array, tuple]:
+    chex.assert_shape(scale, x.shape[-1:], custom_message="the scale of a norm must be [D] for x [..., D]")
     factor = jax.lax.rsqrt(row_sums(jnp.square(x)) / x.shape[-1] + epsilon)[..., None]
     return x * factor * scale, (x, factor, scale)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import chex
 import jax
 
 
 @jax.custom_vjp
 def gate_silu(gate: jax.Array, up: jax.Array) -> jax.Array:
     """silu(gate) * up, of one shape."""
+    chex.assert_equal_shape([gate, up])
     return jax.nn.silu(gate) * up
 
 

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -163,7 +164,7 @@ def test_forms_agree(name: str, options: dict[str, Any]) -> None:
     other_graph, other = load(name, **options)
     if options.get("scan_layers"):
         expected = stack(params, merge(graph, params).counts)
-        jax.tree.map(np.testing.assert_array_equal, other, expected)
+        chex.assert_trees_all_equal(other, expected)
     rows = golden(name)["tokens"]
     assert_close(compiled(other_graph)(other, rows), compiled(graph)(params, rows))
 
