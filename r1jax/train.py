@@ -1,9 +1,9 @@
-"""Trains a model as a config file says, and goes on where it stopped when started again.
+"""Trains a model by a config file, and resumes an interrupted run.
 
   python -m r1jax.train --config=configs/grpo_zero.py
 
-A config is a Python file that says what to train, on what, and how long; each begins with its goal, its command and
-what to expect. Two ways to change a run without editing the file:
+A config is a Python file that describes the task, the model and the settings; it begins with its goal, command and
+expected result. Two ways to change a run without editing the file:
 
   --config=configs/grpo_zero.py:template=chat      an argument of the file, after a colon, several with commas
   --config.optimizer.learning_rate=3e-6            one value of the config, by its dotted name
@@ -11,8 +11,8 @@ what to expect. Two ways to change a run without editing the file:
 A misspelt name or a value of the wrong type is an error before anything is loaded.
 
 Everything a run writes is in --workdir: config.json, metrics.jsonl, samples.jsonl, report.html (open it in a browser),
-TensorBoard events and checkpoints. Start the same command again to resume from the last checkpoint; name another
---workdir to start afresh. Ctrl-C stops a run.
+TensorBoard events and checkpoints. Repeat the command to resume from the last checkpoint; name another --workdir to
+start from scratch. Ctrl-C stops a run.
 """
 
 import pathlib
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
             return
         resolved, workdir = resolve(values.config, values.workdir, overrides)
         stage_of(resolved.settings).run(resolved.settings, workdir)
-        from r1jax.core import distributed  # imports jax, which mistakes in a config do not wait for
+        from r1jax.core import distributed  # imports jax, so only after the config is checked
 
         distributed.wait("the end of the run")
 
@@ -53,11 +53,11 @@ def define_flags() -> flags.FlagValues:
     values = flags.FlagValues()
     spec = "The config file, with its arguments if any: configs/X.py or configs/X.py:name=value,..."
     flags.DEFINE_string("config", None, spec, flag_values=values)
-    folder = "Where the run writes and resumes from. Default: runs/X for configs/X.py."
+    folder = "Folder of the run's files, to write and to resume from. Default: runs/X for configs/X.py."
     flags.DEFINE_string("workdir", None, folder, flag_values=values)
     keys = "List every key of the config's stage, or of all stages without --config, with type, default and meaning."
     flags.DEFINE_bool("help_config", False, keys, flag_values=values)
-    plan = "Print what the run would use, need and resume, and end; nothing is computed and no accelerator is touched."
+    plan = "Print the resolved config, sizes, missing files and what would be resumed, and exit without computing."
     flags.DEFINE_bool("dry_run", False, plan, flag_values=values)
     return values
 
@@ -73,9 +73,9 @@ def describe_config(spec: str | None) -> str:
 
 
 def split_overrides(args: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Takes `--config.a.b=v` and `--config.a.b v` out of the arguments: (the other arguments, {"a.b": "v"}).
+    """Extracts `--config.a.b=v` and `--config.a.b v` from the arguments: (the other arguments, {"a.b": "v"}).
 
-    A `--config.a.b` that no value follows means true.
+    A `--config.a.b` without a value means true.
     """
     rest, overrides = [], {}
     queue = list(args)
@@ -92,7 +92,7 @@ def split_overrides(args: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def resolve(spec: str | None, workdir: str | None, overrides: dict[str, str]) -> tuple[Resolved, pathlib.Path]:
-    """The settings of a config file and flags, checked, and the workdir.
+    """Checked settings of a config file and flags, and the workdir.
 
     Raises:
       UserError: for a missing file, an unknown key, a value of the wrong type, or a workdir that is a file.

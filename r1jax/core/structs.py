@@ -29,9 +29,9 @@ class SamplingConfig:
     """Sampling as a config says it: the keys that rollouts, judges, generation and evaluation share.
 
     Attributes:
-      temperature: number that logits are divided by; 0 is greedy.
-      top_k: number of the likeliest tokens that may be sampled; 0 is all.
-      top_p: probability mass of the likeliest tokens that may be sampled; 1 is all.
+      temperature: sampling temperature; 0 is greedy.
+      top_k: number of most likely tokens to sample from; 0 is all.
+      top_p: probability mass of the most likely tokens to sample from; 1 is all.
       min_p: probability that a token needs as a share of the likeliest one's; 0 is none.
       max_new_tokens: largest number of tokens that are sampled for a prompt.
     """

@@ -39,7 +39,7 @@ class SourceConfig:
       extractor: way to split the completion's column into reasoning and answer: `gsm8k`, or None: all is answer.
       reply: completion made of {reasoning} and {answer}: `plain` (the answer), `tagged` (think and answer tags), or a
         text with {answer}.
-      loss_on: tokens with a loss: "completion" (those of the assistant) or "all"; `text` rows are learnt whole.
+      loss_on: tokens with a loss: "completion" (those of the assistant) or "all"; `text` rows have it everywhere.
       weight: share of the mixture; None for all sources mixes by size, 0 leaves a source out.
       problems: number of problems that a procedural source draws.
       args: arguments of a procedural source.
@@ -62,14 +62,14 @@ class CorpusConfig:
     """The `data` section of a supervised run.
 
     Attributes:
-      sources: sources by name; the names stand in notes and messages only.
+      sources: sources by name; the names appear in notes and messages only.
       length: length of a row in tokens.
       packed: whether several documents share a row, packed best-fit.
       bins: number of rows that are packed at a time; more of them leave less padding.
       truncation: treatment of a document longer than `length`: cut off its right or left end, or drop it.
       read_ahead: number of batches made in advance.
       eval_rows: number of rows held out of each source, at most; 0 holds out none, or all of `eval_path`.
-      epochs: passes over the data; None goes on without end.
+      epochs: passes over the data; None has no end.
       on_error: treatment of a malformed row: raise an error, or skip it and count it.
       seed: seed of draws, splits, order and packing.
     """

@@ -41,7 +41,7 @@ class FilterConfig:
     """The `filters` section: which samples become the set to learn from.
 
     Attributes:
-      min_reward: reward that a sample needs.
+      min_reward: smallest reward of a kept sample.
       min_pass_rate: lower bound on a prompt's mean reward, itself excluded; None is no bound.
       max_pass_rate: upper bound on a prompt's mean reward, itself excluded; None is no bound.
       min_tokens: shortest completion in tokens; 0 is no bound.
@@ -50,7 +50,7 @@ class FilterConfig:
       language: code of the language that a completion must be in (`en`, `zh`); None is any.
       min_language_share: share of its words that must be in that language.
       max_repetition: largest share of a completion's six-word sequences that repeat an earlier one.
-      benchmarks: files whose texts must not be learnt.
+      benchmarks: files whose texts must not be trained on.
       ngram: number of words in a row shared with a benchmark that drop a sample.
       near_duplicates: similarity (0 to 1) from which a sample counts as a duplicate; 0 drops equal ones only.
       samples_per_prompt: number of samples kept of one prompt, the first ones; 0 is all.

@@ -31,7 +31,7 @@ class Example:
       question: question of the example.
       reasoning: reasoning of its reply.
       answer: answer of its reply.
-      ending: text behind the reply: the model's end token, spelled, shows where to stop.
+      ending: text after the reply: the model's end token, spelled out, shows where to stop.
     """
 
     question: str

@@ -30,7 +30,7 @@ class EvalConfig:
       temperature: temperature of the sampled answers; the other pass is greedy.
       strict: names of the rewards that must all be 1 for an answer to count.
       lenient: name of the reward of the lenient score.
-      format: name of the reward that measures the form of a reply; "" measures none.
+      format: name of the reward that measures the format of a reply; "" is none.
     """
 
     name: str = "held_out"

@@ -1,9 +1,9 @@
-"""What rewards would pay for completions that exist, and where two graders disagree: a table and a page.
+"""Values of rewards for existing completions, and disagreements between two graders: a table and a page.
 
-People check a reward before they train on it: the rows of a file (`completions` and the columns that the rewards use,
-as `generate` and `evaluate` write them, or `completion`, as a run does) are scored by each reward, and every completion
-for which two of them differ is shown with the gold, the values and the rule by which the reader of answers decided.
-Text written by a model enters the page as escaped text; the page holds no script and loads nothing.
+For checking a reward before training on it: the rows of a file (`completions` and the columns that the rewards use, as
+written by `generate` and `evaluate`, or `completion`, as written by a run) are scored by each reward, and every
+completion for which two of them differ is shown with the gold, the values and the rule by which the reader of answers
+decided. Text written by a model enters the page as escaped text; the page has no script and loads nothing.
 """
 
 import itertools
@@ -21,7 +21,7 @@ from r1jax.rewards.base import load_rewards, score
 from r1jax.rewards.completions import read_text
 from r1jax.rewards.reader.golds import read_gold
 
-# Columns of other files of ours, and what rewards call them.
+# Columns of our other files, and their names in rewards.
 _ALIASES = {"gold": "solution", "problem": "prompt"}
 SHOWN = 200  # completions on a page
 TEXT_LIMIT = 1500  # characters of one completion: its end, where the answer is
@@ -63,9 +63,9 @@ class Payouts:
 
 
 def pay(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Payouts:
-    """Asks each reward about each completion of the rows.
+    """Scores all completions of the rows by each reward.
 
-    Raises UserError for an unknown reward, one that needs a model, a row without completions, a missing column.
+    Raises UserError for an unknown reward, one that needs a model, a row without completions, or a missing column.
     """
     rows = [{_ALIASES.get(key, key) if _ALIASES.get(key) not in row else key: row[key] for key in row} for row in rows]
     rewards = load_rewards(dict.fromkeys(names, 1.0))
@@ -85,8 +85,8 @@ def pay(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Payouts:
 
 
 def summarize(payouts: Payouts) -> list[dict[str, Any]]:
-    """A row for each reward: its mean over the completions to which it applies, how many it pays, how many it does not
-    apply to.
+    """A table row per reward: its mean over the completions to which it applies, the number it pays, and the number to
+    which it does not apply.
     """
     table = []
     for name, values in payouts.values.items():
@@ -98,7 +98,7 @@ def summarize(payouts: Payouts) -> list[dict[str, Any]]:
 
 
 def compare_graders(payouts: Payouts) -> list[dict[str, Any]]:
-    """A row for each two rewards: how many completions only the one or the other pays, and for how many they differ."""
+    """A table row per pair of rewards: numbers of completions that only one of them pays, and for which they differ."""
     table = []
     for a, b in itertools.combinations(payouts.values, 2):
         first, second = (np.nan_to_num(payouts.values[name], nan=0.0) for name in (a, b))
@@ -109,7 +109,7 @@ def compare_graders(payouts: Payouts) -> list[dict[str, Any]]:
 
 
 def render_payouts(payouts: Payouts, title: str) -> str:
-    """HTML of the page: both tables, and the completions for which two rewards differ (all, if only one is asked)."""
+    """HTML of the page: both tables, and the completions for which two rewards differ (all, for a single reward)."""
     values = np.array([np.nan_to_num(values, nan=0.0) for values in payouts.values.values()])
     chosen = (
         np.flatnonzero(_differ(values.min(0), values.max(0))) if len(values) > 1 else np.arange(len(payouts.places))

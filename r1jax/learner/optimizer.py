@@ -32,7 +32,7 @@ class OptimizerConfig:
       epsilon: constant that AdamW adds to the root of the second moment.
       weight_decay: decoupled weight decay; norm scales have none.
       clip_norm: bound on the global norm of the gradient; 0 is no bound.
-      offload: whether the moments wait in the host's memory between updates (learner/offload.py).
+      offload: whether the moments are kept in host memory between updates (learner/offload.py).
     """
 
     learning_rate: float = 1e-6

@@ -36,7 +36,7 @@ class SupervisedConfig:
     Attributes:
       mtp_weight: weight of the loss of multi-token prediction (lambda of equation 25); 0 leaves it out.
       balance_weight: weight of the loss of experts' balance within a sequence (alpha of equation 17).
-      bias_rate: amount that an update moves the experts' correction biases by (learner/balance.py).
+      bias_rate: change of the experts' correction biases per update (learner/balance.py).
     """
 
     mtp_weight: float = 0.3

@@ -24,14 +24,15 @@ WINDOW, LEAST = 128, 16  # norms that a spike is compared with, and how many of 
 
 @dataclasses.dataclass(frozen=True)
 class GuardsConfig:
-    """What is done about updates and rewards that go wrong.
+    """Handling of failed updates and rewards.
 
-    max_skipped: updates skipped one after the other, because their gradient is not finite, after which the run ends.
-    spike_factor: a gradient norm above so many times the 95th percentile of the last 128 updates' norms is a spike (0:
-    none is).
-    spikes: a spike's update is made and logged ("log"), or skipped ("skip").
-    rewards: a reward that raises or returns no number does not apply to the rows concerned ("lenient"), or ends the run
-    ("strict").
+    Attributes:
+      max_skipped: number of consecutive updates skipped for a non-finite gradient after which the run ends.
+      spike_factor: a gradient norm above this multiple of the 95th percentile of the last 128 updates' norms is a
+        spike; 0 is off.
+      spikes: treatment of a spike's update: make and log it ("log"), or skip it ("skip").
+      rewards: a reward that raises or returns no number does not apply to the affected rows ("lenient"), or ends the
+        run ("strict").
     """
 
     max_skipped: int = 3

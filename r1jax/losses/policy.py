@@ -59,7 +59,7 @@ class PolicyLossConfig:
       clip_delta: upper bound on every ratio, also where the advantage is negative; 0 is no bound.
       kl_coefficient: weight of the KL divergence from the reference model; 0 needs no reference.
       kl_estimator: estimator of that divergence by Schulman's names.
-      kl_unbiased: whether the estimate is multiplied by the ratio, so that its gradient is right off-policy.
+      kl_unbiased: whether the estimate is multiplied by the ratio, so that its gradient is correct off-policy.
       kl_in: place of the divergence: a term of the loss, or subtracted from the reward.
       entropy_coefficient: weight of the entropy, which the loss rewards.
       importance_correction: correction for a sampler whose distribution is not the trainer's: weights by token or

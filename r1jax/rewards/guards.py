@@ -1,9 +1,9 @@
-r"""Guards around math-verify: which replies it may find right, by the reader of answers.
+"""Guards around math-verify: the reader of answers decides which replies it may find correct.
 
-math-verify finds some formula in almost any text and compares it by value. So what a reply gives as its answer is first
-read by its kind: a hedge, a list or an equation for a number, a word that makes it another number, another unit, an
-answer that stands in the thought or is taken back are not handed over. Values are math-verify's to compare, with
-open-r1's settings. (What concerns parsed formulas, tiny numbers and equations, stands in `verifier_worker.py`.)
+math-verify finds a formula in almost any text and compares it by value. The kind of a reply's answer is therefore read
+first: a hedge, a list or an equation in place of a number, a word that makes it another number, another unit, and an
+answer inside the reasoning or retracted later are not passed on. math-verify compares the values, with open-r1's
+settings. (Guards of parsed formulas, tiny numbers and equations are in `verifier_worker.py`.)
 """
 
 import re
@@ -15,14 +15,14 @@ from r1jax.rewards.reader.golds import read_gold
 from r1jax.rewards.reader.kinds import read_answer
 from r1jax.rewards.reader.places import Place, after_thought, find_line, find_place
 
-# Of a longer reply math-verify sees the end: its patterns are not linear.
+# math-verify sees only the end of a longer reply, because its patterns are not linear.
 _MAX_VERIFIED = 20_000
 _NO_ANSWER = re.compile(r"\b(?:no|without an?) (?:final )?answer\b", re.IGNORECASE)
 _UPRIGHT = re.compile(r"\\(?:text|mathrm|mbox|operatorname)")
 
 
 def guard_replies(texts: Sequence[str], solution: Sequence[Any]) -> list[str]:
-    """What math-verify is given of each reply: the part behind the thought, or nothing where it may not be right."""
+    """Text of each reply for math-verify: the part after the reasoning, or "" if it cannot be correct."""
     replies = [after_thought(text)[-_MAX_VERIFIED:] for text in texts]
     return [
         reply if _may_be_right(reply, read_gold(gold)) else "" for reply, gold in zip(replies, solution, strict=True)
@@ -39,7 +39,7 @@ def _may_be_right(text: str, gold: str | None) -> bool:
     gold = gold or ""
     wanted = read_answer(gold)
     if wanted.kind in ("nothing", "unreadable") or wanted.kind == "text" and "$" in gold.strip().strip("$"):
-        return True  # a formula within a sentence: the sentence says nothing of its kind
+        return True  # a formula within a sentence, which says nothing about its kind
     verdict = compare_answer(place.text, gold)
     if verdict.by_kind:
         return False
@@ -49,5 +49,5 @@ def _may_be_right(text: str, gold: str | None) -> bool:
 
 
 def _is_changed(place: Place) -> bool:
-    """Whether what stands around a box makes its answer another one, which math-verify does not see."""
+    """Whether the text around a box makes it another answer, which math-verify does not see."""
     return " and " in place.rule or place.rule.endswith("with its sign")

@@ -82,7 +82,7 @@ class _Job:
 
     @property
     def key(self) -> tuple[str, bool]:
-        """What determines whether the gold can be parsed."""
+        """The inputs that determine whether the gold can be parsed."""
         return self.gold, self.latex_gold
 
     def give_up(self) -> None:

@@ -26,7 +26,7 @@ class CurriculumConfig:
     """Prompts that are passed over by how often they were solved.
 
     Attributes:
-      skip: probability that a prompt is passed over whose last solve rate is at most `low` or at least `high`; 0 is
+      skip: probability that a prompt is skipped whose last solve rate is at most `low` or at least `high`; 0 is
         off.
       low: solve rate up to which a prompt counts as too hard.
       high: solve rate from which a prompt counts as too easy.

@@ -37,7 +37,7 @@ class RolloutConfig(SamplingConfig):
       prefill_batch: prompts prefilled at once, on all devices together.
       ignore_stop: whether completions go on to the limit past their stop tokens, for benchmarks of equal work.
       cache_pieces: steps in which the sampler's cache grows; 1 where it fills the memory (rollout/slots.py).
-      max_new_tokens_schedule: ((step, tokens), ...): the limit from each step on, as R1-Zero's grew; before the first
+      max_new_tokens_schedule: ((step, tokens), ...): the limit from each step on, as in R1-Zero; before the first
         entry that one's.
       temperature_schedule: ((step, temperature), ...): linear in between, for sampler and trainer alike.
     """
@@ -117,15 +117,15 @@ class TrainConfig:
 
     Attributes:
       updates_per_step: mini-batches of whole groups that a rollout is split into.
-      micro_batch_size: completions a device and accumulation, at full length; shorter ones pack tighter.
+      micro_batch_size: completions per device and accumulation, at full length; shorter ones pack tighter.
       completions_per_row: completions that share a row.
-      share_prompts: whether a prompt stands once in a row for all completions beside it; where rows are long and few
+      share_prompts: whether a prompt occurs once in a row for all completions beside it; where rows are long and few
         completions fill them, a copy before each lets a TPU's kernel for long rows run.
       logits_chunk: positions of a row whose logits exist at once; 0 is all.
       old_logprobs: source of the old log-probs of several updates: "trainer" recomputes them before the first,
         "sampler" takes the engine's.
-      replay_experts: whether routers choose for completions the experts that the sampler's chose.
-      bias_rate: amount that an update moves the experts' correction biases by (learner/balance.py).
+      replay_experts: whether routers reuse, for completions, the experts that the sampler chose.
+      bias_rate: change of the experts' correction biases per update (learner/balance.py).
       min_group_std: standard deviation of a group's rewards below which its advantages are 0.
       difference_alarm: mean log-prob difference between sampler and trainer, in nats, above which a step warns.
     """
@@ -159,7 +159,7 @@ class GRPOConfig:
       data: problems that are asked.
       rewards: rewards: registered name or module:function -> weight, or {weight, arguments}.
       stage: name of the stage.
-      seed: seed of all that is random in the run.
+      seed: seed of all randomness in the run.
       mesh: devices, and what is split over them.
       rollout: sampling.
       train: updates.

@@ -44,7 +44,7 @@ class Generation(SamplingConfig):
     Attributes:
       num_samples: completions sampled for each row.
       max_new_tokens: largest number of tokens of a completion.
-      seed: seed of what is sampled.
+      seed: seed of sampling.
     """
 
     num_samples: int = 1

@@ -28,9 +28,9 @@ class ModelConfig:
     Attributes:
       path: MODEL whose weights are loaded: a folder, a .gguf file, a hub name or a workdir. With `preset` the folder
         whose tokenizer is used; empty is a tokenizer of bytes.
-      hub: hub name that is taken where `path` does not exist.
-      fetch: command that makes `path`, for messages.
-      preset: name of a shape with fresh weights in place of loaded ones (models/families/presets.py).
+      hub: hub name used where `path` does not exist.
+      fetch: command that creates `path`, for messages.
+      preset: name of a shape with fresh weights instead of loaded ones (models/families/presets.py).
       sizes: sizes of the preset that are replaced; those of `latents` and `gate` one by one.
       seed: seed of fresh weights.
       layers: number of layers that are kept of a loaded model, for a student of a larger one; 0 is all.
@@ -38,10 +38,10 @@ class ModelConfig:
       dtype: dtype of computation.
       param_dtype: dtype of parameters.
       scan_layers: whether equal layers are stacked and scanned, which compiles one of them instead of all.
-      remat: activations that the backward pass computes again: none, all of a layer, or all but matrix products.
-      dispatch: way that tokens get to their experts (models/dispatch.py).
-      buffer_factor: size of the experts' receive buffers over what arrives under equal load; 0 holds whatever comes.
-      dispatch_tokens: tokens of a device that travel to experts at once; 0 is all.
+      remat: activations that the backward pass recomputes: none, all of a layer, or all but matrix products.
+      dispatch: method of dispatching tokens to experts (models/dispatch.py).
+      buffer_factor: size of the experts' receive buffers over what arrives under equal load; 0 fits every load.
+      dispatch_tokens: tokens of a device exchanged with experts at a time; 0 is all.
     """
 
     path: str = ""
@@ -83,13 +83,13 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
-    """What a run writes and shows beside its metrics.
+    """Output of a run besides its metrics.
 
     Attributes:
-      samples_per_step: rows of samples.jsonl a step; -1 is all.
+      samples_per_step: rows of samples.jsonl per step; -1 is all.
       show_every_steps: steps between samples on the console; 0 shows none.
       tensorboard: whether TensorBoard events are written.
-      wandb_project: project of Weights & Biases that metrics go to; "" is none.
+      wandb_project: Weights & Biases project for the metrics; "" is none.
     """
 
     samples_per_step: int = -1

@@ -1,6 +1,6 @@
-"""The reference of config keys: every key of a stage with its type, default and meaning, from the dataclasses.
+"""Reference of config keys: every key of a stage with its type, default and meaning, from the dataclasses.
 
-The meaning of a key is its paragraph under `Attributes:` in the docstring of its dataclass. `docs/config.md` holds the
+The meaning of a key is its paragraph under `Attributes:` in the docstring of its dataclass. `docs/config.md` has the
 same text for all stages:
 
     python -m r1jax.train --help_config > docs/config.md
@@ -33,7 +33,7 @@ This page is generated from the dataclasses: `python -m r1jax.train --help_confi
 
 
 def describe_all() -> str:
-    """The reference of all stages, as docs/config.md."""
+    """The reference of all stages, as in docs/config.md."""
     names = [{"stage": name, "method": None} for name in STAGES if name != "distill"]
     names += [{"stage": "distill", "method": method} for method in METHODS]
     titles = [" ".join(filter(None, name.values())) for name in names]
@@ -42,7 +42,7 @@ def describe_all() -> str:
 
 
 def describe_stage(root: type, title: str) -> str:
-    """The reference of one stage: its summary, and an entry a key."""
+    """The reference of one stage: its summary, and one entry per key."""
     lines = [f"## {title}", "", *textwrap.wrap(read_summary(root), 120), ""]
     for key, kind, default, meaning in list_entries(root):
         value = "" if default is dataclasses.MISSING else f"; default {_show(default)}"
@@ -58,7 +58,7 @@ def describe_stage(root: type, title: str) -> str:
 
 
 def list_entries(root: type, prefix: str = "", instance: Any = None) -> Iterator[tuple[str, str, Any, str]]:
-    """(dotted key, type in words, default or MISSING, meaning) of the leaves, and of sections below a name in
+    """(dotted key, type in words, default or MISSING, meaning) of every leaf; a name chosen by the config is in
     capitals.
     """
     hints, meanings = typing.get_type_hints(root), read_meanings(root)
@@ -97,7 +97,7 @@ def read_meanings(cls: type) -> dict[str, str]:
 
 
 def _show(value: Any) -> str:
-    """A default as it is written on a command line."""
+    """A default in the form used on the command line."""
     if value == "":
         return '""'
     if isinstance(value, (tuple, list)):

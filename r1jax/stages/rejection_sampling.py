@@ -45,7 +45,7 @@ class TeacherSampling(Generation):
     """Sampling of a model's answers to a task.
 
     Attributes:
-      prompts: number of the task's prompts that are asked; 0 is all.
+      prompts: number of the task's prompts to use; 0 is all.
       slots: sequences decoded at once, on all devices together.
     """
 
@@ -71,7 +71,7 @@ class CollectConfig:
       reply: form that a tagged sample is brought into, a text with {reasoning} and {answer}; "" keeps the sample as it
         is.
       stage: name of the stage.
-      seed: seed of all that is random in the run.
+      seed: seed of all randomness in the run.
       mesh: devices, and what is split over them.
     """
 

@@ -19,7 +19,7 @@ class BatchConfig:
 
     Attributes:
       rows_per_step: packed rows of config.data.length tokens, the batch of one update.
-      micro_batch_size: rows a device and accumulation.
+      micro_batch_size: rows per device and accumulation.
       logits_chunk: positions of a row whose logits exist at once; 0 is all.
     """
 
@@ -48,7 +48,7 @@ class SFTConfig:
       data: texts that are learnt.
       steps: updates of the run; 0 makes as many as the passes of data.epochs.
       stage: name of the stage.
-      seed: seed of all that is random in the run.
+      seed: seed of all randomness in the run.
       mesh: devices, and what is split over them.
       train: batches.
       loss: terms of the loss.

@@ -39,7 +39,7 @@ class DrawConfig:
       held_out: held-out problems.
       worked: problems worked out and checked.
       requests: requests with good replies.
-      texts: texts to train a model from nothing on.
+      texts: texts to train a model from scratch on.
       stage: name of the stage.
       seed: seed of all draws.
     """

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class VocabularyConfig:
-    """Settings of a vocabulary that is made of texts.
+    """Settings of training a vocabulary.
 
     Attributes:
       path: file of rows with `text`.

@@ -1,9 +1,9 @@
-"""Fenced code in a reply: which block is the program.
+"""Fenced code in a reply, and which block is the program.
 
-The last block behind the thought that names the language counts, however the name is spelled (`py`, `Python 3`, `c++`);
-without one, the last block without a name that is code. A fence is a line of at least three back ticks or tildes,
-indented as it likes; it closes at the first such line without a name and at least as long that leaves a Python program
-which parses, so that strings and docstrings may hold fences; where none does, at the first.
+The last block after the reasoning that names the language counts, in any spelling of its name (`py`, `Python 3`,
+`c++`); without one, the last unnamed block that is code. A fence is a line of at least three back ticks or tildes, at
+any indentation; it closes at the first unnamed fence of at least its length after which the Python program parses, so
+that strings and docstrings may contain fences; if none does, at the first.
 
 Left out: a fence that is never closed, which a length limit cut off.
 """
@@ -24,20 +24,20 @@ _NAMES = {
     "javascript": frozenset(("javascript", "js", "node")),
     "bash": frozenset(("bash", "sh", "shell")),
 }
-_MAX_CLOSINGS = 8  # of one block that are tried
-_MAX_PARSED = 100_000  # characters of a block that is parsed at all
-_MAX_BLOCKS = 200  # the last of a reply that are looked at
+_MAX_CLOSINGS = 8  # closing fences tried per block
+_MAX_PARSED = 100_000  # longer blocks (in characters) are not parsed
+_MAX_BLOCKS = 200  # only so many last blocks of a reply are considered
 
 
 class Block(NamedTuple):
-    """A fenced block: the name behind its fence in lower case, "" without one, and its lines."""
+    """A fenced block: the name after its fence in lower case ("" without one), and its lines."""
 
     name: str
     code: str
 
 
 def find_program(text: str, language: str) -> str:
-    """The program of a language in a reply; empty without one."""
+    """The program of a language in a reply; "" without one."""
     blocks = find_blocks(after_thought(text))
     names = _NAMES.get(language, frozenset((language,)))
     for block in reversed(blocks):
@@ -50,7 +50,7 @@ def find_program(text: str, language: str) -> str:
 
 
 def find_blocks(text: str) -> list[Block]:
-    """The closed fenced blocks of a text, in order; of very many the last."""
+    """The closed fenced blocks of a text, in order; only the last ones of very many."""
     text = text.replace("\r\n", "\n")
     fences = list(_FENCE.finditer(text))[-2 * _MAX_BLOCKS * _MAX_CLOSINGS :]
     blocks = []
@@ -67,7 +67,7 @@ def find_blocks(text: str) -> list[Block]:
 
 
 def is_code(text: str, language: str) -> bool:
-    """Whether an unnamed block is a program and not its output, as far as a look can tell."""
+    """Whether an unnamed block is a program and not its output, by a heuristic."""
     if language == "python":
         tree = _parse(text)
         return tree is not None and any(not isinstance(node, ast.Expr) or _calls(node) for node in tree.body)
@@ -77,7 +77,7 @@ def is_code(text: str, language: str) -> bool:
 
 
 def _find_closing(text: str, fences: list[re.Match[str]], opening: int) -> int | None:
-    """The number of the fence that closes a block."""
+    """Index of the fence that closes a block."""
     mark, first = fences[opening][2], None
     is_python = _read_name(fences[opening][3]) in _NAMES["python"] | {""}
     tried = 0
@@ -104,7 +104,7 @@ def _cut(text: str, opening: re.Match[str], closing: re.Match[str]) -> str:
 
 
 def _read_name(info: str) -> str:
-    """`python` of `Python 3`, `{.python}`, `py title="a.py"`."""
+    """The language name in the text after a fence: `python` for `Python 3`, `{.python}`, `py title="a.py"`."""
     word = _WORD.match(info.strip().lstrip("{.").lower())
     return word[0] if word else ("" if not info.strip() else info.strip())
 

@@ -52,7 +52,7 @@ class Line(NamedTuple):
 
 
 def after_thought(text: str) -> str:
-    """What follows the thought: all behind the last closing tag; of a thought left open, what its answer tags begin."""
+    """Text after the reasoning: after the last closing tag; for reasoning left open, from its answer tags on."""
     close = text.rfind(THINK_CLOSE)
     if close >= 0:
         return text[close + len(THINK_CLOSE) :]

@@ -1,8 +1,8 @@
-r"""One spelling for characters that say the same: digits of all scripts, minus signs, spaces, powers, fractions.
+r"""Normal forms of equivalent characters: digits of all scripts, minus signs, spaces, powers, fractions.
 
-`４８`, `٤٨`, `𝟒𝟖` become `48`; `10³` becomes `10^{3}`; `2½` becomes `2 \frac{1}{2}`; thin and hard spaces are spaces;
-characters without a shape (zero-width spaces, soft hyphens, marks of direction) go. Letters of other scripts stay.
-Character by character, so that no order of accents can make it slow.
+`４８`, `٤٨`, `𝟒𝟖` become `48`; `10³` becomes `10^{3}`; `2½` becomes `2 \frac{1}{2}`; thin and hard spaces become
+spaces; invisible characters (zero-width spaces, soft hyphens, direction marks) are removed. Letters of other scripts
+are kept. Works character by character, so that no order of accents can make it slow.
 """
 
 import functools
@@ -45,11 +45,11 @@ _RAISED_SIGNS = {"⁰": "0", "¹": "1", "²": "2", "³": "3", "⁺": "+", "⁻":
 
 
 def plain_characters(text: str) -> str:
-    """The text with one spelling for each of these characters."""
+    """The text with these characters in normal form."""
     if text.isascii():
         return text
     text = text.translate(_table())
-    while True:  # `10¹²` is one power
+    while True:  # joins the digits of `10¹²` into one power
         joined = _RAISED.sub(r"^{\1\2}", text)
         if joined == text:
             return text

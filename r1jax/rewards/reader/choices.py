@@ -1,7 +1,7 @@
 r"""Letters of multiple choice: `C`, `(C)`, `\text{C}`, `**C**`, `Option C`, `C. 12 eV`, `Answer: c` are C.
 
-Several letters are none (`C or D`, `BC`), and so are words that begin with one (`Cannot be said`). In a completion the
-last place that names a letter counts: an asked-for line, answer tags or a box; a box with something else in it
+Several letters are no choice (`C or D`, `BC`), nor are words that begin with one (`Cannot be said`). In a completion
+the last place that names a letter counts: a requested line, answer tags or a box; a box with something else in it
 (`\boxed{12 eV}`) does not.
 """
 
@@ -11,7 +11,7 @@ from r1jax.rewards.reader.characters import plain_characters
 from r1jax.rewards.reader.places import ANSWER_CLOSE, ANSWER_OPEN, after_closed_thought, after_thought, find_place
 from r1jax.rewards.reader.spelling import strip_introduction
 
-LETTERS = "A-H"  # the next is a word of its own
+LETTERS = "A-H"  # the next letter, I, is a word
 _GOLD = re.compile(rf"[(\[]?([{LETTERS}])[)\]]?\.?|[(\[]?([{LETTERS}])(?:[)\]]|[.:])\s+\S.*", re.DOTALL)
 _MARKUP = re.compile(r"\\(?:text\w*|math(?:rm|bf|it|sf)|bf|boxed)(?![a-zA-Z])|[${}*`_<>]|\\[()\[\]]")
 _NAMED = re.compile(r"(?:the )?(?:correct |right |best )?(?:option|choice|letter|answer)\b\s*(?:is\b|:)?\s*", re.I)
@@ -26,7 +26,7 @@ _MAX_LENGTH = 400
 
 
 def read_gold_choice(gold: str) -> str | None:
-    """The letter of a gold that is one: `C`, `(C)`, `C.`, `C. 12`."""
+    """The letter of a gold that is a choice: `C`, `(C)`, `C.`, `C. 12`; else None."""
     match = _GOLD.fullmatch(_MARKUP.sub("", gold).strip()) if len(gold) <= _MAX_LENGTH else None
     return (match[1] or match[2]) if match else None
 
@@ -57,7 +57,7 @@ def read_choice(answer: str) -> str | None:
 
 
 def find_choice(text: str) -> tuple[bool, str | None]:
-    """(whether some place of a completion speaks of letters, the one letter that the last such place names)."""
+    """Whether any place of a completion names letters, and the one letter that the last such place names."""
     text = after_thought(text)
     found: list[tuple[int, str | None]] = []
     for line in _LINE.finditer(text):
@@ -74,6 +74,6 @@ def find_choice(text: str) -> tuple[bool, str | None]:
 
 
 def find_last_letter(text: str) -> str | None:
-    """The last letter that stands alone behind a closed thought."""
+    """The last letter that stands alone after the closed reasoning."""
     last = max(_LONE_LETTER.finditer(after_closed_thought(text)), key=lambda found: found.start(), default=None)
     return None if last is None else last[1]

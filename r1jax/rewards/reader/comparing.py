@@ -1,9 +1,9 @@
-r"""Whether an answer is a gold, by which rule; what only algebra can tell is left to math-verify.
+"""Comparison of an answer with a gold, and the rule that decided; questions of algebra are left to math-verify.
 
 Numbers are equal by exact value, with a unit that does not contradict the gold's; letters by letter; texts by spelling,
-so that `listen` is not `silent`. Formulas are equal if spelled alike; else math-verify is asked, provided that the
-kinds can be equal at all: no list, inequality or range is a number, no equation is one unless its left side is a
-symbol, and no answer with a free variable is.
+so that `listen` is not `silent`. Formulas are equal if spelled alike; otherwise math-verify is asked, if the kinds can
+be equal at all: a list, inequality or range is not a number, an equation is one only if its left side is a symbol, and
+an answer with a free variable is not.
 """
 
 import re
@@ -18,14 +18,16 @@ _SYMBOL = re.compile(
     r"(?:\\?[a-zA-Z]|\\[a-zA-Z]{2,9})(?:_(?:[A-Za-z0-9]|\{[A-Za-z0-9]{1,4}\}))?'?"
     r"|\\?[A-Za-z]+ ?\([^()=]{1,20}\)|[A-Z]{2,3}"
 )
-_FREE_LETTER = re.compile(r"[a-df-hj-zA-Z]")  # e is a number; i is none, but has no variable's value
+_FREE_LETTER = re.compile(r"[a-df-hj-zA-Z]")  # neither e nor i is a variable
 _NO_COMMAND_LETTERS = re.compile(r"\\[a-zA-Z]+|\\(?:begin|end) ?\{[a-z]+\}")
 _GREEK = re.compile(r"\\(?:alpha|beta|gamma|delta|theta|lambda|mu|sigma|phi|omega|Delta|Sigma|Omega|infty)(?![a-zA-Z])")
 _MAX_ASKED = 600
 
 
 class Verdict(NamedTuple):
-    """same: True, False, or None where only algebra can tell; rule: why, for a person; by_kind: kinds alone decided."""
+    """same: True, False, or None if only algebra can tell; rule: the reason in words; by_kind: whether kinds alone
+    decided.
+    """
 
     same: bool | None
     rule: str
@@ -33,7 +35,7 @@ class Verdict(NamedTuple):
 
 
 def compare_answer(answer: str, gold: str) -> Verdict:
-    """Whether an answer (what stood in its place) is the gold one."""
+    """Whether an answer (the text in its place) equals the gold."""
     letter = read_gold_choice(gold)
     if letter is not None:
         named = read_choice(answer)
@@ -88,7 +90,7 @@ def _has_variable(latex: str) -> bool:
 
 
 def _can_be_equal(found: Reading, wanted: Reading) -> bool:
-    """Whether two formulas are of kinds that math-verify may compare."""
+    """Whether math-verify may compare formulas of these two kinds."""
     several = ("list", "set", "tuple")
     if wanted.kind == "equation":
         left, _, right = wanted.text.partition("=")
@@ -115,5 +117,5 @@ def _can_be_equal(found: Reading, wanted: Reading) -> bool:
 
 
 def _count(reading: Reading) -> int:
-    """How many values a collection has; a part with plus-minus has two."""
+    """Number of values of a collection; a part with plus-minus has two."""
     return sum(2 if r"\pm" in part else 1 for part in reading.parts)

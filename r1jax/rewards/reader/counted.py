@@ -1,7 +1,7 @@
-"""Things that word problems count: nouns that may stand behind a number without changing it (`7 apples`).
+"""Counted things of word problems: nouns that may follow a number without changing it (`7 apples`).
 
-The list is closed, for any other word may change the number (`7 times`, `4 factorial`, `5 halves`). Words that are both
-a thing and a scale (`dozens`, `quarters`, `tens`) are left out.
+The list is closed, because any other word may change the number (`7 times`, `4 factorial`, `5 halves`). Words that are
+both a thing and a scale (`dozens`, `quarters`, `tens`) are left out.
 """
 
 _PLURALS = """
@@ -66,7 +66,7 @@ _IRREGULAR = {
 
 
 def singular(word: str) -> str:
-    """One word for a thing in singular and plural: `apples` is `apple`, `boxes` is `box`, `cherries` is `cherry`."""
+    """Common form of a thing's singular and plural: `apples` is `apple`, `boxes` is `box`, `cherries` is `cherry`."""
     if word in _IRREGULAR:
         return _IRREGULAR[word]
     for plural, ending in (("ies", "y"), ("ches", "ch"), ("shes", "sh"), ("xes", "x"), ("sses", "ss"), ("oes", "o")):

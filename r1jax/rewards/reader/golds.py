@@ -1,6 +1,7 @@
-r"""Golds: read whole or not at all, and a data set's golds checked before a run.
+"""Gold answers: read as a whole or not at all, and checked for a whole data set before a run.
 
-A worked solution is the answer that it marks (answer tags, a box, GSM8K's `####`); NaN and empty cells are no gold.
+The gold of a worked solution is the answer that it marks (answer tags, a box, GSM8K's `####`); NaN and empty cells are
+not golds.
 """
 
 import logging
@@ -30,7 +31,9 @@ _logger = logging.getLogger(__name__)
 
 
 def read_gold(solution: Any) -> str | None:
-    """The answer in a solution: the whole of it, or what a worked one marks. None for NaN, None and empty texts."""
+    """The answer of a solution: its whole text, or the marked answer of a worked one. None for NaN, None and empty
+    texts.
+    """
     if solution is None or isinstance(solution, float) and not math.isfinite(solution):
         return None
     if isinstance(solution, float) and solution.is_integer() and abs(solution) < 1e15:
@@ -43,10 +46,10 @@ def read_gold(solution: Any) -> str | None:
 
 
 def write_latex(solution: Any) -> str | None:
-    r"""A gold in the form in which math-verify reads the whole of it; None if it cannot.
+    r"""A gold in a form that math-verify parses as a whole; None if that is impossible.
 
-    What holds a formula (`$x$`, `\boxed{x}`) or is a plain number goes as it is, and so do words, which math-verify
-    does not read. Raw LaTeX goes into a box: of `2\pi` or `(3, \frac\pi2)` only some number would be read otherwise.
+    Texts with a formula (`$x$`, `\boxed{x}`), plain numbers, and words (which math-verify does not parse) are
+    unchanged. Raw LaTeX is put into a box: otherwise only a number of `2\pi` or `(3, \frac\pi2)` would be parsed.
     """
     if solution is None or isinstance(solution, float) and not math.isfinite(solution):
         return None
@@ -72,7 +75,7 @@ def write_latex(solution: Any) -> str | None:
 
 
 def name_kind(solution: Any) -> str | None:
-    """What a gold is read as (`number`, `choice`, `text`, `tuple`, …); None if it is not read."""
+    """Kind of a gold (`number`, `choice`, `text`, `tuple`, …); None if it cannot be read."""
     gold = read_gold(solution)
     if gold is None or len(gold) > _MAX_GOLD:
         return None
@@ -83,7 +86,9 @@ def name_kind(solution: Any) -> str | None:
 
 
 def describe_golds(golds: Sequence[Any]) -> str:
-    """One line on a data set's golds: how many are read, as what, and the first five rows (from 1) that are not."""
+    """One line about a data set's golds: how many are read, of which kinds, and the first five rows (from 1) that are
+    not.
+    """
     kinds = [name_kind(gold) for gold in golds]
     counts = Counter(kind for kind in kinds if kind is not None)
     unread = [row for row, kind in enumerate(kinds, 1) if kind is None]
@@ -94,9 +99,9 @@ def describe_golds(golds: Sequence[Any]) -> str:
 
 
 def log_golds(rows: Sequence[Mapping[str, Any]], rewards: Iterable[str]) -> None:
-    """Writes the line of `describe_golds` on a run's problems to the log, as a warning if some gold is not read.
+    """Logs `describe_golds` of a run's problems, as a warning if a gold cannot be read.
 
-    Says nothing where no reward (by name) reads golds.
+    Logs nothing if no reward (by name) reads golds.
     """
     if not READING_REWARDS.intersection(rewards) or not rows or "solution" not in rows[0]:
         return

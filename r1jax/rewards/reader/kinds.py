@@ -1,8 +1,8 @@
-r"""Kinds of answers: number, text, list, tuple, set, interval, matrix, inequality, equation, expression.
+"""Kinds of answers: number, text, list, tuple, set, interval, matrix, inequality, equation, expression.
 
-The kind is read from the spelling alone, so that kinds that cannot be equal never reach math-verify, which finds a
-number in almost anything: words are a text and not a product of letters, `7, 8` is a list and not an 8, `4343_6` is
-spelled in a base.
+The kind follows from the spelling alone, so that kinds that cannot be equal never reach math-verify, which finds a
+number in almost anything: words are a text and not a product of letters, `7, 8` is a list and not an 8, `4343_6` is a
+number in another base.
 """
 
 import functools
@@ -52,7 +52,7 @@ _BRACKETS = {"(": ")", "[": "]", "{": "}"}
 
 @dataclass(frozen=True)
 class Reading:
-    """An answer read: its kind, the number if it is one, its text in one form, and for collections their parts."""
+    """An answer read: its kind, the number if it is one, its text in normal form, and the parts of a collection."""
 
     kind: Kind
     text: str
@@ -61,7 +61,7 @@ class Reading:
 
     @property
     def told(self) -> str:
-        """The reading in words for a person."""
+        """The reading in words."""
         if self.numeral is not None:
             return self.numeral.told
         shown = self.text if len(self.text) <= 40 else self.text[:37] + "…"
@@ -134,7 +134,7 @@ def _read_formula(latex: str) -> Reading:
 
 
 def _within_brackets(latex: str) -> tuple[str, str, str] | None:
-    """(opening, what stands between, closing) if one pair of brackets spans a formula; half-open pairs count."""
+    """Opening bracket, content and closing bracket, if one pair spans a formula; half-open pairs count."""
     if latex.startswith(r"\{") and latex.endswith(r"\}"):
         return (r"\{", latex[2:-2], r"\}") if r"\}" not in latex[2:-2] else None
     if latex[:1] not in tuple("([") or latex[-1:] not in tuple(")]"):
@@ -148,7 +148,7 @@ def _within_brackets(latex: str) -> tuple[str, str, str] | None:
 
 
 def _split(text: str) -> list[str]:
-    """The parts between commas that stand in no brackets."""
+    """Parts between commas outside brackets."""
     parts, depth, start = [], 0, 0
     for number, sign in enumerate(text):
         if sign in "([{":

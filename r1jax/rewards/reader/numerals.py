@@ -1,13 +1,13 @@
-r"""Numbers as people and models write them, read exactly.
+r"""Exact reading of numbers as people and models write them.
 
 `1,234.50`, `$18`, `-3`, `−3`, `1/2`, `2 1/2`, `\frac12`, `½`, `50%`, `1.5e3`, `1.5\times10^3`, `1 234 567`, `١٢`,
-`12\text{ cm}^2`, `x = 5`: each becomes a `Fraction`, so equality is equality and nothing is rounded. The text is a
-model's, hence hostile: every pattern here runs in linear time, and a numeral of more than `MAX_DIGITS` digits has no
-value (Python's big integers could hang the run).
+`12\text{ cm}^2`, `x = 5`: each becomes a `Fraction`, so that comparisons are exact. The text comes from a model and is
+untrusted: every pattern here runs in linear time, and a numeral of more than `MAX_DIGITS` digits has no value (Python's
+big integers could stall the run).
 
-A power of ten and a fraction that could be shortened are numbers as a whole; other powers, sums, products, roots and
-factorials are not: they must be calculated.
-Left out: decimal commas (`3,5`) and number words (a scale word, as in `7 million`, makes a text of a number).
+A power of ten and a reducible fraction are numbers as a whole; other powers, sums, products, roots and factorials are
+not, because they must be calculated. Left out: decimal commas (`3,5`) and number words (a scale word, as in `7
+million`, makes a number a text).
 """
 
 import re
@@ -22,7 +22,7 @@ from r1jax.rewards.reader.units import CURRENCIES, read_unit
 
 MAX_DIGITS = 1000
 
-# Quantifiers `++` and groups `(?>` never give back what they took: no input can make the matcher backtrack for long.
+# Possessive quantifiers `++` and atomic groups `(?>` never backtrack, so no input makes the matcher slow.
 _INTEGER = (
     r"(?>[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])|[1-9][0-9]?(?:,[0-9]{2}){1,4},[0-9]{3}(?![0-9])"
     r"|[1-9][0-9]{0,2}(?: [0-9]{3}){1,5}(?! ?[0-9])|[1-9][0-9]{0,2}(?:'[0-9]{3}){1,5}(?![0-9])|[0-9]++)"
@@ -31,8 +31,8 @@ _NUMBER = rf"(?>(?:{_INTEGER}(?:\.[0-9]++|\.(?![\w.]))?|(?<![\w.])\.[0-9]++)(?:[
 _POWER = r"\^ ?(?:(?P<{0}>-?[0-9]++)|\{{ ?(?P<{0}_braced>[+-]?[0-9]++) ?\}})"
 _DOLLARS = r"\\?[$€£¥₹] ?"
 _NUMERAL = (
-    # A minus between two terms (`5-3`, `x-3`) is an operator, not a sign; a digit in a power or index is no number.
-    # No match begins within a number, so that one that fails is not tried again digit by digit.
+    # A minus between two terms (`5-3`, `x-3`) is an operator, not a sign; a digit in a power or index is not a number.
+    # No match begins inside a number, so that a failed match is not retried digit by digit.
     r"(?<![\^_0-9])(?<![0-9][.])(?<!\^\{)(?<!_\{)(?<!\^-)(?<!\^\{-)"
     rf"(?P<sign>(?<![\w.)\]}}])[+-])?(?:(?P<currency>{_DOLLARS})(?P<inner_sign>-)?)?"
     r"(?:"
@@ -61,7 +61,7 @@ _CURRENCY_WORD = re.compile(
     r"^(?:\\textdollar|\\pounds|US ?\\?\$|USD|EUR|GBP|CAD|AUD|Rs\.?|INR)(?= ?[-0-9.])|^\\text ?\{ ?\\?\$ ?\}"
 )
 _TRAILING_CURRENCY = re.compile(r" ?(?:\\?[$€£¥₹]|\\text ?\{ ?\\?\$ ?\})$")
-# What may stand on the other side of an equation whose value is asked for: x, x_1, \theta, f(2), AB.
+# Left sides of an equation that gives a value: x, x_1, \theta, f(2), AB.
 _SYMBOL = (
     r"(?:[A-Za-z](?:_(?:[A-Za-z0-9]|\{[A-Za-z0-9]{1,4}\}))?'?|\\[A-Za-z]{2,9}(?<!\\times)"
     r"|[A-Za-z] ?\([^()=]{1,12}\)|[A-Z]{2,3})"
@@ -76,7 +76,7 @@ _SPACES = re.compile(r"\s+")
 
 @dataclass(frozen=True)
 class Numeral:
-    """A number in a text: its exact value as written (`50%` is 50, and `percent` is true) and its unit, "" without."""
+    """A number in a text: its value as written (`50%` is 50, with `percent` True), and its unit ("" without one)."""
 
     value: Fraction
     percent: bool = False
@@ -84,16 +84,16 @@ class Numeral:
 
     @property
     def told(self) -> str:
-        """The number in words for a person: `number 12 with unit cm`."""
+        """The number in words: `number 12 with unit cm`."""
         value = self.value if len(str(self.value.numerator)) < 20 else f"of {len(str(self.value.numerator))} digits"
         return f"number {value}{'%' if self.percent else ''}{f' with unit {self.unit}' if self.unit else ''}"
 
 
 def same_value(answer: Numeral, gold: Numeral) -> bool:
-    """Whether an answer means the number that a gold does; units aside.
+    """Whether an answer has the value of a gold; units are ignored.
 
-    A gold of `50%` is also met by `0.5` and, as many answer keys leave the sign out, by `50`; an answer of `50%` is 0.5
-    where the gold says nothing of percent.
+    A gold of `50%` also equals `0.5` and, because many answer keys omit the sign, `50`; an answer of `50%` is 0.5 if
+    the gold has no percent sign.
     """
     if answer.percent == gold.percent:
         return answer.value == gold.value
@@ -103,23 +103,23 @@ def same_value(answer: Numeral, gold: Numeral) -> bool:
 
 
 def same_unit(answer: Numeral, gold: Numeral) -> bool:
-    """Whether the units agree; one that is left out does with any."""
+    """Whether the units agree; a missing unit agrees with any."""
     return not answer.unit or not gold.unit or answer.unit == gold.unit
 
 
 def find_last_numeral(text: str) -> Numeral | None:
-    """Returns the last number of a text; None if there is none, or if that last one is unreadable (too long, n/0).
+    """The last number of a text; None if there is none, or if it cannot be read (too long, n/0).
 
-    A scale word behind it counts (`7 million`), a unit does not; the digits of a power or an index are no numbers.
+    A scale word after it counts (`7 million`), a unit does not; digits of a power or an index are not numbers.
     """
-    # Window by window from the end: most texts end with a number, and those without any digit are soon passed by.
+    # Window by window from the end: most texts end with a number, and windows without digits are skipped quickly.
     for end in range(len(text), 0, -_STEP):
         begin = max(0, end - _WINDOW)
         window = _plain_spelling(_BOX.sub("", text[begin:end]))
         if not _DIGIT.search(window):
             continue
         matches: deque[re.Match[str]] = deque(_ANYWHERE.finditer(window), maxlen=1)
-        # What begins near the window's own begin may be half a number; the next window holds it whole.
+        # A match near the beginning of the window may be half a number, which the next window contains in full.
         if matches and (begin == 0 or matches[0].start() >= _WINDOW // 3 or len(matches[0][0]) > MAX_DIGITS):
             return _scaled(_value_of(matches[0]), _SCALED.match(window, matches[0].end()))
     return None
@@ -130,10 +130,10 @@ def _scaled(found: Numeral | None, scale: re.Match[str] | None) -> Numeral | Non
 
 
 def read_numeral(text: str) -> Numeral | None:
-    """Returns the number that a short text is as a whole; None if it says anything else.
+    """The number that a short text consists of; None for any other text.
 
-    Around the number may stand LaTeX or Markdown wrappers, brackets, a variable (`x = 5`), a currency, a unit of the
-    closed list (`5 cm`, `12 m/s`, `7 apples`), and a full stop.
+    The number may be surrounded by LaTeX or Markdown wrappers, brackets, a variable (`x = 5`), a currency, a unit of
+    the closed list (`5 cm`, `12 m/s`, `7 apples`), and a full stop.
     """
     text = unwrap(text)
     if len(text) > MAX_UNWRAPPED_LENGTH:
@@ -147,7 +147,7 @@ def read_numeral(text: str) -> Numeral | None:
 
 
 def _forms(text: str) -> Iterator[str]:
-    """The text, and what it is without a symbol's equation and without brackets."""
+    """The text, and its forms without the left side of an equation and without brackets."""
     text = _ASSIGNED.sub("", text.removeprefix("= ").removeprefix("=")).strip()
     yield text
     for _ in range(3):
@@ -185,14 +185,14 @@ def _read_form(text: str) -> Numeral | None:
 
 
 def _plain_spelling(text: str) -> str:
-    r"""One spelling for characters and for LaTeX's ways to group digits: `1{,}234`, `1\,234`, `1,\!234`."""
+    r"""Normal form of characters and of LaTeX's digit grouping: `1{,}234`, `1\,234`, `1,\!234`."""
     text = plain_characters(text).replace("{,}", ",").replace(r"\!", "")
     text = re.sub(r"(?<=[0-9])\\[,;:](?=[0-9]{3})", " ", text)
     return re.sub(r"(?<!\\)\\[,;:\s]|~|\\q?quad(?![a-zA-Z])", " ", text)
 
 
 def _value_of(match: re.Match[str]) -> Numeral | None:
-    """The value of a match; None where it has none (too many digits, too large an exponent, division by zero)."""
+    """The value of a match; None if it has none (too many digits, too large an exponent, division by zero)."""
     if len(match[0]) > MAX_DIGITS:
         return None
     parts = match.groupdict()

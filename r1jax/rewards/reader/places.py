@@ -1,8 +1,9 @@
-r"""Where a completion gives its answer: never in the thought; in the last answer tags, the last box, an asked-for line.
+r"""Places of a completion's answer: never inside the reasoning; in the last answer tags, the last box, or a requested
+line.
 
-What stands around a box counts: `-\boxed{7}` is -7, `\boxed{7} million` is no 7, `not \boxed{7}` and `\boxed{7} is
-wrong` are no answer, boxes joined by "or", "and" or a comma are one answer of several parts, and a later "The answer is
-8." takes a boxed 7 back. All by plain searches, in linear time.
+Text around a box counts: `-\boxed{7}` is -7, `\boxed{7} million` is not 7, `not \boxed{7}` and `\boxed{7} is wrong` are
+not answers, boxes joined by "or", "and" or a comma are one answer with several parts, and a later "The answer is 8."
+replaces a boxed 7. All by plain searches, in linear time.
 """
 
 import re
@@ -19,7 +20,7 @@ GSM8K_MARK = "####"
 
 _BRACES = re.compile(r"(?P<box>\\boxed\s{0,8}\{)|\\[{}]|(?P<open>\{)|(?P<close>\})")
 _BARE_BOX = re.compile(r"\\boxed\s{1,8}(-?[0-9]+(?:\.[0-9]+)?|[A-Za-z](?![a-zA-Z]))")
-# A box in a box happens; a thousand of them is an attack on our patience.
+# A box inside a box happens; a thousand nested ones are an attack.
 _MAX_NESTED_BOXES = 4
 _MAX_JOINED_BOXES = 20
 _SEEN_AROUND = 80
@@ -63,14 +64,14 @@ _MAX_STATEMENT = 300
 
 
 class Place(NamedTuple):
-    """An answer as it is written, and the rule by which it was found; None where the rule says that there is none."""
+    """An answer as written, and the rule by which it was found; None if the rule says that there is none."""
 
     text: str | None
     rule: str
 
 
 def after_thought(text: str) -> str:
-    """What follows the thought: all behind the last closing tag; of a thought left open, what its answer tags begin."""
+    """Text after the reasoning: after the last closing tag; for reasoning left open, from its answer tags on."""
     if THINK_CLOSE in text:
         return after_closed_thought(text)
     opened = text.find(THINK_OPEN)
@@ -81,18 +82,18 @@ def after_thought(text: str) -> str:
 
 
 def after_closed_thought(text: str) -> str:
-    """What follows the last closing tag of a thought; a text without one is left as it is."""
+    """Text after the last closing tag of the reasoning; unchanged without one."""
     return text[text.rfind(THINK_CLOSE) + len(THINK_CLOSE) :] if THINK_CLOSE in text else text
 
 
 def find_answer(text: str) -> str | None:
-    r"""Returns the answer in the last closed answer tags, or else in the last `\boxed{}`; opens a box in the tags."""
+    r"""The content of the last closed answer tags, or else of the last `\boxed{}`; a box inside the tags is opened."""
     place = find_place(text)
     return None if place is None else place.text
 
 
 def find_place(text: str) -> Place | None:
-    """The answer in tags or boxes behind the thought, with what stands around them. None without either."""
+    """The answer in tags or boxes after the reasoning, with the text around them. None if there are none."""
     text = after_thought(text)
     tagged = _find_tagged(text)
     if tagged is None:
@@ -107,13 +108,15 @@ def find_place(text: str) -> Place | None:
 
 
 def find_boxed(text: str) -> str | None:
-    r"""Returns the content of the `\boxed{}` that closes last, braces balanced, in one linear pass; None without."""
+    r"""The content of the `\boxed{}` that closes last, with balanced braces, in one linear pass; None if there
+    is none.
+    """
     last = next(iter(_find_boxes(text)), None)
     return None if last is None else text[last[1] : last[2]].strip()
 
 
 def find_statement(text: str) -> str | None:
-    """What the last "answer is …" or "Answer: …" of a text says, up to the end of its sentence or line."""
+    """The content of the last "answer is …" or "Answer: …" of a text, up to the end of its sentence or line."""
     last = max(_STATEMENT.finditer(text), key=lambda found: found.start(), default=None)
     if last is None:
         return None
@@ -123,7 +126,7 @@ def find_statement(text: str) -> str | None:
 
 
 def find_marked(text: str) -> str | None:
-    """What the last `####` line says; None if that is a heading (words that more text follows)."""
+    """The content of the last `####` line; None if that is a heading (words followed by more text)."""
     position = text.rfind(GSM8K_MARK)
     if position < 0:
         return None
@@ -134,7 +137,7 @@ def find_marked(text: str) -> str | None:
 
 
 def find_line(text: str) -> Place | None:
-    """The answer in the last asked-for line behind the thought: GSM8K's `####`, or "answer is"."""
+    """The answer in the last requested line after the reasoning: GSM8K's `####`, or "answer is"."""
     text = after_thought(text)
     marked, stated = find_marked(text), find_statement(text)
     if marked is not None and (stated is None or text.rfind(GSM8K_MARK) > text.rfind(stated) or stated in marked):
@@ -152,7 +155,7 @@ def _find_tagged(text: str) -> str | None:
 
 
 def _find_boxes(text: str) -> Iterator[tuple[int, int, int]]:
-    r"""(begin of `\boxed`, begin and end of its content) of each outermost closed box, the last first."""
+    r"""(start of `\boxed`, start and end of its content) of each outermost closed box, last first."""
     if r"\boxed" not in text:
         return
     starts: list[tuple[int, int] | None] = []
@@ -192,7 +195,7 @@ def _find_in_boxes(text: str) -> Place | None:
 
 
 def _look_around(text: str, begin: int, end: int, content: str, rule: str) -> Place:
-    """The answer in a box (or boxes) that spans text[begin:end], with its sign, its unit, or taken back."""
+    """The answer in a box (or boxes) that spans text[begin:end], with its sign and unit, or its retraction."""
     before, behind = text[max(0, begin - _SEEN_AROUND) : begin], text[end : end + _SEEN_AROUND]
     if _NEGATED_BEFORE.search(before) or _NEGATED_BEHIND.match(behind):
         return Place(None, f"{rule}, negated")

@@ -1,8 +1,8 @@
-r"""How an answer is spelled: what wraps it and says nothing, texts letter by letter, LaTeX in one form.
+r"""Spelling of answers: wrappers without meaning, normal form of texts and of LaTeX.
 
-`unwrap` takes off dollars, stars, quotes, `\text{}`, `\displaystyle` and a full stop, `strip_introduction` also "The
-answer is". `spell_text` compares words, whatever their case and spacing. `plain_latex` writes `\frac12`, `\dfrac`,
-`\sqrt2`, `\left(` and `\mathrm{i}` in the one form that math-verify reads with every setting.
+`unwrap` removes dollars, stars, quotes, `\text{}`, `\displaystyle` and a full stop, `strip_introduction` also "The
+answer is". `spell_text` ignores case and spacing of words. `plain_latex` writes `\frac12`, `\dfrac`, `\sqrt2`, `\left(`
+and `\mathrm{i}` in the form that math-verify parses with every setting.
 """
 
 import re
@@ -40,12 +40,14 @@ _MAX_LAYERS = 12
 
 
 def unwrap(text: str) -> str:
-    r"""Strips white space, final full stops, and what wraps the whole text: `$x$`, `\(x\)`, `**x**`, `\text{x}`."""
+    r"""Strips white space, final full stops, and wrappers around the whole text: `$x$`, `\(x\)`, `**x**`,
+    `\text{x}`.
+    """
     return _strip(text, _strip_one_layer)
 
 
 def strip_introduction(text: str) -> str:
-    """`unwrap`, and without words that only introduce an answer (`The answer is x.`, `Total: x`)."""
+    """`unwrap`, also without words that only introduce an answer (`The answer is x.`, `Total: x`)."""
     return _strip(text, lambda text: _strip_introduction(_strip_one_layer(text)))
 
 
@@ -111,14 +113,14 @@ _TIME = re.compile(r"(?<=\d)([ap])\.?m\.?(?![a-z])")
 
 
 def spell_text(text: str) -> str:
-    r"""One spelling for words: `\text{San Marino}`, `san  marino.` and `**San Marino**` are equal."""
+    r"""Normal form of words: `\text{San Marino}`, `san  marino.` and `**San Marino**` are equal."""
     text = _WORD_COMMANDS.sub("", _COMMANDS_OF_LOOKS.sub("", strip_introduction(plain_characters(text))))
     text = re.sub(r"[\s{}~$]+", "", text).casefold().strip(".\"'`*,")
     return _TIME.sub(r"\1m", text)
 
 
 def spell_latex(text: str) -> str:
-    r"""One spelling for formulas, case kept: `\left( 1, 2 \right)` is `(1,2)`, `\dfrac12` is `\frac{1}{2}`."""
+    r"""Normal form of formulas, case kept: `\left( 1, 2 \right)` is `(1,2)`, `\dfrac12` is `\frac{1}{2}`."""
     return re.sub(r"(?<![0-9.])\s+|\s+(?![0-9.])", "", plain_latex(text))
 
 
@@ -131,7 +133,7 @@ _UPRIGHT_LETTER = re.compile(r"\\(?:math(?:rm|bf|it|sf)|text) ?\{ ?([a-zA-Z]) ?\
 
 
 def plain_latex(text: str) -> str:
-    """A formula with what changes only its looks taken away, and every argument in braces."""
+    """A formula without commands that change only its look, and with every argument in braces."""
     text = unwrap(plain_characters(text))
     if len(text) > MAX_UNWRAPPED_LENGTH:
         return text

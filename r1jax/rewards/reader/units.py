@@ -1,9 +1,9 @@
-r"""Units of measure that may stand behind a number, in words or LaTeX, with powers and quotients: a closed list.
+r"""Units of measure after a number, in words or LaTeX, with powers and quotients: a closed list.
 
-`cm`, `\text{ cm}^2`, `square feet`, `km/h`, `miles per hour`, `^\circ`, `dollars a day`, `years old`: each phrase gets
-one spelling (`cm^2`, `km h^-1`), so that two units are equal where the spellings are. Nothing is converted: 100 cm is
-not 1 m here. Counted things (`7 apples`) are units as well. Any other word makes a number something else: `3 pi`,
-`7 times`, `5 million` have no unit, and are no numbers.
+`cm`, `\text{ cm}^2`, `square feet`, `km/h`, `miles per hour`, `^\circ`, `dollars a day`, `years old`: each phrase has a
+normal form (`cm^2`, `km h^-1`), and units are equal if their normal forms are. Nothing is converted: 100 cm is not 1 m
+here. Counted things (`7 apples`) are units as well. Any other word changes a number: `3 pi`, `7 times`, `5 million`
+have no unit, and are not numbers.
 """
 
 import re
@@ -13,7 +13,7 @@ from r1jax.rewards.reader.counted import COUNTED, singular
 
 CURRENCIES = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee"}
 
-# One line a unit: its name here, then other spellings. Plurals of words of three letters and more are understood.
+# Units separated by |: the name used here, then other spellings. Plurals of words of three letters or more are known.
 _MEASURES = """
 mm millimeter millimetre|cm centimeter centimetre|dm decimeter decimetre|m meter metre|km kilometer kilometre
 nm nanometer|inch in inches|foot feet ft|yard yd|mile mi|mg milligram milligramme|g gram gramme gm
@@ -30,12 +30,12 @@ for _line in _MEASURES.split("|"):
     for _alias in _line.split():
         _ALIASES.setdefault(_alias, _line.split()[0])
 _WRITTEN_OUT = {"mph": ("mile", "h"), "kph": ("km", "h"), "kmh": ("km", "h")}
-# Words of a phrase that say nothing of the kind of unit.
+# Words of a phrase that do not change the unit.
 _FILLERS = frozenset(
     "of them left possible different the for in total altogether old long away tall wide deep all together each".split()
 )
 _PER = frozenset(("per", "/", "a", "an", "each", "every"))
-# No phrase that holds one of these is a unit, whatever stands behind: they calculate, choose or compare.
+# Words that calculate, choose or compare: a phrase that contains one is not a unit.
 _OTHER_WORDS = frozenset(
     "hundred thousand million billion trillion dozen half halves third thirds quarter quarters tenth tenths hundredths "
     "thousandths fifth fifths score gross lakh crore k bn mn pi times factorial squared cubed plus minus less more "
@@ -52,10 +52,9 @@ _ATTACHED = re.compile(r"[A-Za-zµΩ]{2,}(?![A-Za-z])|\\|\^|/|°")
 
 
 def read_unit(phrase: str) -> str | None:
-    r"""One spelling of the unit phrase that stands behind a number (`" km/h"`, `"\text{ cm}^2"`); "" if it is empty.
+    r"""Normal form of the unit phrase after a number (`" km/h"`, `"\text{ cm}^2"`); "" if it is empty.
 
-    Returns None if the phrase is no unit, or if a unit of one letter stands right behind the number (`5m` may be five
-    times m).
+    None if the phrase is not a unit, or if a unit of one letter follows the number directly (`5m` may be five times m).
     """
     if len(phrase) > _MAX_LENGTH:
         return None
@@ -124,7 +123,7 @@ def _find_unit(word: str) -> tuple[str, ...] | None:
 
 
 def _ends_in_thing(words: list[str]) -> bool:
-    """Whether only words that calculate nothing stand before a counted thing."""
+    """Whether only words that do not calculate come before a counted thing."""
     if len(words) > 4 or not all(
         word.isalpha() and word.lower() not in _OTHER_WORDS and len(word) > 1 for word in words
     ):

@@ -52,7 +52,7 @@ class TracesConfig:
       steps: updates of the student; 0 makes as many as the passes of corpus.epochs.
       stage: name of the stage.
       method: method of distillation.
-      seed: seed of all that is random in the run.
+      seed: seed of all randomness in the run.
       mesh: devices, and what is split over them.
       generate: sampling of the teacher.
       filters: samples that become the set.
