@@ -8,7 +8,8 @@ expected result. Two ways to change a run without editing the file:
   --config=configs/grpo_zero.py:template=chat      an argument of the file, after a colon, several with commas
   --config.optimizer.learning_rate=3e-6            one value of the config, by its dotted name
 
-A misspelt name or a value of the wrong type is an error before anything is loaded.
+A misspelt name or a value of the wrong type is an error before anything is loaded. --dry_run shows what a run would
+use, need and resume, and computes nothing; --help_config lists every key with its meaning.
 
 Everything a run writes is in --workdir: config.json, metrics.jsonl, samples.jsonl, report.html (open it in a browser),
 TensorBoard events and checkpoints. Repeat the command to resume from the last checkpoint; name another --workdir to
@@ -39,6 +40,12 @@ def main(argv: Sequence[str]) -> int:
             print(describe_config(values.config), end="")
             return
         resolved, workdir = resolve(values.config, values.workdir, overrides)
+        if values.dry_run:
+            from r1jax.aot.dry_run import describe_run
+
+            for line in describe_run(resolved, workdir):
+                print(line)
+            return
         stage_of(resolved.settings).run(resolved.settings, workdir)
         from r1jax.core import distributed  # imports jax, so only after the config is checked
 

@@ -38,6 +38,17 @@ def read_rows(path: str, errors: RowErrors | None = None, *, key: str = "config.
     return _read_hub(path, key)
 
 
+def find_missing(path: str) -> str:
+    """The reason why `read_rows` could not read a path now, in words; "" if its files are there."""
+    if "*" in path:
+        return "" if glob.glob(path) else "no file matches"
+    if pathlib.Path(path).exists():
+        return ""
+    if pathlib.Path(path).suffix not in _READERS and path.count("/") == 1:
+        return "the run takes this data set from the hub at its start"
+    return "there is no such file"
+
+
 def _read_file(path: str, errors: RowErrors, key: str) -> list[SourceRow]:
     """Rows of a file; raises UserError if it changes while it is read, which would give rows other positions."""
     if not pathlib.Path(path).is_file():

@@ -203,6 +203,16 @@ class GRPOConfig:
         """Raises UserError for impossible combinations."""
         check_settings(self)
 
+    def outline(self) -> list[str]:
+        """Steps and tokens in words, for a dry run."""
+        rollout, updates = self.rollout, self.train.updates_per_step
+        tokens = rollout.completions * rollout.max_new_tokens
+        return [
+            f"steps: {self.steps}, each of {updates} update{'s' if updates > 1 else ''}",
+            f"tokens a step: up to {tokens:,} sampled, {rollout.prompts_per_step} prompts x {rollout.group_size} "
+            f"completions of up to {rollout.max_new_tokens:,} tokens",
+        ]
+
     def row_shape(self, prompt_tokens: int, prefix: int) -> RowShape:
         """Row shape of an update, for the longest prompt of `prompt_tokens` tokens, of which all prompts share
         `prefix`.

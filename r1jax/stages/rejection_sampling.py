@@ -90,6 +90,16 @@ class CollectConfig:
         if self.reply and not all(place in self.reply for place in ("{reasoning}", "{answer}")):
             raise UserError(f"config.reply must contain {{reasoning}} and {{answer}}, or be empty; got {self.reply!r}")
 
+    def outline(self) -> list[str]:
+        """Samples in words, for a dry run."""
+        return outline_sampling(self.generate)
+
+
+def outline_sampling(generate: TeacherSampling) -> list[str]:
+    """Samples in words, for a dry run."""
+    prompts = f"{generate.prompts} prompts" if generate.prompts else "all prompts of the task"
+    return [f"samples: {generate.num_samples} of each of {prompts}, up to {generate.max_new_tokens:,} tokens each"]
+
 
 CONFIG = CollectConfig
 

@@ -77,6 +77,14 @@ class SFTConfig:
         """Raises UserError for impossible combinations."""
         check_settings(self)
 
+    def outline(self) -> list[str]:
+        """Steps and tokens in words, for a dry run."""
+        rows, length = self.train.rows_per_step, self.data.length
+        return [
+            f"steps: {self.steps or f'as many as {self.data.epochs} passes over the data make'}",
+            f"tokens a step: up to {rows * length:,}, {rows} rows of {length:,}",
+        ]
+
 
 def check_settings(settings: SFTConfig) -> None:
     """Raises UserError for impossible combinations."""

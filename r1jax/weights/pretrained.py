@@ -181,6 +181,19 @@ def find_model(path: str | pathlib.Path, hub: str = "", fetch: str = "") -> path
         raise UserError(f"{missing}cannot get {name} from the hub ({reason}){cure}") from None
 
 
+def find_local_hub(name: str) -> pathlib.Path | None:
+    """The folder of a hub name in the local cache, or None where its config.json is not there; fetches nothing."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        return None
+    try:
+        found = try_to_load_from_cache(name, "config.json")
+    except ValueError:  # no name that a hub could have
+        return None
+    return pathlib.Path(found).parent if isinstance(found, str) else None
+
+
 def _download(name: str) -> pathlib.Path:
     """Folder of a hub name in the local cache; a complete copy is not requested again."""
     from huggingface_hub import snapshot_download

@@ -32,7 +32,7 @@ from r1jax.runs.prologue import open_run
 from r1jax.runs.sampler import Sampler
 from r1jax.runs.workdir import check_config, write_config
 from r1jax.stages import sft
-from r1jax.stages.rejection_sampling import SET_FILE, TeacherSampling, collect
+from r1jax.stages.rejection_sampling import SET_FILE, TeacherSampling, collect, outline_sampling
 from r1jax.stages.sft_config import BatchConfig, HeldOutConfig, SFTConfig
 from r1jax.text.encoding import PromptEncoder, find_prefix
 
@@ -90,6 +90,10 @@ class TracesConfig:
         self.supervised(pathlib.Path()).check()
         if "traces" in self.corpus.sources:
             raise UserError("config.corpus.sources.traces is reserved for the teacher's samples: use another name")
+
+    def outline(self) -> list[str]:
+        """Steps and tokens in words, for a dry run."""
+        return [*outline_sampling(self.generate), *self.supervised(pathlib.Path()).outline()]
 
     def supervised(self, workdir: pathlib.Path) -> SFTConfig:
         """Config of the student's SFT run on the set in the workdir and on the sources mixed in."""
