@@ -18,10 +18,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from r1jax.core.errors import UserError
-from r1jax.sandbox import assert_worker
+from r1jax.sandbox import assert_checker, assert_program, assert_syntax, assert_values
 from r1jax.sandbox import box as sandbox
 from r1jax.sandbox.box import FILES, SCRATCH, Box, Limits, Outcome, python_command
 
+# Starts one side of a test with asserts, out of this package's files in the box.
+_LAUNCH = (
+    "import sys; sys.path.insert(0, '/files/.'); from r1jax.sandbox import {} as side; "
+    "del sys.path[0]; side.main(sys.argv[1])"
+)
 _ABSENT_SERVICES = ("e2b", "morph", "piston")
 _PAUSE_SECONDS = 0.5  # before a sandbox that did not start is tried once more
 _logger = logging.getLogger(__name__)
@@ -108,14 +113,16 @@ class LocalProvider:
         return sandbox.run(Box(command, stdin, files, test.limits), self.isolation)
 
     def _check(self, source: bytes, test: Test) -> Outcome:
-        worker = Path(assert_worker.__file__).read_bytes()
         checker, program = (
             Box(
-                python_command(f"{FILES}/worker.py", mode, f"{FILES}/{mode}.py"),
-                files={"worker.py": worker, f"{mode}.py": code},
+                python_command("-c", _LAUNCH.format(side), f"{FILES}/{name}.py"),
+                files={**_assert_sides(), f"{name}.py": code},
                 limits=test.limits,
             )
-            for mode, code in (("check", (test.asserts or "").encode(errors="replace")), ("serve", source))
+            for side, name, code in (
+                ("assert_checker", "check", (test.asserts or "").encode(errors="replace")),
+                ("assert_program", "main", source),
+            )
         )
         return sandbox.run_pair(checker, program, self.isolation)
 
@@ -153,6 +160,14 @@ def make_provider(name: str, isolation: str = "bubblewrap") -> Provider:
 def warm_up(provider_type: str = "local", isolation: str = "bubblewrap") -> None:
     """Checks the provider before training starts, so that a config error shows before the first rollout."""
     make_provider(provider_type, isolation)
+
+
+@functools.cache
+def _assert_sides() -> dict[str, bytes]:
+    """Files of both sides of a test with asserts, by their names in the box."""
+    sides = (assert_values, assert_syntax, assert_program, assert_checker)
+    paths = [Path(side.__file__ or "") for side in sides]
+    return {f"r1jax/sandbox/{path.name}": path.read_bytes() for path in paths}
 
 
 @functools.cache
