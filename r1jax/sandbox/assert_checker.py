@@ -158,7 +158,9 @@ class Link:
             if number in self._classes:
                 return self._classes[number]
             told = waiting[number]
-            named = [learn(base) if isinstance(base, int) else getattr(builtins, base, None) for base in told["bases"]]
+            named: list[Any] = [
+                learn(base) if isinstance(base, int) else getattr(builtins, base, None) for base in told["bases"]
+            ]
             bases = tuple(b for b in named if isinstance(b, Mirror) or b in _VALUES or _is_error(b)) or (object,)
             try:
                 mirror = Mirror(str(told["name"]), bases, _methods(told, bases))
