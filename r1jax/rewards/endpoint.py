@@ -4,7 +4,7 @@ Made for rewards: a failed request costs a reward, never the run. Each request h
 sends a byte a second cannot extend it), a limit on the reply's size, and a few retries with growing pauses for
 temporary failures (no connection, 408, 409, 429, 5xx; `Retry-After` is honoured up to a limit). A request that still
 fails, or whose reply is not a chat completion, gives None. Only errors of the config raise: a wrong address, a rejected
-key, an unknown model.
+key, an unknown model, as long as the server has not answered any request.
 
 Left out: streaming, proxies, batching on the server's side.
 """
@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -28,10 +28,20 @@ from r1jax.core.errors import UserError
 from r1jax.rewards.completions import Completion
 
 _RETRIED = frozenset((408, 409, 425, 429))
+_WRONG_CONFIG = frozenset((401, 403, 404, 405))
+_MOST_REFUSED = 20  # requests refused for other reasons before any was answered
 _MAX_REPLY_BYTES = 4 << 20
 _MAX_PAUSE_SECONDS = 30.0
 
 _logger = logging.getLogger(__name__)
+
+
+@dataclass
+class _History:
+    """Whether a server has ever answered, and how many requests it refused."""
+
+    answered: bool = False
+    refused: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,7 @@ class Endpoint:
     parallel: int = 8
     max_tokens: int = 1024
     temperature: float = 0.0
+    _history: _History = field(default_factory=_History, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
@@ -74,6 +85,7 @@ class Endpoint:
                 problem = f"{type(error).__name__}: {error}"
             else:
                 if status == 200:
+                    self._history.answered = True
                     text = _read_reply(reply)
                     if text is None:
                         _logger.warning(
@@ -82,14 +94,26 @@ class Endpoint:
                     return text
                 problem = f"status {status}: {reply[:200].decode(errors='replace')!r}"
                 if status < 500 and status not in _RETRIED:
-                    if status in (401, 403, 404):
-                        raise UserError(f"endpoint {self.url} rejects model {self.model!r}, {problem}")
+                    self._refuse(status, problem)
                     break
                 pause = max(pause, wait)
             if attempt < self.retries:
                 time.sleep(min(pause, _MAX_PAUSE_SECONDS))
         _logger.warning("%s gave no reply: %s", self.url, problem)
         return None
+
+    def _refuse(self, status: int, problem: str) -> None:
+        """Raises UserError for a refusal that the config causes. Once a request was answered, no refusal is: a gateway
+        says 404 while its server restarts, and a firewall 403 because of a text.
+        """
+        self._history.refused += 1
+        if not self._history.answered and (
+            status in _WRONG_CONFIG or status < 400 or self._history.refused >= _MOST_REFUSED
+        ):
+            raise UserError(
+                f"endpoint {self.url} rejects model {self.model!r}, {problem}; "
+                f"check endpoint, model and the key in {self.key_variable}"
+            )
 
     def _post(self, body: bytes) -> tuple[int, float, bytes]:
         """Status, requested pause in seconds and reply of one request, within the deadline."""
@@ -102,7 +126,7 @@ class Endpoint:
         else:
             connection = http.client.HTTPConnection(host, port, timeout=self.timeout_seconds)
         headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(self.key_variable):
+        if key := os.environ.get(self.key_variable, "").strip():
             headers["Authorization"] = f"Bearer {key}"
         # Unlike a socket's own timeout, this one does not restart with each byte.
         connection.connect()

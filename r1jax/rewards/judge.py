@@ -38,7 +38,9 @@ _LINE = re.compile(rf"{_HEAD}{_MARKS}(?:[0-9.+\-*/ ]{{1,40}}= ?)?{_NUMBER}{_OUT_
 _SENTENCE = re.compile(rf"{_HEAD}{_MARKS}{_NUMBER}{_OUT_OF}\. .*")
 _JSON = re.compile(rf"(?<!\\)\"(?:score|rating|grade)\" ?: ?\"?{_NUMBER}()\"? ?[,}}]")
 _BARE = re.compile(rf"{_MARKS}{_NUMBER}{_OUT_OF}\.?")
-_SERVER_FIELDS = [field.name for field in dataclasses.fields(Endpoint) if field.name not in ("url", "model")]
+_SERVER_FIELDS = [
+    field.name for field in dataclasses.fields(Endpoint) if field.init and field.name not in ("url", "model")
+]
 _NAMES = {"judge": templates.JUDGE, "judge_with_solution": templates.JUDGE_WITH_SOLUTION}
 
 

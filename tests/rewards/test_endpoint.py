@@ -13,12 +13,12 @@ from r1jax.rewards.endpoint import Endpoint
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Does what the last message's first word says; the rest of that message is its argument."""
+    """Does what the last message's first word says; the rest of its line is the argument."""
 
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.asked.append({"path": self.path, "key": self.headers.get("Authorization"), **asked})
-        word, _, rest = asked["messages"][-1]["content"].partition(" ")
+        word, _, rest = asked["messages"][-1]["content"].partition("\n")[0].partition(" ")
         getattr(self, f"do_{word}")(rest)
 
     def send(self, body, status=200, **headers):
@@ -33,7 +33,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_fail(self, rest):
         status, _, times = rest.partition(" ")
-        if len([row for row in self.server.asked if row["messages"][-1]["content"] == f"fail {rest}"]) <= int(times):
+        if len([row for row in self.server.asked if row["messages"][-1]["content"].startswith(f"fail {rest}")]) <= int(
+            times
+        ):
             self.send(b"busy", int(status), Retry_After="0")
         else:
             self.do_say("at last")
@@ -103,6 +105,27 @@ def make(server, **arguments):
     return Endpoint(f"http://127.0.0.1:{server.server_address[1]}/v1/", "judge", **settings)
 
 
+def test_refusals_end_the_run_only_before_the_first_answer(server):
+    for status in (308, 401, 403, 404, 405):
+        with pytest.raises(
+            UserError, match=f"rejects model 'judge', status {status}.*check endpoint, model and the key"
+        ):
+            make(server)([f"fail {status} 9"])
+        assert make(server, parallel=1)(["say yes", f"fail {status} 9", "say more"]) == ["yes", None, "more"]
+    assert (
+        make(server, parallel=1)(["fail 400 99"] * 3 + ["say yes"] + ["fail 400 99"] * 30)
+        == [None] * 3 + ["yes"] + [None] * 30
+    )
+    with pytest.raises(UserError, match="status 400"):
+        make(server, parallel=1)(["fail 400 99"] * 30)
+
+
+def test_a_key_from_a_file_may_end_in_a_new_line(server, monkeypatch):
+    monkeypatch.setenv("MY_KEY", "secret\n")
+    assert make(server, key_variable="MY_KEY")(["say yes"]) == ["yes"]
+    assert server.asked[-1]["key"] == "Bearer secret"
+
+
 def test_replies_come_in_order_with_what_was_asked(server, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "say chat"}]
@@ -157,16 +180,16 @@ def test_what_the_config_must_mend_is_one_clear_line(server, status):
 
 def test_the_judge_reward_by_an_endpoint(server):
     url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    completions = ["say Score: 7", "garbage html", "say fine", "stall", "fail 500 9", "say Score: 3/10"]
+    asked = ["say Score: 7", "garbage html", "say fine", "stall", "fail 500 9", "say Score: 3/10"]
     arguments = {
-        "template": "{response}{question}",
+        "template": "{question}\n{response}",
         "endpoint": url,
         "model": "judge",
         "timeout_seconds": 0.5,
         "retries": 0,
     }
     reward = get_judge_reward(**arguments)
-    assert reward(completions, prompts=[""] * 6) == [0.7, None, None, None, None, 0.3]
+    assert reward(["x"] * 6, prompts=asked) == [0.7, None, None, None, None, 0.3]
     assert reward.take_metrics() == {"judgements": 6.0, "readable": pytest.approx(1 / 3)}
     reward = get_judge_reward(**arguments, unreadable=0.0)
-    assert reward(completions, prompts=[""] * 6) == [0.7, 0.0, 0.0, 0.0, 0.0, 0.3]
+    assert reward(["x"] * 6, prompts=asked) == [0.7, 0.0, 0.0, 0.0, 0.0, 0.3]
