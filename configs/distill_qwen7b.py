@@ -31,23 +31,20 @@ def get_config(arg: str = "") -> ConfigDict:
         dict(
             path=args.model,
             dtype="bfloat16",
-            param_dtype="float32",
             scan_layers=True,  # one layer is compiled, not 28
             remat="full",  # rows of 8,192 tokens: layers keep their inputs only
         )
     )
-    config.mesh = ConfigDict(dict(data=1, fsdp=-1, tensor=1))
+    config.mesh = ConfigDict(dict(data=1, fsdp=-1))
     config.data = ConfigDict(
         dict(
             sources=dict(traces=dict(path="TRACES.jsonl")),
             length=8192,
-            packed=True,
             bins=512,
             truncation="drop",  # a trace without its end teaches not to end
             eval_rows=256,
             epochs=2,
             on_error="skip",
-            seed=0,
         )
     )
     # 128 rows of 8,192 tokens are a million tokens an update.
@@ -58,14 +55,11 @@ def get_config(arg: str = "") -> ConfigDict:
             schedule="cosine",
             warmup_updates=100,
             final_share=0.1,
-            beta1=0.9,
             beta2=0.95,
-            weight_decay=0.0,
-            clip_norm=1.0,
             offload=False,  # True: moments wait in the hosts' memory, for slices of fewer chips
         )
     )
     config.eval = ConfigDict(dict(every_steps=100))
-    config.checkpoint = ConfigDict(dict(every_steps=100, keep=2))
-    config.log = ConfigDict(dict(samples_per_step=-1, show_every_steps=0, tensorboard=True, wandb_project=""))
+    config.checkpoint = ConfigDict(dict(every_steps=100))
+    config.log = ConfigDict(dict(show_every_steps=0))
     return config

@@ -26,9 +26,7 @@ DEMO = dict(
     hub="HuggingFaceTB/SmolLM2-135M-Instruct",  # taken where the file is absent
     fetch="python launch/fetch_demo.py",
     dtype="float32",  # bfloat16 halves memory on accelerators; on CPU it is slower
-    param_dtype="float32",
     scan_layers=False,  # unrolled layers are faster on CPU
-    remat="none",
 )
 
 
@@ -47,7 +45,6 @@ def get_config(arg: str = "") -> ConfigDict:
     train = f"python -m r1jax.train --config=configs/grpo_zero.py:template={args.template}"
     config.teacher.fetch = f"{train} --workdir={teacher}"  # what to say where the teacher is not there
     config.student = ConfigDict({**DEMO, "layers": args.layers})
-    config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
     config.data = ConfigDict(
         dict(source="addition", eval_problems=200, args=dict(low=10, high=99), template=args.template, seed=0)
     )
@@ -55,12 +52,8 @@ def get_config(arg: str = "") -> ConfigDict:
         dict(
             num_samples=1,  # four times as many problems teach more than four answers to each
             temperature=0.7,  # colder than in training: fewer slips, and still not one and the same wording
-            top_p=1.0,
-            top_k=0,
             max_new_tokens=20 if is_chat else 40,
-            seed=0,
             prompts=400,
-            slots=64,
         )
     )
     config.rewards = ConfigDict(dict(number_reward=1.0) if is_chat else dict(answer_reward=1.0, r1_format_reward=1.0))
@@ -70,55 +63,41 @@ def get_config(arg: str = "") -> ConfigDict:
             min_pass_rate=placeholder(float),  # with several samples a prompt: leaves out what is never right
             max_pass_rate=placeholder(float),  # leaves out what is always right
             language="en",
-            min_language_share=0.95,
-            max_repetition=0.3,
             benchmarks=(),  # files of problems that must not be learnt; the held-out sums are other pairs anyway
-            ngram=10,
             near_duplicates=0.0,  # sums are alike by nature
-            samples_per_prompt=0,
         )
     )
     config.corpus = ConfigDict(
         dict(
             sources={},  # sets that are mixed in, as in configs/sft_gsm8k.py
             length=256,
-            packed=True,
             bins=64,
             truncation="drop",
             read_ahead=2,
             eval_rows=16,
             epochs=placeholder(int),  # `steps` ends it
-            on_error="raise",
-            seed=0,
         )
     )
-    config.train = ConfigDict(dict(rows_per_step=8, micro_batch_size=8, logits_chunk=0))
+    config.train = ConfigDict(dict(micro_batch_size=8))
     config.optimizer = ConfigDict(
         dict(
             learning_rate=1e-4,  # with many layers left out more is needed: they have to grow together again
             schedule="cosine",
             warmup_updates=1,
             final_share=0.1,
-            beta1=0.9,
             beta2=0.95,
-            epsilon=1e-8,
-            weight_decay=0.0,
-            clip_norm=1.0,
         )
     )
     strict = ("number_reward",) if is_chat else ("answer_reward", "r1_format_reward")
     config.eval = ConfigDict(
         dict(
             name="addition",
-            every_steps=0,
-            temperature=1.0,
             strict=strict,
-            lenient="number_reward",
             format="" if is_chat else "r1_format_reward",
         )
     )
-    config.checkpoint = ConfigDict(dict(every_steps=3, keep=2))
-    config.log = ConfigDict(dict(samples_per_step=-1, show_every_steps=0, tensorboard=True, wandb_project=""))
+    config.checkpoint = ConfigDict(dict(every_steps=3))
+    config.log = ConfigDict(dict(show_every_steps=0))
     if not is_chat:
         config.data.example = ConfigDict(
             dict(question="What is 34 + 25?", reasoning="34 + 25 = 59", answer="59", ending="<|im_end|>")

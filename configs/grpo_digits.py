@@ -17,7 +17,6 @@ Arguments after a colon, e.g. `configs/grpo_digits.py:loss=dapo,seed=1`:
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from r1jax.core.config import parse_args
 from r1jax.core.errors import UserError
@@ -36,58 +35,29 @@ def get_config(arg: str = "") -> ConfigDict:
             path="models/SmolLM2-135M-Instruct.Q4_1.gguf",
             hub="HuggingFaceTB/SmolLM2-135M-Instruct",
             fetch="python launch/fetch_demo.py",
-            dtype="float32",
-            param_dtype="float32",
-            scan_layers=False,
-            remat="none",
         )
     )
-    config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
     # The held-out pairs are the same for all seeds.
     config.data = ConfigDict(
         dict(source="addition", eval_problems=20, args=dict(low=1, high=9), template="chat", seed=0)
     )
-    config.rollout = ConfigDict(
-        dict(
-            prompts_per_step=8,
-            group_size=8,
-            max_new_tokens=20,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
-            min_p=0.0,
-            slots=64,
-            prefill_batch=8,
-        )
-    )
-    # One rollout a step for every loss, dapo too: the same budget. Raise rounds to let it ask again.
+    config.rollout = ConfigDict(dict(max_new_tokens=20))
+    # One rollout a step for every loss, dapo too: the same budget. Raise max_rounds to let it ask again.
     config.dynamic_sampling = ConfigDict(dict(max_rounds=1, filter_truncated=False))
-    config.judge = ConfigDict(dict(max_new_tokens=8, temperature=1.0))
+    config.judge = ConfigDict(dict(max_new_tokens=8))
     # Two updates a step, or ratios would all be 1 and the losses differ by their weights alone.
     config.train = ConfigDict(
         dict(updates_per_step=2, micro_batch_size=16, completions_per_row=16, old_logprobs="sampler")
     )
     # No KL term for any of them: a reference costs a third of a step. None: as the preset has it.
-    config.loss = ConfigDict(
-        dict(
-            preset=args.loss,
-            kl_coefficient=0.0,
-            clip_low=placeholder(float),
-            clip_high=placeholder(float),
-            aggregation=placeholder(str),
-            baseline=placeholder(str),
-            scale=placeholder(str),
-            ratio=placeholder(str),
-        )
-    )
+    config.loss = ConfigDict(dict(preset=args.loss, kl_coefficient=0.0))
     config.optimizer = ConfigDict(
         dict(learning_rate=1e-5, schedule="constant", beta1=0.9, beta2=0.99, weight_decay=0.0, clip_norm=1.0)
     )
     config.eval = ConfigDict(
         dict(name="digits", every_steps=5, temperature=1.0, strict=("number_reward",), lenient="number_reward")
     )
-    config.checkpoint = ConfigDict(dict(every_steps=0, keep=2))
-    config.log = ConfigDict(dict(samples_per_step=-1, show_every_steps=0, tensorboard=False))
+    config.log = ConfigDict(dict(show_every_steps=0, tensorboard=False))
     set_reward(config, args.reward)
     if args.loss == "r1":  # sixteen updates a step, of one group each
         config.train.updates_per_step, config.rollout.prompts_per_step, config.steps = 16, 16, 8

@@ -11,7 +11,6 @@ sequences in flight are 16 a chip. All state is split over all sixteen chips (fs
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -25,21 +24,18 @@ def get_config(arg: str = "") -> ConfigDict:
         dict(
             path="Qwen/Qwen2.5-1.5B",
             dtype="bfloat16",
-            param_dtype="float32",
             scan_layers=True,  # one layer is compiled, not 28
             remat="full",  # rows of 8,192 tokens: layers keep their inputs only
         )
     )
-    config.mesh = ConfigDict(dict(data=1, fsdp=-1, tensor=1))
+    config.mesh = ConfigDict(dict(data=1, fsdp=-1))
     config.data = ConfigDict(
         dict(
             source="jsonl",
-            path=placeholder(str),
             columns=dict(prompt="problem", solution="answer"),
             template="r1",
             eval_problems=128,
             on_error="skip",
-            seed=0,
         )
     )
     config.rollout = ConfigDict(
@@ -48,10 +44,6 @@ def get_config(arg: str = "") -> ConfigDict:
             group_size=16,
             max_new_tokens=7168,
             max_prompt_tokens=1024,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
-            min_p=0.0,
             slots=256,
             prefill_batch=16,
             cache_pieces=1,  # a growing cache would be held twice for a moment
@@ -65,22 +57,16 @@ def get_config(arg: str = "") -> ConfigDict:
             completions_per_row=1,
             share_prompts=False,  # so that attention over long rows is the TPU's own kernel
             logits_chunk=512,  # of 151,936 logits each
-            old_logprobs="trainer",
         )
     )
-    config.loss = ConfigDict(dict(clip_low=0.2, clip_high=0.28, kl_coefficient=0.0, aggregation="token"))
+    config.loss = ConfigDict(dict(clip_high=0.28))
     config.optimizer = ConfigDict(
         dict(
-            learning_rate=1e-6,
-            schedule="constant",
             warmup_updates=10,
-            beta1=0.9,
-            beta2=0.99,
-            clip_norm=1.0,
             offload=False,  # True: moments wait in the hosts' memory, for slices of fewer chips
         )
     )
     config.eval = ConfigDict(dict(name="math", every_steps=25, strict=("answer_reward",), format="r1_format_reward"))
-    config.checkpoint = ConfigDict(dict(every_steps=10, keep=2))
-    config.log = ConfigDict(dict(samples_per_step=64, show_every_steps=0, tensorboard=True, wandb_project=""))
+    config.checkpoint = ConfigDict(dict(every_steps=10))
+    config.log = ConfigDict(dict(samples_per_step=64, show_every_steps=0))
     return config

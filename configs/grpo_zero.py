@@ -13,7 +13,6 @@ Arguments after a colon, e.g. `configs/grpo_zero.py:template=chat`:
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from r1jax.core.config import parse_args
 
@@ -31,80 +30,33 @@ def get_config(arg: str = "") -> ConfigDict:
             path="models/SmolLM2-135M-Instruct.Q4_1.gguf",
             hub="HuggingFaceTB/SmolLM2-135M-Instruct",  # taken where the file is absent
             fetch="python launch/fetch_demo.py",
-            dtype="float32",
-            param_dtype="float32",
             scan_layers=False,  # unrolled layers are faster on CPU
-            remat="none",
         )
     )
-    config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
-    config.data = ConfigDict(
-        dict(
-            source="addition",
-            path=placeholder(str),
-            eval_path=placeholder(str),
-            eval_problems=200,
-            args=dict(low=10, high=99),
-            columns={},
-            extractor=placeholder(str),
-            template="r1",
-            on_error="raise",
-            seed=0,
-        )
-    )
-    config.rollout = ConfigDict(
-        dict(
-            prompts_per_step=8,
-            group_size=8,
-            max_new_tokens=40,
-            max_prompt_tokens=0,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
-            min_p=0.0,
-            slots=64,
-            prefill_batch=8,
-            ignore_stop=False,
-        )
-    )
+    config.data = ConfigDict(dict(source="addition", args=dict(low=10, high=99)))
+    config.rollout = ConfigDict(dict(max_new_tokens=40))
     config.rewards = ConfigDict(dict(answer_reward=1.0, r1_format_reward=0.3))
     config.train = ConfigDict(
         dict(
-            updates_per_step=1,
             micro_batch_size=16,
             completions_per_row=8,
-            logits_chunk=0,
             old_logprobs="sampler",
-            min_group_std=1e-3,
-            difference_alarm=1e-3,
         )
     )
-    config.loss = ConfigDict(dict(clip_low=0.2, clip_high=0.28, kl_coefficient=0.0, aggregation="token"))
+    config.loss = ConfigDict(dict(clip_high=0.28))
     config.optimizer = ConfigDict(
         dict(
             learning_rate=2e-5,
             schedule="linear",  # constant, it falls back after ten steps
-            warmup_updates=0,
             final_share=0.1,
-            beta1=0.9,
-            beta2=0.99,
-            epsilon=1e-8,
-            weight_decay=0.0,
-            clip_norm=1.0,
         )
     )
     config.eval = ConfigDict(
         dict(
-            name="addition",
-            every_steps=0,
-            temperature=1.0,
             strict=("answer_reward", "r1_format_reward"),
-            lenient="number_reward",
             format="r1_format_reward",
         )
     )
-    config.checkpoint = ConfigDict(dict(every_steps=0, keep=2))
-    config.log = ConfigDict(dict(samples_per_step=-1, show_every_steps=10, tensorboard=True, wandb_project=""))
     set_template(config, args.template)
     set_task(config, args.task)
     return config

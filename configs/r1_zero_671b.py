@@ -20,7 +20,6 @@ Arguments after a colon, e.g. `configs/r1_zero_671b.py:length=32768`:
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from r1jax.core.config import parse_args
 
@@ -39,26 +38,22 @@ def get_config(arg: str = "") -> ConfigDict:
         dict(
             path="deepseek-ai/DeepSeek-V3-Base",
             dtype="bfloat16",
-            param_dtype="float32",
             scan_layers=True,
             remat="full",
-            dispatch="grouped",
             buffer_factor=1.25,
             dispatch_tokens=8192,  # a row of a chip after the other: its buffers are the largest arrays there are
         )
     )
     # Its latents' 512 columns divide over at most 512 chips; more chips hold copies of the weights.
     copies = max(1, args.chips // 512)
-    config.mesh = ConfigDict(dict(data=copies, fsdp=-1, expert=64, context=1, tensor=1))
+    config.mesh = ConfigDict(dict(data=copies, fsdp=-1, expert=64))
     config.data = ConfigDict(
         dict(
             source="jsonl",
-            path=placeholder(str),
             columns=dict(prompt="problem", solution="answer"),
             template="r1",
             eval_problems=128,
             on_error="skip",
-            seed=0,
         )
     )
     config.rollout = ConfigDict(
@@ -67,10 +62,6 @@ def get_config(arg: str = "") -> ConfigDict:
             group_size=16,
             max_new_tokens=args.length - PROMPT,
             max_prompt_tokens=PROMPT,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
-            min_p=0.0,
             slots=args.slots * args.chips,
             prefill_batch=args.chips,
             cache_pieces=1,  # a growing cache would be held twice for a moment
@@ -84,23 +75,18 @@ def get_config(arg: str = "") -> ConfigDict:
             completions_per_row=1,
             share_prompts=False,  # so that attention over long rows is the TPU's own kernel
             logits_chunk=1024,
-            old_logprobs="trainer",
         )
     )
     config.loss = ConfigDict(dict(preset="r1"))
-    config.reference = ConfigDict(dict(every_updates=400))
     config.optimizer = ConfigDict(
         dict(
             learning_rate=3e-6,
-            schedule="constant",
             warmup_updates=10,
-            beta1=0.9,
             beta2=0.95,
-            clip_norm=1.0,
             offload=args.length > 8192,  # moments wait in the hosts' memory where caches are long
         )
     )
     config.eval = ConfigDict(dict(name="math", every_steps=25, strict=("answer_reward",), format="r1_format_reward"))
-    config.checkpoint = ConfigDict(dict(every_steps=25, keep=2))
-    config.log = ConfigDict(dict(samples_per_step=64, show_every_steps=0, tensorboard=True, wandb_project=""))
+    config.checkpoint = ConfigDict(dict(every_steps=25))
+    config.log = ConfigDict(dict(samples_per_step=64, show_every_steps=0))
     return config

@@ -34,33 +34,28 @@ def get_config(arg: str = "") -> ConfigDict:
         dict(
             path="deepseek-ai/DeepSeek-V3-Base",
             dtype="bfloat16",
-            param_dtype="float32",
             scan_layers=True,  # one layer of each kind is compiled, not 61
             remat="full",  # layers keep their inputs only
             buffer_factor=1.25,
             dispatch_tokens=8192,
         )
     )
-    config.mesh = ConfigDict(dict(data=1, fsdp=-1, expert=64, context=1, tensor=1))
+    config.mesh = ConfigDict(dict(data=1, fsdp=-1, expert=64))
     config.data = ConfigDict(
         dict(
             sources=dict(traces=dict(path="TRACES.jsonl")),
             length=args.length,
-            packed=True,
             bins=512,
             truncation="drop",  # a trace without its end teaches not to end
             eval_rows=args.rows * args.chips,
             epochs=2,
             on_error="skip",
-            seed=0,
         )
     )
     config.train = ConfigDict(dict(rows_per_step=args.rows * args.chips, micro_batch_size=args.rows, logits_chunk=1024))
     config.loss = ConfigDict(
         dict(
             mtp_weight=0.0,  # the paper says nothing of it after pre-training; 0.1 trains the prediction depth on
-            balance_weight=1e-4,
-            bias_rate=1e-3,
         )
     )
     config.optimizer = ConfigDict(
@@ -69,14 +64,11 @@ def get_config(arg: str = "") -> ConfigDict:
             schedule="cosine",
             warmup_updates=20,
             final_share=0.1,
-            beta1=0.9,
             beta2=0.95,
-            weight_decay=0.0,
-            clip_norm=1.0,
             offload=False,  # True: moments wait in the hosts' memory, for slices of fewer chips
         )
     )
     config.eval = ConfigDict(dict(every_steps=50))
-    config.checkpoint = ConfigDict(dict(every_steps=50, keep=2))
-    config.log = ConfigDict(dict(samples_per_step=-1, show_every_steps=0, tensorboard=True, wandb_project=""))
+    config.checkpoint = ConfigDict(dict(every_steps=50))
+    config.log = ConfigDict(dict(show_every_steps=0))
     return config

@@ -39,16 +39,12 @@ def get_config(arg: str = "") -> ConfigDict:
             hub="HuggingFaceTB/SmolLM2-135M-Instruct",  # taken where the file is absent
             fetch="python launch/fetch_demo.py",
             dtype="float32",  # bfloat16 halves memory on accelerators; on CPU it is slower
-            param_dtype="float32",
             scan_layers=False,  # unrolled layers are faster on CPU
-            remat="none",
         )
     )
-    config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
     gsm8k = dict(
         path="train.jsonl",
         columns=dict(prompt="question", completion="answer"),
-        template="chat",
         extractor="gsm8k",
         reply="{reasoning}\nThe answer is \\boxed{{answer}}.",
     )
@@ -56,17 +52,14 @@ def get_config(arg: str = "") -> ConfigDict:
         dict(
             sources=dict(gsm8k=gsm8k),
             length=1024,  # about five solutions a row
-            packed=True,
             bins=64,
             truncation="drop",
             read_ahead=2,
             eval_rows=50,
             epochs=placeholder(int),  # a fifteenth of one pass: `steps` ends it
-            on_error="raise",
-            seed=0,
         )
     )
-    config.train = ConfigDict(dict(rows_per_step=4, micro_batch_size=1, logits_chunk=0))
+    config.train = ConfigDict(dict(rows_per_step=4))
     config.loss = ConfigDict(dict(mtp_weight=0.3, balance_weight=1e-4, bias_rate=1e-3))  # of depths and experts, if any
     config.lora = ConfigDict(dict(rank=args.lora, alpha=16.0, targets=("attention.*", "mlp.*")))
     config.optimizer = ConfigDict(
@@ -75,14 +68,10 @@ def get_config(arg: str = "") -> ConfigDict:
             schedule="cosine",
             warmup_updates=3,
             final_share=0.1,
-            beta1=0.9,
             beta2=0.95,
-            epsilon=1e-8,
-            weight_decay=0.0,
-            clip_norm=1.0,
         )
     )
     config.eval = ConfigDict(dict(every_steps=8))
-    config.checkpoint = ConfigDict(dict(every_steps=8, keep=2))
-    config.log = ConfigDict(dict(samples_per_step=-1, show_every_steps=0, tensorboard=True, wandb_project=""))
+    config.checkpoint = ConfigDict(dict(every_steps=8))
+    config.log = ConfigDict(dict(show_every_steps=0))
     return config
