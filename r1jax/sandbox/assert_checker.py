@@ -52,7 +52,7 @@ class Link:
         self._changed: list[tuple[Any, Any]] = []
 
     def find(self, name: str) -> Any:
-        """What the program calls by a name. Raises NameError."""
+        """The object that a name has in the program. Raises NameError."""
         try:
             found = self.ask("find", None, name=name)
         except KeyError:
