@@ -124,7 +124,10 @@ def finish_stage(planned: Planned, entry: Entry, record: Record) -> None:
 
 def _measure(planned: Planned, entry: Entry, config: MeasureConfig, mesh: MeshConfig) -> None:
     """Evaluates a stage's model, unless the entry has its metrics."""
-    way = hash_values(dataclasses.asdict(config)) if planned.label else ""
+    values = dataclasses.asdict(config)
+    way = hash_values(values) if planned.label else ""
+    if values["generate"].pop("min_p") == 0 and entry.get("measured") == hash_values(values):
+        entry["measured"] = way  # as records of format 1 have it, which knew no min_p
     if entry.get("measured") == way:
         return
     entry["metrics"] = measure_training(planned.folder)
