@@ -16,6 +16,7 @@ import pytest
 from r1jax.aot.programs import list_programs
 from r1jax.core.config import load_config
 from r1jax.core.sharding import make_mesh, use_mesh
+from r1jax.runs.abstract_model import Prompts
 from r1jax.stages.registry import STAGES, resolve_run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -101,13 +102,13 @@ def test_it_traces(spec: str):
     if not spec.endswith(".py"):
         with config.unlocked():
             for stage in config.get("stages", {"": config}).values():
-                for section in ("model", "student"):
+                for section in ("model", "student", "teacher"):
                     if section in stage:
                         stage[section].sizes = {**stage[section].get("sizes", {}), "num_layers": 2}
     settings = resolve_run(config).settings
     mesh = dataclasses.replace(settings.mesh, expert=min(settings.mesh.expert, 2))  # of eight pretend devices
     with use_mesh(make_mesh(mesh)):
-        for program in list_programs(settings, prefix=PREFIX):
+        for program in list_programs(settings, Prompts(PREFIX)):
             assert jax.tree.leaves(jax.eval_shape(program.function, *program.arguments, **program.keywords))
 
 

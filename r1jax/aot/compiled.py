@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from r1jax.aot.costs import Costs, measure
-from r1jax.aot.programs import Program
+from r1jax.core.structs import Program
 from r1jax.learner.offload import HOST
 from r1jax.runs.chips import Chip, Topology
 
@@ -26,6 +26,8 @@ CURES = {
     "logprobs": "config.train.logits_chunk, config.train.micro_batch_size, or larger config.mesh.fsdp",
     "prefill": "config.rollout.prefill_batch, config.rollout.slots, or larger config.mesh.fsdp",
     "insert": "config.rollout.slots or config.rollout.max_new_tokens",
+    "grow": "config.rollout.cache_pieces=1",
+    "merge": "larger config.mesh.fsdp",
     "decode": "config.rollout.slots, config.rollout.max_new_tokens, or larger config.mesh.tensor",
 }
 

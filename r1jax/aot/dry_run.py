@@ -10,7 +10,6 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from r1jax.aot.programs import find_sizes
 from r1jax.core.checkpoint import newest_checkpoint
 from r1jax.core.errors import UserError
 from r1jax.core.resolution import Origin, Resolved
@@ -22,6 +21,7 @@ from r1jax.eval.held_out import EvalConfig
 from r1jax.models.families.presets import count_parameters
 from r1jax.models.families.registry import find_family
 from r1jax.rewards.base import read_rewards
+from r1jax.runs.abstract_model import find_sizes
 from r1jax.runs.model_setup import ModelConfig, check
 from r1jax.runs.workdir import check_config
 from r1jax.stages.pipeline.manifest import Record, hash_config

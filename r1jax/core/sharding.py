@@ -282,6 +282,22 @@ def sharding(axes: Axes, shape: Sequence[int], *, name: str = "array") -> NamedS
     return None if mesh is None else NamedSharding(mesh, partition(axes, shape, mesh, name=name))
 
 
+def abstract_array(shape: Sequence[int], dtype: Any, axes: Axes, *, name: str = "array") -> jax.ShapeDtypeStruct:
+    """The shape of an array whose dimensions carry logical `axes`, with its sharding under the current mesh."""
+    shape = tuple(shape)
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding(axes, shape, name=name))
+
+
+def abstract_tree(tree: Any, axes: Any) -> Any:
+    """The shapes of a tree of arrays, with shardings. axes: a tree of the logical axes of each."""
+    return jax.tree.map(lambda x, axes: abstract_array(x.shape, x.dtype, axes), tree, axes)
+
+
+def is_abstract(tree: Any) -> bool:
+    """Whether a tree holds shapes in the place of arrays."""
+    return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
+
+
 def constrain(x: jax.Array, axes: Axes, *, name: str = "activation") -> jax.Array:
     """Sharding constraint of an activation by its logical axes; the identity without a mesh or on one device."""
     mesh = current_mesh()

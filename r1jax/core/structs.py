@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 
@@ -70,6 +71,11 @@ class Sampling(SamplingConfig):
 
     stop_ids: tuple[int, ...] = ()
 
+    @property
+    def is_filtered(self) -> bool:
+        """Whether top-k, top-p or min-p cuts the distribution."""
+        return bool(self.top_k or self.top_p < 1 or self.min_p)
+
 
 @dataclasses.dataclass(frozen=True)
 class Request:
@@ -94,3 +100,29 @@ class Completion:
     logprobs: tuple[float, ...]
     finish_reason: FinishReason
     experts: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The call `function(*arguments, **keywords)` of a jitted function.
+
+    arguments: pytrees of `jax.ShapeDtypeStruct` with shardings. keywords: static. useful_flops: by formula, of one
+    call on all devices together; of decoding, of one token in every slot. resident: what the run holds on its devices
+    meanwhile and this program does not read.
+    """
+
+    name: str
+    function: Any
+    arguments: tuple
+    useful_flops: float
+    keywords: dict[str, Any] = dataclasses.field(default_factory=dict)
+    resident: Any = ()
+
+    def rename(self, name: str) -> Program:
+        """The same program under another name."""
+        return dataclasses.replace(self, name=name)
+
+
+def hold(programs: Sequence[Program], resident: dict[str, Any]) -> list[Program]:
+    """The programs, each with what the run holds beside it, by the program's name."""
+    return [dataclasses.replace(program, resident=resident.get(program.name, ())) for program in programs]

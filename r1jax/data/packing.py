@@ -73,6 +73,12 @@ class PackedRows:
     source: np.ndarray
     sequences: np.ndarray
 
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """(tokens fed, targets, pairs of a query and a key that it sees), without padding."""
+        fed = self.segments > 0
+        return int(fed.sum()), int((self.source >= 0).sum()), int((self.positions + 1)[fed].sum())
+
     def lay_out(self, flat: np.ndarray, padding: int = 0) -> np.ndarray:
         """Maps values per completion token (concatenated) to [B, R, ...], with `padding` where there is no target."""
         laid_out = flat[np.maximum(self.source, 0)]

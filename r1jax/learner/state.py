@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from r1jax.core.sharding import replicated, sharding
+from r1jax.core.sharding import is_abstract, replicated, sharding
 from r1jax.learner.offload import HOST, find_hosted
 from r1jax.models.transformer import Params
 
@@ -29,7 +29,11 @@ class TrainState:
 
 
 def init_state(params: Params, axes: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state around loaded parameters; moments are created in place, with their parameters' shardings."""
+    """The state around loaded parameters; moments are created in place, with their parameters' shardings. Around
+    abstract parameters it is `abstract_state`.
+    """
+    if is_abstract(params):
+        return abstract_state(params, axes, optimizer)
 
     def make(params: Params) -> tuple[Any, jax.Array]:
         return optimizer.init(params), jnp.zeros((), jnp.int32)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from r1jax.core.sharding import current_layout, in_layout
+from r1jax.core.structs import Program
 from r1jax.learner.balance import LOAD, shift_biases
 from r1jax.learner.state import TrainState
 from r1jax.models.transformer import Params
@@ -69,6 +70,17 @@ class Learner:
             state = self.balance(state, outcome[LOAD]) if self.bias_rate else state
         return state, outcome, sums
 
+    def programs(self, state: TrainState, frozen: Frozen, batch: Any, useful_flops: float) -> list[Program]:
+        """accumulate (the gradient of a micro-batch, added to the sum) and apply (the optimizer's step), for abstract
+        arguments. useful_flops: of one micro-batch. Left out: `balance`, which reads and writes no more than biases.
+        """
+        wide = lambda p: jax.ShapeDtypeStruct(p.shape, _wide_dtype(p), sharding=p.sharding)
+        gradients = jax.tree.map(wide, state.params)
+        return [
+            Program("accumulate", self.accumulate, (state.params, gradients, frozen, batch), useful_flops),
+            Program("apply", self.apply, (state, gradients), 0.0),
+        ]
+
     def _accumulate(
         self, params: Params, gradients: Params, frozen: Frozen, batch: Any
     ) -> tuple[Params, jax.Array, dict]:
@@ -87,4 +99,8 @@ class Learner:
 
 def _zeros(param: jax.Array) -> jax.Array:
     """Accumulator of a parameter's gradient: float32 or wider, with the parameter's sharding."""
-    return jnp.zeros_like(param, dtype=jnp.promote_types(param.dtype, jnp.float32))
+    return jnp.zeros_like(param, dtype=_wide_dtype(param))
+
+
+def _wide_dtype(param: Any) -> Any:
+    return jnp.promote_types(param.dtype, jnp.float32)

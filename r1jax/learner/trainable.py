@@ -8,35 +8,58 @@ from __future__ import annotations
 
 import jax
 
-from r1jax.core.sharding import current_layout, current_mesh, in_layout, sharding
+from r1jax.core.sharding import abstract_array, current_layout, current_mesh, in_layout, is_abstract
+from r1jax.core.structs import Program
 from r1jax.learner.step import Frozen, LossFn
+from r1jax.models.flops import Work, count_work
 from r1jax.models.lora import LoRAConfig, adapter_axes, init_adapters, merge_adapters
 from r1jax.models.transformer import Params, Transformer, logical_axes, split
 
 
 class Trainable:
-    """params: the trained parameters, with their logical `axes`; base: the frozen ones (None: nothing). All are shapes
-    if the model is abstract.
+    """params: the trained parameters, with their logical `axes`; base: the frozen ones (None: nothing). sizes, routing:
+    those of the model. All arrays are shapes if the model is abstract (runs/abstract_model.py).
     """
 
     def __init__(self, model: Transformer, config: LoRAConfig, *, seed: int = 0):
         self.layout = current_layout()
         self.graph, self.params = split(model)
         self.axes, self.base, self.scale = logical_axes(model), None, config.scale
+        self.sizes, self.routing = model.config, model.routing
         if config.rank:
             self.base, self.axes = self.params, adapter_axes(model, config)
-            make = lambda: init_adapters(model, config, seed=seed)
-            shapes = jax.eval_shape(make)
-            place = lambda leaf, axes: sharding(axes, leaf.shape, name="config.lora")
-            places = None if current_mesh() is None else jax.tree.map(place, shapes, self.axes)
-            is_abstract = isinstance(jax.tree.leaves(self.base)[0], jax.ShapeDtypeStruct)
-            self.params = shapes if is_abstract else jax.jit(make, out_shardings=places)()
-        self._merge = jax.jit(lambda base, adapters: merge_adapters(base, adapters, self.scale))
+
+            def make() -> Params:
+                return init_adapters(model, config, seed=seed)
+
+            place = lambda leaf, axes: abstract_array(leaf.shape, leaf.dtype, axes, name="config.lora")
+            shapes = jax.tree.map(place, jax.eval_shape(make), self.axes)
+            places = None if current_mesh() is None else jax.tree.map(lambda leaf: leaf.sharding, shapes)
+            self.params = shapes if is_abstract(self.base) else jax.jit(make, out_shardings=places)()
+        self._merge = jax.jit(self._merge_adapters)
 
     @in_layout
     def whole(self, params: Params) -> Params:
-        """The model's parameters for trained `params`: themselves, or merged with the base."""
-        return params if self.base is None else self._merge(self.base, params)
+        """The model's parameters for trained `params`: themselves, or a copy of the base with them merged into it."""
+        if self.base is None:
+            return params
+        return self.base if is_abstract(params) else self._merge(self.base, params)
+
+    def programs(self) -> list[Program]:
+        """merge (the copy of the model that samples), where there are adapters, for abstract arguments."""
+        return [] if self.base is None else [Program("merge", self._merge, (self.base, self.params), 0.0)]
+
+    def count_parameters(self) -> int:
+        """All parameters of the model, without adapters."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.base or self.params))
+
+    def count_work(self) -> Work:
+        """Useful FLOPs of the model, and of training it."""
+        adapters = None if self.base is None else self.params
+        return count_work(self.base or self.params, self.sizes, adapters)
+
+    def _merge_adapters(self, base: Params, adapters: Params) -> Params:
+        return merge_adapters(base, adapters, self.scale)
 
     def wrap(self, loss_fn: LossFn) -> LossFn:
         """A loss of the model's parameters as a loss of the trained ones; it reads the base from `frozen`."""

@@ -15,7 +15,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from r1jax.core.sharding import constrain
+from r1jax.core.sharding import Axes, constrain
 
 
 @jax.tree_util.register_dataclass
@@ -44,8 +44,12 @@ def constrain_layers(layers: Any) -> Any:
     """Sharding constraint on the arrays of all layers, [L,] [B, K, ...]: rows over the batch axes, heads over
     theirs.
     """
-    axes = ("batch", "kv_heads", None, None)
-    return jax.tree.map(lambda x: constrain(x, (*(None,) * (x.ndim - 4), *axes), name="cache"), layers)
+    return jax.tree.map(lambda x: constrain(x, layer_axes(x), name="cache"), layers)
+
+
+def layer_axes(x: Any) -> Axes:
+    """The logical axes of an array of one layer [B, K, ...], or of a stack of layers [L, B, K, ...]."""
+    return (*(None,) * (x.ndim - 4), "batch", "kv_heads", None, None)
 
 
 def append(buffer: jax.Array, new: jax.Array, column: jax.Array, *, axis: int) -> jax.Array:

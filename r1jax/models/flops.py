@@ -1,8 +1,10 @@
 """Useful FLOPs of a model by formula, independent of the compiler.
 
 Per token 2 for every weight that the token uses (of E experts the A active ones), and per query-key pair 4 per unit of
-head width, a query attending to keys up to its own; a backward pass costs twice the forward pass. Recomputation, masked
-pairs and padding do not count. Embedding look-ups, norms and softmax are not counted, as is conventional.
+head width, a query attending to keys up to its own; a backward pass costs twice the forward pass, and half of that
+where weights are frozen. Recomputation, masked pairs and padding do not count. Embedding look-ups, norms and softmax
+are not counted, as is conventional. The metrics `mfu` and `flops`, a pipeline's work and `compile_check` count by these
+formulas.
 """
 
 from __future__ import annotations
@@ -20,25 +22,52 @@ from r1jax.models.transformer import Params
 class Work:
     """Forward FLOPs of a model: `body` per input token, `head` per position with logits, `pair` per query-key pair in
     all layers; `ahead` per input token for the prediction depths.
+
+    adapters: the same of the adapters that are trained in place of the model's weights (None: the weights are trained).
     """
 
-    body: float
-    head: float
-    pair: float
+    body: float = 0.0
+    head: float = 0.0
+    pair: float = 0.0
     ahead: float = 0.0
+    adapters: Work | None = None
 
     def forward(self, tokens: float, targets: float, pairs: float) -> float:
-        """Forward FLOPs of a batch with these numbers of input tokens, positions with logits and query-key pairs."""
+        """Forward FLOPs of a batch with these numbers of input tokens, positions with logits and query-key pairs;
+        adapters are merged.
+        """
         return self.body * tokens + self.head * targets + self.pair * pairs
 
     def train(self, tokens: float, targets: float, pairs: float, *, ahead: bool = False) -> float:
-        """FLOPs of forward and backward pass. ahead: include the prediction depths and their logits."""
+        """FLOPs of forward and backward pass. ahead: include the prediction depths and their logits.
+
+        A trained weight costs its product, the gradient of its input and its own gradient; a frozen one the first two.
+        Attention has no weights: both operands of its products need a gradient.
+        """
         depths = (self.ahead * tokens + self.head * targets) if ahead and self.ahead else 0.0
-        return 3 * (self.forward(tokens, targets, pairs) + depths)
+        if self.adapters is None:
+            return 3 * (self.forward(tokens, targets, pairs) + depths)
+        frozen = self.forward(tokens, targets, 0) + depths
+        return 2 * frozen + 3 * self.pair * pairs + self.adapters.train(tokens, 0, 0, ahead=ahead)
 
 
-def count_work(params: Params, config: Any) -> Work:
-    """Forward FLOPs of a model, from its config and the shapes of its parameters."""
+def count_work(params: Params, config: Any, adapters: Params | None = None) -> Work:
+    """Forward FLOPs of a model, from its config and the shapes of its parameters. adapters: those that are trained
+    beside frozen `params` (models/lora.py).
+    """
+    totals, pair = _count_products(params, config), config.num_layers * _pair(config)
+    low_rank = None if adapters is None else _count_products(adapters, config)
+    return Work(
+        totals["body"],
+        totals["head"] or totals["embed"],
+        pair,
+        totals["mtp"],
+        None if low_rank is None else Work(low_rank["body"], ahead=low_rank["mtp"]),
+    )
+
+
+def _count_products(params: Params, config: Any) -> dict[str, float]:
+    """FLOPs per token of the matrix products with `params`, by the part of the model."""
     share = getattr(config, "active_experts", 1) / getattr(config, "num_experts", 1)
     totals = {"embed": 0.0, "head": 0.0, "mtp": 0.0, "body": 0.0}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -47,8 +76,7 @@ def count_work(params: Params, config: Any) -> Work:
             continue
         part = keys[0] if keys[0] in totals else "body"
         totals[part] += 2.0 * math.prod(leaf.shape) * (share if "experts" in keys else 1.0)
-    head = totals["head"] or totals["embed"]
-    return Work(totals["body"], head, config.num_layers * _pair(config), totals["mtp"])
+    return totals
 
 
 def _pair(config: Any) -> float:

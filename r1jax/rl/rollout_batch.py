@@ -21,6 +21,15 @@ class Groups:
     completions: list[Completion]
     texts: list[str]
 
+    @property
+    def counts(self) -> tuple[float, float, float]:
+        """(tokens fed, tokens sampled, query-key pairs) of sampling the groups, each prompt fed once."""
+        prompts = np.array([len(prompt) for prompt in self.prompts], float)
+        lengths = np.array([len(c.tokens) for c in self.completions], float)
+        behind = np.repeat(prompts, len(lengths) // len(prompts))
+        pairs = (prompts * (prompts + 1) / 2).sum() + (lengths * behind + lengths * (lengths + 1) / 2).sum()
+        return float(prompts.sum() + lengths.sum()), float(lengths.sum()), float(pairs)
+
     def pick(self, numbers: np.ndarray, group_size: int) -> Groups:
         """The groups of some prompts, by index."""
         members = [p * group_size + g for p in numbers for g in range(group_size)]

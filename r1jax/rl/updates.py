@@ -7,15 +7,15 @@ whole update, so micro-batches and meshes change nothing (losses/aggregation.py)
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from r1jax.core import distributed
-from r1jax.core.sharding import batch_parts, current_layout, in_layout, sharding
-from r1jax.core.tree import count_parameters
+from r1jax.core.sharding import abstract_array, batch_parts, current_layout, in_layout, is_abstract, sharding
+from r1jax.core.structs import Program
 from r1jax.data.packing import PackedRows, RowShape, pack_completions
 from r1jax.learner.balance import LOAD, measure_load
 from r1jax.learner.objective import Objective
@@ -30,16 +30,7 @@ from r1jax.models.transformer import Params
 from r1jax.rl.grpo_config import GRPOConfig
 from r1jax.rl.rollout_batch import Groups
 
-_FED = ("tokens", "positions", "segments", "index", "targets")
-
 Arrays = dict[str, np.ndarray]
-
-
-class Work(NamedTuple):
-    """Work of a step's updates: completion tokens trained on, and useful FLOPs (6 per parameter and token)."""
-
-    tokens: int
-    flops: float
 
 
 @jax.tree_util.register_dataclass
@@ -68,14 +59,15 @@ class Updates:
         self.settings, self.trainable, self.shape, self.objective = settings, trainable, shape, objective
         self.layout = current_layout()
         params, axes = trainable.params, trainable.axes
-        self.sizes = count_parameters(trainable.base or params)
+        self.work = trainable.count_work()
         total = settings.steps * settings.train.updates_per_step
         self.schedule = make_schedule(settings.optimizer, total)
         self.optimizer = make_optimizer(settings.optimizer, total)
         loss = trainable.wrap(objective.loss_fn)
         self.learner = Learner(loss, self.optimizer, bias_rate=settings.train.bias_rate)
         self.logprobs = jax.jit(make_scorer(trainable.graph, scoring))
-        self.reference = jax.tree.map(jnp.copy, params) if settings.loss.kl_coefficient else None
+        copy = lambda tree: tree if is_abstract(tree) else jax.tree.map(jnp.copy, tree)
+        self.reference = copy(params) if settings.loss.kl_coefficient else None
         self.policy: TrainState = init_state(params, axes, self.optimizer)
         self._mix = jax.jit(_mix)
 
@@ -88,6 +80,58 @@ class Updates:
         """Parameters that updates read but do not train, by name: the base under adapters, a teacher, the reference."""
         reference = {} if self.reference is None else {"reference": self.reference}
         return {**self.trainable.frozen, **self.objective.frozen, **reference}
+
+    # --- Programs ---
+
+    def abstract_policy(self) -> TrainState:
+        """Shapes with shardings of the policy in training."""
+        return abstract_state(self.policy.params, self.trainable.axes, self.optimizer)
+
+    @in_layout
+    def programs(self) -> list[Program]:
+        """accumulate, apply, logprobs where they are computed apart from the loss, and merge where there are adapters;
+        for full rows, and for abstract parameters. Left out: `mix`, which moves the reference.
+        """
+        batch, shape = self.abstract_batch(), self.shape
+        rows = self._rows_per_batch()
+        counts = rows * shape.length, rows * shape.targets, rows * shape.pairs
+        useful = self.work.train(*counts) + self.objective.work.forward(*counts)
+        programs = self.learner.programs(self.abstract_policy(), self.frozen, batch, useful)
+        if self.recomputes_old or self.reference is not None:
+            scored = {name: batch[name] for name in SCORED if name in batch}
+            programs.append(Program("logprobs", self.logprobs, (self.weights(), scored), self.work.forward(*counts)))
+        return programs + self.trainable.programs()
+
+    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes with shardings of a micro-batch."""
+        settings, shape = self.settings, self.shape
+        fed, aimed = (shape.length,), (shape.targets,)
+        arrays: dict[str, tuple[tuple[int, ...], Any]] = dict.fromkeys(
+            ("tokens", "positions", "segments"), (fed, jnp.int32)
+        )
+        if shape.share_prompts:
+            arrays["prefixes"] = (fed, jnp.int32)
+        arrays |= dict.fromkeys(("index", "targets"), (aimed, jnp.int32))
+        if settings.loss.needs_sequences:
+            arrays["sequences"] = (aimed, jnp.int32)
+        arrays |= dict.fromkeys(("weights", "advantages", "sampler_logprobs"), (aimed, jnp.float32))
+        if self.recomputes_old:
+            arrays["old_logprobs"] = (aimed, jnp.float32)
+        if self.reference is not None and settings.loss.kl_in == "loss":
+            arrays["reference_logprobs"] = (aimed, jnp.float32)
+        if settings.train.replay_experts:
+            arrays["experts"] = ((*aimed, *self.trainable.routing), jnp.int16)
+        rows = self._rows_per_batch()
+        batch = {name: _abstract((rows, *shape), dtype) for name, (shape, dtype) in arrays.items()}
+        if settings.rollout.temperature_schedule:
+            batch["temperature"] = _abstract((), jnp.float32)
+        return batch
+
+    @property
+    def recomputes_old(self) -> bool:
+        """Whether old log-probs are those of the trainer, computed before the first of several updates."""
+        train = self.settings.train
+        return train.updates_per_step > 1 and train.old_logprobs == "trainer"
 
     # --- Content of a checkpoint ---
 
@@ -113,7 +157,7 @@ class Updates:
     @in_layout
     def abstract_state(self) -> TrainState:
         """Shapes with shardings of `state`."""
-        shapes = abstract_state(self.policy.params, self.trainable.axes, self.optimizer)
+        shapes = self.abstract_policy()
         if not self.moves_reference:
             return shapes
         return PolicyState(shapes.params, shapes.opt_state, shapes.updates, shapes.params)
@@ -134,8 +178,8 @@ class Updates:
     @in_layout
     def take(
         self, groups: Groups, advantages_PG: np.ndarray, excluded_PG: np.ndarray, temperature: float
-    ) -> tuple[dict[str, float], Work]:
-        """All updates of a step -> (metrics, work).
+    ) -> tuple[dict[str, float], int, float]:
+        """All updates of a step -> (metrics, completion tokens trained on, useful FLOPs).
 
         excluded_PG: completions left out of every loss. Completions without gradient are not computed, except that each
         update measures at least one group.
@@ -158,7 +202,7 @@ class Updates:
                     groups.pick(part, G), advantages_PG[part].ravel(), excluded_PG[part].ravel(), skip_PG.ravel()
                 )
             )
-        if settings.train.updates_per_step > 1 and settings.train.old_logprobs == "trainer":
+        if self.recomputes_old:
             plans = [self._add_logprobs("old_logprobs", self.policy.params, *plan, temperature) for plan in plans]
         if self.reference is not None and settings.loss.kl_in == "loss":
             plans = [self._add_logprobs("reference_logprobs", self.reference, *plan, temperature) for plan in plans]
@@ -169,14 +213,14 @@ class Updates:
             outcomes.append(outcome)
             sums.append(parts)
         outcomes, sums = distributed.fetch((outcomes, sums))
-        fed = sum(int((packed.segments > 0).sum()) for packed, _ in plans)
-        targets = sum(int((packed.source >= 0).sum()) for packed, _ in plans)
+        fed, targets, pairs = (sum(counts) for counts in zip(*(packed.counts for packed, _ in plans), strict=True))
         metrics = {key: float(np.mean([outcome[key] for outcome in outcomes])) for key in ("loss", "grad_norm")}
         metrics["learning_rate"] = float(self.schedule(int(self.policy.updates) - 1))
         metrics |= summarize(sums) | self._move_reference()
         if loads := [outcome[LOAD] for outcome in outcomes if LOAD in outcome]:
             metrics |= measure_load(np.sum(loads, axis=0))
-        return metrics, Work(targets, 6.0 * (self.sizes.body * fed + self.sizes.head * targets))
+        flops = self.work.train(fed, targets, pairs) + self.objective.work.forward(fed, targets, pairs)
+        return metrics, targets, flops
 
     def _move_reference(self) -> dict[str, float]:
         """Mixes the policy into the reference when due; returns the age of the reference."""
@@ -225,16 +269,15 @@ class Updates:
 
     def _batches(self, packed: PackedRows, arrays: Arrays, temperature: float) -> list[dict[str, jax.Array]]:
         """Micro-batches on their devices."""
-        asked = {"prefixes": self.shape.share_prompts, "sequences": self.settings.loss.needs_sequences}
-        names = (*_FED, *(name for name, needed in asked.items() if needed))
-        whole = {name: getattr(packed, name) for name in names}
-        whole |= {k: packed.lay_out(v, -1 if k == "experts" else 0) for k, v in arrays.items()}
+        names = self.abstract_batch()
+        whole = {name: getattr(packed, name) for name in names if hasattr(packed, name)}
+        whole |= {k: packed.lay_out(v, -1 if k == "experts" else 0) for k, v in arrays.items() if k in names}
         size = self._rows_per_batch()
         pieces = [
             {name: value[start : start + size] for name, value in whole.items()}
             for start in range(0, len(packed.tokens), size)
         ]
-        if self.settings.rollout.temperature_schedule:
+        if "temperature" in names:
             pieces = [{**piece, "temperature": np.float32(temperature)} for piece in pieces]
         place = lambda x: sharding(("batch", *[None] * (x.ndim - 1))[: x.ndim], x.shape, name="micro-batch")
         return [distributed.put_global(piece, jax.tree.map(place, piece)) for piece in pieces]
@@ -251,6 +294,10 @@ class Updates:
         inside = packed.source >= 0
         flat[packed.source[inside]] = laid_out[inside]
         return packed, {**arrays, name: flat}
+
+
+def _abstract(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    return abstract_array(shape, dtype, ("batch", *[None] * (len(shape) - 1))[: len(shape)], name="micro-batch")
 
 
 def _mix(reference: Params, params: Params, share: jax.Array) -> Params:

@@ -19,16 +19,27 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from r1jax.core.distributed import fetch
 from r1jax.core.errors import UserError
-from r1jax.core.sharding import batch_parts, constrain, current_layout, in_layout
-from r1jax.core.structs import Completion, Request
+from r1jax.core.sharding import abstract_array, batch_parts, constrain, current_layout, in_layout
+from r1jax.core.structs import Completion, Program, Request, Sampling
+from r1jax.models.flops import Work
 from r1jax.models.transformer import Params, merge
 from r1jax.rollout.sampling import sample
 from r1jax.rollout.scheduler import Scheduler
-from r1jax.rollout.slots import EngineConfig, Slots, constrain_slots, grow, init_slots, insert
+from r1jax.rollout.slots import (
+    EngineConfig,
+    Slots,
+    abstract_layers,
+    abstract_slots,
+    constrain_slots,
+    grow,
+    init_slots,
+    insert,
+)
 
 
 class Engine:
@@ -46,10 +57,10 @@ class Engine:
                     f"got {getattr(config, key)}"
                 )
         self.graph, self.config, self.layout = graph, config, current_layout()
-        self._init = jax.jit(functools.partial(_init, graph, config), static_argnums=1)
+        self._init = jax.jit(functools.partial(_init, graph, config), static_argnames="columns")
         self._prefill = jax.jit(functools.partial(_prefill, graph, len(config.prefix)))
         self._prefix = jax.jit(functools.partial(_prefix, graph, config.prefix))
-        self._grow = jax.jit(functools.partial(_grow, graph, config), static_argnums=2)
+        self._grow = jax.jit(functools.partial(_grow, graph, config), static_argnames="columns")
         self._insert = jax.jit(insert, donate_argnums=0)
         self._decode = jax.jit(functools.partial(_decode, graph, config), donate_argnums=2, static_argnames="filtered")
 
@@ -70,8 +81,8 @@ class Engine:
         scheduler = Scheduler(requests, self.config)
         length, *longer = self.config.cache_lengths
         prefix = self._prefix(params) if self.config.prefix else None
-        slots, prompts = self._init(params, length), None
-        filtered = any(r.sampling.top_k or r.sampling.top_p < 1 or r.sampling.min_p for r in requests)
+        slots, prompts = self._init(params, columns=length), None
+        filtered = any(r.sampling.is_filtered for r in requests)
         while not scheduler.finished:
             for tokens, fill in scheduler.refill():
                 prompts = prompts if tokens is None else self._prefill(params, prefix, tokens)
@@ -83,8 +94,43 @@ class Engine:
             for number, completion in scheduler.collect(*rows):
                 on_complete(number, completion)
             if longer and column == slots.cache.length:
-                slots = self._grow(params, slots, longer.pop(0))
+                slots = self._grow(params, slots, columns=longer.pop(0))
         return scheduler.completions()
+
+    @in_layout
+    def programs(self, params: Params, sampling: Sampling, work: Work) -> list[Program]:
+        """prefill, insert and decode, at the cache's whole length; prefix and grow where the engine has such a program.
+
+        params: shapes with shardings. sampling: of the requests. work: of the model. Decoding attends, on average, to
+        half of the ring. Left out: making empty slots.
+        """
+        config, slots = self.config, self._abstract_slots(params, -1)
+        prefix = abstract_layers(jax.eval_shape(self._prefix, params)) if config.prefix else None
+        request = Request((*config.prefix, *range(config.prompt_columns)), sampling)
+        host = (*next(Scheduler([request], config).refill()), np.zeros((), np.int32))
+        tokens, update, idle_limit = jax.tree.map(lambda x: abstract_array(x.shape, x.dtype, (None,) * x.ndim), host)
+        prompts = abstract_layers(jax.eval_shape(self._prefill, params, prefix, tokens))
+        S, Tp, R = len(config.prefix), config.prompt_columns, config.max_new_tokens
+        fed, pairs = config.prefill_batch * Tp, config.slots * (S + Tp + R / 2)
+        prefilled = work.forward(fed, 0, fed * (S + Tp / 2))
+        decoded = work.forward(config.slots, config.slots, pairs)
+        decode = (params, prefix, slots, idle_limit)
+        programs = [
+            Program("prefill", self._prefill, (params, prefix, tokens), prefilled),
+            Program("insert", self._insert, (slots, prompts, update), 0.0),
+            Program("decode", self._decode, decode, decoded, {"filtered": sampling.is_filtered}),
+        ]
+        if config.prefix:
+            programs.insert(0, Program("prefix", self._prefix, (params,), work.forward(S, 0, S**2 / 2)))
+        if len(config.cache_lengths) > 1:
+            shorter, columns = self._abstract_slots(params, -2), config.cache_lengths[-1]
+            programs.append(Program("grow", self._grow, (params, shorter), 0.0, {"columns": columns}))
+        return programs
+
+    def _abstract_slots(self, params: Params, piece: int) -> Slots:
+        """Slots with the cache of a length of `EngineConfig.cache_lengths`, as shapes with shardings."""
+        make = functools.partial(self._init, columns=self.config.cache_lengths[piece])
+        return abstract_slots(jax.eval_shape(make, params))
 
     def _check(self, request: Request) -> None:
         config, sampling = self.config, request.sampling
@@ -121,13 +167,13 @@ def _prefill(graph: nnx.GraphDef, start: int, params: Params, prefix: Any, token
     ).cache.layers
 
 
-def _init(graph: nnx.GraphDef, config: EngineConfig, params: Params, columns: int) -> Slots:
+def _init(graph: nnx.GraphDef, config: EngineConfig, params: Params, *, columns: int) -> Slots:
     """All slots idle, with an empty cache."""
     model = merge(graph, params)
     return init_slots(config, model.init_cache(config.slots, columns), model.routing)
 
 
-def _grow(graph: nnx.GraphDef, config: EngineConfig, params: Params, slots: Slots, columns: int) -> Slots:
+def _grow(graph: nnx.GraphDef, config: EngineConfig, params: Params, slots: Slots, *, columns: int) -> Slots:
     """The same slots with a cache of more columns."""
     return grow(slots, merge(graph, params).init_cache(config.slots, columns))
 

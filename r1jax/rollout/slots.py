@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax.core.sharding import constrain
-from r1jax.models.cache import Cache, constrain_layers
+from r1jax.core.sharding import Axes, abstract_array, constrain
+from r1jax.models.cache import Cache, constrain_layers, layer_axes
 from r1jax.rollout.sampling import SamplingArrays
 
 _SHORTEST_PIECE = 32  # columns; each length of the cache compiles one more program
@@ -124,11 +124,29 @@ def init_slots(config: EngineConfig, cache: Cache, routing: tuple[int, int]) -> 
 
 def constrain_slots(slots: Slots) -> Slots:
     """Sharding constraint: rows over the batch axes, and the cache like the model's."""
-    rows = lambda x: constrain(x, ("batch",) + (None,) * (x.ndim - 1), name="slots")
+    rows = lambda x: constrain(x, row_axes(x), name="slots")
     fields = {f.name: getattr(slots, f.name) for f in dataclasses.fields(Slots) if f.name != "cache"}
     layers, visible = constrain_layers(slots.cache.layers), rows(slots.cache.visible)
     cache = dataclasses.replace(slots.cache, layers=layers, visible=visible)
     return Slots(cache=cache, **jax.tree.map(rows, fields))
+
+
+def abstract_slots(slots: Slots) -> Slots:
+    """Shapes of slots with the shardings that `constrain_slots` pins."""
+    rows: Any = lambda x: abstract_array(x.shape, x.dtype, row_axes(x), name="slots")
+    fields = {f.name: getattr(slots, f.name) for f in dataclasses.fields(Slots) if f.name != "cache"}
+    layers, cache = abstract_layers(slots.cache.layers), slots.cache
+    return Slots(cache=Cache(layers, rows(cache.visible), rows(cache.column)), **jax.tree.map(rows, fields))
+
+
+def abstract_layers(layers: Any) -> Any:
+    """Shapes of the layers of a cache with the shardings that `constrain_layers` pins."""
+    return jax.tree.map(lambda x: abstract_array(x.shape, x.dtype, layer_axes(x), name="cache"), layers)
+
+
+def row_axes(x: Any) -> Axes:
+    """The logical axes of an array with a row a slot; a scalar has none."""
+    return ("batch", *(None,) * (x.ndim - 1)) if x.ndim else ()
 
 
 def grow(slots: Slots, empty: Cache) -> Slots:

@@ -19,7 +19,8 @@ from flax import nnx
 from r1jax.core import console, distributed
 from r1jax.core.errors import UserError
 from r1jax.core.sharding import MESH_AXES, MeshConfig, batch_parts, current_layout, in_layout, make_mesh, use_mesh
-from r1jax.core.structs import Completion, Request
+from r1jax.core.structs import Completion, Program, Request, Sampling
+from r1jax.models.flops import Work
 from r1jax.models.transformer import Params, split
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.slots import EngineConfig
@@ -85,6 +86,14 @@ class Sampler:
             engine.generate(self.params, [requests[number] for number in numbers], keep)
         return [completion for completion in found if completion is not None]
 
+    @in_layout
+    def programs(
+        self, prompt_tokens: int, sampling: Sampling, work: Work, *, prefix: tuple[int, ...] = ()
+    ) -> list[Program]:
+        """Those of the engine for prompts of so many tokens behind the prefix, for abstract `params`."""
+        engine = self._engine(_size(prompt_tokens), sampling.max_new_tokens, self.slots, prefix)
+        return engine.programs(self.params, sampling, work)
+
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of ids without special tokens; "" without a tokenizer."""
         return "" if self.tokenizer is None else self.tokenizer.decode(tokens)
@@ -92,14 +101,12 @@ class Sampler:
     def _engine(self, size: int, limit: int, slots: int, prefix: tuple[int, ...]) -> Engine:
         key = size, limit, slots, prefix
         if key not in self._engines:
-            self._engines[key] = Engine(
-                self.graph, make_engine_config(size, limit, slots, prefix, max(1, len(self.stop_ids)))
-            )
+            self._engines[key] = Engine(self.graph, make_engine_config(size, limit, slots, prefix, len(self.stop_ids)))
         return self._engines[key]
 
 
 def make_engine_config(
-    size: int, limit: int, slots: int, prefix: tuple[int, ...] = (), max_stop_ids: int = 1
+    size: int, limit: int, slots: int, prefix: tuple[int, ...] = (), stop_ids: int = 0
 ) -> EngineConfig:
     """Engine config for prompts of `size` tokens after the prefix, with rows divisible by the mesh's batch axes."""
     return EngineConfig(
@@ -107,7 +114,7 @@ def make_engine_config(
         max_prompt_tokens=len(prefix) + size,
         max_new_tokens=limit,
         prefill_batch=_round_up(min(PREFILL_BATCH, slots)),
-        max_stop_ids=max_stop_ids,
+        max_stop_ids=max(EngineConfig.max_stop_ids, stop_ids),
         prefix=prefix,
     )
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -23,11 +23,10 @@ import numpy as np
 
 from r1jax.core import console, distributed
 from r1jax.core.errors import UserError
+from r1jax.core.structs import Program
 from r1jax.data.loader import PromptLoader
 from r1jax.data.tasks import load_task
 from r1jax.eval.held_out import evaluate, make_problems
-from r1jax.learner.objective import Objective
-from r1jax.learner.policy_objective import Scoring, make_loss
 from r1jax.learner.state import TrainState
 from r1jax.learner.trainable import Trainable
 from r1jax.losses.advantage import group_advantages
@@ -36,26 +35,21 @@ from r1jax.rewards.reader.golds import log_golds
 from r1jax.rl.curriculum import Curriculum
 from r1jax.rl.grpo_config import GRPOConfig
 from r1jax.rl.policy_judge import Judge
+from r1jax.rl.policy_programs import ObjectiveMaker, list_policy_programs, make_engine, make_updates
 from r1jax.rl.rollout_batch import describe_lengths, describe_rewards, describe_samples
 from r1jax.rl.rollouts import Rollouts
-from r1jax.rl.updates import Updates
-from r1jax.rollout.engine import Engine
-from r1jax.rollout.slots import EngineConfig
+from r1jax.runs.abstract_model import ASSUMED, Prompts, abstract_model
 from r1jax.runs.hardware import peak_flops
 from r1jax.runs.loop import Loop
 from r1jax.runs.model_setup import check, load_model
 from r1jax.runs.prologue import open_run
 from r1jax.runs.workdir import describe_change
 from r1jax.text.encoding import PromptEncoder, find_prefix
-from r1jax.text.tokenizer import Tokenizer
 from r1jax.weights.pretrained import require_tokenizer
 
 log = logging.getLogger(__name__)
 
 CONFIG = GRPOConfig
-
-# (policy, tokenizer, scoring) -> the loss of its updates.
-ObjectiveMaker = Callable[[Trainable, Tokenizer, Scoring], Objective]
 
 
 def run(settings: GRPOConfig, workdir: pathlib.Path) -> None:
@@ -64,14 +58,15 @@ def run(settings: GRPOConfig, workdir: pathlib.Path) -> None:
         GRPORun(settings, workdir).train()
 
 
-def make_policy_objective(settings: GRPOConfig) -> ObjectiveMaker:
-    """The maker of the GRPO loss described by config.loss."""
-
-    def make(trainable: Trainable, tokenizer: Tokenizer, scoring: Scoring) -> Objective:
-        on_policy = settings.train.updates_per_step == 1
-        return Objective(make_loss(trainable.graph, settings.loss, scoring, on_policy=on_policy))
-
-    return make
+def programs(
+    settings: GRPOConfig, prompts: Prompts = ASSUMED, *, make_objective: ObjectiveMaker | None = None
+) -> list[Program]:
+    """The programs of a run, under the mesh in use. config.rollout.max_prompt_tokens goes before `prompts`."""
+    trainable = Trainable(abstract_model(settings.model), settings.lora)
+    longest = settings.rollout.max_prompt_tokens or len(prompts.prefix) + prompts.tokens
+    engine = make_engine(settings, trainable, longest, prompts.prefix)
+    updates = make_updates(settings, trainable, longest, prompts.prefix, make_objective=make_objective)
+    return list_policy_programs(settings, engine, updates)
 
 
 class GRPORun:
@@ -108,11 +103,13 @@ class GRPORun:
         rewards = connect_rewards(rewards, self.judge)
         self.encode = PromptEncoder(self.tokenizer)
         self.loader = PromptLoader(task.train, settings.rollout.prompts_per_step, seed=settings.seed)
-        self._build_engine([*task.train, *task.held_out])
-        prefix = self.prefix[: self.shape.prefix]
-        scoring = Scoring(settings.rollout.temperature, settings.train.logits_chunk, prefix)
-        objective = (make_objective or make_policy_objective(settings))(trainable, self.tokenizer, scoring)
-        self.updates = Updates(settings, trainable, self.shape, scoring, objective)
+        prompts = [self.encode(row["prompt"]) for row in (*task.train, *task.held_out)]
+        prefix = find_prefix(prompts)
+        longest = self._find_longest(prompts, prefix)
+        self.engine = make_engine(settings, trainable, longest, prefix)
+        self.updates = make_updates(
+            settings, trainable, longest, prefix, tokenizer=self.tokenizer, make_objective=make_objective
+        )
         curriculum = Curriculum(settings.curriculum, self.loader, settings.seed)
         self.rollouts = Rollouts(settings, self.engine, curriculum, self.encode, self.tokenizer, rewards)
         self.problems = make_problems(task.held_out, self.encode, settings.eval)
@@ -120,38 +117,23 @@ class GRPORun:
         log.info(
             "%s: %.1f M parameters; %d problems to train on, %d held out; prompts up to %d tokens, %d of them shared",
             model_config.path,
-            self.updates.sizes.total / 1e6,
+            trainable.count_parameters() / 1e6,
             len(task.train),
             len(task.held_out),
-            self.shape.prefix + self.shape.prompt_tokens,
-            len(self.prefix),
+            longest,
+            len(prefix),
         )
 
-    def _build_engine(self, rows: Sequence[dict[str, Any]]) -> None:
-        rollout = self.settings.rollout
-        prompts = [self.encode(row["prompt"]) for row in rows]
-        self.prefix = find_prefix(prompts)
-        needed = max(map(len, prompts))
-        if 0 < rollout.max_prompt_tokens < needed:
+    def _find_longest(self, prompts: Sequence[Sequence[int]], prefix: Sequence[int]) -> int:
+        """Tokens of the longest prompt that the engine takes."""
+        limit, needed = self.settings.rollout.max_prompt_tokens, max(map(len, prompts))
+        if 0 < limit < needed:
             raise UserError(
-                f"config.rollout.max_prompt_tokens = {rollout.max_prompt_tokens}, but a prompt of config.data has "
-                f"{needed} tokens; 0 uses the longest prompt of the data"
+                f"config.rollout.max_prompt_tokens = {limit}, but a prompt of config.data has {needed} tokens; 0 uses "
+                "the longest prompt of the data"
             )
-        behind = -(-(needed - len(self.prefix)) // 8) * 8  # rounded up to a multiple of 8
-        longest = rollout.max_prompt_tokens or len(self.prefix) + behind
-        self.shape = self.settings.row_shape(longest, len(self.prefix))
-        self.engine = Engine(
-            self.graph,
-            EngineConfig(
-                slots=rollout.slots,
-                max_prompt_tokens=longest,
-                max_new_tokens=rollout.max_new_tokens,
-                prefill_batch=rollout.prefill_batch,
-                prefix=self.prefix,
-                cache_pieces=rollout.cache_pieces,
-                record_experts=self.settings.train.replay_experts,
-            ),
-        )
+        behind = -(-(needed - len(prefix)) // 8) * 8  # rounded up to a multiple of 8
+        return limit or len(prefix) + behind
 
     # --- Interface of the loop ---
 
@@ -209,7 +191,7 @@ class GRPORun:
         advantages_PG, _ = group_advantages(
             rewards_PG, baseline=loss.baseline, scale=loss.scale, min_group_std=settings.train.min_group_std
         )
-        learned, work = self.updates.take(trained, advantages_PG, excluded_PG, temperature)
+        learned, targets, flops = self.updates.take(trained, advantages_PG, excluded_PG, temperature)
         end = time.perf_counter()
         lengths = np.array([len(c.tokens) for c in drawn.groups.completions])
         self.num_tokens += int(sum(map(len, drawn.groups.prompts)) * G + lengths.sum())
@@ -222,8 +204,9 @@ class GRPORun:
             "step_time": end - begin,
             "time/train": end - ready,
             "rollout/tokens_per_second": float(lengths.sum() / metrics["time/rollout"]),
-            "train/tokens_per_second": work.tokens / (end - ready),
-            "mfu": work.flops / (end - ready) / (peak_flops() * jax.device_count()),
+            "train/tokens_per_second": targets / (end - ready),
+            "flops": flops + self.updates.work.forward(*drawn.groups.counts),
+            "mfu": flops / (end - ready) / (peak_flops() * jax.device_count()),
         }
         self._check_difference(metrics)
         everyones_PG = np.zeros((len(drawn.flat), G))

@@ -14,8 +14,8 @@ from r1jax.core.resolution import Resolved, resolve
 from r1jax.eval.saved_config import RENAMED, RENAMED_STAGES
 
 # config.stage -> module, imported on first use. It has `CONFIG`, the dataclass of a run's settings with a method
-# `check()` for impossible combinations, and `run(settings, workdir)`; or `find_variant(values)`, which returns such a
-# module.
+# `check()` for impossible combinations, `run(settings, workdir)`, and `programs(settings, prompts)` if it computes on
+# accelerators; or `find_variant(values)`, which returns such a module.
 STAGES = {
     "sft": "r1jax.stages.sft",
     "grpo": "r1jax.stages.grpo",

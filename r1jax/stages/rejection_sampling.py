@@ -20,12 +20,15 @@ from typing import Any
 from r1jax.core import distributed
 from r1jax.core.errors import UserError
 from r1jax.core.sharding import MeshConfig
+from r1jax.core.structs import Program
 from r1jax.data.filters import FilterConfig, Trace, filter_traces, statistics_file, write_set
 from r1jax.data.sources import SourceRow
 from r1jax.data.tasks import TaskConfig, load_task
+from r1jax.models.flops import count_work
 from r1jax.models.transformer import split
 from r1jax.rewards.base import load_rewards, score
 from r1jax.rewards.reader.golds import log_golds
+from r1jax.runs.abstract_model import ASSUMED, Prompts, abstract_model
 from r1jax.runs.generate import RESULTS, Generation, generate_file
 from r1jax.runs.model_setup import ModelConfig, load_model
 from r1jax.runs.prologue import open_run
@@ -117,6 +120,21 @@ def run(settings: CollectConfig, workdir: pathlib.Path) -> None:
         log_golds(task.train, [reward.name for reward in rewards])
         rows = task.train[: settings.generate.prompts or None]
         collect(settings.model, rows, settings.generate, rewards, settings.filters, workdir, reply=settings.reply)
+
+
+def programs(settings: CollectConfig, prompts: Prompts = ASSUMED) -> list[Program]:
+    """The programs of the model that samples, under the mesh in use."""
+    return list_sampler_programs(settings.model, settings.generate, prompts)
+
+
+def list_sampler_programs(
+    config: ModelConfig, generate: TeacherSampling, prompts: Prompts, key: str = "model"
+) -> list[Program]:
+    """prefill, insert, decode of a model that only samples. key: the section of the config that names it."""
+    graph, params = split(model := abstract_model(config, key))
+    sampler = Sampler(graph, params, None, (), slots=generate.slots)
+    work = count_work(params, model.config)
+    return sampler.programs(prompts.tokens, generate.sampling(()), work, prefix=prompts.prefix)
 
 
 def collect(

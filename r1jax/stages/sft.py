@@ -15,42 +15,40 @@ from __future__ import annotations
 import logging
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from r1jax.core import console, distributed
 from r1jax.core.errors import UserError
-from r1jax.core.sharding import batch_parts, sharding
+from r1jax.core.structs import Program
 from r1jax.data.corpus import load_corpus
 from r1jax.data.examples import Example
 from r1jax.data.sequences import PackingConfig, SequenceLoader, utilisation
 from r1jax.eval.headline import find_headlines, tabulate_headlines
 from r1jax.eval.record import read_run
 from r1jax.learner.balance import LOAD, measure_load
-from r1jax.learner.objective import Objective
-from r1jax.learner.optimizer import make_optimizer, make_schedule
-from r1jax.learner.state import TrainState, abstract_state, init_state
-from r1jax.learner.step import Learner
-from r1jax.learner.supervised import Batch, make_loss, share_weights, split_batch, summarize
+from r1jax.learner.state import TrainState
+from r1jax.learner.supervised import Batch, share_weights, split_batch, summarize
 from r1jax.learner.trainable import Trainable
-from r1jax.models.flops import count_work
+from r1jax.runs.abstract_model import ASSUMED, Prompts, abstract_model
 from r1jax.runs.hardware import peak_flops
 from r1jax.runs.loop import Loop
 from r1jax.runs.model_setup import check_divides, load_model
 from r1jax.runs.prologue import open_run
 from r1jax.stages.sft_config import SFTConfig
-from r1jax.text.tokenizer import Tokenizer
+from r1jax.stages.sft_updates import (
+    ObjectiveMaker,
+    SupervisedUpdates,
+    make_supervised_objective,
+    rows_per_batch,
+)
 from r1jax.weights.pretrained import require_tokenizer
 
 log = logging.getLogger(__name__)
 
 CONFIG = SFTConfig
-
-# (model, tokenizer) -> the loss of its updates.
-ObjectiveMaker = Callable[[Trainable, Tokenizer], Objective]
 
 
 def run(settings: SFTConfig, workdir: pathlib.Path) -> None:
@@ -59,13 +57,13 @@ def run(settings: SFTConfig, workdir: pathlib.Path) -> None:
         SFTRun(settings, workdir).train()
 
 
-def make_supervised_objective(settings: SFTConfig) -> ObjectiveMaker:
-    """The maker of the supervised loss described by config.loss."""
-
-    def make(trainable: Trainable, tokenizer: Tokenizer) -> Objective:
-        return Objective(make_loss(trainable.graph, settings.loss, chunk=settings.train.logits_chunk))
-
-    return make
+def programs(
+    settings: SFTConfig, prompts: Prompts = ASSUMED, *, make_objective: ObjectiveMaker | None = None
+) -> list[Program]:
+    """The programs of a run, under the mesh in use; it has no prompts."""
+    trainable = Trainable(abstract_model(settings.model), settings.lora)
+    objective = (make_objective or make_supervised_objective(settings))(trainable, None)
+    return SupervisedUpdates(settings, trainable, objective, settings.steps or 1).programs()
 
 
 class SFTRun:
@@ -91,26 +89,17 @@ class SFTRun:
         for note in corpus.notes:
             log.info(note)
         self.trainable = Trainable(model, settings.lora, seed=settings.seed)
-        whole = self.trainable.base or self.trainable.params
-        self.work = count_work(whole, model.config)
         self.loader = self._load(corpus.train, corpus.mixing)
         self.steps = settings.steps or self.loader.count_batches()
         self.held_out = share_weights(self._pack_held_out(corpus.held_out))
-        self.optimizer = make_optimizer(settings.optimizer, self.steps)
-        self.schedule = make_schedule(settings.optimizer, self.steps)
         objective = (make_objective or make_supervised_objective(settings))(self.trainable, self.tokenizer)
-        self.frozen = {**self.trainable.frozen, **objective.frozen}
-        loss = self.trainable.wrap(objective.loss_fn)
-        self.learner = Learner(loss, self.optimizer, bias_rate=settings.loss.bias_rate)
-        self.measure = jax.jit(lambda params, frozen, batch: self.learner.loss_fn(params, frozen, batch)[1])
-        self.state: TrainState = init_state(self.trainable.params, self.trainable.axes, self.optimizer)
+        self.updates = SupervisedUpdates(settings, self.trainable, objective, self.steps)
         self.num_tokens = 0
-        count = lambda params: sum(leaf.size for leaf in jax.tree.leaves(params))
         log.info(
             "%s: %.1f M parameters, %.1f M of them trained, for %d steps; %d examples to train on, %d held out",
             name,
-            count(whole) / 1e6,
-            count(self.state.params) / 1e6,
+            self.trainable.count_parameters() / 1e6,
+            sum(leaf.size for leaf in jax.tree.leaves(self.state.params)) / 1e6,
             self.steps,
             sum(map(len, corpus.train)),
             len(corpus.held_out),
@@ -133,12 +122,7 @@ class SFTRun:
         return list(SequenceLoader([examples], rows, packing, epochs=1))
 
     def _rows_per_batch(self) -> int:
-        return self.settings.train.micro_batch_size * batch_parts()
-
-    def _place(self, batch: Batch) -> Batch:
-        """A micro-batch on its devices."""
-        place = lambda x: sharding(("batch", None)[: np.ndim(x)], np.shape(x), name="micro-batch")
-        return distributed.put_global(batch, jax.tree.map(place, batch))
+        return rows_per_batch(self.settings)
 
     # --- Interface of the loop ---
 
@@ -151,9 +135,18 @@ class SFTRun:
             table = tabulate_headlines(find_headlines(read_run(self.workdir).rows))
             console.show_table("before and after", table)
 
+    @property
+    def state(self) -> TrainState:
+        """All that training changes."""
+        return self.updates.state
+
+    @state.setter
+    def state(self, state: TrainState) -> None:
+        self.updates.state = state
+
     def abstract_state(self) -> TrainState:
         """Shapes with shardings of a checkpoint's state."""
-        return abstract_state(self.state.params, self.trainable.axes, self.optimizer)
+        return self.updates.abstract_state()
 
     def metadata(self) -> dict[str, Any]:
         """The data position, and the number of tokens so far."""
@@ -170,26 +163,24 @@ class SFTRun:
         batch = self._next(step)
         read = time.perf_counter()
         parts = share_weights(split_batch(batch, self._rows_per_batch()))
-        self.state, outcome, sums = self.learner.update(self.state, self.frozen, map(self._place, parts))
-        outcome, sums = distributed.fetch((outcome, sums))
+        outcome, sums = distributed.fetch(self.updates.update(parts))
         end = time.perf_counter()
         fed, targets = int((batch["segments"] > 0).sum()), int((batch["weights"] > 0).sum())
         self.num_tokens += fed
         pairs = int((batch["positions"] + 1)[batch["segments"] > 0].sum())
-        flops = self.work.train(fed, targets, pairs, ahead=self.settings.loss.mtp_weight > 0)
-        if self.trainable.base is not None:
-            flops *= 2 / 3  # no weight gradients
+        flops = self.updates.count_flops(fed, targets, pairs)
         metrics = {
             **summarize(sums),
             **(measure_load(outcome[LOAD]) if LOAD in outcome else {}),
             "grad_norm": float(outcome["grad_norm"]),
-            "learning_rate": float(self.schedule(int(self.state.updates) - 1)),
+            "learning_rate": float(self.updates.schedule(int(self.state.updates) - 1)),
             "num_tokens": self.num_tokens,
             "utilisation": utilisation(batch),
             "step_time": end - begin,
             "time/input": read - begin,
             "time/train": end - read,
             "train/tokens_per_second": fed / (end - read),
+            "flops": flops,
             "mfu": flops / (end - read) / (peak_flops() * jax.device_count()),
         }
         return metrics, []
@@ -208,7 +199,6 @@ class SFTRun:
         if not self.held_out:
             return {}
         begin = time.perf_counter()
-        sums = [self.measure(self.state.params, self.frozen, self._place(batch)) for batch in self.held_out]
-        metrics = summarize(distributed.fetch(sums))
+        metrics = summarize(distributed.fetch(self.updates.evaluate(self.held_out)))
         kept = {f"eval/{name}": metrics[name] for name in ("loss", "token_accuracy")}
         return {**kept, "time/eval": time.perf_counter() - begin}

@@ -9,8 +9,8 @@ import pytest
 from r1jax.aot import compiled as subject
 from r1jax.aot.compiled import Report, compile_program, device_bytes, predict_seconds
 from r1jax.aot.costs import Costs
-from r1jax.aot.programs import Program
 from r1jax.core.sharding import MeshConfig, make_mesh, replicated, sharding, use_mesh
+from r1jax.core.structs import Program
 from r1jax.runs.chips import CHIPS, Topology
 
 SLICE = Topology(CHIPS["v5e"], (2, 4))

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from r1jax.aot.programs import Program, abstract_model, find_sizes, list_programs
+from r1jax.aot.programs import list_programs
 from r1jax.core.config import load_config
 from r1jax.core.errors import UserError
 from r1jax.core.sharding import MeshConfig, make_mesh, use_mesh
-from r1jax.models.families import deepseek_v3, llama
-from r1jax.runs.model_setup import ModelConfig
+from r1jax.core.structs import Program
+from r1jax.models.families import llama
 from r1jax.runs.sampler import make_engine_config
 from r1jax.stages.registry import resolve_run
 from tests.stages.pod_grpo import get_config
@@ -34,12 +34,13 @@ def shapes(tree: Any) -> Any:
 
 def test_every_program_of_a_grpo_run_is_there(programs: dict[str, Program]) -> None:
     assert list(programs) == ["accumulate", "apply", "logprobs", "prefill", "insert", "decode"]
-    params, gradients, batch = programs["accumulate"].arguments
+    params, gradients, frozen, batch = programs["accumulate"].arguments
     assert {leaf.dtype for leaf in jax.tree.leaves(gradients)} == {np.dtype("float32")}
     assert {name: x.shape for name, x in batch.items() if name in ("tokens", "targets")} == {
         "tokens": (16, 32 + 4 * 32),
         "targets": (16, 4 * 32),
     }
+    assert list(frozen) == ["reference"] and shapes(frozen["reference"]) == shapes(params)
     assert "reference_logprobs" in batch and "old_logprobs" not in batch
     for leaf in jax.tree.leaves(programs["decode"].arguments):
         assert leaf.sharding.mesh.shape == {**leaf.sharding.mesh.shape, "data": 2, "fsdp": 4}
@@ -79,29 +80,11 @@ def test_useful_flops_are_those_of_the_formula(programs: dict[str, Program]) -> 
     assert programs["decode"].useful_flops == 16 * (2 * (body + head) + pair * (32 + 32 / 2))
 
 
-def test_an_experts_work_counts_by_its_share() -> None:
-    """A token meets 2 of 8 experts: the others' weights are no work."""
-    work = abstract_model(ModelConfig("", preset="tiny_deepseek_v3")).work
-    one = abstract_model(ModelConfig("", preset="tiny_deepseek_v3", sizes={"active_experts": 3})).work
-    sizes = deepseek_v3.Config()
-    routing = sum(map(sizes.routes, range(sizes.num_layers)))
-    assert one.body - work.body == 2 * routing * 3 * sizes.hidden_size * sizes.expert_size
-    assert work.ahead > 0 and work.train(1, 0, 0, ahead=True) == 3 * (work.body + work.ahead)
-
-
-def test_sizes_by_preset_and_by_hub_name() -> None:
-    by_hub = find_sizes(ModelConfig("models/absent.gguf", hub="HuggingFaceTB/SmolLM2-135M-Instruct"))
-    assert by_hub == (llama, llama.VARIANTS["smollm2_135m"])
-    assert find_sizes(ModelConfig("Qwen/Qwen2.5-1.5B"))[1].num_layers == 28
-    assert find_sizes(ModelConfig("deepseek-ai/DeepSeek-V3-Base"))[1].num_layers == 61
-    assert find_sizes(ModelConfig("", preset="tiny_llama", sizes={"num_layers": 5}))[1].num_layers == 5
-    with pytest.raises(UserError, match=r"the sizes of org/odd are not known .* set config.model.preset"):
-        find_sizes(ModelConfig("org/odd"))
-
-
 def test_a_stage_without_known_programs_is_refused() -> None:
-    with pytest.raises(UserError, match="the programs of config.stage=dance are not known"):
+    with pytest.raises(UserError, match="config.stage must be one of sft, grpo, .* got 'dance'"):
         list_programs(types.SimpleNamespace(stage="dance"))
+    with pytest.raises(UserError, match="config.stage = 'vocabulary' has no programs"):
+        list_programs(types.SimpleNamespace(stage="vocabulary"))
 
 
 def supervised(preset: str) -> ConfigDict:
@@ -158,11 +141,12 @@ def test_a_pipeline_has_programs_that_stages_share_once() -> None:
     with use_mesh(make_mesh(settings.mesh)):
         names = [program.name for program in list_programs(settings)]
     updates, rolls = ["accumulate", "apply"], ["prefill", "insert", "decode"]
+    sampled = [*rolls, "grow"]  # their caches grow, those of zero do not
     expected = {
         "zero": [*updates, "logprobs", *rolls],  # as the later reinforcements of the same model
-        "cold_data": rolls,
+        "cold_data": sampled,
         "cold_start": [*updates, "measure"],
-        "distilled": [*updates, "measure", *rolls],
+        "distilled": [*(f"teacher.{name}" for name in sampled), *updates, "measure", *sampled],
         "student_zero": [*updates, "logprobs", *rolls],
     }
     assert names == [f"{stage}.{name}" for stage, programs in expected.items() for name in programs]

@@ -13,7 +13,7 @@ from typing import Any
 
 from r1jax.core.errors import UserError
 
-# config.method -> module with `CONFIG` and `run(settings, workdir)`.
+# config.method -> module with `CONFIG`, `run(settings, workdir)` and `programs(settings, prompts)`.
 METHODS = {
     "traces": "r1jax.stages.distill.traces",
     "logits": "r1jax.stages.distill.logits",

@@ -9,15 +9,17 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 
+from r1jax.core.structs import Program
 from r1jax.learner.distillation import DivergenceConfig, make_logits_loss
 from r1jax.learner.objective import Objective
 from r1jax.learner.trainable import Trainable
-from r1jax.models.transformer import merge
+from r1jax.runs.abstract_model import ASSUMED, Prompts
 from r1jax.runs.model_setup import ModelConfig, check
 from r1jax.runs.prologue import open_run
 from r1jax.stages import sft
-from r1jax.stages.distill.teacher import Teacher, load_teacher
+from r1jax.stages.distill.teacher import find_teacher
 from r1jax.stages.sft_config import SFTConfig
+from r1jax.stages.sft_updates import ObjectiveMaker
 from r1jax.text.tokenizer import Tokenizer
 
 
@@ -57,16 +59,20 @@ def run(settings: LogitsConfig, workdir: pathlib.Path) -> None:
 
 def make_run(settings: LogitsConfig, workdir: pathlib.Path) -> sft.SFTRun:
     """An SFT run whose loss is the forward KL to the teacher."""
-
-    def make_objective(trainable: Trainable, tokenizer: Tokenizer) -> Objective:
-        student = merge(trainable.graph, trainable.base or trainable.params)
-        return teach(settings, trainable, load_teacher(settings.teacher, student, tokenizer))
-
-    return sft.SFTRun(settings, workdir, make_objective=make_objective)
+    return sft.SFTRun(settings, workdir, make_objective=teach(settings))
 
 
-def teach(settings: LogitsConfig, trainable: Trainable, teacher: Teacher) -> Objective:
-    """The forward KL to `teacher` on given texts."""
-    chunk = settings.train.logits_chunk
-    loss = make_logits_loss(trainable.graph, teacher.graph, settings.divergence, chunk=chunk)
-    return Objective(loss, {"teacher": teacher.params})
+def programs(settings: LogitsConfig, prompts: Prompts = ASSUMED) -> list[Program]:
+    """Those of an SFT run, with the teacher in them."""
+    return sft.programs(settings, prompts, make_objective=teach(settings))
+
+
+def teach(settings: LogitsConfig) -> ObjectiveMaker:
+    """The maker of the forward KL to the teacher on given texts."""
+
+    def make(trainable: Trainable, tokenizer: Tokenizer | None) -> Objective:
+        teacher, chunk = find_teacher(settings.teacher, trainable, tokenizer), settings.train.logits_chunk
+        loss = make_logits_loss(trainable.graph, teacher.graph, settings.divergence, chunk=chunk)
+        return Objective(loss, {"teacher": teacher.params}, teacher.work)
+
+    return make

@@ -11,16 +11,18 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 
+from r1jax.core.structs import Program
 from r1jax.learner.distillation import DivergenceConfig, make_on_policy_loss
 from r1jax.learner.objective import Objective
 from r1jax.learner.policy_objective import Scoring
 from r1jax.learner.trainable import Trainable
-from r1jax.models.transformer import merge
 from r1jax.rl.grpo_config import GRPOConfig
+from r1jax.rl.policy_programs import ObjectiveMaker
+from r1jax.runs.abstract_model import ASSUMED, Prompts
 from r1jax.runs.model_setup import ModelConfig, check
 from r1jax.runs.prologue import open_run
 from r1jax.stages import grpo
-from r1jax.stages.distill.teacher import Teacher, load_teacher
+from r1jax.stages.distill.teacher import find_teacher
 from r1jax.text.tokenizer import Tokenizer
 
 
@@ -62,15 +64,22 @@ def run(settings: OnPolicyConfig, workdir: pathlib.Path) -> None:
 
 def make_run(settings: OnPolicyConfig, workdir: pathlib.Path) -> grpo.GRPORun:
     """A GRPO run whose loss is the reverse KL to the teacher."""
-
-    def make_objective(trainable: Trainable, tokenizer: Tokenizer, scoring: Scoring) -> Objective:
-        student = merge(trainable.graph, trainable.base or trainable.params)
-        return teach(settings, trainable, load_teacher(settings.teacher, student, tokenizer), scoring)
-
-    return grpo.GRPORun(settings, workdir, make_objective=make_objective)
+    return grpo.GRPORun(settings, workdir, make_objective=teach(settings))
 
 
-def teach(settings: OnPolicyConfig, trainable: Trainable, teacher: Teacher, scoring: Scoring) -> Objective:
-    """The reverse KL to `teacher` on the student's samples; every completion has a gradient, whatever its reward."""
-    loss = make_on_policy_loss(trainable.graph, teacher.graph, settings.divergence, scoring)
-    return Objective(loss, {"teacher": teacher.params}, uses_advantages=False)
+def programs(settings: OnPolicyConfig, prompts: Prompts = ASSUMED) -> list[Program]:
+    """Those of a GRPO run, with the teacher in the gradient's."""
+    return grpo.programs(settings, prompts, make_objective=teach(settings))
+
+
+def teach(settings: OnPolicyConfig) -> ObjectiveMaker:
+    """The maker of the reverse KL to the teacher on the student's samples; every completion has a gradient, whatever
+    its reward.
+    """
+
+    def make(trainable: Trainable, tokenizer: Tokenizer | None, scoring: Scoring) -> Objective:
+        teacher = find_teacher(settings.teacher, trainable, tokenizer)
+        loss = make_on_policy_loss(trainable.graph, teacher.graph, settings.divergence, scoring)
+        return Objective(loss, {"teacher": teacher.params}, teacher.work, uses_advantages=False)
+
+    return make

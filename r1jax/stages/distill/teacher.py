@@ -7,29 +7,42 @@ from typing import NamedTuple
 from flax import nnx
 
 from r1jax.core.errors import UserError
-from r1jax.models.transformer import Params, Transformer, split
+from r1jax.core.sharding import is_abstract
+from r1jax.learner.trainable import Trainable
+from r1jax.models.flops import Work, count_work
+from r1jax.models.transformer import Params, split
+from r1jax.runs.abstract_model import abstract_model
 from r1jax.runs.model_setup import ModelConfig, load_model
 from r1jax.text.tokenizer import Tokenizer
+from r1jax.weights.pretrained import require_tokenizer
 
 
 class Teacher(NamedTuple):
-    """Structure and parameters of a teacher."""
+    """Structure, parameters and work of a teacher."""
 
     graph: nnx.GraphDef
     params: Params
+    work: Work
 
 
-def load_teacher(config: ModelConfig, student: Transformer, tokenizer: Tokenizer) -> Teacher:
-    """The teacher of config.teacher. Raises UserError unless its vocabulary equals the student's."""
-    model, theirs = load_model(config)
+def find_teacher(config: ModelConfig, student: Trainable, tokenizer: Tokenizer | None) -> Teacher:
+    """The teacher of config.teacher: loaded, or abstract beside an abstract student. tokenizer: the student's.
+
+    Raises UserError unless its vocabulary equals the student's.
+    """
+    if is_abstract(student.params):
+        model, theirs = abstract_model(config, "teacher"), None
+    else:
+        model, theirs = load_model(config)
     if theirs is not None:
-        check_tokens(tokenizer, theirs, config.path)
-    if model.config.vocab_size != student.config.vocab_size:
+        check_tokens(require_tokenizer(tokenizer, "config.model"), theirs, config.path)
+    if model.config.vocab_size != student.sizes.vocab_size:
         raise UserError(
             f"config.teacher: {config.path} has logits for {model.config.vocab_size} tokens, "
-            f"the student for {student.config.vocab_size}"
+            f"the student for {student.sizes.vocab_size}"
         )
-    return Teacher(*split(model))
+    graph, params = split(model)
+    return Teacher(graph, params, count_work(params, model.config))
 
 
 def check_tokens(tokenizer: Tokenizer, theirs: Tokenizer, path: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from r1jax.core import distributed
 from r1jax.core.errors import UserError
 from r1jax.core.sharding import MeshConfig
-from r1jax.core.structs import Sampling
+from r1jax.core.structs import Program, Sampling
 from r1jax.data.corpus import CorpusConfig, SourceConfig
 from r1jax.data.filters import FilterConfig
 from r1jax.data.tasks import TaskConfig, load_task
@@ -27,12 +27,19 @@ from r1jax.learner.supervised import SupervisedConfig
 from r1jax.models.lora import LoRAConfig
 from r1jax.rewards.base import load_rewards
 from r1jax.rewards.reader.golds import log_golds
+from r1jax.runs.abstract_model import ASSUMED, Prompts
 from r1jax.runs.model_setup import CheckpointConfig, LogConfig, ModelConfig
 from r1jax.runs.prologue import open_run
 from r1jax.runs.sampler import Sampler
 from r1jax.runs.workdir import check_config, write_config
 from r1jax.stages import sft
-from r1jax.stages.rejection_sampling import SET_FILE, TeacherSampling, collect, outline_sampling
+from r1jax.stages.rejection_sampling import (
+    SET_FILE,
+    TeacherSampling,
+    collect,
+    list_sampler_programs,
+    outline_sampling,
+)
 from r1jax.stages.sft_config import BatchConfig, HeldOutConfig, SFTConfig
 from r1jax.text.encoding import PromptEncoder, find_prefix
 
@@ -114,6 +121,21 @@ def run(settings: TracesConfig, workdir: pathlib.Path) -> None:
     """Distils by the settings, continuing from the content of `workdir`."""
     with open_run(settings.mesh):
         distil(settings, workdir)
+
+
+def programs(settings: TracesConfig, prompts: Prompts = ASSUMED) -> list[Program]:
+    """teacher.prefill, teacher.insert, teacher.decode; the student's accumulate, apply, measure, and prefill, insert,
+    decode on held-out problems. The teacher is gone when the student comes.
+    """
+    asked = list_sampler_programs(settings.teacher, settings.generate, prompts, "teacher")
+    trained = sft.programs(settings.supervised(pathlib.Path()))
+    moments = next(program.resident for program in trained if program.name == "measure")
+    sampled = list_sampler_programs(settings.student, settings.generate, prompts, "student")
+    return [
+        *(program.rename(f"teacher.{program.name}") for program in asked),
+        *trained,
+        *(dataclasses.replace(program, resident=moments) for program in sampled),
+    ]
 
 
 def distil(settings: TracesConfig, workdir: pathlib.Path) -> None:

@@ -13,14 +13,12 @@ from r1jax.data.files import read_rows
 from r1jax.data.tasks import make_builder
 from r1jax.eval.benchmarks import Problem
 from r1jax.eval.pipeline_report import EVALUATION_FILE
-from r1jax.models.families.presets import count_parameters
 from r1jax.rewards.base import load_rewards
 from r1jax.rewards.base import score as score_rewards
 from r1jax.runs.evaluate import answer_problems, score_benchmarks, write_scores
 from r1jax.runs.sampler import load_sampler
 from r1jax.stages.pipeline.resolve import MeasureConfig
 from r1jax.text.language import language_share
-from r1jax.weights.pretrained import open_model
 
 NAME = "held_out"
 
@@ -63,14 +61,12 @@ def read_problems(config: MeasureConfig) -> list[Problem]:
 
 
 def measure_training(folder: pathlib.Path) -> dict[str, float]:
-    """Work of a stage's training, from its metrics: `tokens` (trained on; for RL also sampled or read) and `flops` by
-    formula: 6 per active parameter and token trained on, 2 per token sampled or read.
+    """Work of a stage's training, from its metrics: `tokens` (trained on; for RL also sampled or read), `flops` (useful
+    ones, models/flops.py, of updates and sampling; a judge's are left out) and `steps`. Empty for a stage that trains
+    nothing.
     """
     rows = read_metrics(folder / METRICS_FILE) if (folder / METRICS_FILE).exists() else []
     tokens = next((row["num_tokens"] for row in reversed(rows) if "num_tokens" in row), None)
     if tokens is None:
         return {}
-    opened = open_model(folder)
-    per_token = 8 if any("time/rollout" in row for row in rows) else 6
-    flops = per_token * count_parameters(opened.family, opened.config).active * tokens
-    return {"tokens": tokens, "flops": flops, "steps": rows[-1]["step"]}
+    return {"tokens": tokens, "flops": sum(row.get("flops", 0.0) for row in rows), "steps": rows[-1]["step"]}

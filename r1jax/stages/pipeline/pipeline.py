@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import gc
+import json
 import logging
 import os
 import pathlib
@@ -23,20 +24,26 @@ from typing import Any
 import jax
 
 from r1jax.core import console, distributed
+from r1jax.core.sections import to_values
 from r1jax.core.sharding import MeshConfig, make_mesh, use_mesh
+from r1jax.core.structs import Program
 from r1jax.eval.headline import format_value
 from r1jax.eval.pipeline_report import tabulate, write_story
+from r1jax.runs.abstract_model import ASSUMED, Prompts
 from r1jax.runs.prologue import open_run
 from r1jax.runs.workdir import write_config
 from r1jax.stages.pipeline.evaluate_stage import measure_model, measure_training
 from r1jax.stages.pipeline.manifest import Entry, Record, compare_inputs, hash_inputs, hash_outputs, hash_values
-from r1jax.stages.pipeline.resolve import MeasureConfig, PipelineConfig, Planned, make_plan
+from r1jax.stages.pipeline.resolve import MeasureConfig, PipelineConfig, Planned, make_plan, trace_shapes
 from r1jax.stages.pipeline.resolve import resolve as resolve
 from r1jax.stages.registry import stage_of
 
 log = logging.getLogger(__name__)
 
 CONFIG = PipelineConfig
+
+# Keys of a stage's config that do not affect its programs.
+NOT_IN_PROGRAMS = set("data corpus seed steps rewards filters reply judge eval checkpoint log".split())
 COMPILED = "compiled"  # folder of compiled programs shared by stages
 
 
@@ -78,6 +85,31 @@ def run_plan(settings: PipelineConfig, workdir: pathlib.Path) -> None:
     if distributed.is_writer():
         console.show_table("after each stage", tabulate(list(record.entries.values())))
         log.info("report: %s", write_story(workdir))
+
+
+def programs(settings: PipelineConfig, prompts: Prompts = ASSUMED) -> list[Program]:
+    """Those of all stages, as STAGE.PROGRAM; of stages that differ in data, rewards, rates or temperature the first's.
+    Left out: measuring the models between the stages.
+    """
+    plan, _ = make_plan(settings, pathlib.Path())
+    seen, found = set[str](), []
+    for planned in trace_shapes(plan):
+        stage, key = stage_of(planned.settings), key_of_programs(planned.settings)
+        if hasattr(stage, "programs") and key not in seen:
+            seen.add(key)
+            found += [p.rename(f"{planned.name}.{p.name}") for p in stage.programs(planned.settings, prompts)]
+    return found
+
+
+def key_of_programs(settings: Any) -> str:
+    """Key identifying a stage's compiled programs."""
+    values = to_values(settings)
+    rates = ("learning_rate", "warmup_updates")
+    kept = {name: value for name, value in values.items() if name not in NOT_IN_PROGRAMS}
+    kept["optimizer"] = {key: value for key, value in values.get("optimizer", {}).items() if key not in rates}
+    kept["rollout"] = {key: value for key, value in values.get("rollout", {}).items() if key != "temperature"}
+    kept["length"] = [values.get(name, {}).get("length") for name in ("data", "corpus")]
+    return json.dumps(kept, sort_keys=True, default=str)
 
 
 def find_reason(entry: Entry, inputs: dict[str, str], folder: pathlib.Path) -> str:

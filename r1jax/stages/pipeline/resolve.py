@@ -229,16 +229,18 @@ def trace_shapes(plan: Sequence[Planned]) -> Iterator[Planned]:
     """The stages with `init` traced back to an existing model, for a pipeline whose workdirs do not exist yet."""
     shapes: dict[str, dict[str, Any]] = {}
     for planned in plan:
+        changed = {}
         section = next((key for key in MODELS if key in planned.raw_config), None)
-        if section is None:
-            yield planned
-            continue
-        init, raw_config = planned.raw_config.get("init", ""), planned.raw_config[section]
-        model = getattr(planned.settings, section)
-        own = {key: raw_config[key] for key in ("hub", "preset", "sizes", "layers")}
-        shapes[planned.name] = shapes.get(init, {**own, "path": init or model.path})
-        changed = dataclasses.replace(model, **shapes[planned.name])
-        yield dataclasses.replace(planned, settings=dataclasses.replace(planned.settings, **{section: changed}))
+        if section is not None:
+            init, raw_config = planned.raw_config.get("init", ""), planned.raw_config[section]
+            model = getattr(planned.settings, section)
+            own = {key: raw_config[key] for key in ("hub", "preset", "sizes", "layers")}
+            shapes[planned.name] = shapes.get(init, {**own, "path": init or model.path})
+            changed[section] = dataclasses.replace(model, **shapes[planned.name])
+        teacher = str((planned.raw_config.get("teacher") or {}).get("path", "")).removeprefix(REFERENCE)
+        if teacher in shapes:
+            changed["teacher"] = dataclasses.replace(planned.settings.teacher, **shapes[teacher])
+        yield dataclasses.replace(planned, settings=dataclasses.replace(planned.settings, **changed))
 
 
 def _replace(value: Any, find: Callable[[str], str]) -> Any:

@@ -1,0 +1,78 @@
+"""A model without weights, from its config alone: for listing the programs of a run that has not loaded anything."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+from typing import Any, NamedTuple
+
+from flax import nnx
+
+from r1jax.core.errors import UserError
+from r1jax.core.sharding import abstract_tree
+from r1jax.models.families.presets import find_preset, replace_sizes
+from r1jax.models.families.registry import find_family, load_families
+from r1jax.models.layers import Dtypes
+from r1jax.models.transformer import Transformer, logical_axes, merge, split
+from r1jax.runs.model_setup import ModelConfig, expert_options
+from r1jax.weights.pretrained import find_description, open_model
+
+
+class Prompts(NamedTuple):
+    """Prompts as a listing takes them to be where only the data would tell. prefix: ids that all of them begin with;
+    tokens: of the longest one behind it.
+    """
+
+    prefix: tuple[int, ...] = ()
+    tokens: int = 128
+
+
+ASSUMED = Prompts()
+
+
+def abstract_model(config: ModelConfig, key: str = "model") -> Transformer:
+    """The model that a section of a config names, with shapes and shardings in the place of its parameters.
+
+    Raises UserError, naming config.{key}, where its sizes are not known without its files.
+    """
+    family, sizes = find_sizes(config, key)
+    options = {"scan_layers": config.scan_layers, "remat": config.remat, **expert_options(config)}
+    dtypes = Dtypes(config.param_dtype, config.dtype)
+    model = nnx.eval_shape(lambda: family.build(sizes, rngs=nnx.Rngs(0), dtypes=dtypes, **options))
+    graph, params = split(model)
+    return merge(graph, abstract_tree(params, logical_axes(model)))
+
+
+def find_sizes(config: ModelConfig, key: str = "model") -> tuple[Any, Any]:
+    """(family, sizes) of a config's model: the named preset, those of a local MODEL, or the preset that the hub name
+    says; with the sizes that the config replaces. key: the section of the config, for errors.
+    """
+    family, sizes = _find_sizes(config, key)
+    kept = {"num_layers": config.layers} if config.layers else {}
+    return family, replace_sizes(sizes, {**kept, **config.sizes})
+
+
+def _find_sizes(config: ModelConfig, key: str) -> tuple[Any, Any]:
+    if config.preset:
+        return find_preset(config.preset)
+    if config.path and (path := pathlib.Path(config.path)).exists():
+        file = find_description(path) / "config.json"
+        if not file.is_file():  # a .gguf file, or no model
+            opened = open_model(path)
+            return opened.family, opened.config
+        hf = json.loads(file.read_text(encoding="utf-8"))
+        family = find_family(hf.get("model_type"), config.path)
+        return family, family.from_hf(hf)
+    plain = lambda name: re.sub(r"[-_]|(instruct|base|chat)$", "", name.rpartition("/")[2].lower())
+    presets = {plain(name): name for family in load_families().values() for name in family.VARIANTS}
+    # DeepSeek's hub names do not tell the size: "DeepSeek-V3-Base" is the one preset that is called so before its size.
+    unsized = [plain(re.sub(r"_[0-9]+b$", "", name)) for name in presets.values()]
+    presets |= {key: name for key, name in zip(unsized, presets.values(), strict=True) if unsized.count(key) == 1}
+    for name in filter(None, (config.hub, config.path)):
+        if (found := presets.get(plain(name))) is not None:
+            return find_preset(found)
+    raise UserError(
+        f"the sizes of {config.hub or config.path} are not known without its files; set config.{key}.preset to one of "
+        f"{', '.join(sorted(set(presets.values())))}"
+    )
