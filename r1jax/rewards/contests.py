@@ -13,6 +13,7 @@ rows get None; the services e2b, morph and piston.
 import functools
 import os
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +37,7 @@ def ioi_code_reward(
     provider_type: str = "local",
     isolation: str = "bubblewrap",
     num_parallel: int = 2,
+    seconds_per_program: float = 120.0,
     **columns: Any,
 ) -> list[float | None]:
     """The score of a row's subtask: the minimum over its tests, rounded to `score_precision`; 0.0 without a submission.
@@ -49,7 +51,7 @@ def ioi_code_reward(
         for completion, row in zip(completions, rows, strict=True)
     ]
     return [
-        _score_subtask(provider, row, source, test_batch_size, num_parallel)
+        _score_subtask(provider, row, source, test_batch_size, num_parallel, seconds_per_program)
         for row, source in zip(rows, sources, strict=True)
     ]
 
@@ -63,6 +65,7 @@ def cf_code_reward(
     provider_type: str = "local",
     isolation: str = "bubblewrap",
     num_parallel: int = 2,
+    seconds_per_program: float = 120.0,
     **columns: Any,
 ) -> list[float | None]:
     """The score of a submission: `pass_fail` 1 or 0; `partial` the share of passed tests; `weighted_sum` 1 or 0 plus a
@@ -70,7 +73,7 @@ def cf_code_reward(
 
     None for a problem without tests, -1.0 without a submission, -0.1 if it does not compile. `patch_code` adds includes
     that a C++ program lacks (open-r1 also fixes Python 2's imports). Tests run `test_batch_size` at a time (-1: all);
-    `pass_fail` stops after a batch with a failure.
+    `pass_fail` stops after a batch with a failure. Tests not begun within `seconds_per_program` count as failed.
     """
     if scoring_mode not in _MODES:
         raise UserError(f"cf_code_reward: scoring_mode must be one of {', '.join(_MODES)}, got {scoring_mode!r}")
@@ -82,7 +85,9 @@ def cf_code_reward(
         source = extract_code(completion, language)
         if patch_code and language == "cpp":
             source = add_includes(source)
-        values.append(_score_submission(provider, row, source, test_batch_size, scoring_mode, num_parallel))
+        values.append(
+            _score_submission(provider, row, source, test_batch_size, scoring_mode, num_parallel, seconds_per_program)
+        )
     return values
 
 
@@ -105,15 +110,21 @@ def _rows(columns: Mapping[str, Any], count: int, needed: Sequence[str]) -> list
 
 
 def _run_in_batches(
-    judge: Callable[[Any], Any], tests: Sequence[Any], size: int, parallel: int, goes_on: Callable[[list[Any]], bool]
+    judge: Callable[[Any], Any],
+    tests: Sequence[Any],
+    size: int,
+    parallel: int,
+    seconds: float,
+    goes_on: Callable[[list[Any]], bool],
 ) -> list[Any]:
     """Results of the tests, batch by batch while `goes_on` of the last batch is True."""
     size = len(tests) if size < 1 else size
+    deadline = time.monotonic() + seconds
     results: list[Any] = []
     for start in range(0, len(tests), size):
         batch = run_in_parallel(judge, tests[start : start + size], parallel)
         results += batch
-        if not goes_on(batch):
+        if not goes_on(batch) or time.monotonic() >= deadline:
             break
     return results
 
@@ -122,7 +133,7 @@ def _run_in_batches(
 
 
 def _score_subtask(
-    provider: Provider, row: Mapping[str, Any], source: str, batch_size: int, parallel: int
+    provider: Provider, row: Mapping[str, Any], source: str, batch_size: int, parallel: int, seconds: float
 ) -> float | None:
     names, cases = row["test_names"], row["test_cases"]
     if not source or not names:
@@ -140,7 +151,7 @@ def _score_subtask(
     limits = _limits(row)
     judge = functools.partial(_score_ioi_test, provider, program, checker, limits)
     tests = [tuple(cases[name][:2]) for name in names]
-    scores = _run_in_batches(judge, tests, batch_size, parallel, lambda batch: all(batch))
+    scores = _run_in_batches(judge, tests, batch_size, parallel, seconds, lambda batch: all(batch))
     if None in scores:
         return None
     if len(scores) < len(tests):
@@ -168,7 +179,7 @@ def _score_ioi_test(
 
 
 def _score_submission(
-    provider: Provider, row: Mapping[str, Any], source: str, batch_size: int, mode: str, parallel: int
+    provider: Provider, row: Mapping[str, Any], source: str, batch_size: int, mode: str, parallel: int, seconds: float
 ) -> float | None:
     language = row.get("language")
     if language not in ("python", "cpp"):
@@ -181,7 +192,7 @@ def _score_submission(
     program, checker = Program(source, language), row.get("generated_checker")
     judge = functools.partial(_passes_cf_test, provider, program, checker and Program(checker), row)
     goes_on = lambda batch: None not in batch and "compile" not in batch and (mode != "pass_fail" or all(batch))
-    results = _run_in_batches(judge, tests, batch_size, parallel, goes_on)
+    results = _run_in_batches(judge, tests, batch_size, parallel, seconds, goes_on)
     if None in results:
         return None
     if "compile" in results:

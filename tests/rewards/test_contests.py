@@ -155,3 +155,8 @@ def test_mistakes(scripted):
         score_cf([DOUBLE], language="cobol")
     with pytest.raises(UserError, match="needs a data column 'official_tests'"):
         cf_code_reward(["x"], language=["cpp"])
+
+
+def test_tests_behind_the_deadline_count_as_failed(scripted):
+    assert score_cf(["1 2 3 4"], scoring_mode="partial", seconds_per_program=0.0) == [0.25] and scripted.ran == ["1"]
+    assert score_ioi(["1 2 3 4"], seconds_per_program=0.0) == [0.0] and scripted.ran == ["1", "1"]
