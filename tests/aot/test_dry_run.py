@@ -81,7 +81,7 @@ def test_a_workdir_is_looked_at(tmp_path: pathlib.Path, capsys: pytest.CaptureFi
     ("flag", "message"),
     [
         ("--config.rewards={'answr_reward': 1.0}", "did you mean answer_reward"),
-        ("--config.train.micro_batch_size=12", "config.train.micro_batch_size = 12 must divide"),
+        ("--config.train.micro_batch_size=12", "must divide config.train.micro_batch_size = 12"),
         ("--config.data.template=none", "config.data.template"),
         ("--config.train.replay_experts=true", "config.train.replay_experts needs a model with experts"),
     ],
