@@ -1,17 +1,18 @@
-"""Distillation of a reasoning model's traces into Qwen2.5-Math-7B on TPU v5p: what made DeepSeek-R1-Distill-Qwen-7B.
+"""Distillation of a reasoning model's traces into Qwen2.5-Math-7B on TPU v5p: the recipe of
+DeepSeek-R1-Distill-Qwen-7B.
 
     python -m r1jax.train --config=configs/distill_qwen7b.py --config.data.sources.traces.path=TRACES.jsonl
     python -m r1jax.compile_check --config=configs/distill_qwen7b.py --topology=v5p:4x4x2
 
 `TRACES.jsonl` has the column `messages`: a question and a teacher's answer with its reasoning, as in the 800,000
-samples of the paper (2501.12948, section 2.4; two epochs over them) or open-r1's Mixture-of-Thoughts. On a pod:
-`bash launch/tpu_pod.sh --type=v5p-64 ...`. It has not run on a TPU; its programs compile for one and fit, which the
-second command shows.
+samples of the paper (2501.12948, section 2.4; two epochs) or open-r1's Mixture-of-Thoughts. On a pod: `bash
+launch/tpu_pod.sh --type=v5p-64 ...`. It has not run on a TPU; its programs compile for one and fit, as the second
+command shows.
 
 Arguments after a colon, e.g. `configs/distill_qwen7b.py:model=meta-llama/Llama-3.1-8B`:
 
     model  Qwen/Qwen2.5-Math-7B (default), or another base model by its hub name
-    rows   4 (default): packed rows of 8,192 tokens a chip and accumulation
+    rows   4 (default): packed rows of 8,192 tokens per chip and accumulation
 """
 
 from ml_collections import ConfigDict

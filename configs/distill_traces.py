@@ -1,19 +1,19 @@
-"""Distillation by traces in miniature, R1's way: a small student learns from what a teacher says where it is right.
+"""Distillation by traces in miniature, as in R1: a small student is trained on a teacher's correct answers.
 
     python -m r1jax.train --config=configs/distill_traces.py
 
-The teacher is the model that `configs/grpo_zero.py` improved by reinforcement learning (run it first, with the same
-`template`); the student is the untrained SmolLM2-135M with 27 of its thirty layers. The teacher answers sums of two
-numbers from 10 to 99; what is right, new and not cut off becomes the student's supervised set.
-Expected: 256 of 400 samples are right and kept. The student, which leaving layers out has broken, answers none of 60
-held-out sums before and 60% ± 6.4 of them afterwards (sampled; greedy 65% ± 6.2). A minute for the samples and ten for
-the student, on two busy cores.
+The teacher is the model trained by `configs/grpo_zero.py` (run it first, with the same `template`); the student is the
+untrained SmolLM2-135M with 27 of its 30 layers. The teacher answers sums of two numbers from 10 to 99; correct, new and
+complete answers become the student's SFT set. Expected: 256 of 400 samples are correct and kept. The student, which the
+missing layers have broken, solves none of 60 held-out sums before and 60% ± 6.4 of them afterwards (sampled; greedy 65%
+± 6.2). One minute for the samples and ten for the student, on two busy cores.
 
 Arguments after a colon, e.g. `configs/distill_traces.py:template=r1`:
 
-    template  chat (default): the plain question, last number right; r1: think and answer tags, format and answer right
-    layers    27 (default): layers of the student, evenly spread over the thirty of its model; with ten left out instead
-              of three its first loss is 9 in place of 1.8, and it needs many more steps
+    template  chat (default): the plain question, rewarding a correct last number; r1: think and answer tags, rewarding
+              format and answer
+    layers    27 (default): layers of the student, evenly spread over the model's 30; without ten layers instead of
+              three its initial loss is 9 instead of 1.8, and it needs many more steps
 """
 
 from ml_collections import ConfigDict

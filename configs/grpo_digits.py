@@ -1,19 +1,18 @@
-"""One-digit sums, a task that learns in a few steps: the one on which policy losses and rewards are compared.
+"""One-digit sums, a task that is learned in a few steps, for comparing policy losses and rewards.
 
     python -m r1jax.train --config=configs/grpo_digits.py
 
-SmolLM2-135M-Instruct learns to add two numbers from 1 to 9, asked plainly. Expected in two to three minutes on one
-core: sampled answers of 20 held-out problems from 8% to 72% (gspo) or 82% to 87% right (grpo, dr_grpo, dapo, rloo),
-over three seeds; `python docs/curves.py` makes that comparison (docs/curves.md). With reward=self_rank the model ranks
-pairs of its own answers and learns nothing, for it orders them no better than a coin (docs/grpo.md): ten minutes, 8% to
-5%.
+SmolLM2-135M-Instruct learns to add two numbers from 1 to 9, without a template. Expected in two to three minutes on one
+core: sampled accuracy on 20 held-out problems from 8% to 72% (gspo) or 82% to 87% (grpo, dr_grpo, dapo, rloo), over
+three seeds; `python docs/curves.py` makes that comparison (docs/curves.md). With reward=self_rank the model ranks pairs
+of its own answers and learns nothing, because its rankings are at chance level (docs/grpo.md): ten minutes, 8% to 5%.
 
 Arguments after a colon, e.g. `configs/grpo_digits.py:loss=dapo,seed=1`:
 
     loss      grpo (default), r1, dr_grpo, dapo, gspo, cispo, rloo or reinforce++: a preset of r1jax/losses/policy.py
-    seed      0 (default): of the order of the data and of what is sampled
-    reward    number (default): the last number is right; self_rank: the policy ranks its own answers, and the truth is
-              only measured
+    seed      0 (default): seed of data order and sampling
+    reward    number (default): the last number is correct; self_rank: the policy ranks its own answers, and correctness
+              is only measured
 """
 
 from ml_collections import ConfigDict

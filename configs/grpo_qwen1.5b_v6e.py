@@ -1,13 +1,13 @@
-"""GRPO of Qwen2.5-1.5B on sixteen chips of a TPU v6e: R1-Zero's recipe at the smallest size of the distilled models.
+"""GRPO of Qwen2.5-1.5B on 16 TPU v6e chips: R1-Zero's recipe at the smallest size of the distilled models.
 
     python -m r1jax.train --config=configs/grpo_qwen1.5b_v6e.py --config.data.path=MATH.jsonl
     python -m r1jax.compile_check --config=configs/grpo_qwen1.5b_v6e.py --topology=v6e:4x4
 
 `MATH.jsonl` has the columns `problem` and `answer`. On a pod: `bash launch/tpu_pod.sh --type=v6e-16 ...`. It has not
-run on a TPU; its programs compile for one and fit, which the second command shows.
+run on a TPU; its programs compile for one and fit, as the second command shows.
 
-Rows are 8,192 tokens: a prompt of up to 1,024 and a completion of up to 7,168. A step samples 64 prompts 16 times; the
-sequences in flight are 16 a chip. All state is split over all sixteen chips (fsdp).
+Rows are 8,192 tokens: a prompt of up to 1,024 and a completion of up to 7,168. A step samples 64 prompts 16 times, with
+16 sequences in flight per chip. All state is sharded over all 16 chips (fsdp).
 """
 
 from ml_collections import ConfigDict

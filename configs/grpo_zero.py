@@ -1,4 +1,4 @@
-"""R1-Zero in miniature: a real language model learns to reason better by GRPO alone, on the machine in front of you.
+"""R1-Zero in miniature: a pretrained language model learns to reason better by GRPO alone, on your own machine.
 
     python -m r1jax.train --config=configs/grpo_zero.py
 

@@ -1,30 +1,30 @@
-"""The whole of R1 as one run, small enough to watch: base, R1-Zero, cold start, reinforcement, rejection sampling,
-fine-tuning, reinforcement again, and students of the result.
+"""The full R1 recipe as one small run: base, R1-Zero, cold start, RL, rejection sampling, fine-tuning, RL again, and
+students of the result.
 
     python -m r1jax.train --config=configs/r1_pipeline.py --workdir=runs/r1
     python -m r1jax.compile_check --config=configs/r1_pipeline.py:size=671b --topology=v5p:8x8x8
 
-A DeepSeek-V3-shaped model of 4 million parameters (latent attention, experts, prediction of further tokens) reads
-text in two languages that is written for it, and goes through every stage of DeepSeek-R1 (arXiv:2501.12948); then a
-smaller one is (a) distilled from the result, (b) reinforced by itself, (c) both. Every model is measured on the same
-sums. Twenty minutes on one core: the base solves 17% of held-out sums as sampled, R1-Zero 95%, with both languages in
-two replies of five, the last model 99% in English (docs/pipeline.md has the table); `runs/r1/report.html` tells the
-story. The same command goes on after an interruption.
+A DeepSeek-V3-shaped model of 4 million parameters (latent attention, experts, multi-token prediction) is trained on
+synthetic text in two languages and goes through every stage of DeepSeek-R1 (arXiv:2501.12948); then a smaller one is
+(a) distilled from the result, (b) trained by RL alone, (c) both. Every model is evaluated on the same sums. Twenty
+minutes on one core: the base solves 17% of held-out sums (sampled), R1-Zero 95%, with both languages in two replies of
+five, the last model 99% in English (docs/pipeline.md has the table); `runs/r1/report.html` shows all stages. Repeat the
+command to resume after an interruption.
 
-Change one stage by its name, `--config.stages.zero.steps=200`; start it elsewhere, `--config.stages.zero.init=MODEL`;
-do it again, `--config.rerun=zero`; leave it out, `--config.skip=cold_start`.
+Change a stage by its name, `--config.stages.zero.steps=200`; start it from another model,
+`--config.stages.zero.init=MODEL`; run it again, `--config.rerun=zero`; leave it out, `--config.skip=cold_start`.
 
 Arguments after a colon, e.g. `configs/r1_pipeline.py:size=smollm2,seed=1`:
 
-    size     tiny (default): as above; smollm2: the stages from SmolLM2-135M-Instruct, whose base training is not ours,
-             4% before, R1-Zero 48%, the last model 61%, 66 minutes on two cores;
-             671b: the paper's settings, from DeepSeek-V3-Base, which has run nowhere
+    size     tiny (default): as above; smollm2: the stages from SmolLM2-135M-Instruct, without base training, 4% before,
+             R1-Zero 48%, the last model 61%, 66 minutes on two cores; 671b: the paper's settings, from
+             DeepSeek-V3-Base, which has not run anywhere
     recipe   r1 (default): all stages; or one of open-r1's three steps: distill (a student of R1-Zero's traces), zero
-             (reinforcement alone), multi (R1-Zero's traces, fine-tuning of the base on them, reinforcement)
-    lineage  paper (default): both fine-tunings start from the base; seed: each stage starts from the one before
-    seed     0 (default): of weights, data and sampling
-    data     "" (default): of size 671b, the folder of the files that the stage `data` writes at the other sizes
-             (r1jax/stages/synthesize.py says which)
+             (RL alone), multi (R1-Zero's traces, fine-tuning of the base on them, RL)
+    lineage  paper (default): both fine-tunings start from the base; seed: each stage starts from the previous one
+    seed     0 (default): seed of weights, data and sampling
+    data     "" (default): for size 671b, the folder of the files that the stage `data` writes at the other sizes
+             (listed in r1jax/stages/synthesize.py)
 """
 
 from typing import Any

@@ -1,22 +1,22 @@
-"""R1-Zero at the paper's scale: GRPO alone on DeepSeek-V3-Base, 671 billion parameters, on 512 chips of a TPU v5p.
+"""R1-Zero at the paper's scale: GRPO alone on DeepSeek-V3-Base, 671 billion parameters, on 512 TPU v5p chips.
 
     python -m r1jax.train --config=configs/r1_zero_671b.py --config.data.path=PROBLEMS.jsonl
     python -m r1jax.compile_check --config=configs/r1_zero_671b.py --topology=v5p:8x8x8
 
-`PROBLEMS.jsonl` has the columns `problem` and `answer`. Settings are the paper's where it tells them (2501.12948 and
-its supplement): 16 answers a prompt, clip 10, KL 0.001, a new reference every 400 updates, learning rate 3e-6. Its
-8,192 answers a rollout make 16 updates there and 4 here, so that each fills every chip. It has not run anywhere; the
-second command says what its programs need of the slice.
+`PROBLEMS.jsonl` has the columns `problem` and `answer`. Settings are the paper's where it states them (2501.12948 and
+its supplement): 16 answers per prompt, clip 10, KL 0.001, a new reference every 400 updates, learning rate 3e-6. Its
+8,192 answers per rollout make 16 updates there and 4 here, so that each fills every chip. It has not run anywhere; the
+second command reports what its programs need.
 
-Each expert lives on one of 64 groups of chips (expert=64), to which its tokens travel; within a group, and for all that
-is no expert, weights are split (fsdp). Receive buffers hold a quarter more than what comes when experts are equally
-loaded; what overflows is counted in the metrics (`router/overflow`).
+Experts are sharded over 64 groups of chips (expert=64), to which their tokens travel; within a group, and for all other
+weights, parameters are sharded by fsdp. Receive buffers hold a quarter more than the balanced load; overflow is counted
+in the metrics (`router/overflow`).
 
 Arguments after a colon, e.g. `configs/r1_zero_671b.py:length=32768`:
 
-    length  8192 (default): tokens of prompt and answer together; the paper's limit is 32768, and 65536 in the end
-    slots   8 (default): sequences in flight a chip
-    chips   512 (default): of the slice; prompts, slots and rows grow with them
+    length  8192 (default): tokens of prompt and answer together; the paper's limit is 32768, and 65536 at the end
+    slots   8 (default): sequences in flight per chip
+    chips   512 (default): chips of the slice; prompts, slots and rows grow with them
 """
 
 from ml_collections import ConfigDict

@@ -1,20 +1,20 @@
-"""Supervised fine-tuning at the paper's scale: DeepSeek-V3-Base, 671 billion parameters, on 512 chips of a TPU v5p.
+"""Supervised fine-tuning at the paper's scale: DeepSeek-V3-Base, 671 billion parameters, on 512 TPU v5p chips.
 
     python -m r1jax.train --config=configs/sft_671b.py --config.data.sources.traces.path=TRACES.jsonl
     python -m r1jax.compile_check --config=configs/sft_671b.py --topology=v5p:8x8x8
 
-`TRACES.jsonl` has the column `messages`: what made DeepSeek-R1 of its base between and behind its two runs of RL, some
-thousand long answers for the cold start and 800,000 samples for the second time (2501.12948, section 2.3, which also
-gives two epochs and, in its supplement, learning rates from 5e-5 to 5e-6). It has not run anywhere; the second command
-says what its programs need of the slice.
+`TRACES.jsonl` has the column `messages`: the data of DeepSeek-R1's two fine-tuning stages, some thousand long answers
+for the cold start and 800,000 samples for the second one (2501.12948, section 2.3, which also gives two epochs and, in
+its supplement, learning rates from 5e-5 to 5e-6). It has not run anywhere; the second command reports what its programs
+need.
 
-Experts and weights lie as in configs/r1_zero_671b.py.
+Experts and weights are sharded as in configs/r1_zero_671b.py.
 
 Arguments after a colon, e.g. `configs/sft_671b.py:length=32768,rows=1`:
 
     length  8192 (default): tokens of a packed row; the paper's is 32768
-    rows    4 (default): rows a chip and accumulation
-    chips   512 (default): of the slice; the rows of an update grow with them
+    rows    4 (default): rows per chip and accumulation
+    chips   512 (default): chips of the slice; the rows of an update grow with them
 """
 
 from ml_collections import ConfigDict

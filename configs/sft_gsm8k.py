@@ -2,21 +2,21 @@
 
     python -m r1jax.train --config=configs/sft_gsm8k.py --config.data.sources.gsm8k.path=train.jsonl
 
-SmolLM2-135M-Instruct reads about 500 of the 7,473 worked solutions once: the reasoning without the calculator's
-notes, then the answer in a box. `train.jsonl` has GSM8K's columns `question` and `answer`.
+SmolLM2-135M-Instruct is trained once on about 500 of the 7,473 worked solutions: the reasoning without calculator
+annotations, then the answer in a box. `train.jsonl` has GSM8K's columns `question` and `answer`.
 Expected: thirteen minutes on two busy cores, in which the loss of held-out solutions falls from 1.44 to 0.91 and the
-accuracy of their tokens rises from 65% to 75%. A model of this size solves next to nothing before or after: pass@1 of
+accuracy of their tokens rises from 65% to 75%. A model of this size solves almost nothing before or after: pass@1 on
 300 problems each, at DeepSeek's temperature of 0.6,
 
     GSM8K                               0.0%        ->  0.3% ± 0.3
     SVAMP                               0.0%        ->  0.7% ± 0.5    last number 2.3% ± 0.9 -> 4.3% ± 1.2
     one sum or product told in words    0.3% ± 0.3  ->  3.7% ± 1.1    last number 6.7% ± 1.4 -> 3.7% ± 1.1
 
-so what it learns is the form: of the last kind 69% of the replies then end in a box, before 1%.
+so it learns the format: for the last kind 69% of the replies end in a box afterwards, 1% before.
 
 Arguments after a colon, e.g. `configs/sft_gsm8k.py:lora=8`:
 
-    lora  0 (default): all parameters are trained; else the rank of adapters beside the frozen model
+    lora  0 (default): train all parameters; else the rank of adapters on the frozen model
 """
 
 from ml_collections import ConfigDict

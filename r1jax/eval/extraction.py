@@ -1,9 +1,9 @@
-r"""Extraction of the answer from a completion, and comparison of answers by value, by the rewards' reader of answers.
+r"""Extraction of the answer from a completion, and comparison of answers by value, with the rewards' reader of answers.
 
 Strict extraction takes the answer from the requested place: answer tags, the last `\boxed{}`, after GSM8K's `####`,
 after `Answer:` or "the answer is". Lenient extraction takes the last number, or the last letter of a choice, anywhere.
-Neither looks into the thought. The reference answer determines the kind. Answers are equal as exact numbers, as letters
-or by spelling; what remains is decided by math-verify, many pairs at once in its killable workers.
+Both ignore the reasoning. The reference answer determines the kind. Answers are equal as exact numbers, as letters or
+by spelling; what remains is decided by math-verify, many pairs at once in its killable workers.
 """
 
 from collections.abc import Hashable, Sequence
@@ -46,7 +46,7 @@ def find_strict(text: str, kind: Kind) -> str | None:
 def is_lenient(text: str, gold: str, kind: Kind, strict: bool) -> bool:
     """Whether the last number or letter is correct. For an expression, which has neither, `strict` decides.
 
-    If a requested place names letters, that decides (`Answer: C or D` is no choice), and no later letter counts.
+    If a requested place names letters, it decides (`Answer: C or D` is no choice), and later letters do not count.
     """
     if kind == "expression":
         return strict
@@ -67,13 +67,14 @@ def compare(pairs: Sequence[tuple[str, str, Kind]]) -> list[bool]:
 
 
 def explain(answer: str | None, gold: str) -> str:
-    """The rule by which an answer is compared with a gold, in words for a person (`number 12 with unit cm`)."""
+    """The rule by which an answer is compared with a gold, in words (`number 12 with unit cm`)."""
     return "no answer in the requested place" if answer is None else compare_answer(answer, gold).rule
 
 
 def find_vote(answer: str, gold: str) -> tuple[str, Hashable]:
-    """How an answer votes: `("value", key)` by an exact value that equal answers share, `("none", None)` for what can
-    be no answer to this gold (a hedge for a number), `("spelling", answer)` if it must be compared with the others.
+    """Vote of an answer: `("value", key)` for an exact value that equal answers share, `("none", None)` for an answer
+    that cannot equal the gold (a hedge in place of a number), `("spelling", answer)` if it must be compared with the
+    others.
     """
     wanted, found = read_answer(gold).numeral, read_answer(answer).numeral
     if read_gold_choice(gold) is not None or wanted is None:

@@ -6,8 +6,8 @@
     lenient_pass@1 the last number or letter counts, anywhere in the text
     format_rate    share of completions with an answer in the requested place
 
-Answers vote together when they are equal by value. A completion without an answer has no vote, nor has one whose answer
-is of another kind than a number where a number is asked for.
+Answers vote together when they are equal by value. A completion has no vote without an answer, or with an answer of
+another kind where a number is required.
 """
 
 import dataclasses
@@ -125,7 +125,7 @@ def _group_votes(
     for p, found in enumerate(answers):
         spelled: dict[str, int] = {}
         values: dict[Hashable, int] = {}
-        compared: dict[str, bool] = {}  # one spelling of each answer that votes, and whether it has an exact value
+        compared: dict[str, bool] = {}  # one spelling of each voting answer, and whether it has an exact value
         for s, answer in enumerate(found):
             if answer is None or answer in spelled:
                 continue

@@ -1,15 +1,15 @@
 r"""Rewards for a correct answer: 1.0 or 0.0 against the column `solution`, None where it has nothing to compare with.
 
-All three read by the reader of answers (`reader/`): the thought is cut off first, and a hedge is no answer.
+All three use the reader of answers (`reader/`): the reasoning is cut off first, and a hedge is not an answer.
 
 - `accuracy_reward` asks math-verify, with open-r1's settings: the answer is LaTeX in `\boxed{}` (or in `$...$` after
-  words such as "the final answer is"); a bare number is no answer. It understands algebra, sets and intervals.
-- `answer_reward` takes what the last answer tags or the last `\boxed{}` hold: numbers by exact value and unit, choices
-  by letter, texts by spelling, and formulas by math-verify.
-- `number_reward` takes the last number of the text, whatever stands around it.
+  words such as "the final answer is"); a bare number is not an answer. It understands algebra, sets and intervals.
+- `answer_reward` takes the content of the last answer tags or the last `\boxed{}`: numbers by exact value and unit,
+  choices by letter, texts by spelling, and formulas by math-verify.
+- `number_reward` takes the last number of the text, anywhere.
 
-`docs/rewards.md` shows what each pays. Left out: calculation where the gold is a number (`answer_reward` does not pay
-`\sqrt{49}` for 7, though it does pay 48/2 for 24: a fraction is a number, shortened or not).
+`docs/rewards.md` shows the value of each. Left out: calculation if the gold is a number (`answer_reward` does not pay
+`\sqrt{49}` for 7, but does pay 48/2 for 24: any fraction is a number).
 """
 
 from collections.abc import Sequence
@@ -31,16 +31,17 @@ __all__ = ("accuracy_reward", "answer_reward", "find_answer", "find_boxed", "num
 
 @declare_reward(by_row=True, warm_up=verifier.warm_up)
 def accuracy_reward(completions: Sequence[Completion], solution: Sequence[Any], **columns: Any) -> list[float | None]:
-    r"""Whether math-verify finds the reply's LaTeX answer equal to `solution` (gold first: order matters to it).
+    r"""Whether math-verify finds the reply's LaTeX answer equal to `solution` (the gold goes first: order matters to
+    it).
 
-    None where `solution` holds nothing that can be parsed. Runs in worker processes with a hard deadline, so an answer
-    that would take for ever is 0.0 and a solution that would is None.
+    None where `solution` cannot be parsed. Runs in worker processes with a hard deadline: an answer that exceeds it
+    gives 0.0, a solution that does gives None.
 
-    Mended: a gold without `$` or box is read whole, as if boxed (open-r1 reads `2\pi` as 2 and `3, 5, 7` as 7); the
-    thought is cut off before an answer is looked for; and what math-verify takes for equal does not count where the
-    reader of answers finds another kind of thing: a hedge, a list or an equation for a number, a word that makes it
-    another one, a unit that is not the gold's. Open-r1's settings also refuse `\boxed{7.}`, `\boxed{\frac12}`,
-    `\boxed{1\,234}`, `\boxed{1e3}`, `\boxed{2 1/2}`, `\boxed{90°}` and what uses other scripts; they stay refused.
+    Fixed against open-r1: a gold without `$` or box is read whole, as if boxed (open-r1 reads `2\pi` as 2 and `3, 5, 7`
+    as 7); the reasoning is cut off before an answer is searched; and an equality found by math-verify does not count if
+    the reader of answers finds another kind of answer: a hedge, a list or an equation in place of a number, a word that
+    changes the number, a unit other than the gold's. Open-r1's settings also reject `\boxed{7.}`, `\boxed{\frac12}`,
+    `\boxed{1\,234}`, `\boxed{1e3}`, `\boxed{2 1/2}`, `\boxed{90°}` and other scripts; this is kept.
     """
     texts = guard_replies(read_texts(completions), solution)
     return verifier.verify(list(zip(map(write_latex, solution), texts, strict=True)))
@@ -48,9 +49,9 @@ def accuracy_reward(completions: Sequence[Completion], solution: Sequence[Any], 
 
 @by_row
 def answer_reward(completions: Sequence[Completion], solution: Sequence[Any], **columns: Any) -> list[float | None]:
-    r"""Whether the reply's last answer tags, or else its last `\boxed{}`, hold `solution`. None where that is empty.
+    r"""Whether the reply's last answer tags, or else its last `\boxed{}`, contain `solution`. None where that is empty.
 
-    A gold that is a number is met by numbers alone; one that is a formula is left to math-verify, in its processes.
+    If the gold is a number, only numbers can equal it; a formula is left to math-verify, in its processes.
     """
     golds = [read_gold(gold) for gold in solution]
     verdicts = [
@@ -68,9 +69,9 @@ def answer_reward(completions: Sequence[Completion], solution: Sequence[Any], **
 
 @by_row
 def number_reward(completions: Sequence[Completion], solution: Sequence[Any], **columns: Any) -> list[float | None]:
-    """Whether the last number behind the reply's thought equals `solution` (or, of a text, its last number).
+    """Whether the last number after the reply's reasoning equals `solution` (or, for a text, its last number).
 
-    None where that holds no number, or is a formula, a list or the like.
+    None where that has no number, or is a formula, a list or the like.
     """
     rewards: list[float | None] = []
     for text, gold in zip(read_texts(completions), map(read_gold, solution), strict=True):
@@ -80,7 +81,7 @@ def number_reward(completions: Sequence[Completion], solution: Sequence[Any], **
 
 
 def explain_answer(text: str, gold: str) -> tuple[Verdict, str]:
-    """(what `answer_reward` says of a reply and by which rule, the answer that it found); `same` None asks algebra."""
+    """Verdict of `answer_reward` on a reply with its rule, and the answer that it found; `same` None needs algebra."""
     place = find_place(text)
     if place is None or place.text is None:
         return Verdict(False, "no answer in tags or boxes" if place is None else place.rule, by_kind=True), ""

@@ -6,13 +6,13 @@ A row's `verification_info` is a dict (or its JSON) with `language` and `test_ca
     {"type": "stdin_stdout", "input": "1 2\n", "output": "3\n"}     the program's output is compared, line by line
     {"type": "assert", "code": "assert add(1, 2) == 3"}             the program's functions are called; see below
 
-The program is the last fenced Python block of the reply, behind its thought (`r1jax/text/fences.py`). It never sees
+The program is the last fenced Python block after the reply's reasoning (`r1jax/text/fences.py`). It never sees
 expected values: outputs are compared outside, and asserts run in another process (`assert_checker.py`). A test fails on
 an exit code other than 0, on an exceeded limit, and on any line that differs; white space at the ends of lines and
 around the whole is ignored.
 
-Fixed against open-r1, and nothing else: a fence may be named `py` or `Python`, and a program in the thought is none;
-all lines are compared, not only as many as the shorter text has; a test that times out costs that test only; the
+Fixed against open-r1, and nothing else: a fence may be named `py` or `Python`; a program inside the reasoning does not
+count; all lines are compared, not only as many as the shorter text has; a test that times out costs that test only; the
 `local` provider works, and is the default (e2b and morph are not included).
 """
 
@@ -101,7 +101,9 @@ def binary_code_reward(
 
 
 def extract_code(completion: Completion, language: str | None = "python") -> str:
-    """The program of a language in the last message (`r1jax/text/fences.py`); empty without one, or a language."""
+    """The program of a language in the last message (`r1jax/text/fences.py`); "" if there is none, or for no
+    language.
+    """
     text = completion if isinstance(completion, str) else read_text(completion[-1:])
     return find_program(text, language) if language else ""
 

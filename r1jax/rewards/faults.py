@@ -71,5 +71,5 @@ def _check(name: str, value: Any, strict: bool) -> float | None:
 def _report(name: str, fault: str, count: int) -> list[float | None]:
     if name not in _said:
         _said.add(name)
-        log.warning("reward %s %s; it does not apply to these rows (said once)", name, fault)
+        log.warning("reward %s %s; it does not apply to these rows (logged once)", name, fault)
     return [Fault()] * count

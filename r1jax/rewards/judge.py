@@ -6,10 +6,10 @@ model, or a server given by `endpoint` (`endpoint.py`).
     rewards.judge_reward = {"weight": 1.0, "endpoint": "http://localhost:8000/v1", "model": "judge"}
 
 The judge sees an answer disarmed and between fences (`r1jax/text/quoting.py`). A score is read from the last line of
-the form `Score: 7` outside the judge's thought (also `7/10`, `**7**`, `[[7]]`, `Overall: 7`, a JSON field `score`), not
-counting lines that the answer itself contains, or from a reply that is only a number. If there is no such score, or it
-is out of range, the judge is asked once more; then the judgement is unreadable, like a missing reply: None ("does not
-apply") unless `unreadable` sets a value.
+the form `Score: 7` outside the judge's reasoning (also `7/10`, `**7**`, `[[7]]`, `Overall: 7`, a JSON field `score`),
+not counting lines that the answer itself contains, or from a reply that is only a number. If there is no such score, or
+it is out of range, the judge is asked once more; a judgement that is still unreadable, or a missing reply, gives None
+("does not apply") unless `unreadable` sets a value.
 
 Left out: protection against answers that persuade the judge; watch the agreement with a verifiable reward.
 """
@@ -136,7 +136,7 @@ def _to_score(match: re.Match[str], highest: float) -> float | None:
 
 
 def _ask(ask: Generate, calls: Sequence[dict[str, Any]], highest: float, texts: Sequence[str], most: int) -> None:
-    """Puts the reply and its score into each call."""
+    """Adds the reply and its score to each call."""
     for call, reply in zip(calls, ask([call["prompt"] for call in calls]) if calls else (), strict=True):
         score = read_score(reply or "", highest, texts[call["row"]][-most:])
         call |= {"completion": reply or "", "score": score}

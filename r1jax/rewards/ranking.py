@@ -2,8 +2,8 @@
 
 Four forms are recognized, tried in this order:
 
-- the last line `Ranking: 2 > 1 = 3` outside the thought (also `,` or `;` between, `Response 2`, `[2]`, `**2**`; `=` is
-  a tie; "from worst to best" reverses it), alone or after a sentence of the ranker;
+- the last line `Ranking: 2 > 1 = 3` outside the reasoning (also `,` or `;` between, `Response 2`, `[2]`, `**2**`; `=`
+  is a tie; "from worst to best" reverses it), alone or after a sentence of the ranker;
 - a first line that is only such a chain: the continuation of a prompt that ended in "Ranking:";
 - JSON: `[{"response": 2, "rank": 1}, …]`, in an object or alone; `response` is a number or the text itself;
 - a numbered list at the end, best first, whose entries begin with `Response 2` or quote a response's text.
@@ -102,7 +102,7 @@ def _read_json(lines: Sequence[Line], responses: Sequence[str]) -> list[list[int
 
 
 def _read_list(lines: Sequence[Line], responses: Sequence[str]) -> list[list[int]]:
-    """Tiers of the entries that the text ends with."""
+    """Tiers of the list at the end of the text."""
     plain = [_plain(response) for response in responses]
     tiers: list[list[int]] = []
     for line in reversed(lines):
@@ -149,7 +149,7 @@ def _find_quoted(entry: str, plain: Sequence[str]) -> int | None:
 
 
 def _plain(text: str) -> str:
-    """A text's words as far as a ranking can quote them."""
+    """The words of a text, in the form in which a ranking can quote them."""
     text = disarm(text[:_MAX_LENGTH]).replace('\\"', '"')
     return " ".join(text.split()).strip(" .").casefold()
 

@@ -14,7 +14,7 @@ one place. A group without a readable judgement gets None: the reward does not a
     rewards.answer_reward = 0.0
 
 Responses are shown disarmed (`r1jax/text/quoting.py`), each as one numbered entry: quotation marks are escaped, further
-lines are indented. A judgement without a readable ranking is asked for once more.
+lines are indented. A judgement without a readable ranking is requested once more.
 
 Left out: protection against responses that persuade the judge. A policy that judges itself may learn to please itself;
 watch the agreement with a verifiable reward.
@@ -146,7 +146,7 @@ def _arrange(texts: Sequence[str], judgements: int, at_once: int, seed: int) -> 
 
 
 def _ask(generate: Generate, calls: Sequence[dict[str, Any]], max_characters: int) -> None:
-    """Puts the reply and the places that it gives into each call."""
+    """Adds the reply and the places that it gives to each call."""
     for call, reply in zip(calls, generate([call["prompt"] for call in calls]) if calls else (), strict=True):
         shown = [text[-max_characters:].strip() for text in call["responses"]]
         call |= {"completion": reply or "", "places": read_ranking(reply or "", shown)}

@@ -115,7 +115,7 @@ def _has_line_format(text: str, inside: Sequence[str] = ()) -> bool:
 
 
 def _split_r1_format(text: str) -> tuple[str, str] | None:
-    """The thought and the answer of a reply that has each tag once, in order, and nothing outside; else None."""
+    """Reasoning and answer of a reply that has each tag once, in order, and nothing outside; else None."""
     if any(text.count(tag) != 1 for tag in (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)):
         return None
     before, _, rest = text.partition(THINK_OPEN)
@@ -139,14 +139,14 @@ def _says_something(part: str) -> bool:
 
 
 def _is_copied(thought: str, answer: str, prompt: Completion) -> bool:
-    """Whether a prompt shows these two parts in the tags: its placeholders, or a solved example."""
+    """Whether the prompt contains these two parts in the tags: its placeholders, or a solved example."""
     asked = prompt if isinstance(prompt, str) else "\n".join(read_text([message]) for message in prompt)
     copied = _spell(thought), _spell(answer)
     return any((_spell(shown[1]), _spell(shown[2])) == copied for shown in _SHOWN.finditer(asked))
 
 
 def _spell(part: str) -> str:
-    """A part's words but for case, spacing and marks around; long ones by their beginning."""
+    """The words of a part, ignoring case, spacing and surrounding marks; only the beginning of long parts."""
     return " ".join(part[:_LOOKED_FOR].split()).casefold().strip(" .…*_`[](){}\"'")
 
 

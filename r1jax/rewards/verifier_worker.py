@@ -8,9 +8,9 @@ A worker ends itself when its parent is gone: at once if idle (its input ends), 
 goes off. The alarm has its default action, which needs no Python: during big-integer arithmetic a handler would never
 run.
 
-Settings of math-verify are open-r1's (src/open_r1/rewards.py); the gold is its first argument, also for the rewards for
-length, where open-r1 gives it second and so pays 25 for x^2+y^2=25. Its own timeouts are off: they are handlers too,
-and the parent's deadline stands over everything. What it finds equal must also pass `is_sound`.
+Settings of math-verify are open-r1's (src/open_r1/rewards.py); the gold is its first argument, also for the length
+rewards, where open-r1 passes it second and so pays 25 for x^2+y^2=25. Its own timeouts are off: they are handlers too,
+and the parent's deadline covers everything. Answers that it finds equal must also pass `is_sound`.
 """
 
 import functools
@@ -82,20 +82,20 @@ def _load_judge() -> Any:
         try:
             right = verify(parsed_gold, parsed, timeout_seconds=None)
             return RIGHT if right and is_sound(parsed_gold, parsed) else WRONG
-        except Exception:  # open-r1: what cannot be compared has no reward.
+        except Exception:  # as in open-r1, an answer that cannot be compared gets no reward
             return UNKNOWN
 
     is_sound = _load_check()
-    judge("1", r"\boxed{1}", False, lambda: None)  # Builds the parser's tables before the first deadline runs.
+    judge("1", r"\boxed{1}", False, lambda: None)  # builds the parser's tables before the first deadline
     return judge
 
 
 def _load_check() -> Any:
-    """Returns `is_sound(gold, answer) -> bool`, which refuses three of math-verify's equalities.
+    """Returns `is_sound(gold, answer) -> bool`, which rejects three wrong equalities of math-verify.
 
-    It rounds to six places, so that all tiny numbers are equal: below a thousandth the difference must be tiny by
-    comparison. It takes an equation for its right side, so that y/2 = 7 is 7: the left side must be a symbol. And it
-    compares equations by their solutions, so that all without any are equal: one must be a multiple of the other.
+    It rounds to six places, so that all tiny numbers are equal: below a thousandth the relative difference must be
+    tiny. It reads an equation as its right side, so that y/2 = 7 is 7: the left side must be a symbol. It compares
+    equations by their solutions, so that all without solutions are equal: one must be a multiple of the other.
     """
     import sympy
 

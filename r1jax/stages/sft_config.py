@@ -45,7 +45,7 @@ class SFTConfig:
 
     Attributes:
       model: model that is trained.
-      data: texts that are learnt.
+      data: training texts.
       steps: updates of the run; 0 makes as many as the passes of data.epochs.
       stage: name of the stage.
       seed: seed of all randomness in the run.

@@ -47,7 +47,7 @@ def test_a_fault_does_not_apply_is_counted_and_shuts_a_gate(
         scores = run(rewards, strict=False)
         assert scores.total.tolist() == ([0.0] * 3 if gate else [1.0] * 3)
         assert scores.metrics == {"rewards/odd/faults": 3.0}
-    assert caplog.text.count("it does not apply to these rows (said once)") == 1
+    assert caplog.text.count("it does not apply to these rows (logged once)") == 1
     assert f"reward odd {message}" in caplog.text
     raised = "raised " in message
     with pytest.raises((OverflowError, TypeError) if raised else UserError) as caught:

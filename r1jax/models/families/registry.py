@@ -8,7 +8,7 @@ from typing import Any
 
 from r1jax.core.errors import UserError
 
-# model_type -> module with VARIANTS, HF_NAMES, build, from_hf and to_hf, imported when one of its models is asked for.
+# model_type -> module with VARIANTS, HF_NAMES, build, from_hf and to_hf, imported on first use.
 FAMILIES = {
     "deepseek_v2": "r1jax.models.families.deepseek_v3",
     "deepseek_v3": "r1jax.models.families.deepseek_v3",
