@@ -205,7 +205,8 @@ def test_a_reward_of_a_domain_sees_its_rows_alone():
     )
     assert scores.total.tolist() == [1.0, 0.8, 0.4]
     assert np.isnan(scores.by_name["judge_reward"]).tolist() == [True, False, False]
-    assert [(call["row"], call["prompt"]) for call in scores.calls] == [(1, "b <answer>2</answer>"), (2, "c three")]
+    shown = [(call["row"], call["prompt"][:2], call["prompt"].split("\n")[1:-1]) for call in scores.calls]
+    assert shown == [(1, "b ", ["(answer)2(/answer)"]), (2, "c ", ["three"])]
 
 
 def test_a_domain_needs_its_column():
