@@ -192,7 +192,7 @@ def get_config(arg: str = "") -> ConfigDict:
     continued = args.lineage == "seed"
     language = dict(weight=0.2, language="en")
     watched = {**language, "weight": 0.0}
-    judge = dict(weight=1.0, domain="general", template=size["judge_template"])
+    judge = dict(weight=1.0, domain="general", template=size["judge_template"], as_written=True)
 
     stages: dict[str, Any] = {}
     if args.size != "671b":

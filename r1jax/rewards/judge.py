@@ -51,6 +51,7 @@ def get_judge_reward(
     unreadable: float | None = None,
     judgements: int = 1,
     max_characters: int = 8000,
+    as_written: bool = False,
     endpoint: str = "",
     model: str = "",
     **server: Any,
@@ -58,14 +59,15 @@ def get_judge_reward(
     """A reward in 0..1: the judge's score over `highest`, or the mean of the readable ones of several `judgements`.
 
     `template` contains `{question}` and `{response}`, optionally `{solution}`, or is the name "judge" or
-    "judge_with_solution"; of a long response the last `max_characters` are shown. An `endpoint` (an address) with its
+    "judge_with_solution"; of a long response the last `max_characters` are shown. `as_written` shows it unchanged and
+    without fences, to a model that was trained on texts of exactly that form. An `endpoint` (an address) with its
     `model` is used instead of `generate`; `server` are further fields of `Endpoint`, such as `timeout_seconds`, with
     its defaults. Raises UserError.
     """
     if unknown := [name for name in server if name not in _SERVER_FIELDS]:
         raise UserError(
             f"judge_reward: unknown argument {unknown[0]!r}; it takes template, highest, unreadable, judgements, "
-            f"max_characters, endpoint, model, {', '.join(_SERVER_FIELDS)}"
+            f"max_characters, as_written, endpoint, model, {', '.join(_SERVER_FIELDS)}"
         )
     template = _NAMES.get(template, template)
     if "{question}" not in template or "{response}" not in template:
@@ -89,15 +91,17 @@ def get_judge_reward(
         calls: list[dict[str, Any]] = []
         texts = read_texts(completions)
         for row, text in enumerate(texts):
-            shown = disarm(text[-max_characters:].strip())
-            values = {"question": prompts[row], "response": fence(shown, str(prompts[row]))}
+            shown = text[-max_characters:]
+            if not as_written:
+                shown = fence(disarm(shown.strip()), str(prompts[row]))
+            values = {"question": prompts[row], "response": shown}
             if "{solution}" in template:
                 values["solution"] = str(columns["solution"][row])
             calls += [{"kind": "judgement", "row": row, "prompt": _pose(template, values)}] * judgements
         calls = [dict(call) for call in calls]
         _ask(ask, calls, highest, texts, max_characters)
         again = [call for call in calls if call["score"] is None and call["completion"]]
-        for call in again:
+        for call in () if as_written else again:
             call["prompt"] = _add(call["prompt"], templates.JUDGE_AGAIN)
         _ask(ask, again, highest, texts, max_characters)
         found: dict[int, list[float]] = {}

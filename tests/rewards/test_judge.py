@@ -76,6 +76,14 @@ def answer_in(prompt):
     return re.search(r"\n(=+ \w+ =+)\n(.*)\n\1", prompt, re.DOTALL)[2]
 
 
+def test_as_written_shows_the_response_to_the_letter():
+    asked = []
+    judge = lambda prompts: asked.extend(prompts) or ["hm"] * len(prompts)
+    reward = get_judge_reward(judge, "{question}{response}\nScore:", as_written=True)
+    assert reward(["<answer>7</answer> "], prompts=["3 + 4?"]) == [None]
+    assert asked == ["3 + 4?<answer>7</answer> \nScore:"] * 2
+
+
 @pytest.mark.parametrize("chat", [False, True])
 def test_what_cannot_be_read_is_asked_once_more_with_a_reminder(chat):
     asked = []
