@@ -1,5 +1,6 @@
 """The command over pretend devices in a TPU's place, its file against the contract, and its errors."""
 
+import dataclasses
 import importlib.util
 import json
 import re
@@ -78,7 +79,7 @@ def test_a_run_that_does_not_fit_exits_with_1(
 
     def only_apply(config: object) -> list:
         (apply,) = [p for p in keep(config) if p.name == "apply"]
-        return [programs.dataclasses.replace(apply, resident=huge)]
+        return [dataclasses.replace(apply, resident=huge)]
 
     monkeypatch.setattr(programs, "list_programs", only_apply)
     assert run("--topology=v5e:2x4") == 1
@@ -87,7 +88,7 @@ def test_a_run_that_does_not_fit_exits_with_1(
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed here")
 def test_without_libtpu_it_says_what_to_install() -> None:
-    with pytest.raises(UserError, match=r"\(libtpu\) does not load; install it with: pip install 'r1jax\[tpu\]'"):
+    with pytest.raises(UserError, match=r"\(libtpu\) does not load; install it with: pip install -e '\.\[tpu\]'"):
         compile_check.find_devices(read_topology("v5p:2x2x1"))
 
 
