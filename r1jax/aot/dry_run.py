@@ -1,5 +1,5 @@
-"""A run as it would be, without running it: its settings and where they come from, sizes, steps, what is resumed, and
-what is missing. No array is made and no accelerator is touched.
+"""Dry run: the settings of a run and their origins, sizes, steps, the step to resume from, and missing files. Makes no
+array and touches no accelerator.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def describe_run(resolved: Resolved[Any], workdir: pathlib.Path) -> Iterator[str
 
 
 def describe_values(resolved: Resolved[Any]) -> Iterator[str]:
-    """Every key with its value, where that comes from, and what it replaced."""
+    """Every key with its value, its origin, and the values that it replaced."""
     values = resolved.values
     for key, origin in sorted(resolved.origins.items()):
         found: Any = values
@@ -88,7 +88,7 @@ def _describe_model(key: str, config: ModelConfig, train: Any) -> Iterator[str]:
     except UserError as error:
         if config.preset:
             raise
-        yield f"{key}: {name}, its size is known once its files are there ({str(error).partition(';')[0]})"
+        yield f"{key}: {name}, size unknown until its files exist ({str(error).partition(';')[0]})"
         return
     if key == "model" and getattr(train, "replay_experts", False):
         check("train.replay_experts", True, hasattr(sizes, "num_experts"), "needs a model with experts")
@@ -98,7 +98,7 @@ def _describe_model(key: str, config: ModelConfig, train: Any) -> Iterator[str]:
 
 
 def _find_sizes(config: ModelConfig) -> tuple[Any, Any]:
-    """As `find_sizes`; of a workdir those of its model, and of a hub name those of the cached files."""
+    """Result of `find_sizes`; for a workdir the sizes of its model, and for a hub name those of the cached files."""
     path = pathlib.Path(config.path)
     found = (
         None if config.preset else path if config.path and path.exists() else find_local_hub(config.hub or config.path)
@@ -116,7 +116,7 @@ def _millions(count: int) -> str:
 
 
 def _describe_resume(settings: Any, workdir: pathlib.Path) -> str:
-    """Where a start in this workdir would begin. Raises UserError if it belongs to another config."""
+    """The step from which a run in this workdir would start. Raises UserError if it belongs to another config."""
     newest = newest_checkpoint(workdir)
     if newest is None:
         kept = "it holds no checkpoint" if workdir.exists() else "it does not exist yet"
@@ -150,7 +150,7 @@ def _describe_pipeline(settings: PipelineConfig, workdir: pathlib.Path) -> Itera
 
 
 def _list_missing(settings: Any, workdir: pathlib.Path) -> Iterator[str]:
-    """Models and data sets that are not there yet, and how to get them; those that stages make are left out."""
+    """Missing models and data sets, and how to get them; outputs of other stages are left out."""
     if isinstance(settings, PipelineConfig):
         plan, measure = make_plan(settings, workdir)
         for planned in plan:
@@ -177,7 +177,7 @@ def _list_missing_of(settings: Any, prefix: str, workdir: pathlib.Path) -> Itera
 
 
 def _list_paths(section: Any) -> Iterator[tuple[str, str | None]]:
-    """(key, path or None) of the files that a section of data needs."""
+    """(key, path or None) of the files that a data section needs."""
     if isinstance(section, TaskConfig) and section.source in FILES:
         yield "path", section.path
         yield from (("eval_path", path) for path in (section.eval_path,) if path)

@@ -16,10 +16,10 @@ from r1jax.stages.registry import stage_of
 
 
 def list_programs(settings: Any, prompts: Prompts = ASSUMED) -> list[Program]:
-    """The programs of a run with these settings, under the mesh in use.
+    """The programs of a run with these settings, under the current mesh.
 
-    Raises UserError for a stage that has none, for a model whose sizes are not known without its files, and for
-    shapes that do not divide over the mesh.
+    Raises UserError for a stage without programs, for a model whose sizes are unknown without its files, and for shapes
+    that are not divisible over the mesh.
     """
     stage = stage_of(settings)
     if not hasattr(stage, "programs"):

@@ -106,9 +106,9 @@ class Completion:
 class Program:
     """The call `function(*arguments, **keywords)` of a jitted function.
 
-    arguments: pytrees of `jax.ShapeDtypeStruct` with shardings. keywords: static. useful_flops: by formula, of one
-    call on all devices together; of decoding, of one token in every slot. resident: what the run holds on its devices
-    meanwhile and this program does not read.
+    arguments: pytrees of `jax.ShapeDtypeStruct` with shardings. keywords: static. useful_flops: by formula, of one call
+    on all devices together; for decoding, of one token in every slot. resident: device-resident arrays that are not an
+    argument.
     """
 
     name: str
@@ -124,5 +124,5 @@ class Program:
 
 
 def hold(programs: Sequence[Program], resident: dict[str, Any]) -> list[Program]:
-    """The programs, each with what the run holds beside it, by the program's name."""
+    """The programs with their `resident` arrays, by the program's name."""
     return [dataclasses.replace(program, resident=resident.get(program.name, ())) for program in programs]

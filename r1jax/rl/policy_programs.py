@@ -18,13 +18,12 @@ from r1jax.rollout.slots import EngineConfig
 from r1jax.runs.sampler import Sampler
 from r1jax.text.tokenizer import Tokenizer
 
-# (the policy, its tokenizer, how log-probs are computed) -> the loss of its updates. An abstract policy has no
-# tokenizer.
+# (policy, tokenizer, scoring) -> the loss of its updates. An abstract policy has no tokenizer.
 ObjectiveMaker = Callable[[Trainable, Tokenizer | None, Scoring], Objective]
 
 
 def make_policy_objective(settings: GRPOConfig) -> ObjectiveMaker:
-    """The maker of the GRPO loss that config.loss describes."""
+    """The maker of the GRPO loss described by config.loss."""
 
     def make(trainable: Trainable, tokenizer: Tokenizer | None, scoring: Scoring) -> Objective:
         on_policy = settings.train.updates_per_step == 1
@@ -67,10 +66,10 @@ def make_updates(
 
 
 def list_policy_programs(settings: GRPOConfig, engine: Engine, updates: Updates) -> list[Program]:
-    """accumulate, apply, logprobs (where old or reference log-probs are computed), merge (with adapters); prefill,
-    insert, decode; judge.prefill, judge.insert, judge.decode where a reward asks the policy.
+    """Programs accumulate, apply, logprobs (if old or reference log-probs are computed), merge (with adapters);
+    prefill, insert, decode; judge.prefill, judge.insert, judge.decode if a reward asks the policy.
 
-    The state, what is frozen and the engine's slots are taken to be held all the time.
+    The state, frozen parameters and the engine's slots count as resident at all times.
     """
     policy, weights, work = updates.abstract_policy(), updates.weights(), updates.work
     others = {name: tree for name, tree in updates.frozen.items() if name != "base"}
@@ -94,7 +93,7 @@ def list_policy_programs(settings: GRPOConfig, engine: Engine, updates: Updates)
 
 
 def list_judge_programs(settings: GRPOConfig, engine: Engine, updates: Updates) -> list[Program]:
-    """The programs of the policy as judge, for prompts that hold a question and one answer to it."""
+    """The programs of the policy as judge, for prompts with a question and one answer."""
     judge, config = settings.judge, engine.config
     sampler = Sampler(engine.graph, updates.weights(), None, (), slots=settings.rollout.slots)
     sampling = Sampling(judge.temperature, max_new_tokens=judge.max_new_tokens)

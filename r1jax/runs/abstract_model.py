@@ -1,4 +1,4 @@
-"""A model without weights, from its config alone: for listing the programs of a run that has not loaded anything."""
+"""A model without weights, from its config alone, to list the programs of a run that has not loaded anything."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from r1jax.weights.pretrained import find_description, open_model
 
 
 class Prompts(NamedTuple):
-    """Prompts as a listing takes them to be where only the data would tell. prefix: ids that all of them begin with;
-    tokens: of the longest one behind it.
+    """Assumed prompts where only the data would determine them. prefix: ids that all of them begin with; tokens: of the
+    longest one after it.
     """
 
     prefix: tuple[int, ...] = ()
@@ -32,9 +32,9 @@ ASSUMED = Prompts()
 
 
 def abstract_model(config: ModelConfig, key: str = "model") -> Transformer:
-    """The model that a section of a config names, with shapes and shardings in the place of its parameters.
+    """The model of a config section, with shapes and shardings in place of its parameters.
 
-    Raises UserError, naming config.{key}, where its sizes are not known without its files.
+    Raises UserError, naming config.{key}, if its sizes are unknown without its files.
     """
     family, sizes = find_sizes(config, key)
     options = {"scan_layers": config.scan_layers, "remat": config.remat, **expert_options(config)}
@@ -45,8 +45,8 @@ def abstract_model(config: ModelConfig, key: str = "model") -> Transformer:
 
 
 def find_sizes(config: ModelConfig, key: str = "model") -> tuple[Any, Any]:
-    """(family, sizes) of a config's model: the named preset, those of a local MODEL, or the preset that the hub name
-    says; with the sizes that the config replaces. key: the section of the config, for errors.
+    """Family and sizes of a config's model: the named preset, those of a local MODEL, or the preset of the hub name;
+    with the sizes that the config replaces. key: the section of the config, for errors.
     """
     family, sizes = _find_sizes(config, key)
     kept = {"num_layers": config.layers} if config.layers else {}

@@ -92,7 +92,6 @@ class GRPORun:
         task = load_task(settings.data)
         for note in task.notes:
             log.warning(note)
-        log_golds(task.train, [reward.name for reward in rewards])
         model_config = settings.model
         model, tokenizer = load_model(model_config)
         self.tokenizer = require_tokenizer(tokenizer, model_config.path)
@@ -114,6 +113,7 @@ class GRPORun:
         self.rollouts = Rollouts(settings, self.engine, curriculum, self.encode, self.tokenizer, rewards)
         self.problems = make_problems(task.held_out, self.encode, settings.eval)
         self.num_tokens = 0
+        log_golds(task.train, [reward.name for reward in rewards])
         log.info(
             "%s: %.1f M parameters; %d problems to train on, %d held out; prompts up to %d tokens, %d of them shared",
             model_config.path,

@@ -24,12 +24,12 @@ from r1jax.models.transformer import Params
 from r1jax.stages.sft_config import SFTConfig
 from r1jax.text.tokenizer import Tokenizer
 
-# (the model, its tokenizer) -> the loss of its updates. An abstract model has no tokenizer.
+# (model, tokenizer) -> the loss of its updates. An abstract model has no tokenizer.
 ObjectiveMaker = Callable[[Trainable, Tokenizer | None], Objective]
 
 
 def make_supervised_objective(settings: SFTConfig) -> ObjectiveMaker:
-    """The maker of the supervised loss that config.loss describes."""
+    """The maker of the supervised loss described by config.loss."""
 
     def make(trainable: Trainable, tokenizer: Tokenizer | None) -> Objective:
         loss = make_loss(trainable.graph, settings.loss, chunk=settings.train.logits_chunk)
@@ -44,7 +44,7 @@ def rows_per_batch(settings: SFTConfig) -> int:
 
 
 class SupervisedUpdates:
-    """A model in supervised training: its state, what its loss reads beside it, and the programs. steps: updates of the
+    """A model in supervised training: its state, its loss's frozen parameters, and the programs. steps: updates of the
     whole run, for the schedule.
     """
 
@@ -60,7 +60,7 @@ class SupervisedUpdates:
 
     @property
     def frozen(self) -> Frozen:
-        """By name what the loss reads and does not train: the base under adapters, a teacher."""
+        """Parameters that the loss reads but does not train, by name: the base under adapters, a teacher."""
         return {**self.trainable.frozen, **self.objective.frozen}
 
     def abstract_state(self) -> TrainState:
@@ -68,21 +68,21 @@ class SupervisedUpdates:
         return abstract_state(self.state.params, self.trainable.axes, self.optimizer)
 
     def update(self, batches: Iterable[Batch]) -> tuple[dict[str, Any], list[dict[str, jax.Array]]]:
-        """One optimizer step over micro-batches -> as `Learner.update`, without the state."""
+        """One optimizer step over micro-batches; returns the results of `Learner.update` except the state."""
         self.state, outcome, sums = self.learner.update(self.state, self.frozen, map(self._place, batches))
         return outcome, sums
 
     def evaluate(self, batches: Iterable[Batch]) -> list[dict[str, jax.Array]]:
-        """The sums of the loss over batches, under the present weights."""
+        """The sums of the loss over batches, with the current weights."""
         return [self.measure(self.state.params, self.frozen, self._place(batch)) for batch in batches]
 
     def count_flops(self, tokens: float, targets: float, pairs: float) -> float:
-        """Useful FLOPs of an update on so many tokens, targets, and pairs of query and key."""
+        """Useful FLOPs of an update with these numbers of tokens, targets and query-key pairs."""
         trained = self.work.train(tokens, targets, pairs, ahead=self.objective.predicts_ahead)
         return trained + self.objective.work.forward(tokens, targets, pairs)
 
     def programs(self) -> list[Program]:
-        """accumulate, apply, measure (the held-out loss); for full rows, and for abstract parameters."""
+        """Programs accumulate, apply, measure (the held-out loss); for full rows and abstract parameters."""
         rows, length, state = rows_per_batch(self.settings), self.settings.data.length, self.abstract_state()
         counts = rows * length, rows * length, rows * length**2 / 2
         batch = self.abstract_batch()

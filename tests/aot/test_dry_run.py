@@ -49,7 +49,7 @@ def test_every_config_is_described_where_nothing_is_there_yet(described: dict[st
     text = described[spec]
     for start in ("config.stage = ", "config.seed = ", "workdir: "):
         assert any(line.startswith(start) for line in text.splitlines()), start
-    assert "parameters" in text or "its size is known once its files are there" in text
+    assert "parameters" in text or "size unknown until its files exist" in text
     assert "missing: " in text or spec == "configs/r1_pipeline.py"
 
 
