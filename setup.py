@@ -38,6 +38,7 @@ CORE = [
     "tokenizers>=0.22,<0.24",
 ]
 DEV = [
+    "hypothesis>=6.150,<7",
     "jaxtyping>=0.3,<0.4",
     "mypy>=2.4,<2.5",
     "pre-commit>=4,<5",
@@ -66,7 +67,9 @@ setup(
         "hub": ["datasets>=4,<6", "pyarrow>=20,<27"],
         "reasoning-gym": ["reasoning-gym>=0.1.25,<0.2"],
         "tpu": ["jax[tpu]"],
-        "gpu": ["jax[cuda12]"],
+        "gpu": ["jax[cuda13]"],
+        "gpu-cuda12": ["jax[cuda12]"],
+        "wandb": ["wandb>=0.20,<0.32"],
         "dev": DEV,
     },
 )

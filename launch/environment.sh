@@ -1,10 +1,13 @@
 # shellcheck shell=bash
 #
-# What local.sh and test.sh share: a Python that runs, .venv, the packages, the demo model. To be sourced; then
+# What local.sh, gpu.sh and test.sh share: a Python that runs, .venv, the packages, the demo model. To be sourced; then
 #
 #   set_up [EXTRA]             leaves .venv with r1jax[EXTRA] in it, and the demo model in models/ where it can be had
 #   seconds_of NAME COMMAND…   runs a command and says how long it took
 #   find_bubblewrap            installs bubblewrap, if that is easy, or says what will be missing without it
+#   help_if_asked "$@"         prints the first comment of the script and ends, where one of the arguments is --help
+#
+# bash launch/environment.sh install EXTRA does the first part alone: .venv, and r1jax[EXTRA] in it.
 #
 # Everything that is already done is left alone, so a second run takes a second. PYTHON=… picks the interpreter.
 
@@ -15,6 +18,18 @@ trap 'exit 143' TERM
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 VENV=$ROOT/.venv
 cd "$ROOT"
+
+# Before anything is done. The arguments of a script are those of a program behind it, so --help may stand anywhere.
+help_if_asked() {
+  local argument
+  for argument; do
+    case $argument in -h | --help)
+      sed -n '3,/^$/{s/^# \{0,1\}//;p;}' "$0"
+      exit 0
+      ;;
+    esac
+  done
+}
 
 say() { printf '\n== %s\n' "$*"; }
 
@@ -75,12 +90,15 @@ pip_install() {
   "$VENV/bin/python" -m pip install --disable-pip-version-check --no-compile -qq --editable "$1"
 }
 
-# Installs r1jax[EXTRA,reasoning-gym], unless that (or `dev`, which holds all) was done from the same setup.py. Where
-# reasoning-gym cannot be had (a part of it has to be compiled) the rest is still worth having.
+# Installs r1jax[EXTRA,reasoning-gym], unless that was done from the same setup.py; `dev` holds what no extra has, and
+# nothing of the others (CUDA). Where reasoning-gym cannot be had (a part of it has to be compiled) the rest is still
+# worth having.
 install() {
-  local extra=${1:-} stamp=$VENV/installed${1:+-$1} wanted
+  local extra=${1:-} stamp=$VENV/installed${1:+-$1} stamps wanted
   wanted=$(cksum <setup.py)
-  if grep -qsxF "$wanted" "$stamp" "$VENV/installed-dev"; then return; fi
+  stamps=("$stamp")
+  if [ -z "$extra" ]; then stamps+=("$VENV"/installed-*); fi # with any extra the package itself is there
+  if grep -qsxF "$wanted" "${stamps[@]}"; then return; fi
   say "installing the packages (about 900 MB on disk)"
   if pip_install ".[${extra:+$extra,}reasoning-gym]"; then
     echo "$wanted" >"$stamp"
@@ -120,3 +138,13 @@ set_up() {
   rm -f "$log"
   trap - EXIT
 }
+
+if [ "${BASH_SOURCE[0]}" = "$0" ]; then
+  help_if_asked "$@"
+  if [ "${1-}" != install ] || [ $# -gt 2 ]; then
+    echo "error: this file is to be sourced, or called as: bash launch/environment.sh install [EXTRA]" >&2
+    exit 2
+  fi
+  make_venv
+  install "${2-}"
+fi

@@ -11,6 +11,7 @@
 
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+help_if_asked "$@"
 
 config=configs/grpo_zero.py
 case ${1-} in

@@ -8,6 +8,7 @@
 
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+help_if_asked "$@"
 
 set_up dev
 find_bubblewrap

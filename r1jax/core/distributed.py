@@ -26,9 +26,9 @@ CONNECT_SECONDS, HEARTBEAT_SECONDS = 300, 30
 def start() -> None:
     """Joins the other processes of the run, if the environment defines any, in this order:
 
-    explicit    R1JAX_COORDINATOR=host:port (of process 0), R1JAX_PROCESS_COUNT, R1JAX_PROCESS_ID TPU
-    R1JAX_CLUSTER=tpu, which the launch scripts set on TPU machines: from the machine's metadata SLURM       a step of
-    several tasks (srun): from SLURM's variables; R1JAX_CLUSTER=none ignores them
+    - explicit: R1JAX_COORDINATOR=host:port (of process 0), R1JAX_PROCESS_COUNT, R1JAX_PROCESS_ID
+    - TPU: R1JAX_CLUSTER=tpu, which the launch scripts set on TPU machines: from the machine's metadata
+    - SLURM: a step of several tasks (srun): from SLURM's variables; R1JAX_CLUSTER=none ignores them
 
     R1JAX_CONNECT_SECONDS limits the wait for the others. Once joined, a process that dies ends all others within a
     minute. Raises UserError for a missing or invalid value, and if the others cannot be reached in time.
@@ -71,11 +71,42 @@ def find_cluster(environment: Mapping[str, str]) -> dict[str, Any] | None:
                 f"got {coordinator}, {index} and {count}"
             )
         return {"coordinator_address": coordinator, "num_processes": count, "process_id": index}
+    if alone := [key for key in ("R1JAX_PROCESS_COUNT", "R1JAX_PROCESS_ID") if environment.get(key)]:
+        raise UserError(
+            f"{' and '.join(alone)} need R1JAX_COORDINATOR=host:port of process 0 too; without it each process would "
+            "train a model of its own"
+        )
     if cluster == "tpu":
         return {}
     if cluster != "none" and _whole(environment, "SLURM_STEP_NUM_TASKS", 1) > 1:
-        return {"cluster_detection_method": "slurm"}
+        return {"cluster_detection_method": "slurm", **_slurm_devices(environment)}
     return None
+
+
+def _slurm_devices(environment: Mapping[str, str]) -> dict[str, Any]:
+    """GPUs of this task of a SLURM step as jax.distributed's `local_device_ids`.
+
+    From the tasks of its node and the GPUs that it sees: its own of all (one task a GPU), all of them (one task a
+    node), or the only one that it sees.
+
+    Empty where SLURM does not say how many GPUs there are (CPUs). Raises UserError for any other shape.
+    """
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "")
+    if not visible or "MIG" in visible:
+        return {}
+    gpus = len(visible.split(","))
+    tasks = _whole(environment, "SLURM_NTASKS_PER_NODE", 0)
+    if gpus == 1:
+        return {"local_device_ids": [0]}
+    if tasks == gpus:
+        return {"local_device_ids": [_whole(environment, "SLURM_LOCALID", 0)]}
+    if tasks == 1:
+        return {"local_device_ids": list(range(gpus))}
+    if tasks == 0:
+        return {}
+    raise UserError(
+        f"{tasks} SLURM tasks share the {gpus} GPUs of a node; --ntasks-per-node must be {gpus} (one task a GPU) or 1"
+    )
 
 
 def _whole(environment: Mapping[str, str], key: str, default: int) -> int:

@@ -132,6 +132,21 @@ def test_clusters_are_found_in_the_environment() -> None:
 
 
 @pytest.mark.parametrize(
+    ("shape", "devices"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": "0,1,2,3", "SLURM_NTASKS_PER_NODE": "4", "SLURM_LOCALID": "3"}, [3]),
+        ({"CUDA_VISIBLE_DEVICES": "0,1,2,3", "SLURM_NTASKS_PER_NODE": "1", "SLURM_LOCALID": "0"}, [0, 1, 2, 3]),
+        ({"CUDA_VISIBLE_DEVICES": "3", "SLURM_NTASKS_PER_NODE": "4", "SLURM_LOCALID": "3"}, [0]),
+        ({"CUDA_VISIBLE_DEVICES": "0,1"}, None),
+        ({"SLURM_NTASKS_PER_NODE": "4"}, None),
+    ],
+)
+def test_a_slurm_task_takes_the_gpus_of_its_share(shape: dict[str, str], devices: list[int] | None) -> None:
+    found = distributed.find_cluster({"SLURM_STEP_NUM_TASKS": "8", **shape})
+    assert found == {"cluster_detection_method": "slurm"} | ({} if devices is None else {"local_device_ids": devices})
+
+
+@pytest.mark.parametrize(
     ("environment", "message"),
     [
         ({"R1JAX_CLUSTER": "ray"}, "R1JAX_CLUSTER must be tpu, slurm or none, got 'ray'"),
@@ -142,6 +157,11 @@ def test_clusters_are_found_in_the_environment() -> None:
         (
             {"R1JAX_COORDINATOR": "a:1", "R1JAX_PROCESS_COUNT": "2", "R1JAX_PROCESS_ID": "2"},
             "less than R1JAX_PROCESS_COUNT, got a:1, 2 and 2",
+        ),
+        ({"R1JAX_PROCESS_COUNT": "2", "R1JAX_PROCESS_ID": "0"}, "each process would train a model of its own"),
+        (
+            {"SLURM_STEP_NUM_TASKS": "8", "SLURM_NTASKS_PER_NODE": "2", "CUDA_VISIBLE_DEVICES": "0,1,2,3"},
+            "2 SLURM tasks share the 4 GPUs",
         ),
         ({"SLURM_STEP_NUM_TASKS": "many"}, "SLURM_STEP_NUM_TASKS must be a whole number, got 'many'"),
     ],

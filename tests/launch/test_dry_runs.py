@@ -1,19 +1,20 @@
-"""What the launch scripts would do, as --dry-run prints it, and what they say to half a command line."""
+"""Launch scripts: what --dry-run prints, what --help does, and gpu.sh on stand-ins for a driver and a .venv."""
 
 import os
 import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 
+from r1jax.core import errors
+
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"
-POD = ["--name=r1", "--type=v6e-16", "--zone=us-east5-b", "--bucket=gs://cheese"]
-TRAIN = ["--", "--config=configs/grpo_zero.py", "--config.data.path=a b.jsonl"]
 
 
 def run(script: str, *args: str, **environment: str) -> subprocess.CompletedProcess:
@@ -30,87 +31,98 @@ def commands(script: str, *args: str, **environment: str) -> list[list[str]]:
     return [shlex.split(line) for line in done.stdout.splitlines() if not line.startswith("==")]
 
 
-def remote(command: list[str]) -> str:
-    (found,) = [part.removeprefix("--command=") for part in command if part.startswith("--command=")]
-    return found
+def test_gpus_of_one_machine() -> None:
+    done = commands("gpu.sh", "--config=configs/x.py", "--config.a=1 2", PYTHON=sys.executable)
+    assert done[-3] == ["env", f"PYTHON={sys.executable}", "bash", "launch/environment.sh", "install", "gpu"]
+    assert 'jax.devices("gpu")' in done[-2][2]
+    assert done[-1][1:] == ["-m", "r1jax.train", "--config=configs/x.py", "--config.a=1 2"]
+    assert run("gpu.sh", "--dry-run").returncode == 2
 
 
-def test_a_pod_is_asked_for_set_up_run_watched_and_deleted() -> None:
-    done = commands("tpu_pod.sh", *POD, "--spot", "--project=p", *TRAIN, LIBTPU_INIT_ARGS="--a=1 --b=2")
-    verbs = [" ".join(command[3:5]) if command[0] == "gcloud" else command[0] for command in done]
-    assert verbs == [
-        "queued-resources create",
-        "queued-resources describe",
-        "tar",
-        "tpu-vm scp",
-        "tpu-vm ssh",
-        "tpu-vm ssh",
-        "tpu-vm ssh",
-        "tpu-vm ssh",
-        "queued-resources delete",
-    ]
-    for command in done:
-        if command[0] == "gcloud":
-            assert command[:3] == ["gcloud", "compute", "tpus"] and command[-2:] == ["--zone=us-east5-b", "--project=p"]
-    create, _, archive, copy, mount, install, train, watch, delete = done
-    assert {"--node-id=r1", "--accelerator-type=v6e-16", "--runtime-version=v2-alpha-tpuv6e", "--spot"} <= set(create)
-    assert "--exclude=runs" in archive and archive[2] in copy and "r1:r1jax.tgz" in copy
-    for command in (copy, mount, install, train):
-        assert "--worker=all" in command
-    assert "gcsfuse --implicit-dirs --rename-dir-limit=200000 cheese /mnt/r1jax" in remote(mount)
-    assert '~/venv/bin/pip install -q -e ".[tpu]"' in remote(install)
-    trained = shlex.split(remote(train).removeprefix("cd r1jax && ").partition(" >")[0])
-    assert trained[:4] == [
-        "env",
-        "R1JAX_CLUSTER=tpu",
-        "JAX_COMPILATION_CACHE_DIR=/mnt/r1jax/runs/r1/cache",
-        "LIBTPU_INIT_ARGS=--a=1 --b=2",
-    ]
-    assert trained[4:] == [
-        "~/venv/bin/python",
-        "-m",
-        "r1jax.train",
-        "--workdir=/mnt/r1jax/runs/r1",
-        "--config=configs/grpo_zero.py",
-        "--config.data.path=a b.jsonl",
-    ]
-    assert "--worker=0" in watch and "r1jax.log" in remote(watch)
-    assert {"r1", "--force", "--quiet"} <= set(delete)
-
-
-def test_several_slices_are_one_request_and_run_together() -> None:
-    done = commands("tpu_pod.sh", *POD, "--slices=2", "--workdir=/disk/run", "--keep", *TRAIN)
-    assert {"--node-prefix=r1", "--node-count=2"} <= set(done[0])
-    trained = [command for command in done if any("r1jax.train" in part for part in command)]
-    assert [command[5] for command in trained] == ["r1-0", "r1-1"]
-    assert all("--workdir=/disk/run" in remote(command) for command in trained)
-    assert not any("delete" in command for command in done)
+def test_flags_of_gpu_sh_stand_anywhere() -> None:
+    done = run("gpu.sh", "--config=configs/x.py", "--cuda12", "--dry-run")
+    assert done.returncode == 0 and "install gpu-cuda12" in done.stdout
+    assert done.stdout.rstrip().endswith("-m r1jax.train --config=configs/x.py")
 
 
 @pytest.mark.parametrize(
-    ("args", "message"),
+    "script", ["gpu.sh", "local.sh", "test.sh", "slurm_gpu.sbatch", "environment.sh", "pod/host.sh"]
+)
+def test_help_is_printed_and_does_nothing(script: str) -> None:
+    done = run(script, "--config=configs/x.py", "--help") if "host" not in script else run(script, "--help")
+    assert done.returncode == 0 and "bash" in done.stdout and len(done.stdout.splitlines()) > 5 and not done.stderr
+
+
+def programs(folder: Path, **scripts: str) -> dict[str, str]:
+    """An environment in which the named programs are these shell scripts."""
+    for name, script in scripts.items():
+        (folder / name.replace("_", "-")).write_text(f"#!/bin/bash\n{script}\n")
+        (folder / name.replace("_", "-")).chmod(0o755)
+    return {"PATH": f"{folder}:/usr/bin:/bin"}
+
+
+@pytest.mark.parametrize(
+    ("driver", "flags", "message"),
     [
-        ((), "--name is missing"),
-        (POD[:1], "--type is missing, as in --type=v6e-16"),
-        (POD[:2], "--zone is missing"),
-        (POD[:3], "--bucket is missing"),
-        (POD, "the flags of r1jax.train are missing behind --"),
-        ([*POD, "--spto"], "unknown argument --spto"),
-        ([*POD, "--type=h100", "--", "x"], "no machine image is known for h100"),
-        ([*POD[:3], "--workdir=runs", "--", "x"], "--workdir must be an absolute path"),
-        ([*POD, "--slices=two", "--", "x"], "must be whole numbers"),
+        ("exit 9", (), "finds no NVIDIA driver"),
+        ("echo 550.54.15", (), "is 550.54.15, and CUDA for gpu needs 580 or later (or add --cuda12)"),
+        ("echo 470.1", ("--cuda12",), "is 470.1, and CUDA for gpu-cuda12 needs 525"),
     ],
 )
-def test_half_a_command_line_of_a_pod_is_refused(args: list[str], message: str) -> None:
-    done = run("tpu_pod.sh", "--dry-run", *args)
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and message in done.stderr and not done.stdout
+def test_the_driver_is_checked_before_anything_is_made(
+    tmp_path: Path, driver: str, flags: tuple[str, ...], message: str
+) -> None:
+    done = run("gpu.sh", *flags, "--config=configs/x.py", **programs(tmp_path, nvidia_smi=driver))
+    assert done.returncode == 2 and message in done.stderr and not done.stdout
 
 
-def test_gpus_of_one_machine() -> None:
-    done = commands("gpu.sh", "--config=configs/x.py", "--config.a=1 2", PYTHON=sys.executable)
-    assert done[:2] == [["make_venv"], ["install", "gpu"]] and 'jax.devices("gpu")' in done[2][2]
-    assert done[3][1:] == ["-m", "r1jax.train", "--config=configs/x.py", "--config.a=1 2"]
-    assert run("gpu.sh", "--dry-run").returncode == 2
+def checkout(folder: Path) -> Path:
+    """A checkout whose .venv is whole, and whose python notes its arguments in the file `calls`."""
+    shutil.copytree(LAUNCH, folder / "launch")
+    (folder / "setup.py").write_text("# metadata")
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    (folder / ".venv" / "pyvenv.cfg").write_text(f"command = python -m venv {folder}/.venv\n")
+    python = folder / ".venv" / "bin" / "python"
+    python.write_text(
+        f"""#!/bin/bash
+case "$*" in
+  *ensurepip*) echo "{folder}/.venv/bin/python 3.12" ;;
+  *r1jax.train*)
+    trap 'echo got TERM; exit 75' TERM
+    echo "train $$ $*" >>{folder}/calls
+    for i in {{1..300}}; do sleep .1; done
+    ;;
+  *) echo "$*" >>{folder}/calls ;;
+esac
+"""
+    )
+    python.chmod(0o755)
+    return folder
+
+
+def test_cuda_is_installed_after_the_development_tools_and_only_once(tmp_path: Path) -> None:
+    root = checkout(tmp_path / "work")
+    command = ["bash", str(root / "launch" / "environment.sh"), "install"]
+    for extra in ("dev", "gpu", "gpu", "gpu-cuda12", "gpu", "dev"):
+        assert subprocess.run([*command, extra], capture_output=True).returncode == 0
+    assert subprocess.run(command, capture_output=True).returncode == 0  # the package itself came with each
+    calls = (root / "calls").read_text()
+    assert [line.split()[-1] for line in calls.splitlines()] == [
+        f".[{extra},reasoning-gym]" for extra in ("dev", "gpu", "gpu-cuda12")
+    ]
+
+
+def test_sigterm_reaches_the_run_and_its_exit_code_comes_back(tmp_path: Path) -> None:
+    root = checkout(tmp_path / "work")
+    environment = {**os.environ, **programs(tmp_path, nvidia_smi="echo 590.1")}
+    command = ["bash", str(root / "launch" / "gpu.sh"), "--config=configs/x.py"]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    while not (root / "calls").exists() or f"train {process.pid} " not in (root / "calls").read_text():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 75 and "got TERM" in out
 
 
 def test_gpus_of_a_slurm_cluster() -> None:
@@ -136,12 +148,37 @@ def test_a_jobset_runs_the_train_command_on_every_host_of_a_slice() -> None:
     config = container["args"][0].removeprefix("--config=")
     assert (ROOT / config).is_file(), f"{config} does not exist"
     mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
-    assert container["args"][1].startswith(f"--workdir={mounts['bucket']}/")
+    assert container["args"][-1].startswith(f"--workdir={mounts['bucket']}/")
+    assert container["args"][1].startswith(f"--config.data.path={mounts['bucket']}/")  # no default in this config
+    bucket = pod["volumes"][0]["csi"]["volumeAttributes"]
+    assert pod["hostNetwork"] and bucket["hostNetworkPodKSA"] == "true"  # else the bucket is asked for as the node
+    assert pod["terminationGracePeriodSeconds"] >= 60
+
+
+def test_a_mistake_ends_the_jobset_and_a_preemption_does_not() -> None:
+    spec = yaml.safe_load((LAUNCH / "gke_jobset.yaml").read_text())["spec"]
+    job = spec["replicatedJobs"][0]["template"]["spec"]
+    (rule,) = job["podFailurePolicy"]["rules"]
+    assert rule["action"] == "FailJob" and rule["onExitCodes"]["values"] == [errors.MISTAKE, errors.DIVERGED]
+    assert rule["onExitCodes"]["containerName"] == job["template"]["spec"]["containers"][0]["name"]
+    assert job["template"]["spec"]["restartPolicy"] == "Never" and job["backoffLimit"] == 0
+    (rule,) = spec["failurePolicy"]["rules"]
+    assert rule["action"] == "FailJobSet" and rule["onJobFailureReasons"] == ["PodFailurePolicy"]
+    assert spec["failurePolicy"]["maxRestarts"] == 20
+
+
+def test_the_image_is_made_of_files_that_are_there_and_sent_to_the_build() -> None:
+    lines = (LAUNCH / "Dockerfile").read_text().splitlines()
+    copied = [line.split()[1:-1] for line in lines if line.startswith("COPY") and "--from" not in line]
+    sources = {source for parts in copied for source in parts if not source.startswith("--")}
+    sent = {line[1:] for line in (LAUNCH / "Dockerfile.dockerignore").read_text().splitlines() if line[0] == "!"}
+    assert sources == sent and all((ROOT / source).exists() for source in sources) and "configs" in sources
+    assert "USER r1jax" in lines and 'ENTRYPOINT ["python", "-m", "r1jax.train"]' in lines
 
 
 @pytest.mark.skipif(shutil.which("shellcheck", path=str(Path(sys.executable).parent)) is None, reason="no shellcheck")
 def test_shellcheck_finds_nothing() -> None:
-    files = sorted(map(str, [*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")]))
+    files = sorted(map(str, [*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch"), *LAUNCH.glob("*/*.sh")]))
     checker = Path(sys.executable).parent / "shellcheck"
     done = subprocess.run([checker, "-x", *files], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

@@ -1,0 +1,1 @@
+"""Parts of launch/tpu_pod.py: the state machine, the calls of gcloud, what is shipped, what the hosts run."""
