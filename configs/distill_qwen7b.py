@@ -5,15 +5,9 @@ DeepSeek-R1-Distill-Qwen-7B.
     python -m r1jax.compile_check --config=configs/distill_qwen7b.py --topology=v5p:4x4x2
 
 `TRACES.jsonl` has the column `messages`: a question and a teacher's answer with its reasoning, as in the 800,000
-<<<<<<< HEAD
-samples of the paper (2501.12948, section 2.4; two epochs) or open-r1's Mixture-of-Thoughts. On a pod: `bash
-launch/tpu_pod.sh --type=v5p-64 ...`. It has not run on a TPU; its programs compile for one and fit, as the second
+samples of the paper (2501.12948, section 2.4; two epochs) or open-r1's Mixture-of-Thoughts. On a pod: `python3
+launch/tpu_pod.py run --type=v5p-64 ...`. It has not run on a TPU; its programs compile for one and fit, as the second
 command shows.
-=======
-samples of the paper (2501.12948, section 2.4; two epochs over them) or open-r1's Mixture-of-Thoughts. On a pod:
-`python3 launch/tpu_pod.py run --type=v5p-64 ...`. It has not run on a TPU; its programs compile for one and fit, which
-the second command shows.
->>>>>>> 6708e96 (Launch: tpu_pod as a tested state machine that ships a wheel and starts once; Slurm requeues itself; GPU shapes, drivers, stamps; JobSet and image by exit code)
 
 Arguments after a colon, e.g. `configs/distill_qwen7b.py:model=meta-llama/Llama-3.1-8B`:
 

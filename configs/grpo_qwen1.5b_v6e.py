@@ -3,13 +3,8 @@
     python -m r1jax.train --config=configs/grpo_qwen1.5b_v6e.py --config.data.path=MATH.jsonl
     python -m r1jax.compile_check --config=configs/grpo_qwen1.5b_v6e.py --topology=v6e:4x4
 
-<<<<<<< HEAD
-`MATH.jsonl` has the columns `problem` and `answer`. On a pod: `bash launch/tpu_pod.sh --type=v6e-16 ...`. It has not
-run on a TPU; its programs compile for one and fit, as the second command shows.
-=======
 `MATH.jsonl` has the columns `problem` and `answer`. On a pod: `python3 launch/tpu_pod.py run --type=v6e-16 ...`. It has
-not run on a TPU; its programs compile for one and fit, which the second command shows.
->>>>>>> 6708e96 (Launch: tpu_pod as a tested state machine that ships a wheel and starts once; Slurm requeues itself; GPU shapes, drivers, stamps; JobSet and image by exit code)
+not run on a TPU; its programs compile for one and fit, as the second command shows.
 
 Rows are 8,192 tokens: a prompt of up to 1,024 and a completion of up to 7,168. A step samples 64 prompts 16 times, with
 16 sequences in flight per chip. All state is sharded over all 16 chips (fsdp).
