@@ -198,7 +198,7 @@ class Launcher:
     def run(self, machine: Machine) -> int:
         """Checks what can be checked here, then lets the machine run."""
         if not self.options.no_check:
-            wrong = self.check_config() or self.check_bucket()
+            wrong = self.check_bucket() or self.check_config()
             if wrong:
                 print(f"error: {wrong}\nnothing was asked for (--no-check skips this check)", file=sys.stderr)
                 return MISTAKE
@@ -268,8 +268,8 @@ class Launcher:
 
     def own(self, verb: str) -> str:
         """This command line with another verb."""
-        skipped = ("verb", "dry_run", "attach", "no_check", "keep", "force", "on_failure", "tries", "settle")
-        skipped += ("poll_seconds",)
+        skipped: tuple[str, ...] = ("verb", "dry_run", "attach", "no_check", "keep", "force", "on_failure", "tries")
+        skipped = (*skipped, "settle", "poll_seconds")
         given = {key: value for key, value in vars(self.options).items() if value and key not in skipped}
         capacity = given.pop("capacity", None)
         flags = [f"--{key}={value}" for key, value in given.items()] + ([capacity] if capacity else [])

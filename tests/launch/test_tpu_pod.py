@@ -240,11 +240,15 @@ def test_a_workdir_with_spaces(cloud: StandIn, tmp_path: Path) -> None:
     assert not (cloud.folder / "gcsfuse").exists()
 
 
-def test_a_mistake_in_the_config_or_the_bucket_costs_no_slice(cloud: StandIn) -> None:
+def test_a_mistake_in_the_config_costs_no_slice(cloud: StandIn) -> None:
     done = cloud.run("run", "--check", train=("--config=configs/grpo_zero.py", "--config.optimizer.learning_rat=1"))
     assert done.returncode == 2 and "learning_rat" in done.stdout and "nothing was asked for" in done.stdout
+    assert not any("create" in verb for verb in cloud.verbs())
+
+
+def test_a_mistake_in_the_bucket_costs_no_slice(cloud: StandIn) -> None:
     (cloud.folder / "buckets" / "cheese").rmdir()
-    done = cloud.run("run", "--check", train=("--config=configs/grpo_zero.py",))
+    done = cloud.run("run", "--check")
     assert done.returncode == 2 and "the bucket cheese" in done.stdout and "404" in done.stdout
     assert not any("create" in verb for verb in cloud.verbs())
 
