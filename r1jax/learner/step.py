@@ -21,8 +21,10 @@ import optax
 
 from r1jax.core.sharding import current_layout, in_layout
 from r1jax.core.structs import Program
+from r1jax.core.watchdog import beat
 from r1jax.learner.balance import LOAD, shift_biases
 from r1jax.learner.state import TrainState
+from r1jax.learner.update_guard import UpdateGuard
 from r1jax.models.transformer import Params
 
 Frozen = dict[str, Params]
@@ -33,13 +35,22 @@ class Learner:
     """The jitted programs of an update for one loss and one optimizer.
 
     Every call computes in the mesh and rules that were current at construction, in any thread. bias_rate: change of the
-    experts' correction biases per update (learner/balance.py; 0: none).
+    experts' correction biases per update (learner/balance.py; 0: none). guard: decides by the gradient's norm whether
+    an update is made (None: each is).
     """
 
-    def __init__(self, loss_fn: LossFn, optimizer: optax.GradientTransformation, *, bias_rate: float = 0.0):
-        self.loss_fn, self.optimizer, self.bias_rate = loss_fn, optimizer, bias_rate
+    def __init__(
+        self,
+        loss_fn: LossFn,
+        optimizer: optax.GradientTransformation,
+        *,
+        bias_rate: float = 0.0,
+        guard: UpdateGuard | None = None,
+    ):
+        self.loss_fn, self.optimizer, self.bias_rate, self.guard = loss_fn, optimizer, bias_rate, guard
         self.layout = current_layout()
         self.accumulate = jax.jit(self._accumulate, donate_argnums=1)
+        self.norm = jax.jit(optax.tree.norm)
         self.apply = jax.jit(self._apply, donate_argnums=0)
         self.balance = jax.jit(self._balance, donate_argnums=0)
 
@@ -50,7 +61,7 @@ class Learner:
         """One optimizer step over micro-batches -> (state, {loss, grad_norm}, the sums of each micro-batch).
 
         Expert loads (`LOAD`) are removed from the sums; their total is in the result. `state` is donated. An update
-        without micro-batches has no gradient and leaves the state unchanged.
+        without micro-batches has no gradient and leaves the state unchanged, and so does one that the guard skips.
         """
         gradients, losses, sums, loads = None, [], [], []
         for batch in batches:
@@ -61,8 +72,11 @@ class Learner:
             if LOAD in sums_here:
                 loads.append(sums_here.pop(LOAD))
             sums.append(sums_here)
+            beat()
         if gradients is None:
             return state, {"loss": 0.0, "grad_norm": 0.0}, []
+        if self.guard is not None and not self.guard.admit(float(norm := self.norm(gradients))):
+            return state, {"loss": jnp.stack(losses).sum(), "grad_norm": norm}, sums
         state, norm = self.apply(state, gradients)
         outcome = {"loss": jnp.stack(losses).sum(), "grad_norm": norm}
         if loads:
@@ -72,7 +86,8 @@ class Learner:
 
     def programs(self, state: TrainState, frozen: Frozen, batch: Any, useful_flops: float) -> list[Program]:
         """accumulate (the gradient of a micro-batch, added to the sum) and apply (the optimizer's step), for abstract
-        arguments. useful_flops: of one micro-batch. Left out: `balance`, which reads and writes no more than biases.
+        arguments. useful_flops: of one micro-batch. Left out: `balance`, which reads and writes no more than biases,
+        and `norm`, which only reads the gradient.
         """
         wide = lambda p: jax.ShapeDtypeStruct(p.shape, _wide_dtype(p), sharding=p.sharding)
         gradients = jax.tree.map(wide, state.params)

@@ -24,15 +24,15 @@ WINDOW, LEAST = 128, 16  # norms that a spike is compared with, and how many of 
 
 @dataclasses.dataclass(frozen=True)
 class GuardsConfig:
-    """Handling of failed updates and rewards.
+    """Reactions to updates and rewards that go wrong.
 
     Attributes:
-      max_skipped: number of consecutive updates skipped for a non-finite gradient after which the run ends.
-      spike_factor: a gradient norm above this multiple of the 95th percentile of the last 128 updates' norms is a
-        spike; 0 is off.
-      spikes: treatment of a spike's update: make and log it ("log"), or skip it ("skip").
-      rewards: a reward that raises or returns no number does not apply to the affected rows ("lenient"), or ends the
-        run ("strict").
+      max_skipped: updates in a row that are skipped because their gradient is not finite, before the run ends.
+      spike_factor: multiple of the 95th percentile of the last 128 gradient norms above which a norm is a spike; 0
+        calls none a spike.
+      spikes: whether the update of a spike is made and logged ("log") or skipped ("skip").
+      rewards: whether a reward that raises or returns no number does not apply to the rows concerned ("lenient") or
+        ends the run ("strict").
     """
 
     max_skipped: int = 3
@@ -88,8 +88,10 @@ class UpdateGuard:
         """State as plain numbers for JSON."""
         return {"norms": list(self._norms), "in_a_row": self._in_a_row}
 
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Continues from the state of `get_state`."""
+    def set_state(self, state: dict[str, Any] | None) -> None:
+        """Restores the state; None, in a checkpoint from before there were guards, changes nothing."""
+        if state is None:
+            return
         self._norms = deque(state["norms"], maxlen=WINDOW)
         self._in_a_row = state["in_a_row"]
 

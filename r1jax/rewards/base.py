@@ -40,6 +40,7 @@ from typing import Any
 import numpy as np
 
 from r1jax.core.errors import UserError
+from r1jax.core.watchdog import beat
 from r1jax.rewards.completions import Completion
 from r1jax.rewards.faults import Fault, call_guarded
 from r1jax.rewards.protocol import (
@@ -330,6 +331,7 @@ def _call(
         selected = {name: [column[row] for row in mine] for name, column in selected.items()}
     call = lambda: reward.function(**selected, **reward.arguments)
     values: Sequence[float | None] = call_guarded(reward.name, call, len(mine), strict=strict) if mine else []
+    beat()
     if shared:
         values = _join_values(shared, values, len(rows))
     by_place = dict(zip(rows, values, strict=True))

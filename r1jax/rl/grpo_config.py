@@ -17,6 +17,7 @@ from r1jax.data.packing import RowShape
 from r1jax.data.tasks import TaskConfig
 from r1jax.eval.held_out import EvalConfig
 from r1jax.learner.optimizer import OptimizerConfig
+from r1jax.learner.update_guard import GuardsConfig
 from r1jax.losses.policy import PRESETS, PolicyLossConfig
 from r1jax.models.lora import LoRAConfig
 from r1jax.rl.curriculum import CurriculumConfig
@@ -173,6 +174,8 @@ class GRPOConfig:
       eval: held-out problems.
       checkpoint: when checkpoints are saved.
       log: what is logged.
+      guards: reactions to updates and rewards that go wrong.
+      watchdog_minutes: minutes without a sign of progress after which a process ends; 0 is never.
     """
 
     PRESETS: ClassVar[Presets] = Presets(
@@ -198,6 +201,8 @@ class GRPOConfig:
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+    guards: GuardsConfig = GuardsConfig()
+    watchdog_minutes: float = 30.0
 
     def check(self) -> None:
         """Raises UserError for impossible combinations."""

@@ -128,6 +128,7 @@ class Rollouts:
             columns={name: [row.get(name) for row in repeated] for name in names},
             group_size=G,
             processes=distributed,
+            strict=self.settings.guards.rewards == "strict",
         )
         total, by_name, out_of_loss = distributed.from_first((scores.total, scores.by_name, scores.out_of_loss))
         return dataclasses.replace(scores, total=total, by_name=by_name, out_of_loss=out_of_loss)

@@ -24,6 +24,7 @@ from r1jax.learner.policy_objective import SCORED, Scoring, make_scorer, summari
 from r1jax.learner.state import TrainState, abstract_state, init_state
 from r1jax.learner.step import Frozen, Learner
 from r1jax.learner.trainable import Trainable
+from r1jax.learner.update_guard import UpdateGuard
 from r1jax.losses.aggregation import token_weights
 from r1jax.losses.policy import estimate_kl
 from r1jax.models.transformer import Params
@@ -64,7 +65,8 @@ class Updates:
         self.schedule = make_schedule(settings.optimizer, total)
         self.optimizer = make_optimizer(settings.optimizer, total)
         loss = trainable.wrap(objective.loss_fn)
-        self.learner = Learner(loss, self.optimizer, bias_rate=settings.train.bias_rate)
+        self.guard = UpdateGuard(settings.guards)
+        self.learner = Learner(loss, self.optimizer, bias_rate=settings.train.bias_rate, guard=self.guard)
         self.logprobs = jax.jit(make_scorer(trainable.graph, scoring))
         copy = lambda tree: tree if is_abstract(tree) else jax.tree.map(jnp.copy, tree)
         self.reference = copy(params) if settings.loss.kl_coefficient else None
@@ -216,7 +218,7 @@ class Updates:
         fed, targets, pairs = (sum(counts) for counts in zip(*(packed.counts for packed, _ in plans), strict=True))
         metrics = {key: float(np.mean([outcome[key] for outcome in outcomes])) for key in ("loss", "grad_norm")}
         metrics["learning_rate"] = float(self.schedule(int(self.policy.updates) - 1))
-        metrics |= summarize(sums) | self._move_reference()
+        metrics |= summarize(sums) | self._move_reference() | self.guard.take_metrics()
         if loads := [outcome[LOAD] for outcome in outcomes if LOAD in outcome]:
             metrics |= measure_load(np.sum(loads, axis=0))
         flops = self.work.train(fed, targets, pairs) + self.objective.work.forward(fed, targets, pairs)

@@ -26,6 +26,7 @@ from r1jax.core.distributed import fetch
 from r1jax.core.errors import UserError
 from r1jax.core.sharding import abstract_array, batch_parts, constrain, current_layout, in_layout
 from r1jax.core.structs import Completion, Program, Request, Sampling
+from r1jax.core.watchdog import beat
 from r1jax.models.flops import Work
 from r1jax.models.transformer import Params, merge
 from r1jax.rollout.sampling import sample
@@ -91,6 +92,7 @@ class Engine:
             column, *rows = fetch(
                 (slots.cache.column, slots.active, slots.done, slots.tokens, slots.logprobs, slots.experts)
             )
+            beat()
             for number, completion in scheduler.collect(*rows):
                 on_complete(number, completion)
             if longer and column == slots.cache.length:

@@ -27,6 +27,7 @@ from r1jax.core.checkpoint import Checkpoints
 from r1jax.core.interrupts import Interrupts
 from r1jax.core.locks import hold_lock
 from r1jax.core.metrics import METRICS_FILE, MetricsWriter, Row, read_rows
+from r1jax.core.watchdog import Watchdog, beat
 from r1jax.eval.report import write_report
 from r1jax.runs.model_setup import CheckpointConfig, LogConfig, is_due
 from r1jax.runs.workdir import check_config, set_aside, write_config
@@ -72,6 +73,7 @@ class Loop:
     eval_every: int
     checkpoint: CheckpointConfig
     log: LogConfig
+    watchdog_minutes: float = 0.0
 
     def run(self, stage: Stage) -> None:
         """Runs from the workdir's current step to the last; then writes the report page.
@@ -80,7 +82,8 @@ class Loop:
         PreemptedError or KeyboardInterrupt, after saving, if a signal asked to stop.
         """
         lock = hold_lock(self.workdir / ".lock", f"--workdir={self.workdir}") if distributed.is_writer() else None
-        with lock or contextlib.nullcontext(), Interrupts() as interrupts:
+        watchdog = Watchdog(self.watchdog_minutes)
+        with lock or contextlib.nullcontext(), watchdog, Interrupts() as interrupts:
             checkpoints = Checkpoints(self.workdir, keep=self.checkpoint.keep)
             start, pending = self._restore(checkpoints, stage)
             writer = self._open_writer(start)
@@ -186,6 +189,7 @@ class _Saves:
             return
         self.checkpoints.save(step, self.stage.state, self._metadata | (more or {}))
         self.saved, self._time, self.interrupts.unsaved = step, time.monotonic(), False
+        beat()
 
     @contextlib.contextmanager
     def rescue(self) -> Iterator[None]:

@@ -23,7 +23,7 @@ from r1jax.weights.pretrained import DESCRIPTION
 log = logging.getLogger(__name__)
 
 # Keys that a resumed run may change, with everything below them: earlier steps do not depend on them.
-FREE_KEYS = ("steps", "eval", "checkpoint", "log", "model.scan_layers", "model.remat")
+FREE_KEYS = ("steps", "eval", "checkpoint", "log", "model.scan_layers", "model.remat", "guards", "watchdog_minutes")
 
 # Not moved with the records of an earlier start: this start's own lock, and compiled programs.
 KEPT_IN_PLACE = (".lock", "compiled", "cache", "checkpoints")

@@ -12,6 +12,7 @@ uninterrupted one. Held-out problems are answered before training, every N steps
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import pathlib
 import time
@@ -141,7 +142,8 @@ class GRPORun:
         """Runs all steps from the workdir's current step."""
         settings = self.settings
         every = settings.eval.every_steps
-        Loop(settings, self.workdir, settings.steps, every, settings.checkpoint, settings.log).run(self)
+        loop = Loop(settings, self.workdir, settings.steps, every, settings.checkpoint, settings.log)
+        dataclasses.replace(loop, watchdog_minutes=settings.watchdog_minutes).run(self)
         if distributed.is_writer():
             console.show_table("before and after", describe_change(self.workdir, settings.eval.name))
 
@@ -164,6 +166,7 @@ class GRPORun:
             "loader": self.loader.get_state(),
             "pools": self.rollouts.curriculum.get_state(),
             "num_tokens": self.num_tokens,
+            "guard": self.updates.guard.get_state(),
         }
 
     def resume(self, metadata: dict[str, Any]) -> None:
@@ -171,6 +174,7 @@ class GRPORun:
         self.loader.set_state(metadata["loader"])
         self.rollouts.curriculum.set_state(metadata["pools"])
         self.num_tokens = metadata["num_tokens"]
+        self.updates.guard.set_state(metadata.get("guard"))
 
     def step(self, step: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Rollout, rewards, updates -> (metrics row, sample rows)."""

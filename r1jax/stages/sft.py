@@ -12,6 +12,7 @@ loss of held-out rows is measured before training, every N steps, and at the end
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import pathlib
 import time
@@ -129,7 +130,8 @@ class SFTRun:
     def train(self) -> None:
         """Runs all steps from the workdir's current step."""
         settings, every = self.settings, self.settings.eval.every_steps
-        Loop(self.saved_settings, self.workdir, self.steps, every, settings.checkpoint, settings.log).run(self)
+        loop = Loop(self.saved_settings, self.workdir, self.steps, every, settings.checkpoint, settings.log)
+        dataclasses.replace(loop, watchdog_minutes=settings.watchdog_minutes).run(self)
         self.loader.close()
         if distributed.is_writer():
             table = tabulate_headlines(find_headlines(read_run(self.workdir).rows))
@@ -150,12 +152,17 @@ class SFTRun:
 
     def metadata(self) -> dict[str, Any]:
         """The data position, and the number of tokens so far."""
-        return {"loader": self.loader.get_state(), "num_tokens": self.num_tokens}
+        return {
+            "loader": self.loader.get_state(),
+            "num_tokens": self.num_tokens,
+            "guard": self.updates.guard.get_state(),
+        }
 
     def resume(self, metadata: dict[str, Any]) -> None:
         """Continues from a checkpoint's metadata."""
         self.loader.set_state(metadata["loader"])
         self.num_tokens = metadata["num_tokens"]
+        self.updates.guard.set_state(metadata.get("guard"))
 
     def step(self, step: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """One update -> (metrics row, no sample rows)."""
@@ -171,6 +178,7 @@ class SFTRun:
         flops = self.updates.count_flops(fed, targets, pairs)
         metrics = {
             **summarize(sums),
+            **self.updates.guard.take_metrics(),
             **(measure_load(outcome[LOAD]) if LOAD in outcome else {}),
             "grad_norm": float(outcome["grad_norm"]),
             "learning_rate": float(self.updates.schedule(int(self.state.updates) - 1)),

@@ -9,6 +9,7 @@ from r1jax.core.sharding import MeshConfig
 from r1jax.data.corpus import CorpusConfig
 from r1jax.learner.optimizer import OptimizerConfig
 from r1jax.learner.supervised import SupervisedConfig
+from r1jax.learner.update_guard import GuardsConfig
 from r1jax.models.lora import LoRAConfig
 from r1jax.runs.model_setup import CheckpointConfig, LogConfig, ModelConfig, check_divides
 
@@ -57,6 +58,8 @@ class SFTConfig:
       eval: held-out rows.
       checkpoint: when checkpoints are saved.
       log: what is logged.
+      guards: reactions to updates and rewards that go wrong.
+      watchdog_minutes: minutes without a sign of progress after which a process ends; 0 is never.
     """
 
     model: ModelConfig
@@ -72,6 +75,8 @@ class SFTConfig:
     eval: HeldOutConfig = HeldOutConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+    guards: GuardsConfig = GuardsConfig()
+    watchdog_minutes: float = 30.0
 
     def check(self) -> None:
         """Raises UserError for impossible combinations."""

@@ -20,6 +20,7 @@ from r1jax.learner.state import TrainState, abstract_state, init_state
 from r1jax.learner.step import Frozen, Learner
 from r1jax.learner.supervised import Batch, make_loss
 from r1jax.learner.trainable import Trainable
+from r1jax.learner.update_guard import UpdateGuard
 from r1jax.models.transformer import Params
 from r1jax.stages.sft_config import SFTConfig
 from r1jax.text.tokenizer import Tokenizer
@@ -53,7 +54,8 @@ class SupervisedUpdates:
         self.optimizer = make_optimizer(settings.optimizer, steps)
         self.schedule = make_schedule(settings.optimizer, steps)
         loss = trainable.wrap(objective.loss_fn)
-        self.learner = Learner(loss, self.optimizer, bias_rate=settings.loss.bias_rate)
+        self.guard = UpdateGuard(settings.guards)
+        self.learner = Learner(loss, self.optimizer, bias_rate=settings.loss.bias_rate, guard=self.guard)
         self.measure = jax.jit(self._measure)
         self.state: TrainState = init_state(trainable.params, trainable.axes, self.optimizer)
         self.work = trainable.count_work()

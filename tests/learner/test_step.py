@@ -12,6 +12,7 @@ from r1jax.core.sharding import MeshConfig, constrain, make_mesh, sharding, use_
 from r1jax.learner.optimizer import OptimizerConfig, make_optimizer
 from r1jax.learner.state import TrainState, init_state
 from r1jax.learner.step import Learner
+from r1jax.learner.update_guard import GuardsConfig, UpdateGuard
 from tests.threads import run_in_thread
 
 CONFIG = OptimizerConfig(learning_rate=0.1, clip_norm=0.5)
@@ -50,6 +51,22 @@ def test_norm_is_of_the_whole_gradient_before_clipping() -> None:
     norm = float(np.linalg.norm(gradient["kernel"]))
     assert norm > CONFIG.clip_norm and float(outcome["grad_norm"]) == pytest.approx(norm, rel=1e-6)
     assert int(state.updates) == 1
+
+
+@pytest.mark.parametrize("spoilt", [np.nan, np.inf])
+def test_an_update_that_is_not_finite_is_not_made(spoilt: float) -> None:
+    learner, state = start()
+    learner.guard = UpdateGuard(GuardsConfig(max_skipped=2))
+    state, *_ = learner.update(state, {}, [ROWS])
+    before = jax.device_get(state)
+    rows = ROWS.copy()
+    rows[0, 0] = spoilt
+    state, outcome, sums = learner.update(state, {}, [ROWS[:4], rows])
+    chex.assert_trees_all_equal(jax.device_get(state), before)
+    assert not np.isfinite(float(outcome["grad_norm"])) and len(sums) == 2
+    assert learner.guard.take_metrics() == {"guards/skipped_updates": 1.0}
+    state, *_ = learner.update(state, {}, [ROWS])
+    assert int(state.updates) == 2
 
 
 def test_an_update_without_rows_leaves_the_state_alone() -> None:
