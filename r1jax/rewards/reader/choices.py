@@ -6,6 +6,7 @@ the last place that names a letter counts: a requested line, answer tags or a bo
 """
 
 import re
+from collections import deque
 
 from r1jax.rewards.reader.characters import plain_characters
 from r1jax.rewards.reader.places import ANSWER_CLOSE, ANSWER_OPEN, after_closed_thought, after_thought, find_place
@@ -23,6 +24,7 @@ _LINE = re.compile(r"answer\b[\s*_]*(?:is\b|:)[ \t*_:]*(?:\n[ \t]*)?([^\n]{0,200
 # A capital A before a word is the article.
 _LONE_LETTER = re.compile(rf"(?<![\w'\\])([{LETTERS}])(?![\w'])(?<!A(?= [a-z]))")
 _MAX_LENGTH = 400
+_MOST_LINES = 20
 
 
 def read_gold_choice(gold: str) -> str | None:
@@ -60,7 +62,7 @@ def find_choice(text: str) -> tuple[bool, str | None]:
     """Whether any place of a completion names letters, and the one letter that the last such place names."""
     text = after_thought(text)
     found: list[tuple[int, str | None]] = []
-    for line in _LINE.finditer(text):
+    for line in deque(_LINE.finditer(text), maxlen=_MOST_LINES):
         letter = read_choice(line[1])
         if letter or _LONE_LETTER.search(_MARKUP.sub("", line[1])):
             found.append((line.start(), letter))

@@ -71,6 +71,7 @@ _BOX = re.compile(r"\\[bf]?boxed ?\{|\\fbox ?\{")
 _MARKED_FIRST = re.compile(r"^(\$|\*\*)([^$*]*)\1(?=.)")  # `$12$ cm`
 _DIGIT = re.compile("[0-9]")
 _WINDOW, _STEP = 6 * MAX_DIGITS, 3 * MAX_DIGITS
+_MOST_TRIED = 20  # windows with digits and no number: nobody writes so many powers and indices
 _SPACES = re.compile(r"\s+")
 
 
@@ -113,12 +114,16 @@ def find_last_numeral(text: str) -> Numeral | None:
     A scale word after it counts (`7 million`), a unit does not; digits of a power or an index are not numbers.
     """
     # Window by window from the end: most texts end with a number, and windows without digits are skipped quickly.
+    tried = 0
     for end in range(len(text), 0, -_STEP):
         begin = max(0, end - _WINDOW)
         window = _plain_spelling(_BOX.sub("", text[begin:end]))
         if not _DIGIT.search(window):
             continue
         matches: deque[re.Match[str]] = deque(_ANYWHERE.finditer(window), maxlen=1)
+        tried += 1
+        if tried > _MOST_TRIED:
+            return None
         # A match near the beginning of the window may be half a number, which the next window contains in full.
         if matches and (begin == 0 or matches[0].start() >= _WINDOW // 3 or len(matches[0][0]) > MAX_DIGITS):
             return _scaled(_value_of(matches[0]), _SCALED.match(window, matches[0].end()))

@@ -55,9 +55,9 @@ _UNIT_BEHIND = re.compile(
 )
 _NO_UNITS_BEHIND = frozenset(("in", "a", "an", "A", "s", "I", "as", "at", "or", "and", "is", "of", "min"))
 _STATEMENT = re.compile(
-    r"(?<![a-z])answer\b[ \t*_]*(?:,[^,.\n]{0,60},)?[ \t]*(?:is\b|:|=)"
-    r"(?:[ \t]*(?:therefore|thus|equal to|:))?[ \t*_:]*",
-    re.I,
+    r"(?<![a-z])answer\b[ \t*_]*+(?:,[^,.\n]{0,60},)?[ \t]*+(?:is\b|:|=)"
+    r"(?:[ \t]*+(?:therefore|thus|equal to|:))?[ \t*_:]*+",
+    re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
 _MAX_STATEMENT = 300

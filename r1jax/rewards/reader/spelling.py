@@ -100,8 +100,8 @@ def _strip_introduction(text: str) -> str:
 def _strip_switches(text: str) -> str:
     while match := _SWITCH.match(text):
         text = text[match.end() :]
-    while (shorter := _TRAILING.sub("", text)) != text:
-        text = shorter.rstrip()
+    for _ in range(_MAX_LAYERS):
+        text = _TRAILING.sub("", text).rstrip()
     return text.strip()
 
 
@@ -114,6 +114,8 @@ _TIME = re.compile(r"(?<=\d)([ap])\.?m\.?(?![a-z])")
 
 def spell_text(text: str) -> str:
     r"""Normal form of words: `\text{San Marino}`, `san  marino.` and `**San Marino**` are equal."""
+    if len(text) > 2 * MAX_UNWRAPPED_LENGTH:
+        return text
     text = _WORD_COMMANDS.sub("", _COMMANDS_OF_LOOKS.sub("", strip_introduction(plain_characters(text))))
     text = re.sub(r"[\s{}~$]+", "", text).casefold().strip(".\"'`*,")
     return _TIME.sub(r"\1m", text)
@@ -121,7 +123,8 @@ def spell_text(text: str) -> str:
 
 def spell_latex(text: str) -> str:
     r"""Normal form of formulas, case kept: `\left( 1, 2 \right)` is `(1,2)`, `\dfrac12` is `\frac{1}{2}`."""
-    return re.sub(r"(?<![0-9.])\s+|\s+(?![0-9.])", "", plain_latex(text))
+    text = plain_latex(text)
+    return text if len(text) > MAX_UNWRAPPED_LENGTH else re.sub(r"(?<![0-9.])\s+|\s+(?![0-9.])", "", text)
 
 
 _BARE_ARGUMENT = r"(\\[a-zA-Z]{2,9}|[0-9a-zA-Z])"
@@ -134,6 +137,8 @@ _UPRIGHT_LETTER = re.compile(r"\\(?:math(?:rm|bf|it|sf)|text) ?\{ ?([a-zA-Z]) ?\
 
 def plain_latex(text: str) -> str:
     """A formula without commands that change only its look, and with every argument in braces."""
+    if len(text) > 2 * MAX_UNWRAPPED_LENGTH:
+        return text
     text = unwrap(plain_characters(text))
     if len(text) > MAX_UNWRAPPED_LENGTH:
         return text
