@@ -18,6 +18,7 @@ import pytest
 from r1jax import generate as command
 from r1jax.core.errors import UserError
 from r1jax.data.files import read_rows
+from r1jax.models.transformer import merge, split
 from r1jax.runs.generate import RESULTS, Generation, generate_file
 from r1jax.runs.sampler import Sampler, load_sampler
 from r1jax.weights import load_pretrained
@@ -78,7 +79,9 @@ def test_a_row_keeps_its_fields_and_gets_its_completions(whole: list[dict[str, A
 
 def log_softmax(tiny_model: pathlib.Path, tokens: list[int], count: int, temperature: float) -> np.ndarray:
     """Log-probs of what follows each of the last `count` + 1 tokens, by the model without a cache."""
-    logits = load_pretrained(tiny_model)[0](np.array([tokens]))[0, -count - 1 : -1]
+    padded = np.array([tokens + [0] * (16 - len(tokens))])
+    graph, params = split(load_pretrained(tiny_model)[0])
+    logits = jax.jit(lambda params: merge(graph, params)(padded))(params)[0, len(tokens) - count - 1 : len(tokens) - 1]
     return np.asarray(jax.nn.log_softmax(logits / temperature))
 
 

@@ -146,7 +146,8 @@ def test_a_mistake_gets_one_line(
     message: str,
 ):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "traces.jsonl").write_bytes((whole[0] / "traces.jsonl").read_bytes())
+    for name in ("traces.jsonl", "traces.jsonl.settings.json"):
+        (tmp_path / "run" / name).write_bytes((whole[0] / name).read_bytes())
     if "student__layers" in changes:
         (tmp_path / "run" / "set.jsonl").write_bytes((whole[0] / "set.jsonl").read_bytes())
     with pytest.raises(UserError, match=message):

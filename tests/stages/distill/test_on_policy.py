@@ -31,7 +31,7 @@ def distil(stage: Any, config: str, workdir: pathlib.Path, **changes: Any) -> Ro
 def student(tiny_model: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A run that has seen a few sums: it writes numbers, seldom the right one."""
     workdir = tmp_path_factory.mktemp("student") / "run"
-    runs.train(workdir, tiny_model, config=FOLDER / "tiny_sft.py", steps=12, **ALL_SUMS)
+    runs.train(workdir, tiny_model, config=FOLDER.parent / "tiny_sft.py", steps=12, **ALL_SUMS)
     return workdir
 
 
@@ -39,7 +39,7 @@ def student(tiny_model: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) 
 def teacher(student: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """The student after many more sums."""
     workdir = tmp_path_factory.mktemp("teacher") / "run"
-    runs.train(workdir, student, config=FOLDER / "tiny_sft.py", steps=150, **ALL_SUMS)
+    runs.train(workdir, student, config=FOLDER.parent / "tiny_sft.py", steps=150, **ALL_SUMS)
     return workdir
 
 
@@ -70,7 +70,11 @@ def test_the_sampled_estimate_points_the_same_way(
 def test_logits_of_a_teacher_teach_on_given_texts(
     student: pathlib.Path, teacher: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    config = (FOLDER / "tiny_sft.py").read_text().replace('"stage": "sft",', '"stage": "distill", "method": "logits",')
+    config = (
+        (FOLDER.parent / "tiny_sft.py")
+        .read_text()
+        .replace('"stage": "sft",', '"stage": "distill", "method": "logits",')
+    )
     config = config.replace(
         '"mesh":', f'"teacher": {{"path": {str(teacher)!r}}}, "divergence": {{"top_k": 8}}, "mesh":'
     )
