@@ -42,6 +42,8 @@ def define_flags() -> flags.FlagValues:
     number("temperature", 1.0, "Sampling temperature; 0 is greedy. Default: 1.", flag_values=values)
     number("top_p", 1.0, "Nucleus sampling: probability mass to sample from. Default: 1, all.", flag_values=values)
     integer("top_k", 0, "Sample from the k most likely tokens. Default: 0, all.", flag_values=values)
+    text = "Sample from tokens with at least this share of the likeliest one's probability. Default: 0, all."
+    number("min_p", 0.0, text, flag_values=values)
     integer("max_new_tokens", 256, "Most tokens of a completion. Default: 256.", flag_values=values)
     integer("seed", 0, "Sampling seed; results do not depend on the batch size. Default: 0.", flag_values=values)
     integer("batch_size", 64, "Completions sampled at once; memory grows with it. Default: 64.", flag_values=values)
@@ -67,7 +69,7 @@ def generate(values: flags.FlagValues) -> None:
     from r1jax.runs.sampler import load_sampler, place_sampler
     from r1jax.weights.identity import identify_model
 
-    names = ("num_samples", "temperature", "top_p", "top_k", "max_new_tokens", "seed")
+    names = ("num_samples", "temperature", "top_p", "top_k", "min_p", "max_new_tokens", "seed")
     settings: dict[str, Any] = {name: values[name].value for name in names}
     config = Generation(**settings)
     rows = read_rows(values.prompts, key="--prompts")
