@@ -14,7 +14,7 @@ from r1jax.rewards.reader import golds
 from r1jax.rewards.reader.choices import find_choice, find_last_letter, read_gold_choice
 from r1jax.rewards.reader.comparing import compare_answer
 from r1jax.rewards.reader.kinds import read_answer
-from r1jax.rewards.reader.numerals import find_last_numeral, same_value
+from r1jax.rewards.reader.numerals import find_last_numeral, same_last_value
 from r1jax.rewards.reader.places import after_closed_thought, find_line, find_place
 from r1jax.rewards.reader.spelling import plain_latex
 
@@ -54,7 +54,7 @@ def is_lenient(text: str, gold: str, kind: Kind, strict: bool) -> bool:
         named, letter = find_choice(text)
         return (letter if named else find_last_letter(text)) == read_gold_choice(gold)
     found, wanted = find_last_numeral(after_closed_thought(text)), read_answer(gold).numeral
-    return found is not None and wanted is not None and same_value(found, wanted)
+    return found is not None and wanted is not None and same_last_value(found, wanted)
 
 
 def compare(pairs: Sequence[tuple[str, str, Kind]]) -> list[bool]:

@@ -22,7 +22,7 @@ from r1jax.rewards.protocol import by_row, declare_reward
 from r1jax.rewards.reader.comparing import Verdict, compare_answer, same_answer
 from r1jax.rewards.reader.golds import read_gold, write_latex
 from r1jax.rewards.reader.kinds import read_answer
-from r1jax.rewards.reader.numerals import Numeral, find_last_numeral, same_value
+from r1jax.rewards.reader.numerals import Numeral, find_last_numeral, same_last_value
 from r1jax.rewards.reader.places import after_closed_thought, find_answer, find_boxed, find_place
 from r1jax.rewards.reader.spelling import plain_latex
 
@@ -76,7 +76,7 @@ def number_reward(completions: Sequence[Completion], solution: Sequence[Any], **
     rewards: list[float | None] = []
     for text, gold in zip(read_texts(completions), map(read_gold, solution), strict=True):
         wanted, found = _read_number(gold), find_last_numeral(after_closed_thought(text))
-        rewards.append(None if wanted is None else float(found is not None and same_value(found, wanted)))
+        rewards.append(None if wanted is None else float(found is not None and same_last_value(found, wanted)))
     return rewards
 
 

@@ -29,7 +29,7 @@ EXAMPLES = read_examples()
 def test_there_are_examples():
     assert {name: len(rows) for name, rows in EXAMPLES.items()} == {
         "answer_reward": 31,
-        "number_reward": 7,
+        "number_reward": 8,
         "accuracy_reward": 11,
     }
 

@@ -103,6 +103,11 @@ def same_value(answer: Numeral, gold: Numeral) -> bool:
     return answer.value / 100 == gold.value
 
 
+def same_last_value(found: Numeral, gold: Numeral) -> bool:
+    """`same_value` for the last number of a text, where `75%` may also stand for a gold of 75."""
+    return same_value(found, gold) or found.percent and found.value == gold.value
+
+
 def same_unit(answer: Numeral, gold: Numeral) -> bool:
     """Whether the units agree; a missing unit agrees with any."""
     return not answer.unit or not gold.unit or answer.unit == gold.unit

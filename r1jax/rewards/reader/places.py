@@ -31,7 +31,7 @@ _JOINED = re.compile(
 )
 _NEGATED_BEFORE = re.compile(
     r"(?:\bnot|n't|n’t|\bnever|\bcannot|\bneither)(?: (?:be|equal(?: to)?|simply|just|really|the answer))?"
-    r"[\s$:({\\\[*]*$",
+    r"[ \t$:({\\\[*]*\Z",
     re.I,
 )
 _NEGATED_BEHIND = re.compile(
@@ -40,7 +40,7 @@ _NEGATED_BEHIND = re.compile(
     re.I,
 )
 _HEDGED_BEHIND = re.compile(r"[\s$)*}\]\\,(]*\bor (?:maybe |possibly |perhaps |else )?\$?-?[0-9]", re.I)
-_SIGN_BEFORE = re.compile(r"[$=(\[{:,] {0,2}-[ $]?$|(?:^|(?<=\n))-\$?$")  # `- \boxed{7}` is an item of a list
+_SIGN_BEFORE = re.compile(r"[$=(\[{:,] {0,2}-[ $]?\Z|(?:^|(?<=\n))-\$?$")  # `- \boxed{7}` is an item of a list
 _FACTOR_BEHIND = re.compile(
     r"\\(?:pi|sqrt|frac|cdot|times)(?![a-zA-Z])[^\s$]{0,40}|[\^!/*][^\s$*][^\s$]{0,40}|![^\s$]{0,40}"
 )

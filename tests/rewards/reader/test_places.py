@@ -38,6 +38,7 @@ def test_the_thought_is_cut_off(text, rest):
         (r"$x=\boxed{7}$, or $\boxed{7}$", "7"),
         (r"first \boxed{6}, but that was wrong. Now \boxed{7}", "7"),
         (r"not \boxed{7}", None),
+        ("7 more than not\n\\boxed{7}", "7"),
         (r"It isn't \boxed{7}.", None),
         (r"\boxed{7} is wrong.", None),
         (r"\boxed{7} or 8", None),
