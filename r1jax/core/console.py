@@ -38,6 +38,11 @@ def shared_console() -> Console:
     return Console(highlight=False)
 
 
+def silence() -> Console:
+    """A console that shows nothing, for all processes of a run but the first."""
+    return Console(quiet=True, force_terminal=False)
+
+
 def set_up_logging(level: str = "INFO") -> None:
     """Sends log records to stderr as short lines, or above the progress bar if there is one.
 

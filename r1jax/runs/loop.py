@@ -92,7 +92,8 @@ class Loop:
                 self._finish_row(writer, start, pending, stage)
             if start is None and (before := stage.evaluate()):
                 writer.write(0, before)
-            with console.Progress(self.steps, start=start or 0, title="step") as progress, saves.rescue():
+            out = None if distributed.is_writer() else console.silence()  # one process of a run shows it
+            with console.Progress(self.steps, start=start or 0, title="step", console=out) as progress, saves.rescue():
                 for step in range((start or 0) + 1, self.steps + 1):
                     metrics, samples = stage.step(step)
                     kept = self.log.samples_per_step
@@ -107,7 +108,7 @@ class Loop:
                     writer.write(step, metrics)
                     progress.update(step, metrics)
                     if samples and self.log.show_every_steps and step % self.log.show_every_steps == 0:
-                        console.show_samples(samples, limit=3)
+                        console.show_samples(samples, limit=3, console=out)
                     if due:
                         saves.save(step)
                     if interrupts.is_due(step) and step < self.steps:

@@ -10,7 +10,15 @@ import pytest
 from absl import logging as absl_logging
 from rich.console import Console
 
-from r1jax.core.console import Progress, format_time, name_figures, set_up_logging, show_samples, show_table
+from r1jax.core.console import (
+    Progress,
+    format_time,
+    name_figures,
+    set_up_logging,
+    show_samples,
+    show_table,
+    silence,
+)
 
 METRICS = {
     "reward": 0.5,
@@ -198,3 +206,10 @@ def test_a_terminal_without_unicode_does_not_end_a_run() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert b"a ? b" in done.stdout
+
+
+def test_a_silent_console_shows_no_progress_and_no_samples(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(2, title="grpo", console=silence()) as progress:
+        progress.update(1, METRICS)
+    show_samples([{"prompt": "p", "completion": "c", "reward": 1.0}], console=silence())
+    assert capsys.readouterr() == ("", "")

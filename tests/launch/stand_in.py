@@ -71,8 +71,9 @@ class StandIn:
         return self.folder / "buckets" / "cheese" / "runs" / "r1"
 
     def environment(self) -> dict[str, str]:
+        own = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}  # it would reach the hosts
         return {
-            **os.environ,
+            **own,
             "PATH": f"{PROGRAMS}:{os.environ['PATH']}",
             "STANDIN": str(self.folder),
             "HF_TOKEN": SECRET,
@@ -97,18 +98,18 @@ class StandIn:
             timeout=300,
         )
 
-    def open(self, verb: str = "run", *flags: str) -> subprocess.Popen:
+    def open(self, verb: str = "run", *flags: str, **options: object) -> subprocess.Popen:
         return subprocess.Popen(
-            self.command(verb, *flags),
+            self.command(verb, *flags, **options),
             env=self.environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
 
-    def until(self, condition: Callable[[], bool]) -> None:
-        """Waits, two minutes at most."""
-        for _ in range(1200):
+    def until(self, condition: Callable[[], bool], seconds: int = 120) -> None:
+        """Waits, so many seconds at most."""
+        for _ in range(10 * seconds):
             if condition():
                 return
             time.sleep(0.1)

@@ -52,7 +52,7 @@ class World:
             attempt = self.run[host][2]
             self.run[host] = ("lost", 0, attempt) if event == "reboot" else ("ended", codes.get(event, 134), attempt)
         if event == "finish" and running:
-            self.ends.append({code for state, code, _ in self.run.values() if state == "ended"})
+            self.ends.append({(state, code) for state, code, _ in self.run.values()})
 
     def create(self) -> str:
         assert self.state == GONE, "asked for a slice that is there"
@@ -128,7 +128,7 @@ def test_no_sequence_of_events_breaks_a_rule(events: list[str], first: str, keep
     text = "\n".join(world.said)
     if code == 0:
         assert world.run or world.starts, "success without a run"
-        assert {0} in world.ends, "success, but not every host ended with 0"
+        assert {("ended", 0)} in world.ends, "success, but not every host ended with 0"
     else:
         assert "error: " in text
     if world.state not in (GONE, DELETING):
@@ -178,6 +178,17 @@ def test_a_refused_request_ends_with_the_words_of_the_cloud() -> None:
 def test_a_preempted_run_is_started_again_and_a_dead_peer_is_explained_by_the_preemption() -> None:
     world = World(["calm"] * 4 + ["kill", "calm", "calm", "calm", "calm", "preempt"] + ["calm"] * 9 + ["finish"])
     assert world.machine(settle=9, drain=2).run() == 0 and world.starts == 4
+
+
+def test_a_preemption_is_noticed_while_hosts_do_not_answer_and_the_run_taken_up_again() -> None:
+    world = World(["calm"] * 4 + ["deaf", "deaf", "preempt"] + ["calm"] * 9 + ["finish"])
+    assert world.machine().run() == 0 and world.starts == 4
+    assert "== the slice was taken away" in world.said
+
+
+def test_a_host_that_was_lost_is_no_success_whatever_the_other_says() -> None:
+    world = World(["calm"] * 4 + ["reboot", "finish", "calm", "calm", "calm", "calm", "calm", "calm", "calm", "finish"])
+    assert world.machine().run() == 0 and world.starts == 4
 
 
 def test_a_mistake_ends_at_once_and_the_slice_stays_up_with_a_word() -> None:
