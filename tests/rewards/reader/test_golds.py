@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from r1jax.rewards.reader.golds import describe_golds, name_kind, read_gold, write_latex
+from r1jax.rewards.reader.golds import describe_golds, log_golds, name_kind, read_gold, write_latex
 
 ROOT = Path(__file__).resolve().parents[3]
 SHARED = next((path for path in (ROOT.parent / "shared/data", ROOT.parents[1] / "shared/data") if path.is_dir()), ROOT)
@@ -49,6 +49,17 @@ def test_a_line_on_golds():
         "row 8: 'nan'; row 9: '1 2 3'; row 10: 'None'; row 11: ' '"
     )
     assert describe_golds(["7"]) == "1 of 1 golds are read: 1 as number"
+
+
+def test_the_log_of_a_run_has_the_line(caplog):
+    caplog.set_level("INFO")
+    rows = [{"solution": "7"}, {"solution": ""}]
+    log_golds(rows, ["answer_reward", "format_reward"])
+    assert "1 of 2 golds are read: 1 as number; 1 are not: row 2: ''" in caplog.text
+    caplog.clear()
+    log_golds(rows, ["format_reward"])
+    log_golds([{"prompt": "?"}], ["answer_reward"])
+    assert caplog.text == ""
 
 
 def dress(number: str) -> list[str]:
