@@ -130,7 +130,7 @@ start() {
   echo "started on $(hostname)"
 }
 
-# The run itself, under the lock (file 9). Its log goes to the workdir every minute, for the disk may be lost.
+# The run itself, under the lock (file 9). Its log goes to the workdir every 20 s, for the disk may be lost.
 job() {
   local arguments=() code=0 child copier
   mapfile -d '' arguments <arguments
@@ -146,7 +146,7 @@ job() {
   child=$!
   echo "$child" >pid
   trap 'kill -TERM "$child" 2>/dev/null' TERM INT HUP
-  (while sleep "${R1JAX_SAVE_SECONDS:-60}"; do save || true; done) 9>&- >/dev/null 2>&1 &
+  (while sleep "${R1JAX_SAVE_SECONDS:-20}"; do save || true; done) 9>&- >/dev/null 2>&1 &
   copier=$!
   while :; do
     code=0
