@@ -15,8 +15,9 @@ from r1jax.rewards.reader.choices import find_choice, find_last_letter, read_gol
 from r1jax.rewards.reader.comparing import compare_answer
 from r1jax.rewards.reader.kinds import read_answer
 from r1jax.rewards.reader.numerals import find_last_numeral, same_last_value
-from r1jax.rewards.reader.places import after_closed_thought, find_line, find_place
+from r1jax.rewards.reader.places import find_line, find_place
 from r1jax.rewards.reader.spelling import plain_latex
+from r1jax.text.reasoning import after_closed_thought
 
 Kind = Literal["number", "choice", "expression"]
 

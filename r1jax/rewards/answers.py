@@ -23,8 +23,9 @@ from r1jax.rewards.reader.comparing import Verdict, compare_answer, same_answer
 from r1jax.rewards.reader.golds import read_gold, write_latex
 from r1jax.rewards.reader.kinds import read_answer
 from r1jax.rewards.reader.numerals import Numeral, find_last_numeral, same_last_value
-from r1jax.rewards.reader.places import after_closed_thought, find_answer, find_boxed, find_place
+from r1jax.rewards.reader.places import find_answer, find_boxed, find_place
 from r1jax.rewards.reader.spelling import plain_latex
+from r1jax.text.reasoning import after_closed_thought
 
 __all__ = ("accuracy_reward", "answer_reward", "find_answer", "find_boxed", "number_reward", "same_answer")
 

@@ -13,7 +13,8 @@ from typing import Any
 from r1jax.rewards.reader.comparing import compare_answer
 from r1jax.rewards.reader.golds import read_gold
 from r1jax.rewards.reader.kinds import read_answer
-from r1jax.rewards.reader.places import Place, after_thought, find_line, find_place
+from r1jax.rewards.reader.places import Place, find_line, find_place
+from r1jax.text.reasoning import after_thought
 
 # math-verify sees only the end of a longer reply, because its patterns are not linear.
 _MAX_VERIFIED = 20_000

@@ -16,9 +16,8 @@ from typing import Any
 
 from r1jax.rewards.completions import Completion, read_text, read_texts
 from r1jax.rewards.protocol import by_row
+from r1jax.text.reasoning import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN
 
-THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
-ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
 _FILLERS = "\u115f\u1160\u3164\uffa0"  # letters by category, and invisible
 _PLACEHOLDER = re.compile(
     r"(?:insert |write |put )?(?:(?:your|the|my|final|full|detailed) ){0,3}"

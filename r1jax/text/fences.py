@@ -14,7 +14,7 @@ import textwrap
 import warnings
 from typing import NamedTuple
 
-from r1jax.text.quoting import after_thought
+from r1jax.text.reasoning import after_thought
 
 _FENCE = re.compile(r"^([ \t]{0,40}(?:(?:[-*+]|[0-9]{1,3}[.)])[ \t]{1,4})?)(`{3,}|~{3,})([^\n`]{0,200})$", re.MULTILINE)
 _WORD = re.compile(r"[a-z][a-z+#]*")  # without a version: python3, c++17

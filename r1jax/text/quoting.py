@@ -17,10 +17,10 @@ import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
+from r1jax.text.reasoning import THINK_OPEN
+
 V = TypeVar("V")
 
-THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
-ANSWER_OPEN = "<answer>"
 MAX_REPLY = 20_000  # only so many characters at the end of a reply are read
 _SPECIAL = re.compile(
     r"<([|｜][^<>\n]{1,60}?[|｜])>|<(/?(?:s|think|answer|bos|eos|pad|unk|(?:start|end)_of_turn))>"
@@ -49,18 +49,6 @@ class Line(NamedTuple):
     text: str
     is_quoted: bool  # by its marks, or by the line before
     is_shown: bool  # a shown text has the same line, which the reply may still mean
-
-
-def after_thought(text: str) -> str:
-    """Text after the reasoning: after the last closing tag; for reasoning left open, from its answer tags on."""
-    close = text.rfind(THINK_CLOSE)
-    if close >= 0:
-        return text[close + len(THINK_CLOSE) :]
-    opened = text.find(THINK_OPEN)
-    if opened < 0:
-        return text
-    tagged = text.find(ANSWER_OPEN, opened)
-    return text[:opened] + (text[tagged:] if tagged >= 0 else "")
 
 
 def disarm(text: str) -> str:

@@ -9,8 +9,9 @@ import re
 from collections import deque
 
 from r1jax.rewards.reader.characters import plain_characters
-from r1jax.rewards.reader.places import ANSWER_CLOSE, ANSWER_OPEN, after_closed_thought, after_thought, find_place
+from r1jax.rewards.reader.places import find_place
 from r1jax.rewards.reader.spelling import strip_introduction
+from r1jax.text.reasoning import ANSWER_CLOSE, ANSWER_OPEN, after_closed_thought, after_thought
 
 LETTERS = "A-H"  # the next letter, I, is a word
 _GOLD = re.compile(rf"[(\[]?([{LETTERS}])[)\]]?\.?|[(\[]?([{LETTERS}])(?:[)\]]|[.:])\s+\S.*", re.DOTALL)

@@ -13,9 +13,8 @@ from typing import NamedTuple
 from r1jax.rewards.reader.numerals import read_numeral
 from r1jax.rewards.reader.spelling import spell_latex, strip_introduction
 from r1jax.rewards.reader.units import read_unit
+from r1jax.text.reasoning import ANSWER_CLOSE, ANSWER_OPEN, after_thought
 
-THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
-ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
 GSM8K_MARK = "####"
 
 _BRACES = re.compile(r"(?P<box>\\boxed\s{0,8}\{)|\\[{}]|(?P<open>\{)|(?P<close>\})")
@@ -68,22 +67,6 @@ class Place(NamedTuple):
 
     text: str | None
     rule: str
-
-
-def after_thought(text: str) -> str:
-    """Text after the reasoning: after the last closing tag; for reasoning left open, from its answer tags on."""
-    if THINK_CLOSE in text:
-        return after_closed_thought(text)
-    opened = text.find(THINK_OPEN)
-    if opened < 0:
-        return text
-    tagged = text.find(ANSWER_OPEN, opened)
-    return text[:opened] + (text[tagged:] if tagged >= 0 else "")
-
-
-def after_closed_thought(text: str) -> str:
-    """Text after the last closing tag of the reasoning; unchanged without one."""
-    return text[text.rfind(THINK_CLOSE) + len(THINK_CLOSE) :] if THINK_CLOSE in text else text
 
 
 def find_answer(text: str) -> str | None:

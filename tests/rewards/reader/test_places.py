@@ -2,7 +2,8 @@ r"""Places of answers: the thought is none, what stands around a box counts, sev
 
 import pytest
 
-from r1jax.rewards.reader.places import after_thought, find_line, find_marked, find_place, find_statement
+from r1jax.rewards.reader.places import find_line, find_marked, find_place, find_statement
+from r1jax.text.reasoning import after_thought
 
 
 @pytest.mark.parametrize(
