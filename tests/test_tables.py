@@ -83,7 +83,7 @@ REWARD = """
 @pytest.fixture(autouse=True)
 def folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
     """The folder of the toys, on Python's path."""
-    for name, text in {"toy_stage": STAGE, "toy_family": FAMILY, "toy_rewards": REWARD}.items():
+    for name, text in {"toy_stage": STAGE, "toy_family": FAMILY, "toy_table_rewards": REWARD}.items():
         (tmp_path / f"{name}.py").write_text(textwrap.dedent(text))
     monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
@@ -120,7 +120,7 @@ def test_a_family(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_reward(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="unknown reward 'toy'"):
         load_rewards({"toy": 1.0})
-    monkeypatch.setitem(REWARDS, "toy", "toy_rewards:toy_reward")
+    monkeypatch.setitem(REWARDS, "toy", "toy_table_rewards:toy_reward")
     rewards = load_rewards({"toy": 2.0})
     given = dict(prompts=["", ""], completions=["abc", "d"], completion_ids=[[1], [1]])
     scores = score(rewards, **given, columns={"solution": ["xyz", "xyz"]})
