@@ -167,7 +167,8 @@ class Launcher:
         if self.options.dry_run:
             print("\n".join(self.dry_lines()))
             return 0
-        for number in (signal.SIGTERM, signal.SIGHUP):
+        # SIGINT too: a shell's background job inherits it as ignored.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, _interrupt)
         policy = Policy(
             tries=self.options.tries,

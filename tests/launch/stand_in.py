@@ -21,6 +21,7 @@ class StandIn:
 
     def __init__(self, folder: Path, wheel: Path):
         self.folder, self.wheel = folder, wheel
+        self.opened: list[subprocess.Popen] = []
         for name in ("hosts", "gone", "started", "buckets/cheese"):
             (folder / name).mkdir(parents=True)
         self.write("state.json", {"request": None, "queue": [None, "WAITING_FOR_RESOURCES", "ACTIVE"]})
@@ -99,13 +100,16 @@ class StandIn:
         )
 
     def open(self, verb: str = "run", *flags: str, **options: object) -> subprocess.Popen:
-        return subprocess.Popen(
-            self.command(verb, *flags, **options),
-            env=self.environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+        self.opened.append(
+            subprocess.Popen(
+                self.command(verb, *flags, **options),
+                env=self.environment(),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
         )
+        return self.opened[-1]
 
     def until(self, condition: Callable[[], bool], seconds: int = 120) -> None:
         """Waits, so many seconds at most."""
@@ -116,7 +120,10 @@ class StandIn:
         raise AssertionError("it did not happen")
 
     def end(self) -> None:
-        """Ends what runs on the hosts."""
+        """Ends what runs here and on the hosts."""
+        for process in self.opened:
+            process.kill()
+            process.wait()
         for session in self.folder.glob("hosts/*/r1jax-*/session"):
             try:
                 os.killpg(int(session.read_text()), signal.SIGKILL)
