@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 # Keys that a resumed run may change, with everything below them: earlier steps do not depend on them.
 FREE_KEYS = ("steps", "eval", "checkpoint", "log", "model.scan_layers", "model.remat", "guards", "watchdog_minutes")
 
-# Not moved with the records of an earlier start: this start's own lock, and compiled programs.
-KEPT_IN_PLACE = (".lock", "compiled", "cache", "checkpoints")
+# Files that the loop of a run writes into its workdir besides checkpoints; other files there belong to the stage.
+RECORDS = (CONFIG_FILE, METRICS_FILE, SAMPLES_FILE, "tensorboard", "report.html", DESCRIPTION)
 
 
 def write_config(settings: Any, workdir: pathlib.Path) -> None:
@@ -49,9 +49,9 @@ def set_aside(workdir: pathlib.Path) -> None:
         place for n in itertools.count(1) if not (place := workdir.with_name(f"{workdir.name}.earlier-{n}")).exists()
     )
     place.mkdir()
-    for path in workdir.iterdir():
-        if path.name not in KEPT_IN_PLACE:
-            os.rename(path, place / path.name)
+    for name in RECORDS:
+        if (workdir / name).exists():
+            os.rename(workdir / name, place / name)
     log.warning("%s has rows of a run without a checkpoint; they were moved to %s", workdir, place)
 
 

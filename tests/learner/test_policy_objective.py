@@ -143,7 +143,7 @@ def test_padding_has_no_entropy() -> None:
 
 def preset_config(preset: str) -> PolicyLossConfig:
     bounds = {
-        "correction": "sequence_truncate",
+        "importance_correction": "sequence_truncate",
         "importance_correction_low": CORRECTION[0],
         "importance_correction_high": CORRECTION[1],
     }

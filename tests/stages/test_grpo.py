@@ -148,7 +148,7 @@ def three_steps(tiny_model: pathlib.Path, tmp_path_factory: pytest.TempPathFacto
 def assert_close(found: Rows, expected: Rows, tolerance: float = 1e-4) -> None:
     for one, other in zip(untimed(found), untimed(expected), strict=True):
         assert one.keys() == other.keys()
-        for name in other:
+        for name in other.keys() - {"flops"}:  # useful ones: a prompt that is shared is computed once
             assert one[name] == pytest.approx(other[name], rel=tolerance, abs=tolerance), name
 
 

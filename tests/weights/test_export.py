@@ -151,13 +151,16 @@ def test_a_run_without_a_checkpoint_says_so(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="this run has not saved a checkpoint yet"):
         load_pretrained(tmp_path)
-    (tmp_path / "checkpoints" / "7").mkdir()
-    with pytest.raises(UserError, match="model: not a model folder, config.json is missing"):
+    step = tmp_path / "checkpoints" / "7"
+    step.mkdir()
+    with pytest.raises(UserError, match="checkpoints: none of the 1 checkpoints is whole"):
         load_pretrained(tmp_path)
+    with pytest.raises(UserError, match="model: not a model folder, config.json is missing"):
+        load_pretrained(step)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text(json.dumps(CONFIG))
     with pytest.raises(UserError, match="checkpoints/7: not a whole checkpoint of a run"):
-        load_pretrained(tmp_path)
+        load_pretrained(step)
 
 
 # --- All or nothing ---
