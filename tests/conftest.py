@@ -5,6 +5,7 @@ are kept under .cache/jax: a loaded program gives the same bits as a fresh one, 
 compiling. The folder may be deleted at any time.
 """
 
+import gc
 import os
 from pathlib import Path
 
@@ -15,6 +16,12 @@ from tests.environment import ROOT, set_environment
 FETCH = "python launch/fetch_demo.py"
 
 set_environment()
+
+
+def pytest_collection_finish() -> None:
+    """Takes what the imports left out of garbage collection, which would scan it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
