@@ -125,12 +125,18 @@ def test_depths_and_balance_add_up_to_the_loss() -> None:
     together = metrics["loss"] + 0.3 * metrics["mtp_loss"] + 0.01 * metrics["balance_loss"]
     assert loss == pytest.approx(together, rel=1e-6)
     rows = batch()
-    model = merge(*deepseek())
+    graph, params = deepseek()
     places = {"positions": rows["positions"], "segment_ids": rows["segments"]}
-    states = model.hidden(rows["tokens"], **places)
-    depths, _ = predict_ahead(model, states.hidden, rows["tokens"], **places)
+
+    @jax.jit  # one program compiles sooner than two hundred operations
+    def predict(params: Params) -> jax.Array:
+        model = merge(graph, params)
+        states = model.hidden(rows["tokens"], **places)
+        depths, _ = predict_ahead(model, states.hidden, rows["tokens"], **places)
+        return jax.nn.log_softmax(model.unembed(depths[0]))
+
     # What the depth predicts at a place is the target of the next place, where that is of the same document.
-    logprobs = np.asarray(jax.nn.log_softmax(model.unembed(depths[0])), np.float64)
+    logprobs = np.asarray(predict(params), np.float64)
     total = 0.0
     for row, place in np.ndindex(ROWS, LENGTH - 1):
         if rows["segments"][row, place] == rows["segments"][row, place + 1] != 0:
