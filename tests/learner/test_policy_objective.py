@@ -156,7 +156,7 @@ def preset_arrays(preset: str) -> tuple[float, dict[str, np.ndarray], np.ndarray
     config, (packed, arrays, _, _, lengths) = preset_config(preset), rows.update()
     graph, params = rows.model()
     (batch,) = rows.batches(8)
-    mine = rows.unfold(score_rows(graph, params, batch, SCORING)[0])
+    mine = rows.unfold(jax.jit(lambda params: score_rows(graph, params, batch, SCORING)[0])(params))
     cut = lambda flat: np.split(np.asarray(flat, np.float64), np.cumsum(lengths)[:-1])
     # Of these rewards no preset's loss nearly cancels; float32 could not give a small rest to 1e-5 of itself.
     rewards = np.random.default_rng(4).normal(size=(4, rows.GROUP))

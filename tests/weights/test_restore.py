@@ -25,15 +25,18 @@ def make_states(**options: Any) -> tuple[TrainState, TrainState]:
     params, axes, optimizer = split(model)[1], logical_axes(model), make_optimizer(OptimizerConfig(), 1)
     state = init_state(params, axes, optimizer)
     random = np.random.default_rng(0)
-    fill = lambda leaf: jax.device_put((leaf + random.normal(size=leaf.shape)).astype(leaf.dtype), leaf.sharding)
-    return jax.tree.map(fill, state), abstract_state(params, axes, optimizer)
+    fill = lambda leaf, place: jax.device_put(
+        np.asarray(leaf + random.normal(size=leaf.shape), leaf.dtype), place.sharding
+    )
+    state = jax.tree.map(fill, jax.device_get(state), state)
+    return state, abstract_state(params, axes, optimizer)
 
 
 def canonical(state: TrainState) -> TrainState:
     """The state as numpy arrays, layers by themselves in parameters and moments."""
     has_layers = lambda tree: isinstance(tree, dict) and ("layers" in tree or "stacks" in tree)
-    turn = lambda tree: jax.tree.map(np.asarray, unstack(tree, (1, 2)) if has_layers(tree) else tree)
-    return jax.tree.map(turn, state, is_leaf=has_layers)
+    turn = lambda tree: unstack(tree, (1, 2)) if has_layers(tree) else tree
+    return jax.tree.map(turn, jax.device_get(state), is_leaf=has_layers)
 
 
 @pytest.mark.parametrize(
