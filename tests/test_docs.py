@@ -7,14 +7,19 @@ import shlex
 import sys
 import types
 
+import chex
 import jax
 import pytest
 from flax import nnx
 
+from r1jax import train
 from r1jax.data.tasks import TaskConfig, load_task
 from r1jax.models.transformer import split
 from r1jax.rewards.base import load_rewards, score
+from r1jax.stages.registry import STAGES
 from r1jax.train import resolve, split_overrides
+from r1jax.weights import load_pretrained
+from tests.tiny_model import write_tiny_model
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROGRAMS = {
@@ -43,8 +48,8 @@ def load(name: str, folder: pathlib.Path) -> types.ModuleType:
 
 
 def test_examples_are_short() -> None:
-    assert len(PROGRAMS) == 3
-    assert all(len(text.splitlines()) < 40 for text in PROGRAMS.values())
+    assert len(PROGRAMS) == 4
+    assert all(len(text.splitlines()) < 45 for text in PROGRAMS.values())
 
 
 def test_the_reward(tmp_path: pathlib.Path) -> None:
@@ -72,6 +77,21 @@ def test_the_model_family(tmp_path: pathlib.Path) -> None:
     assert mistral.from_hf(mistral.to_hf(config)) == config
     model = nnx.eval_shape(lambda: mistral.build(config, rngs=nnx.Rngs(0)))
     assert sum(leaf.size for leaf in jax.tree.leaves(split(model)[1])) == 7_248_023_552
+
+
+def test_the_stage(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load("r1jax/stages/average.py", tmp_path)
+    monkeypatch.setitem(STAGES, "average", "average")
+    models = [str(write_tiny_model(tmp_path / f"model_{seed}", seed=seed)) for seed in (1, 2)]
+    config = tmp_path / "soup.py"
+    config.write_text(
+        "from ml_collections import ConfigDict\n\ndef get_config():\n    return ConfigDict(dict(stage='average'))\n"
+    )
+    command = ["train", f"--config={config}", f"--workdir={tmp_path / 'run'}"]
+    assert train.main(command) == 2
+    assert train.main([*command, f"--config.models={models!r}"]) == 0
+    first, second, average = (split(load_pretrained(path)[0])[1] for path in (*models, tmp_path / "run" / "average"))
+    chex.assert_trees_all_close(average, jax.tree.map(lambda a, b: (a + b) / 2, first, second), rtol=1e-6)
 
 
 @pytest.mark.parametrize("place", COMMANDS)

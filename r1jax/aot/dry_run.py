@@ -51,11 +51,15 @@ def describe_values(resolved: Resolved[Any]) -> Iterator[str]:
         for name in key.split("."):
             found = found.get(name) if isinstance(found, dict) else None
         if not (isinstance(found, dict) and key == "stages"):
-            yield f"config.{key} = {_show(found)}  ({_describe_origin(origin)})"
+            yield f"config.{key} = {_show(found)}  ({_describe_origin(origin, found)})"
 
 
-def _describe_origin(origin: Origin) -> str:
-    replaced = ", ".join(f"{source} {_show(value)}" for source, value in reversed(origin.overrides))
+def _describe_origin(origin: Origin, value: Any) -> str:
+    """The source of a value, and the other values that it replaced."""
+    differing = [
+        (source, _show(former)) for source, former in reversed(origin.overrides) if _show(former) != _show(value)
+    ]
+    replaced = ", ".join(f"{source} {former}" for source, former in differing)
     return f"{origin.source}; over {replaced}" if replaced else origin.source
 
 

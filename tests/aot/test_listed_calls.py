@@ -179,6 +179,17 @@ def test_grpo(
         check_mfu(metrics, calls, sizes, rank=changes.get("lora.rank", 0))
 
 
+def test_grpo_with_the_policy_as_judge(calls: list[Call], tiny_model: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """A judge's prompt of the size that is listed: a question and one answer."""
+    judge = {"weight": 1.0, "template": "{question} {response}", "as_written": True, "max_characters": 2}
+    values = {"model.path": str(tiny_model), "rewards": ConfigDict({"judge_reward": judge})}
+    metrics, programs = take_step(grpo, change(tiny_grpo.get_config(), {**SMALL, **values}), tmp_path / "run")
+    judging = [f"judge.{name}" for name in ROLLS if name != "prefix"]
+    assert names(programs) == ["accumulate", "apply", *ROLLS, *judging]
+    compare(calls, programs)
+    assert "rewards/judge_reward/mean" in metrics
+
+
 SHORT = {"train.rows_per_step": 2, "train.micro_batch_size": 1, "data.eval_rows": 2, "data.length": 32, "steps": 1}
 SUPERVISED = ["accumulate", "apply", "measure"]
 
