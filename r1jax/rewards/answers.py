@@ -18,7 +18,7 @@ from typing import Any
 from r1jax.rewards import verifier
 from r1jax.rewards.completions import Completion, read_texts
 from r1jax.rewards.guards import guard_replies
-from r1jax.rewards.protocol import by_row, declare_reward
+from r1jax.rewards.protocol import declare_reward
 from r1jax.rewards.reader.comparing import Verdict, compare_answer, same_answer
 from r1jax.rewards.reader.golds import read_gold, write_latex
 from r1jax.rewards.reader.kinds import read_answer
@@ -30,7 +30,31 @@ from r1jax.text.reasoning import after_closed_thought
 __all__ = ("accuracy_reward", "answer_reward", "find_answer", "find_boxed", "number_reward", "same_answer")
 
 
-@declare_reward(by_row=True, warm_up=verifier.warm_up)
+def explain_accuracy(completions: Sequence[Completion], solution: Sequence[Any]) -> list[str | None]:
+    """For each reply of `accuracy_reward`, whether math-verify was asked, or the rule by which it was not."""
+    texts = read_texts(completions)
+    return [
+        "math-verify decides" if asked else explain_answer(text, read_gold(gold) or "")[0].rule
+        for text, gold, asked in zip(texts, solution, guard_replies(texts, solution), strict=True)
+    ]
+
+
+def explain_answers(completions: Sequence[Completion], solution: Sequence[Any]) -> list[str | None]:
+    """For each reply of `answer_reward`, the place of its answer and the rule of the comparison."""
+    golds = [read_gold(gold) for gold in solution]
+    return [
+        None if gold is None else explain_answer(text, gold)[0].rule
+        for text, gold in zip(read_texts(completions), golds, strict=True)
+    ]
+
+
+def explain_number(completions: Sequence[Completion]) -> list[str | None]:
+    """For each reply of `number_reward`, its last number."""
+    found = [find_last_numeral(after_closed_thought(text)) for text in read_texts(completions)]
+    return ["no number" if numeral is None else f"the last number: {numeral.told}" for numeral in found]
+
+
+@declare_reward(by_row=True, warm_up=verifier.warm_up, explain=explain_accuracy)
 def accuracy_reward(completions: Sequence[Completion], solution: Sequence[Any], **columns: Any) -> list[float | None]:
     r"""Whether math-verify finds the reply's LaTeX answer equal to `solution` (the gold goes first: order matters to
     it).
@@ -48,7 +72,7 @@ def accuracy_reward(completions: Sequence[Completion], solution: Sequence[Any], 
     return verifier.verify(list(zip(map(write_latex, solution), texts, strict=True)))
 
 
-@by_row
+@declare_reward(by_row=True, explain=explain_answers)
 def answer_reward(completions: Sequence[Completion], solution: Sequence[Any], **columns: Any) -> list[float | None]:
     r"""Whether the reply's last answer tags, or else its last `\boxed{}`, contain `solution`. None where that is empty.
 
@@ -68,7 +92,7 @@ def answer_reward(completions: Sequence[Completion], solution: Sequence[Any], **
     ]
 
 
-@by_row
+@declare_reward(by_row=True, explain=explain_number)
 def number_reward(completions: Sequence[Completion], solution: Sequence[Any], **columns: Any) -> list[float | None]:
     """Whether the last number after the reply's reasoning equals `solution` (or, for a text, its last number).
 

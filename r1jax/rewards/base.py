@@ -198,6 +198,21 @@ def score(
     return Scores(_total(rewards, by_name, faults, count), by_name, np.array(dropped, dtype=bool), calls, metrics)
 
 
+def explain_values(
+    rewards: Sequence[Reward], scores: Scores, completions: Sequence[Completion], columns: Mapping[str, Sequence[Any]]
+) -> list[dict[str, str]]:
+    """The rules that decided the values of each completion, in words, by the name of the reward; of rewards that tell
+    them, where they apply.
+    """
+    rules: list[dict[str, str]] = [{} for _ in completions]
+    for reward in rewards:
+        told = reward.function.explain(completions=completions, **columns)
+        for row, (rule, value) in enumerate(zip(told, scores.by_name[reward.name], strict=True)):
+            if rule is not None and not math.isnan(value):
+                rules[row][reward.name] = rule
+    return rules
+
+
 def _total(
     rewards: Sequence[Reward], by_name: Mapping[str, np.ndarray], faults: Mapping[str, np.ndarray], count: int
 ) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The optional protocol of rewards: loss exclusion, model calls, per-row marking, metrics and warm-up.
+"""The optional protocol of rewards: loss exclusion, model calls, per-row marking, metrics, explanations and warm-up.
 
 A plain function with TRL's signature is a complete reward. One that offers more is an object with `__call__` and any of
 these; `RewardFunction` has all of them with neutral defaults:
@@ -10,6 +10,8 @@ these; `RewardFunction` has all of them with neutral defaults:
                         early, and raises UserError for errors of the config.
     take_calls()        returns and clears the recorded model calls, as rows for samples.jsonl.
     take_metrics()      returns and clears numbers by name (`rewards/{name}/{key}` in the metrics).
+    explain(...)        called like the reward: the rule that decided the value of each row, in words, for samples;
+                        None where there is nothing to tell.
 
 Two more parts are not methods:
 
@@ -73,17 +75,26 @@ class RewardFunction:
         """Returns and clears numbers by name."""
         return {}
 
+    def explain(self, completions: Sequence[Completion], **columns: Any) -> Sequence[str | None]:
+        """The rule that decided the value of each row, in words."""
+        return [None] * len(completions)
+
 
 class WrappedFunction(RewardFunction, Generic[P, Values]):
     """A function as a reward, with the function's own call signature, name and documentation."""
 
     def __init__(
-        self, function: Callable[P, Values], *, by_row: bool = False, warm_up: Callable[..., None] | None = None
+        self,
+        function: Callable[P, Values],
+        *,
+        by_row: bool = False,
+        warm_up: Callable[..., None] | None = None,
+        explain: Callable[..., Sequence[str | None]] | None = None,
     ):
         functools.update_wrapper(self, function, updated=())
         self.__name__ = name_of(function)
         self.__qualname__ = getattr(function, "__qualname__", self.__name__)
-        self.by_row, self._function, self._warm_up = by_row, function, warm_up
+        self.by_row, self._function, self._warm_up, self._explain = by_row, function, warm_up, explain
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Values:
         """The function's values."""
@@ -99,6 +110,12 @@ class WrappedFunction(RewardFunction, Generic[P, Values]):
         """Calls the `warm_up` of `declare_reward` with the arguments that it takes."""
         if self._warm_up is not None:
             self._warm_up(**select_named(self._warm_up, arguments))
+
+    def explain(self, completions: Sequence[Completion], **columns: Any) -> Sequence[str | None]:
+        """Calls the `explain` of `declare_reward` with the columns that it takes."""
+        if self._explain is None:
+            return super().explain(completions)
+        return self._explain(**select_named(self._explain, {"completions": completions, **columns}))
 
 
 class AskingReward(WrappedFunction[P, Values]):
@@ -133,10 +150,13 @@ def by_row(function: Callable[P, Values]) -> WrappedFunction[P, Values]:
 
 
 def declare_reward(
-    *, by_row: bool = False, warm_up: Callable[..., None] | None = None
+    *,
+    by_row: bool = False,
+    warm_up: Callable[..., None] | None = None,
+    explain: Callable[..., Sequence[str | None]] | None = None,
 ) -> Callable[[Callable[P, Values]], WrappedFunction[P, Values]]:
-    """Decorator: gives a function `by_row` and a `warm_up`."""
-    return lambda function: WrappedFunction(function, by_row=by_row, warm_up=warm_up)
+    """Decorator: gives a function `by_row`, a `warm_up` and an `explain`."""
+    return lambda function: WrappedFunction(function, by_row=by_row, warm_up=warm_up, explain=explain)
 
 
 def as_reward(function: Callable[..., Any]) -> RewardFunction:
@@ -145,7 +165,10 @@ def as_reward(function: Callable[..., Any]) -> RewardFunction:
         return function
     inner = function.func if isinstance(function, functools.partial) else function
     reward: WrappedFunction[..., Any] = WrappedFunction(
-        function, by_row=getattr(inner, "by_row", False), warm_up=getattr(inner, "warm_up", None)
+        function,
+        by_row=getattr(inner, "by_row", False),
+        warm_up=getattr(inner, "warm_up", None),
+        explain=getattr(inner, "explain", None),
     )
     for name in ("take_calls", "take_metrics"):
         if hasattr(inner, name):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from r1jax.core.structs import Completion
-from r1jax.rewards.base import Scores
+from r1jax.rewards.base import Reward, Scores, explain_values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +29,11 @@ class Groups:
         behind = np.repeat(prompts, len(lengths) // len(prompts))
         pairs = (prompts * (prompts + 1) / 2).sum() + (lengths * behind + lengths * (lengths + 1) / 2).sum()
         return float(prompts.sum() + lengths.sum()), float(lengths.sum()), float(pairs)
+
+    def columns(self, group_size: int) -> dict[str, list[Any]]:
+        """The data's columns without `prompt`, a value per completion; None where a row lacks one."""
+        names = dict.fromkeys(key for row in self.rows for key in row if key != "prompt")
+        return {name: [row.get(name) for row in self.rows for _ in range(group_size)] for name in names}
 
     def pick(self, numbers: np.ndarray, group_size: int) -> Groups:
         """The groups of some prompts, by index."""
@@ -83,15 +88,19 @@ def describe_lengths(groups: Groups) -> dict[str, float]:
     }
 
 
-def describe_samples(groups: Groups, scores: Scores, advantages_PG: np.ndarray) -> list[dict[str, Any]]:
+def describe_samples(
+    groups: Groups, scores: Scores, rewards: Sequence[Reward], advantages_PG: np.ndarray
+) -> list[dict[str, Any]]:
     """The rows of samples.jsonl: completions first, then the calls that rewards made to a model (`call_of`)."""
     G = advantages_PG.shape[1]
+    rules = explain_values(rewards, scores, groups.texts, groups.columns(G))
     answers = [
         {
             "prompt": groups.rows[i // G]["prompt"],
             "completion": text,
             "reward": float(scores.total[i]),
             "rewards": {name: None if np.isnan(v[i]) else float(v[i]) for name, v in scores.by_name.items()},
+            **({"rules": rules[i]} if rules[i] else {}),
             "advantage": float(advantages_PG[i // G, i % G]),
             "length": len(completion.tokens),
             "finish_reason": completion.finish_reason,

@@ -118,14 +118,12 @@ class Rollouts:
 
     def _score(self, groups: Groups) -> Scores:
         G = self.settings.rollout.group_size
-        repeated = [row for row in groups.rows for _ in range(G)]
-        names = dict.fromkeys(key for row in groups.rows for key in row if key != "prompt")
         scores = score(
             self.rewards,
-            prompts=[row["prompt"] for row in repeated],
+            prompts=[row["prompt"] for row in groups.rows for _ in range(G)],
             completions=groups.texts,
             completion_ids=[list(c.tokens) for c in groups.completions],
-            columns={name: [row.get(name) for row in repeated] for name in names},
+            columns=groups.columns(G),
             group_size=G,
             processes=distributed,
             strict=self.settings.guards.rewards == "strict",

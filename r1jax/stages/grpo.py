@@ -215,7 +215,7 @@ class GRPORun:
         self._check_difference(metrics)
         everyones_PG = np.zeros((len(drawn.flat), G))
         everyones_PG[drawn.kept] = np.where(excluded_PG, 0.0, advantages_PG)
-        return metrics, describe_samples(drawn.groups, drawn.scores, everyones_PG)
+        return metrics, describe_samples(drawn.groups, drawn.scores, self.rollouts.rewards, everyones_PG)
 
     def evaluate(self) -> dict[str, float]:
         """Held-out metrics of the current weights."""

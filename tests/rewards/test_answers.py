@@ -3,6 +3,7 @@ r"""Rewards for answers: open-r1's behaviour of `accuracy_reward`, and what coun
 import pytest
 
 from r1jax.rewards.answers import accuracy_reward, answer_reward, find_answer, find_boxed, number_reward, same_answer
+from r1jax.rewards.base import explain_values, load_rewards, score
 
 
 def as_messages(text):
@@ -179,3 +180,22 @@ def test_megabytes_do_not_hang(text):
     assert answer_reward([text], ["7"]) == [0.0]
     assert answer_reward([r"\boxed{7}"], [text]) == [0.0]
     assert number_reward([text], ["8"]) == [0.0]
+
+
+def test_the_rules_that_decided_are_told():
+    """Of each reward that applies, by its name; other rewards tell none."""
+    rewards = load_rewards(
+        {"answer_reward": 1.0, "number_reward": 1.0, "accuracy_reward": 1.0, "r1_format_reward": 1.0}
+    )
+    texts = [r"\boxed{12\text{ cm}}", "none", r"\boxed{3} or \boxed{4}", r"\boxed{7}"]
+    columns = {"solution": ["12 cm", "12", "4", ""]}
+    scores = score(rewards, prompts=texts, completions=texts, completion_ids=[[1]] * 4, columns=columns)
+    unit, nothing, hedged, without_gold = explain_values(rewards, scores, texts, columns)
+    assert unit == {
+        "answer_reward": "last box: number 12 with unit cm",
+        "number_reward": "the last number: number 12",
+        "accuracy_reward": "math-verify decides",
+    }
+    assert nothing["answer_reward"] == "no answer in tags or boxes" and nothing["number_reward"] == "no number"
+    assert hedged["accuracy_reward"] == hedged["answer_reward"] != "math-verify decides"
+    assert without_gold == {}
