@@ -29,9 +29,14 @@ PHASES = ("rollout", "reward", "train")
 TEXT_LIMIT = 360  # characters of a prompt or completion in a table of samples
 
 
+_shows = True  # whether this process shows what its run shows; see name_process
+
+
 @functools.cache
 def shared_console() -> Console:
     """The one console of the process, on the current stdout; all output goes through it."""
+    if not _shows:
+        return silence()
     # A character that the terminal cannot encode must not end a run.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
@@ -39,7 +44,7 @@ def shared_console() -> Console:
 
 
 def silence() -> Console:
-    """A console that shows nothing, for all processes of a run but the first."""
+    """A console that shows nothing: that of all processes of a run but the first."""
     return Console(quiet=True, force_terminal=False)
 
 
@@ -59,12 +64,32 @@ def set_up_logging(level: str = "INFO") -> None:
     logging.getLogger("r1jax").setLevel(level)
 
 
+def name_process(name: str, *, shows: bool) -> None:
+    """Puts the name of this process of a run of several into its log lines (after `set_up_logging`).
+
+    shows: whether it is the one that shows progress, tables and samples; the others are silent but for warnings.
+    """
+    global _shows
+    _shows = shows
+    shared_console.cache_clear()
+    if not shows:
+        logging.getLogger("r1jax").setLevel("WARNING")
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _ConsoleHandler):
+            handler.name_process(name)
+
+
 class _ConsoleHandler(logging.Handler):
     """Prints through the shared console while it controls the terminal, else to stderr."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+        self.name_process("")
+
+    def name_process(self, name: str) -> None:
+        """Puts a name before the messages."""
+        before = f"[{name}] ".replace("%", "%%") if name else ""
+        self.setFormatter(logging.Formatter(f"%(asctime)s {before}%(message)s", datefmt="%H:%M:%S"))
 
     def emit(self, record: logging.LogRecord) -> None:
         line = self.format(record)

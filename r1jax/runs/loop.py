@@ -29,6 +29,7 @@ from r1jax.core.locks import hold_lock
 from r1jax.core.metrics import METRICS_FILE, MetricsWriter, Row, read_rows
 from r1jax.core.watchdog import Watchdog, beat
 from r1jax.eval.report import write_report
+from r1jax.runs.first_step import START
 from r1jax.runs.model_setup import CheckpointConfig, LogConfig, is_due
 from r1jax.runs.workdir import check_config, set_aside, write_config
 from r1jax.weights.restore import restore_state
@@ -85,17 +86,21 @@ class Loop:
         watchdog = Watchdog(self.watchdog_minutes)
         with lock or contextlib.nullcontext(), watchdog, Interrupts() as interrupts:
             checkpoints = Checkpoints(self.workdir, keep=self.checkpoint.keep)
+            START.enter("restore")
             start, pending = self._restore(checkpoints, stage)
+            START.enter("evaluate")
             writer = self._open_writer(start)
             saves = _Saves(checkpoints, stage, self.checkpoint, interrupts, start or 0)
             if pending is not None and start is not None:
                 self._finish_row(writer, start, pending, stage)
             if start is None and (before := stage.evaluate()):
                 writer.write(0, before)
-            out = None if distributed.is_writer() else console.silence()  # one process of a run shows it
-            with console.Progress(self.steps, start=start or 0, title="step", console=out) as progress, saves.rescue():
+            START.enter("step")
+            with console.Progress(self.steps, start=start or 0, title="step") as progress, saves.rescue():
                 for step in range((start or 0) + 1, self.steps + 1):
                     metrics, samples = stage.step(step)
+                    if step == (start or 0) + 1:
+                        _log.info(START.finish())
                     kept = self.log.samples_per_step
                     writer.write_samples(step, samples if kept < 0 else samples[:kept])
                     saves.note(step)
@@ -108,7 +113,7 @@ class Loop:
                     writer.write(step, metrics)
                     progress.update(step, metrics)
                     if samples and self.log.show_every_steps and step % self.log.show_every_steps == 0:
-                        console.show_samples(samples, limit=3, console=out)
+                        console.show_samples(samples, limit=3)
                     if due:
                         saves.save(step)
                     if interrupts.is_due(step) and step < self.steps:

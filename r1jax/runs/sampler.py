@@ -16,7 +16,6 @@ from typing import Any
 import jax
 from flax import nnx
 
-from r1jax.core import console, distributed
 from r1jax.core.errors import UserError
 from r1jax.core.sharding import MESH_AXES, MeshConfig, batch_parts, current_layout, in_layout, make_mesh, use_mesh
 from r1jax.core.structs import Completion, Program, Request, Sampling
@@ -24,6 +23,7 @@ from r1jax.models.flops import Work
 from r1jax.models.transformer import Params, split
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.slots import EngineConfig
+from r1jax.runs.prologue import join
 from r1jax.text.tokenizer import Tokenizer
 from r1jax.weights.pretrained import find_description, find_model, load_pretrained
 
@@ -125,8 +125,7 @@ def place_sampler(mesh: str = "") -> Iterator[None]:
 
     Without `mesh`, the model uses one CPU, or a copy on each accelerator.
     """
-    console.set_up_logging()
-    distributed.start()
+    join()
     if not mesh and jax.default_backend() == "cpu" and jax.process_count() == 1:
         yield
         return

@@ -1,14 +1,18 @@
-"""Whole runs in two and four real processes against one: the same metrics, samples and checkpoints, whoever resumes."""
+"""Whole runs in several real processes against one: the same metrics, samples and checkpoints; one of them speaks."""
 
+import os
 import pathlib
+import re
 import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from r1jax.core.metrics import read_rows
 from tests.core.test_distributed import free_port
-from tests.environment import make_xla_flags
+from tests.environment import ROOT, make_xla_flags
 from tests.stages.runs import CONFIG, Rows, read_completions, start, untimed
 
 DEVICES = 4
@@ -57,3 +61,64 @@ def test_several_processes_are_one_run(stage: str, tiny_model: pathlib.Path, tmp
     assert_same(run(1, 4, "many"), run(2, 4, "one"))
     if stage == "grpo":
         assert read_completions(tmp_path / "many") == read_completions(tmp_path / "one")
+
+
+def run_commands(name: str, *commands: list[str]) -> list[tuple[int, str, str]]:
+    """`python -m r1jax.NAME` with each command's arguments, as one run; code, stdout and stderr of each process."""
+    shared = {"XLA_FLAGS": make_xla_flags(1), "R1JAX_COORDINATOR": f"localhost:{free_port()}"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", f"r1jax.{name}", *arguments],
+            cwd=ROOT,
+            env={**os.environ, **shared, "R1JAX_PROCESS_COUNT": str(len(commands)), "R1JAX_PROCESS_ID": str(index)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index, arguments in enumerate(commands)
+    ]
+    try:
+        with ThreadPoolExecutor() as pool:
+            outcomes = list(pool.map(lambda process: process.communicate(timeout=600), processes))
+        return [(process.returncode, *texts) for process, texts in zip(processes, outcomes, strict=True)]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def only_words(text: str) -> list[str]:
+    """Lines without those of libraries below Python."""
+    return [line for line in text.splitlines() if line and "[Gloo]" not in line and not re.match(r"[WEI]\d{4} ", line)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["train grpo", "train sft", "generate", "evaluate"])
+def test_the_first_process_alone_shows_what_a_command_shows(
+    command: str, tiny_model: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    name, _, stage = command.partition(" ")
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "1+1=", "solution": "2"}\n{"prompt": "1+2=", "solution": "3"}\n')
+    out = f"--output={tmp_path / 'out.json'}"
+    if name == "train":
+        config, flags = STAGES[stage]
+        flags = [*flags, f"--config={config}", f"--config.model.path={tiny_model}", f"--workdir={tmp_path / 'run'}"]
+        flags += ["--config.mesh.data=2", "--config.steps=1"]
+    else:
+        flags = [f"--model={tiny_model}", out, "--max_new_tokens=4", "--batch_size=2"]
+        flags += (
+            [f"--prompts={prompts}"] if name == "generate" else [f"--benchmarks=jsonl={prompts}", "--template=plain"]
+        )
+    (code, first, log), (other_code, other, other_log) = run_commands(name, flags, flags)
+    assert code == other_code == 0, log + other_log
+    shown = {"train": "step 1/1", "generate": "rows 2/2", "evaluate": "problems 2/2"}[name]
+    assert shown in first and only_words(other) == []
+    assert len(only_words(other_log)) == 1 and "process 2 of 2 is" in other_log, other_log
+    assert " 2 processes, 2 x cpu, 1 each: " in log
+    if name == "evaluate":
+        assert "scores" in first
+    if name == "train":
+        phases = (
+            r"first step after [\d.]+ s: connect [\d.]+, load [\d.]+, restore [\d.]+, evaluate [\d.]+, step [\d.]+, "
+        )
+        assert re.search(phases + r"compile [\d.]+ \(\d+ programs\)", log) and "report: " in log
