@@ -5,7 +5,8 @@
 
 The first argument is a Hugging Face folder, a .gguf file, a hub name (org/name), the workdir of a run (its newest
 checkpoint) or one of its checkpoints; the second a folder that does not exist yet. It receives config.json, the weights
-as safetensors (with an index if they are large), the tokenizer files and generation_config.json, all or nothing.
+as safetensors (with an index if they are large), the tokenizer files and generation_config.json, all or nothing; from a
+run also prompting.json, how the run asked its model, which evaluate and chat use.
 
 Every tensor keeps its stored dtype (8-bit blocks become bfloat16, GGUF's quantized blocks float32), or is cast to
 --dtype; the router's correction bias keeps its own. Tensors are read and written one at a time.
@@ -41,9 +42,10 @@ def convert(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     """Converts a model by the arguments; jax is imported only after they are checked."""
     if len(arguments) != 2:
         raise UserError(f"two arguments are needed, SRC and DST, got {len(arguments)} (see --help)")
+    from r1jax.eval.prompting import describe_missing
     from r1jax.weights import export
 
-    export.convert(arguments[0], arguments[1], dtype=values.dtype)
+    export.convert(arguments[0], arguments[1], dtype=values.dtype, files=describe_missing(arguments[0]))
 
 
 if __name__ == "__main__":

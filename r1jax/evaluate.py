@@ -18,10 +18,13 @@ tokens; truncated (the share cut off at max_new_tokens). OUT.samples.jsonl has e
 run's samples.jsonl, with a column `solution`): a table, and a page (OUT.html of --output=OUT.json; without, beside the
 samples) of the completions for which two rewards differ.
 
-The defaults follow DeepSeek's protocol, temperature 0.6 and top-p 0.95; it uses --num_samples 64 (AIME, GPQA) and 16
-(MATH), and --max_new_tokens 32768.
+A workdir, and a folder exported from one, carry how the run asked its model. By default (--template=run) questions,
+sampling and grading are those of the run, and flags win; another --template asks without them. The defaults are then
+DeepSeek's protocol, temperature 0.6 and top-p 0.95; it uses --num_samples 64 (AIME, GPQA) and 16 (MATH), and
+--max_new_tokens 32768.
 """
 
+import logging
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -31,7 +34,9 @@ from absl import flags
 
 from r1jax.core.commands import run_command
 from r1jax.core.errors import UserError
-from r1jax.generate import define_device_flags
+from r1jax.generate import TEMPLATE_HELP, choose_sampling, define_device_flags
+
+log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -47,16 +52,17 @@ def define_flags() -> flags.FlagValues:
     string("model", None, "Hugging Face folder, .gguf file, hub name, or workdir of a run.", flag_values=values)
     string("samples", None, "A file of completions to score, in place of --model.", flag_values=values)
     string("benchmarks", None, "NAME, NAME=FILE or jsonl=FILE; separate several by commas.", flag_values=values)
-    string("output", None, "The JSON file to write.", flag_values=values)
+    text = "The JSON file to write. Default with --model: none, the scores are shown only."
+    string("output", None, text, flag_values=values)
     string("reward", None, "Rewards to ask about --samples: NAME[,NAME…].", flag_values=values)
     integer("num_samples", None, "Completions per problem. Default: 1, or all of --samples.", flag_values=values)
-    number("temperature", 0.6, "Sampling temperature; 0 is greedy. Default: 0.6.", flag_values=values)
-    number("top_p", 0.95, "Nucleus sampling: probability mass to sample from. Default: 0.95.", flag_values=values)
-    integer("max_new_tokens", 2048, "Most tokens of a completion. Default: 2048.", flag_values=values)
+    number("temperature", 0.6, "Sampling temperature; 0 is greedy. Default: the run's, or 0.6.", flag_values=values)
+    text = "Nucleus sampling: probability mass to sample from. Default: the run's, or 0.95."
+    number("top_p", 0.95, text, flag_values=values)
+    integer("max_new_tokens", 2048, "Most tokens of a completion. Default: the run's, or 2048.", flag_values=values)
     integer("limit", 0, "Use only the first N problems of each benchmark. Default: 0, all.", flag_values=values)
     integer("seed", 0, "Sampling seed; results do not depend on the batch size. Default: 0.", flag_values=values)
-    text = "chat (the model's chat template), r1, question_reply, plain, or a raw text with {question}. Default: chat."
-    string("template", "chat", text, flag_values=values)
+    string("template", None, TEMPLATE_HELP + " Default: run where MODEL carries it, else chat.", flag_values=values)
     integer("batch_size", 32, "Completions sampled at once; memory grows with it. Default: 32.", flag_values=values)
     define_device_flags(values)
     return values
@@ -64,7 +70,7 @@ def define_flags() -> flags.FlagValues:
 
 def evaluate(values: flags.FlagValues) -> None:
     """Evaluates by the flags; problems and flags are checked before a model is loaded."""
-    if not values.output and not values.reward:
+    if values.samples and not values.output and not values.reward:
         raise UserError("--output is missing (see --help)")
     if bool(values.model) == bool(values.samples):
         raise UserError("exactly one of --model and --samples must be given (see --help)")
@@ -103,24 +109,29 @@ def _measure_model(values: flags.FlagValues) -> None:
     if not values.benchmarks:
         raise UserError("--benchmarks is missing, as in --benchmarks=gsm8k=FILE.jsonl (see --help)")
     from r1jax.eval.benchmarks import load_benchmark
+    from r1jax.eval.prompting import choose_prompting
     from r1jax.runs.evaluate import answer_problems, score_benchmarks, show_scores, write_scores
     from r1jax.runs.generate import Generation
     from r1jax.runs.sampler import load_sampler, place_sampler
 
-    names = ("temperature", "top_p", "max_new_tokens", "seed")
-    settings: dict[str, Any] = {name: values[name].value for name in names}
+    prompting = choose_prompting(values.model, values.template)
+    settings = choose_sampling(values, ("temperature", "top_p", "max_new_tokens", "seed"), prompting)
     config = Generation(num_samples=1 if values.num_samples is None else values.num_samples, **settings)
     problems: dict[str, Any] = {}
     for spec in values.benchmarks.split(","):
-        name, found = load_benchmark(spec, template=values.template, limit=values.limit)
+        name, found = load_benchmark(spec, template=values.template or "chat", limit=values.limit, prompting=prompting)
         if name in problems:
             raise UserError(f"--benchmarks names {name} twice")
         problems[name] = found
     with place_sampler(values.mesh):
-        sampler = load_sampler(values.model, dtype=values.dtype, slots=values.batch_size)
+        stop_ids = prompting.stop_ids if prompting else ()
+        if prompting:
+            log.info("asking as the run did: %s (another --template asks without)", prompting.describe())
+        sampler = load_sampler(values.model, dtype=values.dtype, slots=values.batch_size, stop_ids=stop_ids)
         answered = {name: answer_problems(sampler, found, config) for name, found in problems.items()}
-        scores, rows = score_benchmarks(answered)
-        write_scores(values.output, values.model, scores, rows)
+        scores, rows = score_benchmarks(answered, prompting=prompting)
+        if values.output:
+            write_scores(values.output, values.model, scores, rows)
     show_scores(scores)
 
 

@@ -4,7 +4,8 @@
 
 --model is a Hugging Face folder, a .gguf file, a hub name (org/name), or the workdir of a run. --prompts is a file of
 rows (.jsonl, .parquet, .arrayrecord, or a hub data set): each has `prompt`, a text or a list of {role, content}
-messages for the model's chat template, or `tokens`, a list of ids.
+messages for the model's chat template, or `tokens`, a list of ids. A text goes to the model as it is; --template makes
+a prompt of it, `run` as the run did that trained the model, with the run's sampling where no flag says otherwise.
 
 The output has one row per input row, in the same order: all its fields, and `completions`, `completion_tokens`,
 `logprobs` (one per token, of the distribution after temperature and before top-k and top-p) and `finish_reasons`
@@ -13,15 +14,26 @@ are kept.
 """
 
 import dataclasses
+import logging
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from r1jax.core.commands import run_command
 from r1jax.core.errors import UserError
+
+if TYPE_CHECKING:
+    from r1jax.eval.prompting import Prompting
+
+log = logging.getLogger(__name__)
+
+TEMPLATE_HELP = (
+    "How a question becomes a prompt: run (as in MODEL's run), chat (the model's chat template), r1, question_reply, "
+    "plain, or a raw text with {question}."
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -47,6 +59,8 @@ def define_flags() -> flags.FlagValues:
     integer("max_new_tokens", 256, "Most tokens of a completion. Default: 256.", flag_values=values)
     integer("seed", 0, "Sampling seed; results do not depend on the batch size. Default: 0.", flag_values=values)
     integer("batch_size", 64, "Completions sampled at once; memory grows with it. Default: 64.", flag_values=values)
+    text = " Default: none, a text goes to the model as it is."
+    string("template", None, TEMPLATE_HELP + text, flag_values=values)
     define_device_flags(values)
     return values
 
@@ -65,21 +79,47 @@ def generate(values: flags.FlagValues) -> None:
         if not values[name].value:
             raise UserError(f"--{name} is missing (see --help)")
     from r1jax.data.files import read_rows
+    from r1jax.eval.prompting import name_prompting
     from r1jax.runs.generate import Generation, check_output, generate_file
     from r1jax.runs.sampler import load_sampler, place_sampler
     from r1jax.weights.identity import identify_model
 
+    prompting = name_prompting(values.model, values.template) if values.template else None
     names = ("num_samples", "temperature", "top_p", "top_k", "min_p", "max_new_tokens", "seed")
-    settings: dict[str, Any] = {name: values[name].value for name in names}
-    config = Generation(**settings)
+    config = Generation(**choose_sampling(values, names, prompting))
     rows = read_rows(values.prompts, key="--prompts")
     if not rows:
         raise UserError(f"--prompts={values.prompts} holds no rows")
     model = {"model": values.model, "model_digest": identify_model(values.model), "dtype": values.dtype}
+    model["template"] = prompting.to_text() if prompting else ""
     check_output(pathlib.Path(values.output), {**model, **dataclasses.asdict(config)})
     with place_sampler(values.mesh):
-        sampler = load_sampler(values.model, dtype=values.dtype, slots=values.batch_size)
-        generate_file(sampler, rows, values.output, config, model=model)
+        if not prompting and any(isinstance(row.columns.get("prompt"), str) for row in rows):
+            _note_template(values.model)
+        stop_ids = prompting.stop_ids if prompting else ()
+        sampler = load_sampler(values.model, dtype=values.dtype, slots=values.batch_size, stop_ids=stop_ids)
+        generate_file(sampler, rows, values.output, config, model=model, wrap=prompting.wrap if prompting else None)
+
+
+def choose_sampling(values: flags.FlagValues, names: Sequence[str], prompting: "Prompting | None") -> dict[str, Any]:
+    """Values of the sampling flags: a flag that was given, else the run's value, else the flag's default."""
+    own: dict[str, Any] = dict(prompting.sampling) if prompting else {}
+    if prompting:
+        names = (*names, *(name for name in own if name not in names))
+    return {name: values[name].value if name not in own or _is_given(values, name) else own[name] for name in names}
+
+
+def _is_given(values: flags.FlagValues, name: str) -> bool:
+    return name in values and bool(values[name].present)
+
+
+def _note_template(model: str) -> None:
+    """Says that MODEL carries a template which is not used."""
+    from r1jax.eval.prompting import read_prompting
+
+    found = read_prompting(model)
+    if found is not None:
+        log.info("%s carries a prompt template (%s): --template=run puts texts into it", model, found.describe())
 
 
 if __name__ == "__main__":

@@ -206,7 +206,7 @@ def make_builder(config: TaskConfig) -> Callable[[SourceRow], dict[str, Any]]:
         raise UserError(
             f'config.data.extractor must be one of {", ".join(EXTRACTORS)} or none, got "{config.extractor}"'
         )
-    extract = EXTRACTORS[config.extractor] if config.extractor else _to_text
+    extract = EXTRACTORS[config.extractor] if config.extractor else to_text
     columns = config.columns if config.source in FILES else {"prompt": "question", **config.columns}
 
     def build(row: SourceRow) -> dict[str, Any]:
@@ -252,7 +252,7 @@ def extract_gsm8k(solution: Any) -> str:
     return solution.rpartition("####")[2].strip().replace(",", "")
 
 
-def _to_text(solution: Any) -> Any:
+def to_text(solution: Any) -> Any:
     """Numbers as text (145.0 as "145"), because rewards compare texts; other values unchanged."""
     if solution is None:
         raise RowError("the solution is null")

@@ -15,17 +15,19 @@ from r1jax.core.errors import UserError
 from r1jax.data.files import read_rows
 from r1jax.data.tasks import Prompt, RowError, check_prompt, choose_template
 from r1jax.eval.extraction import read_gold
+from r1jax.eval.prompting import Prompting
 from r1jax.text.prompts import BOXED, MULTIPLE_CHOICE, fill
 
 Columns = Mapping[str, Any]
 
 
 class Problem(NamedTuple):
-    """place: FILE:LINE; prompt: text or messages; gold: the reference answer."""
+    """place: FILE:LINE; prompt: text or messages; gold: the reference answer; columns: of the row, for rewards."""
 
     place: str
     prompt: Prompt
     gold: str
+    columns: Columns = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +41,17 @@ class Benchmark:
     wording: str = BOXED
 
 
-def load_benchmark(spec: str, *, template: str = "chat", limit: int = 0) -> tuple[str, list[Problem]]:
+def load_benchmark(
+    spec: str, *, template: str = "chat", limit: int = 0, prompting: Prompting | None = None
+) -> tuple[str, list[Problem]]:
     """Name and problems of `NAME`, `NAME=FILE` or `jsonl=FILE`; the first `limit` of them (0: all).
 
     template: `chat` uses the benchmark's wording and the model's chat template; anything else is a raw template, by
-    name or as text with {question}. A prompt of a `jsonl` file that is more than a question is used unchanged. Raises
-    UserError for an unknown name, a missing file or a malformed row (with file and line).
+    name or as text with {question}. A prompt of a `jsonl` file that is more than a question is used unchanged.
+    prompting: how a run asks, in place of `template`: a question is put as the run puts its own; a benchmark's wording
+    is used only where the run has neither a raw template nor grading.
+
+    Raises UserError for an unknown name, a missing file or a malformed row (with file and line).
     """
     name, given, path = spec.partition("=")
     if name != "jsonl" and name not in BENCHMARKS:
@@ -52,7 +59,7 @@ def load_benchmark(spec: str, *, template: str = "chat", limit: int = 0) -> tupl
     if (given or name == "jsonl") and not path:
         raise UserError(f"--benchmarks: {name}= needs a file name after it")
     benchmark = BENCHMARKS.get(name)
-    make = _make_prompts(benchmark, template)
+    make = _make_prompts(benchmark, template) if prompting is None else _ask_as_run(benchmark, prompting)
     rows = read_rows(path or BENCHMARKS[name].hub, key=f"--benchmarks={name}")[: limit or None]
     if not rows:
         raise UserError(f"{path or name} has no problems (--benchmarks={spec})")
@@ -64,6 +71,20 @@ def load_benchmark(spec: str, *, template: str = "chat", limit: int = 0) -> tupl
             reason = f"no column {error}" if isinstance(error, KeyError) else error
             raise UserError(f"{place}: {reason} (--benchmarks={spec})") from None
     return (pathlib.Path(path).stem if name == "jsonl" else name), problems
+
+
+def _ask_as_run(benchmark: Benchmark | None, prompting: Prompting) -> Callable[[Columns], tuple[Prompt, str, Columns]]:
+    is_bare = prompting.grading is not None or not prompting.takes_turns
+
+    def make(columns: Columns) -> tuple[Prompt, str, Columns]:
+        if benchmark is None:
+            built = prompting.build(columns)
+            return built["prompt"], _read_answer(built["solution"]), built
+        question, gold = benchmark.read(columns)
+        prompt = prompting.wrap(question if is_bare else fill(benchmark.wording, question))
+        return prompt, gold, {**columns, "question": question, "solution": gold}
+
+    return make
 
 
 def _make_prompts(benchmark: Benchmark | None, template: str) -> Callable[[Columns], tuple[Prompt, str]]:

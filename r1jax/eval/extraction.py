@@ -44,6 +44,14 @@ def find_strict(text: str, kind: Kind) -> str | None:
     return None if place is None else place.text or None
 
 
+def find_number(text: str, kind: Kind) -> str | None:
+    """The last number of the reply as text, for golds that are numbers; otherwise the answer in the requested place."""
+    if kind != "number":
+        return find_strict(text, kind)
+    found = find_last_numeral(after_closed_thought(text))
+    return None if found is None else f"{found.value}{'%' if found.percent else ''}"
+
+
 def is_lenient(text: str, gold: str, kind: Kind, strict: bool) -> bool:
     """Whether the last number or letter is correct. For an expression, which has neither, `strict` decides.
 

@@ -83,8 +83,9 @@ def evaluate(
     ]
     completions = generate(requests)
     count = len(problems.rows)
-    sampled = _score(decode, problems, config, completions[:count])
-    greedy = _score(decode, problems, config, completions[count:])
+    texts, ids = [decode(c.tokens) for c in completions], [list(c.tokens) for c in completions]
+    sampled = judge(problems, config, texts[:count], ids[:count])
+    greedy = judge(problems, config, texts[count:], ids[count:])
     values = {
         "pass@1": sampled["strict"],
         "greedy": greedy["strict"],
@@ -102,17 +103,18 @@ def evaluate(
     return metrics
 
 
-def _score(
-    decode: Callable[[Sequence[int]], str], problems: Problems, config: EvalConfig, completions: Sequence[Completion]
+def judge(
+    problems: Problems, config: EvalConfig, texts: Sequence[str], ids: Sequence[Sequence[int]]
 ) -> dict[str, np.ndarray]:
-    """strict, lenient and format, each [problems] of 0 or 1."""
-    texts = [decode(c.tokens) for c in completions]
+    """strict, lenient and (where config.format names a reward) format of one text per problem, each [problems] of
+    0 or 1.
+    """
     columns = {key: [row.get(key) for row in problems.rows] for key in problems.rows[0] if key != "prompt"}
     values = score(
         list(problems.scorers.values()),
         prompts=[row["prompt"] for row in problems.rows],
         completions=texts,
-        completion_ids=[list(c.tokens) for c in completions],
+        completion_ids=ids,
         columns=columns,
     ).by_name
     right = {name: (np.nan_to_num(value) == 1.0).astype(np.float64) for name, value in values.items()}

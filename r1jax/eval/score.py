@@ -13,7 +13,7 @@ another kind where a number is required.
 import dataclasses
 import itertools
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,19 +24,25 @@ from r1jax.eval.extraction import Kind, compare, explain, find_kind, find_strict
 
 @dataclasses.dataclass(frozen=True)
 class Answered:
-    """A problem with its completions. `lengths` (tokens) and `finish_reasons`, one per completion, where known."""
+    """A problem with its completions. `lengths` (tokens) and `finish_reasons`, one per completion, where known.
+
+    columns: of the problem's row, for rewards. ids: sampled ids of each completion, for rewards, where known.
+    """
 
     problem: Any
     gold: str
     completions: Sequence[str]
     lengths: Sequence[int] | None = None
     finish_reasons: Sequence[str] | None = None
+    columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    ids: Sequence[Sequence[int]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Graded:
     """A problem's graded completions: extracted answers, strict and lenient correctness; `votes[i]` is the index of the
-    first completion with the same answer (None: no answer); `rules[i]` is the rule that decided, in words.
+    first completion with the same answer (None: no answer); `rules[i]` is the rule that decided, in words; `formed[i]`
+    is whether the format is right (None: whether there is an answer).
     """
 
     answers: list[str | None]
@@ -44,25 +50,36 @@ class Graded:
     lenient: list[bool]
     votes: list[int | None]
     rules: list[str] = dataclasses.field(default_factory=list)
+    formed: list[bool] | None = None
+
+    @property
+    def formats(self) -> list[bool]:
+        """For each completion, whether it has the format that was asked for."""
+        return [answer is not None for answer in self.answers] if self.formed is None else self.formed
 
 
-def score(problems: Sequence[Answered], k: int = 0) -> tuple[dict[str, float | int | None], list[dict[str, Any]]]:
+Grader = Callable[[Sequence[Answered]], list[Graded]]
+
+
+def score(
+    problems: Sequence[Answered], k: int = 0, *, grader: Grader | None = None
+) -> tuple[dict[str, float | int | None], list[dict[str, Any]]]:
     """Scores of a benchmark, and one row per problem for samples.jsonl.
 
-    k: of pass@k and cons@k; 0: the smallest number of completions of a problem. Raises UserError if a problem has
-    fewer.
+    k: of pass@k and cons@k; 0: the smallest number of completions of a problem. grader: decides what is correct (None:
+    `grade`). Raises UserError if a problem has fewer.
     """
     least = min((len(problem.completions) for problem in problems), default=0)
     if not least:
         raise UserError("there is nothing to score: every problem needs at least one completion")
     if k > least:
         raise UserError(f"num_samples is {k}, but a problem has only {least} completions")
-    k, graded = k or least, grade(problems)
+    k, graded = k or least, (grader or grade)(problems)
     means = [float(np.mean(grades.correct)) for grades in graded]
     pass_1, stderr = mean_and_stderr(means)
     lengths = [length for problem in problems for length in problem.lengths or ()]
     reasons = [reason for problem in problems for reason in problem.finish_reasons or ()]
-    answers = [answer for grades in graded for answer in grades.answers]
+    formats = [formed for grades in graded for formed in grades.formats]
     scores = {
         "n": len(problems),
         "k": k,
@@ -71,18 +88,21 @@ def score(problems: Sequence[Answered], k: int = 0) -> tuple[dict[str, float | i
         "pass@k": float(np.mean([pass_at_k(len(g.correct), sum(g.correct), k) for g in graded])),
         "cons@k": float(np.mean([is_majority_right(g, k) for g in graded])),
         "lenient_pass@1": float(np.mean([np.mean(g.lenient) for g in graded])),
-        "format_rate": sum(answer is not None for answer in answers) / len(answers),
+        "format_rate": sum(formats) / len(formats),
         "mean_length": float(np.mean(lengths)) if lengths else None,
         "truncated": sum(reason == "length" for reason in reasons) / len(reasons) if reasons else None,
     }
     return scores, [_describe(problem, grades) for problem, grades in zip(problems, graded, strict=True)]
 
 
-def grade(problems: Sequence[Answered]) -> list[Graded]:
-    """Grades all completions; comparisons that need math-verify go in two batches for all problems together."""
+def grade(problems: Sequence[Answered], find_answer: Callable[[str, Kind], str | None] = find_strict) -> list[Graded]:
+    """Grades all completions; comparisons that need math-verify go in two batches for all problems together.
+
+    find_answer: (text, kind of the gold) -> the answer in the text, or None.
+    """
     kinds = [find_kind(problem.gold) for problem in problems]
     answers = [
-        [find_strict(text, kind) for text in problem.completions] for problem, kind in zip(problems, kinds, strict=True)
+        [find_answer(text, kind) for text in problem.completions] for problem, kind in zip(problems, kinds, strict=True)
     ]
     given = [(p, s) for p, found in enumerate(answers) for s, answer in enumerate(found) if answer is not None]
     verdicts = compare([(answers[p][s] or "", problems[p].gold, kinds[p]) for p, s in given])

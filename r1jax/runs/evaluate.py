@@ -20,6 +20,8 @@ from r1jax.eval.benchmarks import Problem
 from r1jax.eval.extraction import read_gold
 from r1jax.eval.headline import format_value
 from r1jax.eval.payouts import compare_graders, pay, render_payouts, summarize
+from r1jax.eval.prompting import Prompting
+from r1jax.eval.reward_grading import make_grader
 from r1jax.eval.score import Answered, score
 from r1jax.runs.generate import Generation, encode_rows, sample_prompts
 from r1jax.runs.sampler import Sampler
@@ -49,6 +51,8 @@ def answer_problems(sampler: Sampler, problems: Sequence[Problem], config: Gener
             [sampler.decode(c.tokens) for c in completions],
             [len(c.tokens) for c in completions],
             [c.finish_reason for c in completions],
+            problem.columns,
+            [c.tokens for c in completions],
         )
         for problem, completions in zip(problems, found, strict=True)
     ]
@@ -96,12 +100,17 @@ def ask_rewards(samples: pathlib.Path, names: Sequence[str], output: pathlib.Pat
     console.shared_console().print(f"page: {output}")
 
 
-def score_benchmarks(answered: Mapping[str, Sequence[Answered]], k: int = 0) -> tuple[Scores, list[dict[str, Any]]]:
-    """Scores by benchmark, and the rows of all of them for samples.jsonl."""
+def score_benchmarks(
+    answered: Mapping[str, Sequence[Answered]], k: int = 0, *, prompting: Prompting | None = None
+) -> tuple[Scores, list[dict[str, Any]]]:
+    """Scores by benchmark, and the rows of all of them for samples.jsonl. prompting: its grading decides, if it has
+    one.
+    """
+    grading = prompting.grading if prompting else None
     scores: Scores = {}
     rows = []
     for name, problems in answered.items():
-        scores[name], described = score(problems, k)
+        scores[name], described = score(problems, k, grader=make_grader(grading.to_config(name)) if grading else None)
         rows += [{"benchmark": name, **row} for row in described]
     return scores, rows
 

@@ -70,14 +70,16 @@ def generate_file(
     config: Generation,
     *,
     model: Mapping[str, str] | None = None,
+    wrap: Callable[[Any], Any] | None = None,
 ) -> dict[str, float]:
     """Completes every row into `output`, keeping rows that it already has. Returns counts of the work done.
 
     model: the model's settings, written beside the output with the sampling settings: `model` (its name),
-    `model_digest` (weights/identity.py), and `dtype`. Raises UserError for a row without a usable prompt, and for an
+    `model_digest` (weights/identity.py), and `dtype`. wrap: from a row's prompt to the one that the
+    model gets. Raises UserError for a row without a usable prompt, and for an
     output that this function did not write, or wrote with other settings.
     """
-    prompts = encode_rows(rows, sampler)
+    prompts = encode_rows([_wrap(row, wrap) for row in rows] if wrap else rows, sampler)
     identities = [_identify(row.columns) for row in rows]
     identify = lambda row: _identify(row) if _is_whole(row, config.num_samples) else None
     settings = {**(model or {}), **dataclasses.asdict(config)}
@@ -164,6 +166,11 @@ def encode_rows(rows: Sequence[SourceRow], sampler: Sampler) -> list[tuple[int, 
         except UserError as error:
             raise UserError(f"{place}: {error}") from None
     return prompts
+
+
+def _wrap(row: SourceRow, wrap: Callable[[Any], Any]) -> SourceRow:
+    prompt = row.columns.get("prompt")
+    return SourceRow(row.place, {**row.columns, "prompt": wrap(prompt)}) if prompt else row
 
 
 def _fill(

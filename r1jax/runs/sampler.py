@@ -143,8 +143,10 @@ def _read_mesh(text: str) -> MeshConfig:
     return MeshConfig(**{"data": 1 if -1 in sizes.values() else -1, **sizes})
 
 
-def load_sampler(path: str | pathlib.Path, *, dtype: str = "float32", slots: int = 64) -> Sampler:
-    """Loads a MODEL for sampling, on the enclosing mesh if there is one.
+def load_sampler(
+    path: str | pathlib.Path, *, dtype: str = "float32", slots: int = 64, stop_ids: tuple[int, ...] = ()
+) -> Sampler:
+    """Loads a MODEL for sampling, on the enclosing mesh if there is one. stop_ids: in place of the model's own.
 
     Raises UserError for a model that is missing or cannot be read.
     """
@@ -153,7 +155,8 @@ def load_sampler(path: str | pathlib.Path, *, dtype: str = "float32", slots: int
     if slots < 1:
         raise UserError(f"batch_size must be at least 1, got {slots}")
     model, tokenizer = load_pretrained(path, dtype=dtype)
-    stop_ids = read_stop_ids(find_description(find_model(path))) if tokenizer is None else tokenizer.eos_ids
+    if not stop_ids:
+        stop_ids = read_stop_ids(find_description(find_model(path))) if tokenizer is None else tokenizer.eos_ids
     return Sampler(*split(model), tokenizer, stop_ids, slots=slots)
 
 

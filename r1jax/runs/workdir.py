@@ -16,9 +16,11 @@ from r1jax.core.metrics import METRICS_FILE, SAMPLES_FILE, read_rows
 from r1jax.core.resolution import resolve
 from r1jax.core.sections import flatten, to_json, to_values
 from r1jax.eval.headline import format_value
+from r1jax.eval.prompting import make_prompting
 from r1jax.eval.saved_config import CONFIG_FILE, FORMAT, read_config_file
 from r1jax.runs.model_setup import describe_model
-from r1jax.weights.pretrained import DESCRIPTION
+from r1jax.text.tokenizer import Tokenizer
+from r1jax.weights.pretrained import DESCRIPTION, PROMPTING_FILE
 
 log = logging.getLogger(__name__)
 
@@ -31,14 +33,26 @@ RECORDS = (CONFIG_FILE, METRICS_FILE, SAMPLES_FILE, "tensorboard", "report.html"
 
 def write_config(settings: Any, workdir: pathlib.Path) -> None:
     """Writes config.json, every value of a run's settings, atomically, and model/, the description of the model for
-    readers of its checkpoints.
+    readers of its checkpoints, with how the run asks it (eval/prompting.py).
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    replace_file(workdir / CONFIG_FILE, to_json({"format": FORMAT, **to_values(settings)}))
+    values = to_values(settings)
+    replace_file(workdir / CONFIG_FILE, to_json({"format": FORMAT, **values}))
     model = getattr(settings, "model", None) or getattr(settings, "student", None)
     description = workdir / DESCRIPTION
     if model and not (description / "config.json").exists():
         describe_model(model, description)
+    if model:
+        _write_prompting(values, description)
+
+
+def _write_prompting(values: Mapping[str, Any], description: pathlib.Path) -> None:
+    tokenizer = Tokenizer.from_path(description)
+    prompting = make_prompting(values, () if tokenizer is None else tokenizer.eos_ids)
+    if prompting is None:  # that of the model which the run started from is not this run's
+        (description / PROMPTING_FILE).unlink(missing_ok=True)
+    else:
+        replace_file(description / PROMPTING_FILE, prompting.to_text())
 
 
 def set_aside(workdir: pathlib.Path) -> None:

@@ -25,7 +25,7 @@ from r1jax.models.transformer import Params
 from r1jax.text.tokenizer import Tokenizer
 from r1jax.weights.hf import check_tensor
 from r1jax.weights.parameters import Parameters, family_of, of_arrays, of_shape
-from r1jax.weights.pretrained import Opened, open_model
+from r1jax.weights.pretrained import PROMPTING_FILE, Opened, open_model
 from r1jax.weights.safetensors_writer import SHARD_BYTES, Spec, write_tensors
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -40,6 +40,7 @@ SIDECARS = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
+    PROMPTING_FILE,
 )
 
 
@@ -70,12 +71,13 @@ def convert(
     *,
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
+    files: Mapping[str, str] | None = None,
 ) -> None:
     """Writes any MODEL as the new `folder`, tensor by tensor.
 
     dtype: of floating tensors, except the router's correction bias; None: each tensor keeps its own, 8-bit blocks
-    become bfloat16 and GGUF's quantized blocks float32. Raises UserError, naming file and tensor, for anything missing,
-    truncated or unknown, and for an existing folder.
+    become bfloat16 and GGUF's quantized blocks float32. files: further texts by file name. Raises UserError, naming
+    file and tensor, for anything missing, truncated or unknown, and for an existing folder.
     """
     check_new(folder)
     opened = open_model(source)
@@ -88,6 +90,8 @@ def convert(
         write_tensors(target, specs, lambda name: tensors.read(stored[name]), shard_bytes=shard_bytes)
         if target is not None:
             describe(opened, target, specs)
+            for name, text in (files or {}).items():
+                (target / name).write_text(text, "utf-8")
 
 
 def describe_shape(

@@ -35,6 +35,7 @@ from r1jax.weights.parameters import of_checkpoint
 log = logging.getLogger(__name__)
 
 DESCRIPTION = "model"  # folder of a workdir with config.json and tokenizer files of the trained model
+PROMPTING_FILE = "prompting.json"  # in that folder, and in one exported from it: how the run asks (eval/prompting.py)
 
 
 def load_pretrained(

@@ -76,9 +76,9 @@ def test_any_file_with_prompt_and_solution(tmp_path: pathlib.Path):
     path = write(tmp_path / "my set.jsonl", *rows)
     name, problems = load_benchmark(f"jsonl={path}")
     assert name == "my set"
-    assert [problem[1:] for problem in problems] == [("1 + 2 =", "3"), (messages, "2")]
+    assert [problem[1:3] for problem in problems] == [("1 + 2 =", "3"), (messages, "2")]
     _, problems = load_benchmark(f"jsonl={path}", template="Q: {question}", limit=1)
-    assert [problem[1:] for problem in problems] == [("Q: 1 + 2 =", "3")]
+    assert [problem[1:3] for problem in problems] == [("Q: 1 + 2 =", "3")]
 
 
 def test_the_hub_is_asked_by_name_config_and_split(monkeypatch: pytest.MonkeyPatch):

@@ -1,7 +1,9 @@
 """The command that measures: samples that exist against figures by hand, a model end to end, one line for a mistake."""
 
 import json
+import logging
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 
 from r1jax import evaluate as command
+from r1jax.eval.prompting import Grading, Prompting
 from r1jax.models.transformer import merge, split
 from r1jax.weights import load_pretrained
 
@@ -74,6 +77,27 @@ def test_a_model_is_asked_and_scored(tiny_model: pathlib.Path, tmp_path: pathlib
     assert rows[0]["completions"] == [tokenizer.decode(ids[-rows[0]["lengths"][0] :])] * 2
 
 
+def test_a_model_that_carries_how_its_run_asked_is_asked_so(
+    tiny_model: pathlib.Path, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    sampling = {"temperature": 0.0, "max_new_tokens": 5}
+    asked = Prompting("Q: {question} A:", sampling=sampling, grading=Grading(("number_reward",), "number_reward"))
+    (folder / "prompting.json").write_text(asked.to_text())
+    source = write(tmp_path / "sums.jsonl", [{"prompt": "2 + 2?", "solution": 4}, {"prompt": "1 + 1?", "solution": 2}])
+    arguments = ["evaluate", f"--model={folder}", f"--benchmarks=jsonl={source}", "--batch_size=4"]
+    with caplog.at_level(logging.INFO):
+        assert command.main([*arguments, f"--output={tmp_path / 'own.json'}"]) == 0
+    assert "asking as the run did: template one of its own, temperature 0, max_new_tokens 5, strict is" in caplog.text
+    own = [json.loads(line) for line in (tmp_path / "own.samples.jsonl").read_text().splitlines()]
+    assert [row["problem"] for row in own] == ["Q: 2 + 2? A:", "Q: 1 + 1? A:"] and own[0]["lengths"] == [5]
+    assert own[0]["rules"][0].startswith("number_reward: ")
+    flags = ["--template=plain", "--max_new_tokens=5", "--temperature=0", f"--output={tmp_path / 'plain.json'}"]
+    assert command.main([*arguments, *flags]) == 0
+    plain = [json.loads(line) for line in (tmp_path / "plain.samples.jsonl").read_text().splitlines()]
+    assert plain[0]["problem"] == "2 + 2?" and not plain[0]["rules"][0].startswith("number_reward: ")
+
+
 GOOD = {"samples": "{folder}/mine.jsonl", "output": "{folder}/out.json"}
 MODEL = {"samples": None, "model": "{model}"}
 
@@ -97,6 +121,7 @@ MODEL = {"samples": None, "model": "{model}"}
             "--benchmarks names rows twice",
         ),
         ({**MODEL, "benchmarks": "jsonl={folder}/rows.jsonl", "template": "x"}, "--template must be one of chat, r1"),
+        ({**MODEL, "benchmarks": "jsonl={folder}/rows.jsonl", "template": "run"}, "--template=run needs a model that"),
         ({**MODEL, "benchmarks": "jsonl={folder}/rows.jsonl", "num_samples": "0"}, "num_samples must be at least 1"),
         ({**MODEL, "benchmarks": "jsonl={folder}/rows.jsonl", "model": "none/of/it"}, "no such model file or folder"),
         ({"smaples": "x"}, "smaples"),

@@ -18,6 +18,7 @@ import pytest
 from r1jax import generate as command
 from r1jax.core.errors import UserError
 from r1jax.data.files import read_rows
+from r1jax.eval.prompting import Prompting
 from r1jax.models.transformer import merge, split
 from r1jax.runs.generate import RESULTS, Generation, generate_file
 from r1jax.runs.sampler import Sampler, load_sampler
@@ -75,6 +76,27 @@ def test_a_row_keeps_its_fields_and_gets_its_completions(whole: list[dict[str, A
             assert text == sampler.tokenizer.decode(ids, skip_special=True)
         assert row["completion_tokens"][0] != row["completion_tokens"][1]
     assert whole[0]["completion_tokens"] != whole[5]["completion_tokens"], "equal rows are sampled apart"
+
+
+def test_a_text_goes_into_the_template_that_is_asked_for_and_stays_as_it_was_in_its_row(
+    sampler: Sampler, tmp_path: pathlib.Path
+):
+    greedy = Generation(temperature=0.0, max_new_tokens=6)
+    for name, prompt, wrap in (("a", "2 + 2", Prompting("What is {question}?").wrap), ("b", "What is 2 + 2?", None)):
+        rows = read_rows(str(write(tmp_path / f"{name}.in.jsonl", [{"prompt": prompt}])))
+        generate_file(sampler, rows, tmp_path / f"{name}.jsonl", greedy, wrap=wrap)
+    (wrapped,), (whole,) = read(tmp_path / "a.jsonl"), read(tmp_path / "b.jsonl")
+    assert wrapped["prompt"] == "2 + 2" and wrapped["completion_tokens"] == whole["completion_tokens"]
+
+
+def test_a_flag_outranks_the_runs_sampling_and_that_the_default():
+    values = command.define_flags()
+    values(["generate", "--temperature=1"])
+    run = Prompting(sampling={"temperature": 0.6, "max_new_tokens": 40, "min_p": 0.1})
+    names = ("temperature", "top_p", "max_new_tokens")
+    expected = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 40}
+    assert command.choose_sampling(values, names, run) == {**expected, "min_p": 0.1}
+    assert command.choose_sampling(values, names, None) == {**expected, "max_new_tokens": 256}
 
 
 def log_softmax(tiny_model: pathlib.Path, tokens: list[int], count: int, temperature: float) -> np.ndarray:

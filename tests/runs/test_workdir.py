@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 
 from r1jax.core.errors import UserError
+from r1jax.data.tasks import TaskConfig
+from r1jax.eval.prompting import Prompting, read_prompting
+from r1jax.runs.model_setup import ModelConfig
 from r1jax.runs.workdir import check_config, write_config
+from r1jax.text.prompts import R1_ZERO
+from tests.tiny_model import STOP_IDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +50,21 @@ def test_the_config_is_written_whole_and_ends_in_one_newline(tmp_path: pathlib.P
         and not text.endswith("\n\n")
     )
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
+
+
+@dataclasses.dataclass(frozen=True)
+class AskingSettings(Settings):
+    model: ModelConfig = ModelConfig()
+    data: Any = TaskConfig("addition", template="r1")
+
+
+def test_how_the_run_asks_stands_beside_the_description_of_its_model(tiny_model: pathlib.Path, tmp_path: pathlib.Path):
+    settings = AskingSettings(model=ModelConfig(str(tiny_model)))
+    write_config(settings, tmp_path / "run")
+    (tmp_path / "run/checkpoints/1").mkdir(parents=True)
+    assert read_prompting(tmp_path / "run/checkpoints/1") == Prompting(R1_ZERO, stop_ids=STOP_IDS)
+    write_config(dataclasses.replace(settings, data=None), tmp_path / "run")
+    assert not (tmp_path / "run/model/prompting.json").exists()
 
 
 def test_a_kill_while_writing_leaves_the_old_config(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
