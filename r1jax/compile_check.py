@@ -25,6 +25,7 @@ from absl import flags
 
 from r1jax.core.commands import run_command
 from r1jax.core.errors import UserError
+from r1jax.core.extras import install_line
 from r1jax.runs.chips import CHIPS, Topology, read_topology
 from r1jax.train import resolve, split_overrides
 
@@ -133,7 +134,7 @@ def find_devices(topology: Topology) -> list[Any]:
         text = " ".join(str(error).split())
         if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
             raise UserError(
-                f"the TPU compiler (libtpu) does not load; install it with: pip install -e '.[tpu]' ({text[:200]})"
+                f"the TPU compiler (libtpu) does not load; install it with: {install_line('tpu')} ({text[:200]})"
             ) from None
         raise UserError(f"--topology={topology.name}: unknown to the TPU compiler ({text[:200]})") from None
     if len(found) != topology.devices:

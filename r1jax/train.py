@@ -3,7 +3,8 @@
   python -m r1jax.train --config=configs/grpo_zero.py
 
 A config is a Python file that describes the task, the model and the settings; it begins with its goal, command and
-expected result. Two ways to change a run without editing the file:
+expected result. The configs that come with r1jax are found by their names (configs/X.py) from any folder. Two ways to
+change a run without editing the file:
 
   --config=configs/grpo_zero.py:template=chat      an argument of the file, after a colon, several with commas
   --config.optimizer.learning_rate=3e-6            one value of the config, by its dotted name
@@ -26,8 +27,9 @@ from absl import flags
 from r1jax.core.commands import run_command
 from r1jax.core.config import load_config
 from r1jax.core.errors import UserError
+from r1jax.core.metrics import check_tracker
 from r1jax.core.resolution import Resolved
-from r1jax.stages.registry import find_stage, resolve_run, stage_of
+from r1jax.stages.registry import find_stage, find_trackers, resolve_run, stage_of
 
 
 def main(argv: Sequence[str]) -> int:
@@ -46,6 +48,8 @@ def main(argv: Sequence[str]) -> int:
             for line in describe_run(resolved, workdir):
                 print(line)
             return
+        for key, name in find_trackers(resolved.settings).items():  # before anything is loaded
+            check_tracker(name, key)
         stage_of(resolved.settings).run(resolved.settings, workdir)
         from r1jax.core import distributed  # imports jax, so only after the config is checked
 

@@ -123,6 +123,19 @@ def test_help_is_for_newcomers():
     assert not done.stderr
 
 
+@pytest.mark.parametrize(("key", "name"), [("wandb", "Weights & Biases"), ("trackio", "Trackio")])
+def test_a_missing_tracker_is_found_before_any_work(
+    key: str, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setitem(sys.modules, key, None)
+    monkeypatch.chdir(ROOT)
+    line = f"{name} (config.log.{key}_project) needs the package {key}: pip install -e '.[{key}]'\n"
+    assert run(TINY, f"--config.log.{key}_project=r1") == 2
+    assert capsys.readouterr().err == f"error: {line}"
+    assert run(TINY, f"--config.log.{key}_project=r1", "--dry_run") == 0
+    assert line in capsys.readouterr().out
+
+
 def test_a_mistake_from_the_shell():
     command = [sys.executable, "-m", "r1jax.train", TINY, "--config.stepz=1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from pod.states import CloudError
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ("r1jax", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+SOURCES = ("r1jax", "configs", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 SECRETS = ("HF_TOKEN", "WANDB_API_KEY")
 PASSED = ("LIBTPU_INIT_ARGS", "XLA_FLAGS", "R1JAX_CONNECT_SECONDS", *SECRETS)
 ARCHIVE, ENVIRONMENT = "bundle.tgz", "env"

@@ -12,6 +12,7 @@ from typing import Any
 
 from r1jax.core.checkpoint import newest_checkpoint
 from r1jax.core.errors import UserError
+from r1jax.core.metrics import check_tracker
 from r1jax.core.resolution import Origin, Resolved
 from r1jax.data.corpus import CorpusConfig
 from r1jax.data.files import find_missing
@@ -26,6 +27,7 @@ from r1jax.runs.model_setup import ModelConfig, check
 from r1jax.runs.workdir import check_config
 from r1jax.stages.pipeline.manifest import Record, hash_config
 from r1jax.stages.pipeline.resolve import PipelineConfig, make_plan, trace_shapes
+from r1jax.stages.registry import find_trackers
 from r1jax.stages.vocabulary import VocabularyConfig
 from r1jax.weights.pretrained import find_description, find_local_hub
 
@@ -154,7 +156,12 @@ def _describe_pipeline(settings: PipelineConfig, workdir: pathlib.Path) -> Itera
 
 
 def _list_missing(settings: Any, workdir: pathlib.Path) -> Iterator[str]:
-    """Missing models and data sets, and how to get them; outputs of other stages are left out."""
+    """Missing packages, models and data sets, and how to get them; outputs of other stages are left out."""
+    for key, name in find_trackers(settings).items():
+        try:
+            check_tracker(name, key)
+        except UserError as error:
+            yield str(error)
     if isinstance(settings, PipelineConfig):
         plan, measure = make_plan(settings, workdir)
         for planned in plan:

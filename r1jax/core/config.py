@@ -21,6 +21,9 @@ from ml_collections import ConfigDict
 from r1jax.core.errors import UserError
 from r1jax.core.sections import NONES, parse_text, suggest
 
+PACKAGE = pathlib.Path(__file__).resolve().parents[1]
+SHIPPED = (PACKAGE / "configs", PACKAGE.parent / "configs")  # in a wheel; in the repository
+
 
 def parse_args(arg: str | None, **defaults: Any) -> ConfigDict:
     """The arguments of a config file: `"a=1,b=x"` over `defaults`, each typed as its default; a bare `a` sets a bool.
@@ -55,8 +58,7 @@ def load_config(spec: str) -> ConfigDict:
       UserError: for a missing file, a file without `get_config`, an unknown argument, or an error in the file.
     """
     path, has_arg, arg = spec.partition(":")
-    if not path.endswith(".py") or not pathlib.Path(path).is_file():
-        raise UserError(f'no such config file: "{path}" (expected a .py file, as in --config=configs/grpo_zero.py)')
+    path = str(find_config(path))
     try:
         get_config = _load_function(path)
         config = get_config(arg) if has_arg or get_config.__code__.co_argcount else get_config()
@@ -67,6 +69,25 @@ def load_config(spec: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config must return an ml_collections.ConfigDict, got {type(config).__name__}")
     return config.lock()
+
+
+def find_config(path: str) -> pathlib.Path:
+    """The file at `path`, or, where there is none, the config of that name that r1jax came with: `configs/X.py` and
+    `X.py` name it in any folder. Raises UserError if there is neither.
+    """
+    file = pathlib.Path(path)
+    if file.suffix == ".py":
+        if file.is_file():
+            return file
+        if file.parent in (pathlib.Path("configs"), pathlib.Path()):
+            for folder in SHIPPED:
+                if (folder / file.name).is_file():
+                    return folder / file.name
+    known = sorted({shipped.name for folder in SHIPPED for shipped in folder.glob("*.py")})
+    raise UserError(
+        f'no such config file: "{path}" (expected a .py file, as in --config=configs/grpo_zero.py; shipped: '
+        f"{', '.join(known)})"
+    )
 
 
 def _load_function(path: str) -> Callable[..., Any]:

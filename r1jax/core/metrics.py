@@ -1,5 +1,5 @@
-"""Metrics and samples of a run on disk: `metrics.jsonl` and `samples.jsonl`, mirrored to TensorBoard and Weights &
-Biases.
+"""Metrics and samples of a run on disk: `metrics.jsonl` and `samples.jsonl`, mirrored to TensorBoard, Weights & Biases
+and Trackio.
 
 The two JSONL files are the record, one object per step (or sample) with `step` first; the others are views of them. A
 row is appended whole and flushed, so a killed run loses at most the line it was writing, and that torn line is dropped
@@ -22,10 +22,13 @@ import numpy as np
 
 from r1jax.core.atomic_file import replace_file
 from r1jax.core.errors import UserError
+from r1jax.core.extras import check_installed, require
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
+
+TRACKERS = {"wandb": "Weights & Biases", "trackio": "Trackio"}  # package, and extra of setup.py -> its name
 
 _log = logging.getLogger(__name__)
 _openings = itertools.count()
@@ -46,6 +49,10 @@ class MetricsWriter:
       tensorboard: also write event files to `workdir/tensorboard`.
       wandb: keyword arguments of `wandb.init` (`{"project": "r1"}`), or None for no Weights & Biases. It ignores rows
         of steps that it already has, so after a resume its curves keep the interrupted run's values.
+      trackio: keyword arguments of `trackio.init`, or None for no Trackio. The run's name is the workdir's; after a
+        resume the same run goes on.
+
+    Raises UserError for a package that is missing, before anything is written.
     """
 
     def __init__(
@@ -55,17 +62,21 @@ class MetricsWriter:
         active: bool = True,
         tensorboard: bool = True,
         wandb: Mapping[str, Any] | None = None,
+        trackio: Mapping[str, Any] | None = None,
     ):
         self._workdir = Path(workdir)
         self._active = active
         self._tensorboard = tensorboard
-        self._wandb_options = wandb
+        given = {"wandb": wandb, "trackio": trackio}
+        self._options = {name: options for name, options in given.items() if options is not None} if active else {}
         self._files: dict[str, TextIO] = {}
         self._events: Any = None
-        self._wandb_run: Any = None
+        self._runs: dict[str, Any] = {}  # of the trackers in `_options`, from their first row on
         self._last_step: int | None = None
         self._purge_step: int | None = None  # TensorBoard discards events of earlier files from this step on
         self._warned: set[str] = set()
+        for name in self._options:
+            check_tracker(name, f"config.log.{name}_project")
         if active:
             self._workdir.mkdir(parents=True, exist_ok=True)
             self._mend()
@@ -90,8 +101,8 @@ class MetricsWriter:
         present = {name: number for name, number in numbers.items() if number is not None}
         if self._tensorboard:
             self._write_events(step, present)
-        if self._wandb_options is not None:
-            self._open_wandb().log(present, step=step)
+        for name in self._options:
+            self._open_tracker(name).log(present, step=step)
 
     def write_samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
         """Appends samples of `step`, in order.
@@ -125,9 +136,9 @@ class MetricsWriter:
         if self._events is not None:
             self._events.close()
             self._events = None
-        if self._wandb_run is not None:
-            self._wandb_run.finish()
-            self._wandb_run = None
+        for run in self._runs.values():
+            run.finish()
+        self._runs.clear()
 
     def _mend(self) -> None:
         """Cuts torn last lines off both files and finds the last step."""
@@ -169,16 +180,20 @@ class MetricsWriter:
             self._events.add_scalar(name, number, step)
         self._events.flush()
 
-    def _open_wandb(self) -> Any:
-        if self._wandb_run is None:
-            try:
-                import wandb
-            except ImportError as error:
-                raise UserError("Weights & Biases logging needs the package wandb, which is not installed.") from error
-            self._wandb_run = wandb.init(
-                **{"dir": str(self._workdir), "resume": "allow", **(self._wandb_options or {})}
-            )
-        return self._wandb_run
+    def _open_tracker(self, name: str) -> Any:
+        if name not in self._runs:
+            package = require(name, name, TRACKERS[name])  # imported late: it takes seconds
+            own = {"dir": str(self._workdir)} if name == "wandb" else {"name": self._workdir.resolve().name}
+            self._runs[name] = package.init(**{**own, "resume": "allow", **self._options[name]})
+        return self._runs[name]
+
+
+def check_tracker(name: str, key: str) -> None:
+    """Raises UserError, with the line that installs it, if the package of a tracker is missing; does not import it.
+
+    key: of the config, for the message.
+    """
+    check_installed(name, name, f"{TRACKERS[name]} ({key})")
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[Row]:

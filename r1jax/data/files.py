@@ -13,9 +13,9 @@ import importlib
 import json
 import os
 import pathlib
-from typing import Any
 
 from r1jax.core.errors import UserError
+from r1jax.core.extras import require
 from r1jax.data.sources import RowErrors, SourceRow, read_jsonl
 
 
@@ -62,7 +62,7 @@ def _read_file(path: str, errors: RowErrors, key: str) -> list[SourceRow]:
 
 
 def _read_parquet(path: str, errors: RowErrors) -> list[SourceRow]:
-    parquet = _require("pyarrow.parquet", path)
+    parquet = require("pyarrow.parquet", "hub", f"reading {path}")
     try:
         table = parquet.read_table(path)
     except Exception as error:  # pyarrow's errors have no common base
@@ -92,7 +92,7 @@ def _read_array_record(path: str, errors: RowErrors) -> list[SourceRow]:
 
 
 def _read_hub(name: str, key: str) -> list[SourceRow]:
-    datasets = _require("datasets", name)
+    datasets = require("datasets", "hub", f"reading {name}")
     repository, *config, split = name.split(":") if ":" in name else (name, "train")
     try:
         rows = datasets.load_dataset(repository, *config, split=split)
@@ -100,14 +100,6 @@ def _read_hub(name: str, key: str) -> list[SourceRow]:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"cannot get the data set {name} from the hub ({reason}); {key} may name a file") from None
     return [SourceRow(f"{name}:{number}", dict(row)) for number, row in enumerate(rows)]
-
-
-def _require(module: str, path: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        package = module.partition(".")[0]
-        raise UserError(f'reading {path} needs the package {package}: pip install -e ".[hub]"') from None
 
 
 _READERS = {

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from r1jax.core.errors import UserError
+from r1jax.core.extras import check_installed
 
 
 class SourceRow(NamedTuple):
@@ -137,10 +138,11 @@ def draw_reasoning_gym(task: str, eval_problems: int, seed: int, *, problems: in
 def _ask_gym(request: dict[str, Any]) -> list[tuple[str, str]]:
     """Questions and answers from `gym_worker.py`, a process with a fixed hash seed."""
     worker = pathlib.Path(__file__).with_name("gym_worker.py")
+    task = f"reasoning-gym task {request['task']} (config.data.source)"
+    check_installed("reasoning_gym", "reasoning-gym", task)
     environment = {**os.environ, "PYTHONHASHSEED": "0"}
     command = [sys.executable, "-P", str(worker)]
     done = subprocess.run(command, input=repr(request), capture_output=True, text=True, env=environment)
-    task = f"reasoning-gym task {request['task']} (config.data.source)"
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(f"{task} could not be drawn: {reason}")

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from r1jax.core.errors import UserError
+from r1jax.core.extras import require
 from r1jax.rewards.code import extract_code, same_output
 from r1jax.rewards.completions import Completion
 from r1jax.rewards.protocol import declare_reward
@@ -229,10 +230,7 @@ def _generated_contest_tests(folder: str, contest: str) -> dict[str, list[dict[s
     path = Path(folder, f"test_cases_{int(contest):04d}.parquet")
     if not path.exists():
         return {}
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise UserError(f"CF_TESTS_FOLDER: reading {path.name} needs pyarrow; pip install pyarrow") from error
+    parquet = require("pyarrow.parquet", "hub", f"CF_TESTS_FOLDER: reading {path.name}")
     tests: dict[str, list[dict[str, str]]] = {}
     for row in parquet.read_table(path, columns=["problem_id", "input", "output"]).to_pylist():
         tests.setdefault(row["problem_id"], []).append(row)

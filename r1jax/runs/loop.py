@@ -156,7 +156,7 @@ class Loop:
             self.workdir,
             active=distributed.is_writer(),
             tensorboard=self.log.tensorboard,
-            wandb={"project": self.log.wandb_project} if self.log.wandb_project else None,
+            **self.log.trackers,
         )
         writer.rewind(-1 if step is None else step)
         if distributed.is_writer():

@@ -89,13 +89,21 @@ class LogConfig:
       samples_per_step: rows of samples.jsonl per step; -1 is all.
       show_every_steps: steps between samples on the console; 0 shows none.
       tensorboard: whether TensorBoard events are written.
-      wandb_project: Weights & Biases project for the metrics; "" is none.
+      wandb_project: Weights & Biases project for the metrics (the extra `wandb`); "" is none.
+      trackio_project: Trackio project for the metrics (the extra `trackio`); "" is none.
     """
 
     samples_per_step: int = -1
     show_every_steps: int = 10
     tensorboard: bool = True
     wandb_project: str = ""
+    trackio_project: str = ""
+
+    @property
+    def trackers(self) -> dict[str, dict[str, str]]:
+        """Options of each tracker that gets the metrics, by its package (core/metrics.py)."""
+        projects = {"wandb": self.wandb_project, "trackio": self.trackio_project}
+        return {name: {"project": project} for name, project in projects.items() if project}
 
 
 def expert_options(config: ModelConfig) -> dict[str, Any]:

@@ -10,7 +10,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from r1jax.core.errors import UserError
+from r1jax.core.metrics import TRACKERS
 from r1jax.core.resolution import Resolved, resolve
+from r1jax.core.sections import flatten, to_values
 from r1jax.eval.saved_config import RENAMED, RENAMED_STAGES
 
 # config.stage -> module, imported on first use. It has `CONFIG`, the dataclass of a run's settings with a method
@@ -41,6 +43,15 @@ def find_stage(values: Mapping[str, Any]) -> ModuleType:
 def stage_of(settings: Any) -> ModuleType:
     """The module that runs these settings."""
     return find_stage({"stage": settings.stage, "method": getattr(settings, "method", None)})
+
+
+def find_trackers(settings: Any) -> dict[str, str]:
+    """Key of the config -> package, for each tracker of metrics that a run or one of its stages writes to."""
+    values = flatten(to_values(settings))
+    names = {key: key.rpartition(".")[2].removesuffix("_project") for key, value in values.items() if value}
+    return {
+        f"config.{key}": name for key, name in names.items() if key.endswith(f"log.{name}_project") and name in TRACKERS
+    }
 
 
 def resolve_run(config: Mapping[str, Any] | ConfigDict, flags: Mapping[str, str] | None = None) -> Resolved[Any]:

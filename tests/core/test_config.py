@@ -115,6 +115,17 @@ def test_missing_file(spec: str):
         load_config(spec)
 
 
+def test_shipped_configs_are_found_in_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for spec in ("configs/grpo_zero.py", "grpo_zero.py", "configs/grpo_zero.py:template=chat"):
+        assert load_config(spec).stage == "grpo"
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "grpo_zero.py").write_text(textwrap.dedent(PLAIN))
+    assert load_config("configs/grpo_zero.py").size == "tiny", "a file that is there is the one that is meant"
+    with pytest.raises(UserError, match="shipped: .*grpo_zero.py"):
+        load_config("elsewhere/grpo_zero.py")
+
+
 def test_unknown_argument_names_the_file(write):
     with pytest.raises(UserError, match=r'x\.py: unknown config argument "stepz"'):
         load_config(write(PLAIN) + ":stepz=3")

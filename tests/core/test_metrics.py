@@ -210,10 +210,28 @@ def test_wandb_gets_each_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert calls == [("init", "r1", str(tmp_path)), ("log", {"reward": 1.0}, 1), ("finish",)]
 
 
+def test_trackio_gets_each_row_under_the_workdirs_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[object, ...]] = []
+    run = types.SimpleNamespace(
+        log=lambda row, step: calls.append((row, step)), finish=lambda: calls.append(("finish",))
+    )
+    fake = types.ModuleType("trackio")
+    fake.init = lambda **options: calls.append(tuple(options.items())) or run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "trackio", fake)
+    writer = MetricsWriter(tmp_path / "zero", tensorboard=False, trackio={"project": "r1"})
+    writer.write(1, {"reward": 1.0, "kl": float("nan")})
+    writer.rewind(1)
+    writer.write(2, {"reward": 2.0})
+    opened = (("name", "zero"), ("resume", "allow"), ("project", "r1"))
+    assert calls == [opened, ({"reward": 1.0}, 1), ("finish",), opened, ({"reward": 2.0}, 2)]
+
+
 def test_missing_wandb_is_a_users_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match="wandb, which is not installed"):
+    with pytest.raises(UserError, match=r"log.wandb_project\) needs the package wandb: pip install -e '\.\[wandb\]'"):
         MetricsWriter(tmp_path, tensorboard=False, wandb={}).write(1, {"reward": 1.0})
+    assert not any(tmp_path.iterdir()), "it is found before anything is written"
+    MetricsWriter(tmp_path, tensorboard=False, active=False, wandb={}).write(1, {"reward": 1.0})
 
 
 def test_rows_are_plain_json(tmp_path: Path) -> None:

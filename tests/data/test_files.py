@@ -135,7 +135,7 @@ def test_a_hub_name_goes_to_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_the_extra_the_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r'org/name needs the package datasets: pip install -e "\.\[hub\]"'):
+    with pytest.raises(UserError, match=r"org/name needs the package datasets: pip install -e '\.\[hub\]'"):
         read_rows("org/name")
 
 
