@@ -30,7 +30,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.model = ConfigDict(
         dict(
-            path=args.model,
+            name=args.model,
             dtype="bfloat16",
             scan_layers=True,  # one layer is compiled, not 28
             remat="full",  # rows of 8,192 tokens: layers keep their inputs only

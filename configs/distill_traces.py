@@ -22,8 +22,7 @@ from ml_collections.config_dict import placeholder
 from r1jax.core.config import parse_args
 
 DEMO = dict(
-    path="models/SmolLM2-135M-Instruct.Q4_1.gguf",
-    hub="HuggingFaceTB/SmolLM2-135M-Instruct",  # taken where the file is absent
+    name="models/SmolLM2-135M-Instruct.Q4_1.gguf",
     fetch="python launch/fetch_demo.py",
     dtype="float32",  # bfloat16 halves memory on accelerators; on CPU it is slower
     scan_layers=False,  # unrolled layers are faster on CPU
@@ -41,7 +40,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.steps = 40  # many passes over what is right of 400 samples; after 7 steps it solved 5%
 
     teacher = "runs/chat" if is_chat else "runs/grpo_zero"
-    config.teacher = ConfigDict({**DEMO, "path": teacher, "hub": ""})
+    config.teacher = ConfigDict({**DEMO, "name": teacher})
     train = f"python -m r1jax.train --config=configs/grpo_zero.py:template={args.template}"
     config.teacher.fetch = f"{train} --workdir={teacher}"  # what to say where the teacher is not there
     config.student = ConfigDict({**DEMO, "layers": args.layers})

@@ -31,8 +31,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.model = ConfigDict(
         dict(
-            path="models/SmolLM2-135M-Instruct.Q4_1.gguf",
-            hub="HuggingFaceTB/SmolLM2-135M-Instruct",
+            name="models/SmolLM2-135M-Instruct.Q4_1.gguf",
             fetch="python launch/fetch_demo.py",
         )
     )

@@ -22,7 +22,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.model = ConfigDict(
         dict(
-            path="Qwen/Qwen2.5-1.5B",
+            name="Qwen/Qwen2.5-1.5B",
             dtype="bfloat16",
             scan_layers=True,  # one layer is compiled, not 28
             remat="full",  # rows of 8,192 tokens: layers keep their inputs only

@@ -86,8 +86,7 @@ TINY = dict(
 # One worked example before the question, as in configs/grpo_zero.py.
 SHOWN = choose_template("r1", Example("What is 34 + 25?", "34 + 25 = 59", "59", "<|im_end|>"))("{question}")
 DEMO = dict(
-    path="models/SmolLM2-135M-Instruct.Q4_1.gguf",
-    hub="HuggingFaceTB/SmolLM2-135M-Instruct",
+    name="models/SmolLM2-135M-Instruct.Q4_1.gguf",
     fetch="python launch/fetch_demo.py",
 )
 SMOLLM2: dict[str, Any] = {
@@ -131,7 +130,7 @@ PAPER: dict[str, Any] = {
             buffer_factor=1.25,
             dispatch_tokens=8192,
         ),
-        base=dict(path="deepseek-ai/DeepSeek-V3-Base"),
+        base=dict(name="deepseek-ai/DeepSeek-V3-Base"),
         length=8192,  # the paper's is 32,768
         rows=(2048, 4),
         supervised=dict(cold_start=15, sft_2=750, distilled=1500),
@@ -161,7 +160,7 @@ PAPER: dict[str, Any] = {
         collect=dict(prompts=0, num_samples=4, max_new_tokens=7168, slots=4096),
         measure=dict(num_samples=16, max_new_tokens=7168, slots=4096),
         judge_tokens=512,
-        student=dict(path="Qwen/Qwen2.5-7B"),
+        student=dict(name="Qwen/Qwen2.5-7B"),
         mtp_weight=0.0,  # the paper says nothing of it after pre-training
         every=25,
         eval_problems=128,
@@ -188,7 +187,7 @@ def get_config(arg: str = "") -> ConfigDict:
     size, seed = SIZES[args.size], args.seed
     files = (args.data or "data") if args.size == "671b" else "@data"
     make = Stages(size, files, seed)
-    base = "base" if args.size == "tiny" else size["base"]["path"]
+    base = "base" if args.size == "tiny" else size["base"]["name"]
     continued = args.lineage == "seed"
     language = dict(weight=0.2, language="en")
     watched = {**language, "weight": 0.0}
@@ -260,7 +259,7 @@ def get_config(arg: str = "") -> ConfigDict:
 def add_student(stages: dict[str, Any], make: "Stages", size: str) -> str:
     """The smaller model before the comparison: what the others of it start from."""
     if size == "671b":
-        return make.size["student"]["path"]
+        return make.size["student"]["name"]
     if size == "tiny":
         sources = dict(text=dict(path="@data/text.jsonl"))
     else:  # layers left out must grow together again
@@ -282,13 +281,13 @@ class Stages:
 
     def model(self, init: str) -> dict[str, Any]:
         """The `model` section: `init` names the weights, but for a model that is not made by this pipeline."""
-        base = {"path": "@vocabulary", **self.size["base"]}
+        base = dict(self.size["base"])
         if "preset" in base:
-            base["seed"] = self.seed
+            base |= dict(tokenizer="@vocabulary", seed=self.seed)
         shared = dict(self.size["model"])
-        if init in (self.size["student"].get("path"), "distilled"):
+        if init in (self.size["student"].get("name"), "distilled"):
             shared = {key: value for key, value in shared.items() if key not in EXPERTS_ONLY}
-        return {"path": "", **shared, **(base if init in ("", base["path"]) else {})}
+        return {**shared, **(base if init in ("", base.get("name")) else {})}
 
     def task(self, problems: str = "problems", eval_problems: int = 0) -> dict[str, Any]:
         """The `data` section of whatever asks problems."""
@@ -411,7 +410,7 @@ class Stages:
             init=init,
             label=label,
             seed=self.seed,
-            teacher={**self.model(teacher), "path": f"@{teacher}"},
+            teacher={**self.model(teacher), "name": f"@{teacher}"},
             student=self.model(init),
             corpus=corpus,
             eval=dict(name="sums", strict=("answer_reward", "r1_format_reward"), format="r1_format_reward"),

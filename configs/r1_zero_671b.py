@@ -36,7 +36,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.model = ConfigDict(
         dict(
-            path="deepseek-ai/DeepSeek-V3-Base",
+            name="deepseek-ai/DeepSeek-V3-Base",
             dtype="bfloat16",
             scan_layers=True,
             remat="full",

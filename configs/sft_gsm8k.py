@@ -35,8 +35,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.model = ConfigDict(
         dict(
-            path="models/SmolLM2-135M-Instruct.Q4_1.gguf",
-            hub="HuggingFaceTB/SmolLM2-135M-Instruct",  # taken where the file is absent
+            name="models/SmolLM2-135M-Instruct.Q4_1.gguf",
             fetch="python launch/fetch_demo.py",
             dtype="float32",  # bfloat16 halves memory on accelerators; on CPU it is slower
             scan_layers=False,  # unrolled layers are faster on CPU

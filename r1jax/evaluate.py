@@ -4,7 +4,7 @@ r"""Evaluates a model on benchmarks, or scores existing completions.
   python -m r1jax.evaluate --samples=out.jsonl --output=scores.json
   python -m r1jax.evaluate --samples=out.jsonl --reward=answer_reward,accuracy_reward
 
---model is a Hugging Face folder, a .gguf file, a hub name (org/name), or the workdir of a run. A benchmark is gsm8k,
+--model is a Hugging Face folder, a .gguf file, a hub name (org/name[@revision]), or the workdir of a run. A benchmark is gsm8k,
 svamp, aime24, aime25, math500 or gpqa: NAME takes the data set from the hub, NAME=FILE a file of it; jsonl=FILE is any
 file with `prompt` (raw text or messages) and `solution`. --samples takes rows of `completions` and `solution`, as
 written by `python -m r1jax.generate`, in place of a model.

@@ -18,7 +18,7 @@ CONFIG = """
     def get_config(arg=""):
         args = parse_args(arg, loss="grpo", seed=0)
         config = tiny_grpo.get_config()
-        config.loss, config.seed, config.model.path = {"preset": args.loss}, args.seed, %r
+        config.loss, config.seed, config.model.name = {"preset": args.loss}, args.seed, %r
         return config
 """
 

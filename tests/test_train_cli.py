@@ -211,7 +211,7 @@ def test_slots_that_do_not_divide_over_the_devices(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    args = [TINY, f"--config.model.path={tiny_model}", "--config.rollout.slots=12"]
+    args = [TINY, f"--config.model.name={tiny_model}", "--config.rollout.slots=12"]
     said = run_for_real(tmp_path, args, monkeypatch, capsys)
     assert "config.rollout.slots must be divisible by the 8 shards of the batch axes, got 12" in said
 
@@ -222,7 +222,7 @@ def test_a_prompt_beyond_the_limit_is_found_at_the_start(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    args = [TINY, f"--config.model.path={tiny_model}", "--config.rollout.max_prompt_tokens=12"]
+    args = [TINY, f"--config.model.name={tiny_model}", "--config.rollout.max_prompt_tokens=12"]
     said = run_for_real(tmp_path, args, monkeypatch, capsys)
     assert "config.rollout.max_prompt_tokens = 12, but a prompt of config.data has 14 tokens" in said
 
@@ -230,7 +230,7 @@ def test_a_prompt_beyond_the_limit_is_found_at_the_start(
 def test_a_missing_model_names_the_command_that_fetches_it(tmp_path: pathlib.Path):
     """In a process of its own, whose hub is offline and whose cache is empty, as on a machine without a network."""
     command = [sys.executable, "-m", "r1jax.train", "--config=configs/grpo_zero.py"]
-    command += ["--config.model.path=models/absent.gguf", f"--workdir={tmp_path / 'run'}"]
+    command += ["--config.model.name=models/absent.gguf", f"--workdir={tmp_path / 'run'}"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and not done.stdout

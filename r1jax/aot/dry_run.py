@@ -29,7 +29,8 @@ from r1jax.stages.pipeline.manifest import Record, hash_config
 from r1jax.stages.pipeline.resolve import PipelineConfig, make_plan, trace_shapes
 from r1jax.stages.registry import find_trackers
 from r1jax.stages.vocabulary import VocabularyConfig
-from r1jax.weights.pretrained import find_description, find_local_hub
+from r1jax.weights.names import find_local_hub, split_hub_name
+from r1jax.weights.pretrained import find_description
 
 
 def describe_run(resolved: Resolved[Any], workdir: pathlib.Path) -> Iterator[str]:
@@ -88,7 +89,7 @@ def _describe_stage(settings: Any) -> Iterator[str]:
 
 
 def _describe_model(key: str, config: ModelConfig, train: Any) -> Iterator[str]:
-    name = config.preset or config.path or config.hub
+    name = config.preset or config.name
     try:
         family, sizes = _find_sizes(config)
     except UserError as error:
@@ -105,10 +106,8 @@ def _describe_model(key: str, config: ModelConfig, train: Any) -> Iterator[str]:
 
 def _find_sizes(config: ModelConfig) -> tuple[Any, Any]:
     """Result of `find_sizes`; for a workdir the sizes of its model, and for a hub name those of the cached files."""
-    path = pathlib.Path(config.path)
-    found = (
-        None if config.preset else path if config.path and path.exists() else find_local_hub(config.hub or config.path)
-    )
+    path = pathlib.Path(config.name)
+    found = None if config.preset else path if config.name and path.exists() else find_local_hub(config.name)
     if found is None or not found.is_dir():
         return find_sizes(config)
     hf = json.loads((find_description(found) / "config.json").read_text("utf-8"))
@@ -176,8 +175,9 @@ def _list_missing_of(settings: Any, prefix: str, workdir: pathlib.Path) -> Itera
     for key, section in _find(settings, (ModelConfig, TaskConfig, CorpusConfig, FilterConfig, VocabularyConfig)):
         where = f"config.{prefix}{key}"
         if isinstance(section, ModelConfig):
-            if section.path and not own(section.path):
-                yield from _find_missing_model(where, section)
+            for name, fetch in {"name": section.fetch, "tokenizer": ""}.items():
+                if (model := getattr(section, name)) and not own(model):
+                    yield from _find_missing_model(f"{where}.{name}", model, fetch)
             continue
         for name, path in _list_paths(section):
             key = f"{where}.{name}" if key else f"config.{prefix}{name}"
@@ -204,14 +204,13 @@ def _list_paths(section: Any) -> Iterator[tuple[str, str | None]]:
         yield "path", section.path
 
 
-def _find_missing_model(where: str, config: ModelConfig) -> Iterator[str]:
-    name = config.hub or config.path
-    if pathlib.Path(config.path).exists() or find_local_hub(name) is not None:
+def _find_missing_model(where: str, name: str, fetch: str) -> Iterator[str]:
+    if pathlib.Path(name).exists() or find_local_hub(name) is not None:
         return
-    ways = [f"`{config.fetch}` gets it"] if config.fetch else []
-    if config.hub or (config.path.count("/") == 1 and not config.path.endswith(".gguf")):
-        ways.append(f"the run fetches {name} from the hub at its start")
-    yield f"{where}.path = {config.path}: {', or '.join(ways) or f'name another with --{where}.path=MODEL'}"
+    ways = [f"`{fetch}` makes it"] if fetch else []
+    if split_hub_name(name):
+        ways.append(f"no such folder here; the run fetches {name} from the hub at its start")
+    yield f"{where} = {name}: {', or '.join(ways) or f'no such file or folder; name another with --{where}=MODEL'}"
 
 
 def _find(settings: Any, kinds: tuple[type, ...], key: str = "") -> Iterator[tuple[str, Any]]:

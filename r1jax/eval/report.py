@@ -164,8 +164,8 @@ def _facts(run: RecordedRun) -> list[tuple[str, str]]:
     seconds = sum(value for _, value in run.series("step_time"))
     facts = {
         "stage": run.config.get("stage"),
-        "model": _look_up(run.config, "model", "model.path", "model.name", "model.family", "student.path"),
-        "teacher": _look_up(run.config, "teacher.path"),
+        "model": _look_up(run.config, "model", "model.name", "model.preset", "student.name", "model.family"),
+        "teacher": _look_up(run.config, "teacher.name"),
         "task": _look_up(run.config, "task", "data.task", "data.name", "data.source", "data.path"),
         "seed": run.config.get("seed"),
         "steps": f"{max(steps):,}" if steps else "none yet",

@@ -1,7 +1,8 @@
 """config.json of a workdir: the resolved settings of its run, in every format ever written.
 
-Format 2 has every value, and the number `format`. Format 1, without that number, had the config file's values and the
-flags: its keys may have former names, and missing keys had the defaults of its time (commit 5153420).
+Format 3 has every value, and the number `format`. Format 2 named models by `path` and `hub` (eval/former_models.py).
+Format 1, without a number, had the config file's values and the flags: its keys may have former names, and missing keys
+had the defaults of its time (commit 5153420).
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from r1jax.core.errors import UserError
+from r1jax.eval.former_models import SECTIONS, rename_saved
 
 CONFIG_FILE = "config.json"
-FORMAT = 2
+FORMAT = 3
 
-# Former names of keys and stages: an error in files and flags, translated in a config.json.
+# Former names of keys and stages, of before version 0.2.0: an error in files and flags, translated in a config.json.
 RENAMED = {
     "rollout.limits": "rollout.max_new_tokens_schedule",
     "rollout.temperatures": "rollout.temperature_schedule",
@@ -50,13 +52,23 @@ def read_config_file(path: Path) -> SavedConfig:
     if not isinstance(values, dict):
         raise UserError(f"{path}: a config must be a JSON object, got {type(values).__name__}.")
     number = values.pop("format", 1)
-    return SavedConfig(translate(values) if number == 1 else values, number)
+    return SavedConfig(translate(values, number), number)
 
 
-def translate(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of format 1 under today's names, with former defaults that have changed; for a pipeline in every stage
-    too.
+def translate(values: Mapping[str, Any], number: int = 1) -> dict[str, Any]:
+    """Values of a format under today's names, of format 1 with former defaults that have changed; for a pipeline in
+    every stage too.
     """
+    found = _translate_first(values) if number == 1 else dict(values)
+    if number < FORMAT:
+        found |= {key: rename_saved(found[key]) for key in SECTIONS if isinstance(found.get(key), Mapping)}
+    if found.get("stage") == "pipeline" and isinstance(found.get("stages"), Mapping):
+        found["stages"] = {name: translate(section, number) for name, section in found["stages"].items()}
+    return found
+
+
+def _translate_first(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of format 1 in format 2, without the stages of a pipeline."""
     stage = values.get("stage")
     found: dict[str, Any] = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
     if stage in RENAMED_STAGES:
@@ -70,8 +82,6 @@ def translate(values: Mapping[str, Any]) -> dict[str, Any]:
         del found["sampling"]
     for dotted, value in FORMER_DEFAULTS.get(str(found.get("stage")), {}).items():
         _put(found, dotted, value, keep=True)
-    if stage == "pipeline" and isinstance(found.get("stages"), dict):
-        found["stages"] = {name: translate(section) for name, section in found["stages"].items()}
     return found
 
 

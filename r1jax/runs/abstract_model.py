@@ -45,7 +45,7 @@ def abstract_model(config: ModelConfig, key: str = "model") -> Transformer:
 
 
 def find_sizes(config: ModelConfig, key: str = "model") -> tuple[Any, Any]:
-    """Family and sizes of a config's model: the named preset, those of a local MODEL, or the preset of the hub name;
+    """Family and sizes of a config's model: the named preset, those of a local MODEL, or the preset of the name;
     with the sizes that the config replaces. key: the section of the config, for errors.
     """
     family, sizes = _find_sizes(config, key)
@@ -56,23 +56,23 @@ def find_sizes(config: ModelConfig, key: str = "model") -> tuple[Any, Any]:
 def _find_sizes(config: ModelConfig, key: str) -> tuple[Any, Any]:
     if config.preset:
         return find_preset(config.preset)
-    if config.path and (path := pathlib.Path(config.path)).exists():
+    if config.name and (path := pathlib.Path(config.name)).exists():
         file = find_description(path) / "config.json"
         if not file.is_file():  # a .gguf file, or no model
             opened = open_model(path)
             return opened.family, opened.config
         hf = json.loads(file.read_text(encoding="utf-8"))
-        family = find_family(hf.get("model_type"), config.path)
+        family = find_family(hf.get("model_type"), config.name)
         return family, family.from_hf(hf)
     plain = lambda name: re.sub(r"[-_]|(instruct|base|chat)$", "", name.rpartition("/")[2].lower())
+    stem = re.sub(r"(\.[\w-]+)?\.gguf$|@[\w./-]+$", "", config.name)  # without quantization or revision
     presets = {plain(name): name for family in load_families().values() for name in family.VARIANTS}
     # DeepSeek's hub names do not tell the size: "DeepSeek-V3-Base" is the one preset that is called so before its size.
     unsized = [plain(re.sub(r"_[0-9]+b$", "", name)) for name in presets.values()]
     presets |= {key: name for key, name in zip(unsized, presets.values(), strict=True) if unsized.count(key) == 1}
-    for name in filter(None, (config.hub, config.path)):
-        if (found := presets.get(plain(name))) is not None:
-            return find_preset(found)
+    if (found := presets.get(plain(stem))) is not None:
+        return find_preset(found)
     raise UserError(
-        f"the sizes of {config.hub or config.path} are not known without its files; set config.{key}.preset to one of "
-        f"{', '.join(sorted(set(presets.values())))}"
+        f"the sizes of {config.name} are not known without its files; set config.{key}.preset to one of "
+        f"{', '.join(sorted(set(presets.values())))}, and config.{key}.name to an empty text"
     )

@@ -18,7 +18,14 @@ from r1jax.models.transformer import Transformer
 from r1jax.text.tokenizer import Tokenizer
 from r1jax.weights.export import describe, describe_shape
 from r1jax.weights.layer_pruning import keep_layers
-from r1jax.weights.pretrained import find_model, load_pretrained, open_model
+from r1jax.weights.names import find_model
+from r1jax.weights.pretrained import (
+    find_description,
+    load_pretrained,
+    open_model,
+    require_tokenizer,
+    write_revision,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +33,11 @@ class ModelConfig:
     """A model by its weights, or a shape with fresh weights.
 
     Attributes:
-      path: MODEL whose weights are loaded: a folder, a .gguf file, a hub name or a workdir. With `preset` the folder
-        whose tokenizer is used; empty is a tokenizer of bytes.
-      hub: hub name used where `path` does not exist.
-      fetch: command that creates `path`, for messages.
+      name: MODEL whose weights are loaded: a folder, a .gguf file, a workdir or checkpoint of a run, or a hub name
+        (`org/name` or `org/name@revision`). It is used or an error; no other model takes its place.
+      fetch: command that creates the model `name` of the config file, for messages; a flag for `name` removes it.
       preset: name of a shape with fresh weights instead of loaded ones (models/families/presets.py).
+      tokenizer: MODEL, or workdir of the stage `vocabulary`, whose tokenizer a preset gets; empty is one of bytes.
       sizes: sizes of the preset that are replaced; those of `latents` and `gate` one by one.
       seed: seed of fresh weights.
       layers: number of layers that are kept of a loaded model, for a student of a larger one; 0 is all.
@@ -44,10 +51,10 @@ class ModelConfig:
       dispatch_tokens: tokens of a device exchanged with experts at a time; 0 is all.
     """
 
-    path: str = ""
-    hub: str = ""
+    name: str = ""
     fetch: str = ""
     preset: str = ""
+    tokenizer: str = ""
     sizes: dict[str, Any] = dataclasses.field(default_factory=dict)
     seed: int = 0
     layers: int = 0
@@ -59,6 +66,17 @@ class ModelConfig:
     dispatch: str = "grouped"
     buffer_factor: float = 0.0
     dispatch_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        if self.preset and self.name:
+            raise UserError(
+                f"config.model.preset = {self.preset!r} has fresh weights and config.model.name = {self.name!r} names "
+                "others: set one of them to an empty text (a preset's tokenizer is config.model.tokenizer)"
+            )
+        if self.tokenizer and not self.preset:
+            raise UserError(
+                f"config.model.tokenizer = {self.tokenizer!r} needs config.model.preset; a loaded model has its own"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,12 +137,12 @@ def load_model(config: ModelConfig, **options: Any) -> tuple[Transformer, Tokeni
     shared |= expert_options(config)
     if not config.preset:
         check(
-            "model.path",
-            config.path,
-            bool(config.path or config.hub),
+            "model.name",
+            config.name,
+            bool(config.name),
             "must name a model, or config.model.preset a shape",
         )
-        model, tokenizer = load_pretrained(config.path, hub=config.hub, fetch=config.fetch, **shared)
+        model, tokenizer = load_pretrained(config.name, fetch=config.fetch, **shared)
         return (keep_layers(model, config.layers, config.layer_choice) if config.layers else model), tokenizer
     family, sizes, tokenizer = _find_shape(config)
     return init_weights(lambda: family.build(sizes, rngs=nnx.Rngs(config.seed), **shared)), tokenizer
@@ -136,7 +154,7 @@ def describe_model(config: ModelConfig, folder: pathlib.Path) -> None:
         _, sizes, tokenizer = _find_shape(config)
         describe_shape(sizes, tokenizer, folder)
         return
-    opened = open_model(config.path, hub=config.hub, fetch=config.fetch)
+    opened = open_model(config.name, fetch=config.fetch)
     if config.layers:
         hf = {key: value for key, value in opened.hf.items() if key != "layer_types"}
         opened = dataclasses.replace(
@@ -145,19 +163,22 @@ def describe_model(config: ModelConfig, folder: pathlib.Path) -> None:
             hf={**hf, "num_hidden_layers": config.layers},
         )
     describe(opened, folder)
+    write_revision(config.name, folder)
 
 
-def _find_shape(config: ModelConfig) -> tuple[ModuleType, Any, Tokenizer | None]:
+def _find_shape(config: ModelConfig) -> tuple[ModuleType, Any, Tokenizer]:
     """Family, sizes and tokenizer of a model with fresh weights."""
     if config.layers:
         raise UserError("config.model.layers needs a model with weights; with config.model.preset set sizes.num_layers")
-    folder = find_model(config.path, config.hub, config.fetch) if config.path else None
-    tokenizer = Tokenizer.from_path(folder) if folder else Tokenizer.of_bytes()
+    tokenizer = Tokenizer.of_bytes()
+    if config.tokenizer:
+        found = Tokenizer.from_path(find_description(find_model(config.tokenizer)))
+        tokenizer = require_tokenizer(found, config.tokenizer)
     family, sizes = find_preset(config.preset)
     sizes = replace_sizes(sizes, config.sizes)
     if expert_options(config) and not hasattr(sizes, "num_experts"):
         raise UserError(f"config.model.dispatch: {config.preset} has no experts, got {config.dispatch!r}")
-    if tokenizer is not None and sizes.vocab_size < tokenizer.vocab_size:
+    if sizes.vocab_size < tokenizer.vocab_size:
         raise UserError(
             f"config.model.sizes.vocab_size must be at least the tokenizer's {tokenizer.vocab_size} tokens, "
             f"got {sizes.vocab_size} for {config.preset}"

@@ -25,7 +25,8 @@ from r1jax.rollout.engine import Engine
 from r1jax.rollout.slots import EngineConfig
 from r1jax.runs.prologue import join
 from r1jax.text.tokenizer import Tokenizer
-from r1jax.weights.pretrained import find_description, find_model, load_pretrained
+from r1jax.weights.names import find_model
+from r1jax.weights.pretrained import find_description, load_pretrained
 
 SMALLEST_SIZE = 32
 PREFILL_BATCH = 8

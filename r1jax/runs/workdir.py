@@ -24,8 +24,21 @@ from r1jax.weights.pretrained import DESCRIPTION, PROMPTING_FILE
 
 log = logging.getLogger(__name__)
 
+# Commands that would make an absent model, which a run that has it does not use.
+MAKERS = ("model.fetch", "teacher.fetch", "student.fetch")
+
 # Keys that a resumed run may change, with everything below them: earlier steps do not depend on them.
-FREE_KEYS = ("steps", "eval", "checkpoint", "log", "model.scan_layers", "model.remat", "guards", "watchdog_minutes")
+FREE_KEYS = (
+    "steps",
+    "eval",
+    "checkpoint",
+    "log",
+    "model.scan_layers",
+    "model.remat",
+    *MAKERS,
+    "guards",
+    "watchdog_minutes",
+)
 
 # Files that the loop of a run writes into its workdir besides checkpoints; other files there belong to the stage.
 RECORDS = (CONFIG_FILE, METRICS_FILE, SAMPLES_FILE, "tensorboard", "report.html", DESCRIPTION)

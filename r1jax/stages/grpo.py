@@ -95,7 +95,7 @@ class GRPORun:
             log.warning(note)
         model_config = settings.model
         model, tokenizer = load_model(model_config)
-        self.tokenizer = require_tokenizer(tokenizer, model_config.path)
+        self.tokenizer = require_tokenizer(tokenizer, model_config.name)
         trainable = Trainable(model, settings.lora, seed=settings.seed)
         self.graph, routed = trainable.graph, model.routing[0] > 0
         check("train.replay_experts", True, routed or not settings.train.replay_experts, "needs a model with experts")
@@ -117,7 +117,7 @@ class GRPORun:
         log_golds(task.train, [reward.name for reward in rewards])
         log.info(
             "%s: %.1f M parameters; %d problems to train on, %d held out; prompts up to %d tokens, %d of them shared",
-            model_config.path,
+            model_config.name,
             trainable.count_parameters() / 1e6,
             len(task.train),
             len(task.held_out),

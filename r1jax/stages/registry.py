@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
@@ -13,7 +14,10 @@ from r1jax.core.errors import UserError
 from r1jax.core.metrics import TRACKERS
 from r1jax.core.resolution import Resolved, resolve
 from r1jax.core.sections import flatten, to_values
+from r1jax.eval.former_models import accept_former
 from r1jax.eval.saved_config import RENAMED, RENAMED_STAGES
+
+log = logging.getLogger(__name__)
 
 # config.stage -> module, imported on first use. It has `CONFIG`, the dataclass of a run's settings with a method
 # `check()` for impossible combinations, `run(settings, workdir)`, and `programs(settings, prompts)` if it computes on
@@ -66,7 +70,9 @@ def resolve_run(config: Mapping[str, Any] | ConfigDict, flags: Mapping[str, str]
 
 def resolve_values(config: Mapping[str, Any] | ConfigDict, flags: Mapping[str, str] | None = None) -> Resolved[Any]:
     """Like `resolve_run`, without the check for impossible combinations."""
-    flags = flags or {}
+    config, flags, warnings = accept_former(config, flags or {})
+    for line in warnings:
+        log.warning(line)
     module = find_stage({key: flags.get(key, config.get(key)) for key in ("stage", "method")})
     if hasattr(module, "resolve"):  # its settings contain those of other stages
         return module.resolve(config, flags)

@@ -36,7 +36,8 @@ from r1jax.runs.sampler import Sampler
 from r1jax.runs.workdir import check_config, write_config
 from r1jax.text.prompts import fill_all
 from r1jax.weights.identity import identify_model
-from r1jax.weights.pretrained import find_model, require_tokenizer
+from r1jax.weights.names import find_model
+from r1jax.weights.pretrained import require_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -157,9 +158,9 @@ def ask_teacher(
 ) -> None:
     """The teacher's samples of every prompt, written to `output`; existing ones are kept."""
     model, tokenizer = load_model(teacher)
-    tokenizer = require_tokenizer(tokenizer, teacher.path)
+    tokenizer = require_tokenizer(tokenizer, teacher.name)
     sampler = Sampler(*split(model), tokenizer, tokenizer.eos_ids, slots=generate.slots)
-    log.info("the teacher %s answers %d prompts", teacher.path, len(rows))
+    log.info("the teacher %s answers %d prompts", teacher.name, len(rows))
     named = [SourceRow(f"prompt {number}", row) for number, row in enumerate(rows)]
     generate_file(sampler, named, output, generate, model=describe_teacher(teacher))
 
@@ -168,8 +169,8 @@ def describe_teacher(teacher: ModelConfig) -> dict[str, str]:
     """Settings of the model, saved beside its samples: name, digest of its content, and dtype."""
     if teacher.preset:
         return {"model": teacher.preset, "dtype": teacher.dtype}
-    found = find_model(teacher.path, teacher.hub, teacher.fetch)
-    return {"model": teacher.path, "model_digest": identify_model(found), "dtype": teacher.dtype}
+    found = find_model(teacher.name, teacher.fetch)
+    return {"model": teacher.name, "model_digest": identify_model(found), "dtype": teacher.dtype}
 
 
 def read_traces(path: pathlib.Path, rewards: Any) -> list[Trace]:

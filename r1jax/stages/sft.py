@@ -84,7 +84,7 @@ class SFTRun:
         rows = settings.train.rows_per_step
         check_divides("train.rows_per_step", rows, "train.micro_batch_size x devices", self._rows_per_batch())
         model, tokenizer = load_model(settings.model)
-        name = settings.model.preset or settings.model.path
+        name = settings.model.preset or settings.model.name
         self.tokenizer = require_tokenizer(tokenizer, name)
         corpus = load_corpus(settings.data, self.tokenizer)
         for note in corpus.notes:

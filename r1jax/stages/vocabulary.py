@@ -44,7 +44,7 @@ CONFIG = VocabularyConfig
 
 
 def run(settings: VocabularyConfig, workdir: pathlib.Path) -> None:
-    """Trains and writes the tokenizer; `config.model.path` may then name the workdir."""
+    """Trains and writes the tokenizer; `config.model.tokenizer` may then name the workdir."""
     with open_run():
         if distributed.is_writer():
             train(settings, workdir)

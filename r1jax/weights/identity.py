@@ -10,7 +10,8 @@ import hashlib
 import pathlib
 
 from r1jax.core.checksums import list_files
-from r1jax.weights.pretrained import DESCRIPTION, find_model, find_step
+from r1jax.weights.names import find_model
+from r1jax.weights.pretrained import DESCRIPTION, find_step
 
 _END = 1 << 20  # bytes read at each end of a file
 _SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".gguf")

@@ -1,4 +1,4 @@
-"""Opening of a MODEL: a Hugging Face folder, a .gguf file, a hub name (through huggingface_hub and its cache), or a
+"""Opening of a MODEL: a Hugging Face folder, a .gguf file, a hub name `org/name[@revision]` (weights/names.py), or a
 workdir of ours, whose `model/` folder describes the model (written by weights/export.py).
 
 The family is the one that models/families/registry.py lists for the `model_type` of config.json.
@@ -30,12 +30,14 @@ from r1jax.weights.fp8 import dequantize
 from r1jax.weights.gguf import GGUFModel
 from r1jax.weights.hf import Source, load_weights
 from r1jax.weights.lora_base import Adapted, holds_adapters
+from r1jax.weights.names import find_model, find_revision, split_hub_name
 from r1jax.weights.parameters import of_checkpoint
 
 log = logging.getLogger(__name__)
 
 DESCRIPTION = "model"  # folder of a workdir with config.json and tokenizer files of the trained model
 PROMPTING_FILE = "prompting.json"  # in that folder, and in one exported from it: how the run asks (eval/prompting.py)
+SOURCE = "source.json"  # file in it, where the run started from a model of the hub: its name and revision
 
 
 def load_pretrained(
@@ -43,22 +45,23 @@ def load_pretrained(
     *,
     dtype: str = "float32",
     mesh: Mesh | None = None,
-    hub: str = "",
     fetch: str = "",
     **options: Any,
 ) -> tuple[Transformer, Tokenizer | None]:
     """Loads a MODEL and its tokenizer (None where the folder has none).
 
     dtype: of parameters and computation; `options` may set `dtypes` (both separately), `scan_layers` and `remat`. mesh:
-    where the weights are placed (default: the enclosing `use_mesh`, else the first device). hub: a hub name to use
-    where `path` does not exist; fetch: the command that creates `path`, for the message. Raises UserError, naming file
-    and tensor, for anything missing, truncated or unknown.
+    where the weights are placed (default: the enclosing `use_mesh`, else the first device). fetch: the command that
+    creates `path`, for the message. Raises UserError, naming file and tensor, for anything missing, truncated or
+    unknown.
     """
     if mesh is not None and mesh is not current_mesh():
         with use_mesh(mesh):
-            return load_pretrained(path, dtype=dtype, hub=hub, fetch=fetch, **options)
-    opened = open_model(path, hub=hub, fetch=fetch)
+            return load_pretrained(path, dtype=dtype, fetch=fetch, **options)
+    opened = open_model(path, fetch=fetch)
     family = opened.family
+    if revision := find_revision(opened.path):
+        log.info("%s: revision %s of the hub", path, revision)
     if "dispatch" in options and not hasattr(opened.config, "num_experts"):
         raise UserError(f"{path}: a model without experts has no dispatch, got {options['dispatch'].way!r}")
     dtypes = options.pop("dtypes", Dtypes(dtype, dtype))
@@ -89,12 +92,12 @@ class Opened:
         return Tokenizer.from_path(self.folder)
 
 
-def open_model(path: str | pathlib.Path, *, hub: str = "", fetch: str = "") -> Opened:
+def open_model(path: str | pathlib.Path, *, fetch: str = "") -> Opened:
     """Opens a MODEL: a folder, a .gguf file, a hub name, a workdir of a run or one of its checkpoints.
 
     Raises UserError, naming file and tensor, for anything missing, truncated or unknown.
     """
-    path = find_model(path, hub, fetch)
+    path = find_model(path, fetch)
     find_source: Callable[[ModuleType, Any], Any]
     if path.suffix == ".gguf":
         gguf = GGUFModel(open_tensors(path))
@@ -129,8 +132,29 @@ def _open_run(step: pathlib.Path, family: ModuleType, config: Any) -> Any:
         raise UserError(
             f"{step}: the base model of these adapters is not in a file (config.model.preset or config.model.layers)"
         )
-    base = open_model(model["path"], hub=model.get("hub", ""), fetch=model.get("fetch", ""))
+    base = open_model(_name_base(model, step.parents[1] / DESCRIPTION), fetch=model.get("fetch", ""))
     return Adapted(base.source, saved, family, config, lora["alpha"] / lora["rank"])
+
+
+def _name_base(model: dict[str, Any], description: pathlib.Path) -> str:
+    """Name of the model that a run with adapters started from, of its section of config.json; of a hub name the
+    revision that the run used.
+    """
+    name = model.get("name") or model.get("path") or model.get("hub", "")  # the latter two: before 0.2.0
+    revision = read_revision(description)
+    hub = split_hub_name(name)
+    return f"{hub[0]}@{revision}" if hub and revision and not pathlib.Path(name).exists() else name
+
+
+def write_revision(name: str, description: pathlib.Path) -> None:
+    """Writes the revision of a hub name that is used, for runs that go on later; nothing for a local MODEL."""
+    if not pathlib.Path(name).exists() and (revision := find_revision(find_model(name))):
+        (description / SOURCE).write_text(json.dumps({"name": name, "revision": revision}, indent=2) + "\n", "utf-8")
+
+
+def read_revision(description: pathlib.Path) -> str:
+    """The revision that a run started from, of its `model/` folder; "" for a local MODEL."""
+    return _read_json(description / SOURCE)["revision"] if (description / SOURCE).exists() else ""
 
 
 def find_description(path: pathlib.Path) -> pathlib.Path:
@@ -159,53 +183,6 @@ def require_tokenizer(tokenizer: Tokenizer | None, path: str | pathlib.Path) -> 
     if tokenizer is None:
         raise UserError(f"{path} has no tokenizer, which config.model needs for text")
     return tokenizer
-
-
-def find_model(path: str | pathlib.Path, hub: str = "", fetch: str = "") -> pathlib.Path:
-    """Local folder or file of a MODEL, or of the hub name `hub` where it does not exist, downloaded if necessary.
-
-    Raises UserError if there is none; the message names the command `fetch` if one is given.
-    """
-    local, text = pathlib.Path(path), str(path)
-    if local.exists():
-        return local
-    cure = f"; `{fetch}` fetches it" if fetch else ""
-    is_name = text.count("/") == 1 and not text.startswith((".", "/", "~")) and local.suffix != ".gguf"
-    name = hub or (text if is_name else "")
-    if not name:
-        raise UserError(f"no such model file or folder: {text}{cure}")
-    try:
-        return _download(name)
-    except Exception as error:  # the hub's errors have no common base; each means that the model is unavailable
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        missing = f"no model at {text}, and " if hub else ""
-        raise UserError(f"{missing}cannot get {name} from the hub ({reason}){cure}") from None
-
-
-def find_local_hub(name: str) -> pathlib.Path | None:
-    """The folder of a hub name in the local cache, or None where its config.json is not there; fetches nothing."""
-    from huggingface_hub import try_to_load_from_cache
-
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        return None
-    try:
-        found = try_to_load_from_cache(name, "config.json")
-    except ValueError:  # no name that a hub could have
-        return None
-    return pathlib.Path(found).parent if isinstance(found, str) else None
-
-
-def _download(name: str) -> pathlib.Path:
-    """Folder of a hub name in the local cache; a complete copy is not requested again."""
-    from huggingface_hub import snapshot_download
-
-    patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
-    try:
-        folder = pathlib.Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
-        open_tensors(folder)  # the cache may hold other files only, or an interrupted download
-        return folder
-    except (FileNotFoundError, UserError):  # LocalEntryNotFoundError: not in the cache
-        return pathlib.Path(snapshot_download(name, allow_patterns=patterns))
 
 
 def drop_absent_depths(config: Any, names: Names, source: Source) -> Any:

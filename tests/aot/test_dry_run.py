@@ -59,16 +59,32 @@ def test_sizes_steps_and_missing_files(described: dict[str, str]):
     assert "steps: 650, each of 4 updates" in text and "512 prompts x 16 completions" in text
     assert "missing: config.data.path: no file is named; give one with --config.data.path=FILE" in text
     text = described["configs/grpo_zero.py"]
-    assert "`python launch/fetch_demo.py` gets it, or the run fetches HuggingFaceTB/SmolLM2-135M-Instruct" in text
+    gguf = "models/SmolLM2-135M-Instruct.Q4_1.gguf"
+    assert f"missing: config.model.name = {gguf}: `python launch/fetch_demo.py` makes it\n" in text
+    assert f"model: {gguf}, 134.5 M parameters" in text
     assert 'config.train.old_logprobs = "sampler"  (file; over default "trainer")' in text
     pipeline = described["configs/r1_pipeline.py"]
     assert "stage 4 of 14, zero (grpo): pending" in pipeline and "config.stages.zero.rollout.slots = 64" in pipeline
 
 
+def test_a_model_named_by_a_flag_has_another_origin_than_the_default(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    for name, message in {
+        "org/none": "no such folder here; the run fetches org/none from the hub at its start",
+        "mine/a/b": "no such file or folder; name another with --config.model.name=MODEL",
+    }.items():
+        command = ["train", f"--config={ROOT}/configs/grpo_zero.py", "--dry_run", f"--config.model.name={name}"]
+        assert train.main(command) == 0
+        text = capsys.readouterr().out
+        assert f"missing: config.model.name = {name}: {message}\n" in text and "fetch_demo" not in text
+
+
 def test_a_workdir_is_looked_at(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]):
     workdir = shutil.copytree(ROOT / "tests/fixtures/workdir_format1/run", tmp_path / "run")
     command = ["train", f"--config={ROOT}/tests/stages/tiny_grpo.py", f"--workdir={workdir}", "--dry_run"]
-    command += ["--config.model.path=tiny_model", "--config.steps=4"]
+    command += ["--config.model.name=tiny_model", "--config.steps=4"]
     assert train.main(command) == 0
     text = capsys.readouterr().out
     assert f"workdir: {workdir}; the run resumes from step 2 of 4" in text

@@ -170,7 +170,7 @@ def test_grpo(
     expected: list[str],
 ) -> None:
     path = "" if "model.preset" in changes else tiny_model
-    config = change(tiny_grpo.get_config(), {**SMALL, "model.path": str(path), **changes})
+    config = change(tiny_grpo.get_config(), {**SMALL, "model.name": str(path), **changes})
     metrics, programs = take_step(grpo, config, tmp_path / "run", devices)
     assert names(programs) == expected
     compare(calls, programs)
@@ -182,7 +182,7 @@ def test_grpo(
 def test_grpo_with_the_policy_as_judge(calls: list[Call], tiny_model: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """A judge's prompt of the size that is listed: a question and one answer."""
     judge = {"weight": 1.0, "template": "{question} {response}", "as_written": True, "max_characters": 2}
-    values = {"model.path": str(tiny_model), "rewards": ConfigDict({"judge_reward": judge})}
+    values = {"model.name": str(tiny_model), "rewards": ConfigDict({"judge_reward": judge})}
     metrics, programs = take_step(grpo, change(tiny_grpo.get_config(), {**SMALL, **values}), tmp_path / "run")
     judging = [f"judge.{name}" for name in ROLLS if name != "prefix"]
     assert names(programs) == ["accumulate", "apply", *ROLLS, *judging]
@@ -208,7 +208,7 @@ def test_sft(
     calls: list[Call], tiny_model: pathlib.Path, tmp_path: pathlib.Path, changes: dict[str, Any], devices: int
 ) -> None:
     path = "" if "model.preset" in changes else tiny_model
-    config = change(tiny_sft.get_config(), {**SHORT, "model.path": str(path), **changes})
+    config = change(tiny_sft.get_config(), {**SHORT, "model.name": str(path), **changes})
     metrics, programs = take_step(sft, config, tmp_path / "run", devices)
     assert names(programs) == SUPERVISED
     compare(calls, programs)
@@ -222,7 +222,7 @@ def test_sft(
 def test_on_policy_distillation(
     calls: list[Call], tiny_model: pathlib.Path, teacher: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    paths = {"model.path": str(tiny_model), "teacher.path": str(teacher)}
+    paths = {"model.name": str(tiny_model), "teacher.name": str(teacher)}
     config = change(tiny_on_policy.get_config(), {**SMALL, **paths})
     _, programs = take_step(on_policy, config, tmp_path / "run")
     assert names(programs) == ["accumulate", "apply", *ROLLS]
@@ -233,7 +233,7 @@ def test_on_policy_distillation(
 def test_distillation_by_logits(
     calls: list[Call], tiny_model: pathlib.Path, teacher: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    paths = {"model.path": str(tiny_model), "teacher.path": str(teacher), "lora.rank": 4}
+    paths = {"model.name": str(tiny_model), "teacher.name": str(teacher), "lora.rank": 4}
     config = change(tiny_sft.get_config(), {**SHORT, "stage": "distill", "method": "logits", **paths})
     _, programs = take_step(logits, config, tmp_path / "run")
     assert names(programs) == SUPERVISED
@@ -255,7 +255,7 @@ def test_distillation_by_traces(
             **{key.replace("data.", "corpus."): value for key, value in SHORT.items()},
             "data.eval_problems": 2,
             **{"corpus.length": 96, "checkpoint.every_steps": 0},
-            **{"teacher.path": str(teacher), "student.path": str(tiny_model)},
+            **{"teacher.name": str(teacher), "student.name": str(tiny_model)},
         },
     )
     settings = resolve_run(config).settings
@@ -272,7 +272,7 @@ def test_rejection_sampling(
     """Its cache grows once."""
     generate = {"num_samples": 4, "max_new_tokens": 64, "slots": 4, "top_k": 5, "prompts": 2}
     data = {"source": "addition", "template": "plain", "args": {"low": 1, "high": 9}, "eval_problems": 2}
-    values = {"model": {"path": str(tiny_model)}, "data": data, "generate": generate}
+    values = {"model": {"name": str(tiny_model)}, "data": data, "generate": generate}
     stage = {"stage": "rejection_sampling", "rewards": {"number_reward": 1.0}}
     settings = resolve_run(ConfigDict({**stage, **values})).settings
     with use_mesh(make_mesh(settings.mesh, jax.devices()[:1])):
@@ -295,8 +295,8 @@ def test_a_pipeline(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Supervised training, then reinforcement of its model."""
-    supervised = change(tiny_sft.get_config(), {**SHORT, "model.path": str(tiny_model)})
-    reinforced = change(tiny_grpo.get_config(), {**SMALL, "steps": 1, "model.path": str(tiny_model)})
+    supervised = change(tiny_sft.get_config(), {**SHORT, "model.name": str(tiny_model)})
+    reinforced = change(tiny_grpo.get_config(), {**SMALL, "steps": 1, "model.name": str(tiny_model)})
     stages = {"first": supervised.to_dict(), "second": {**reinforced.to_dict(), "init": "first"}}
     for stage in stages.values():
         stage["mesh"] = {"data": 1}

@@ -43,7 +43,7 @@ def main() -> None:
         data.write_text("".join(json.dumps({"prompt": text, "solution": "0"}) + "\n" for text in texts))
         config = load_config(f"{ROOT}/configs/grpo_zero.py:template=chat")
         config.unlock()
-        config.model.path, config.steps = args.model, args.steps + 1
+        config.model.name, config.steps = args.model, args.steps + 1
         config.data.update(source="jsonl", path=str(data), eval_problems=0, args={})
         config.rollout.update(
             prompts_per_step=args.prompts, group_size=args.group, max_new_tokens=args.new, ignore_stop=True

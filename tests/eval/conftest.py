@@ -57,7 +57,7 @@ def _config(seed: int, steps: int) -> dict[str, Any]:
         "stage": "grpo",
         "seed": seed,
         "steps": steps,
-        "model": {"path": "models/SmolLM2-135M-Instruct", "dtype": "float32"},
+        "model": {"name": "models/SmolLM2-135M-Instruct", "dtype": "float32"},
         "data": {"task": "addition", "template": "r1", "prompts_per_step": 8, "path": None},
         "rewards": {"answer_reward": 1.0, "r1_format_reward": {"weight": 0.25}},
         "rollout": {"group_size": 8, "max_new_tokens": 64, "temperature": 1.0, "stop": ["</answer>", "<|im_end|>"]},

@@ -51,13 +51,31 @@ def test_keys_of_format_1_have_their_new_names():
     assert found == {"a": {"stage": "synthesize"}, "b": {"stage": "rejection_sampling", "curriculum": {}}}
 
 
-def test_a_file_of_format_2_is_taken_as_it_is(tmp_path: pathlib.Path):
+def test_a_file_of_today_s_format_is_taken_as_it_is(tmp_path: pathlib.Path):
     path = tmp_path / "config.json"
-    path.write_text(json.dumps({"format": FORMAT, "stage": "grpo", "pools": 1}))
-    assert read_config_file(path) == SavedConfig({"stage": "grpo", "pools": 1}, FORMAT)
+    path.write_text(json.dumps({"format": FORMAT, "stage": "grpo", "pools": 1, "model": {"path": "a"}}))
+    assert read_config_file(path) == SavedConfig({"stage": "grpo", "pools": 1, "model": {"path": "a"}}, FORMAT)
     path.write_text("[]")
     with pytest.raises(UserError, match="must be a JSON object, got list"):
         read_config_file(path)
+
+
+def test_models_of_format_2_have_one_name(tmp_path: pathlib.Path):
+    path = tmp_path / "config.json"
+    former = {"path": "models/x.gguf", "hub": "org/x", "fetch": "python get.py", "preset": "", "layers": 0}
+    stages = {
+        "pools": {"teacher": {**former, "path": ""}, "student": {**former, "preset": "tiny_llama"}},
+        "a": {"model": former, "pools": 1},
+    }
+    path.write_text(json.dumps({"format": 2, "stage": "pipeline", "stages": stages}))
+    kept = {"fetch": "python get.py", "preset": "", "layers": 0}
+    assert read_config_file(path).values["stages"] == {
+        "pools": {
+            "teacher": {"name": "org/x", **kept},
+            "student": {"tokenizer": "models/x.gguf", **kept, "preset": "tiny_llama"},
+        },
+        "a": {"model": {"name": "models/x.gguf", **kept}, "pools": 1},
+    }
 
 
 @pytest.mark.parametrize("name", FORMER)

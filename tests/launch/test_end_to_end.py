@@ -41,7 +41,7 @@ def test_a_run_that_is_preempted_twice_ends_with_the_bits_of_an_undisturbed_one(
     wheel = build_wheel(tmp_path / "wheel")
     train = (
         f"--config={ROOT / 'tests' / 'stages' / 'tiny_sft.py'}",
-        f"--config.model.path={tiny_model}",
+        f"--config.model.name={tiny_model}",
         f"--config.steps={STEPS}",
         "--config.mesh.data=2",
         "--config.train.micro_batch_size=4",

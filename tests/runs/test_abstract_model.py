@@ -14,8 +14,10 @@ from r1jax.runs.model_setup import ModelConfig, load_model
 
 
 def test_sizes_by_preset_and_by_hub_name() -> None:
-    by_hub = find_sizes(ModelConfig("models/absent.gguf", hub="HuggingFaceTB/SmolLM2-135M-Instruct"))
-    assert by_hub == (llama, llama.VARIANTS["smollm2_135m"])
+    smollm2 = (llama, llama.VARIANTS["smollm2_135m"])
+    assert find_sizes(ModelConfig("HuggingFaceTB/SmolLM2-135M-Instruct")) == smollm2
+    assert find_sizes(ModelConfig("HuggingFaceTB/SmolLM2-135M-Instruct@main")) == smollm2
+    assert find_sizes(ModelConfig("absent/SmolLM2-135M-Instruct.Q4_1.gguf")) == smollm2
     assert find_sizes(ModelConfig("Qwen/Qwen2.5-1.5B"))[1].num_layers == 28
     assert find_sizes(ModelConfig("deepseek-ai/DeepSeek-V3-Base"))[1].num_layers == 61
     assert find_sizes(ModelConfig("", preset="tiny_llama", sizes={"num_layers": 5}))[1].num_layers == 5

@@ -9,7 +9,6 @@ def get_config(arg: str = "") -> ConfigDict:
             "stage": "grpo",
             "steps": 3,
             "model": {
-                "path": "",
                 "preset": arg or "tiny_llama",
                 "dtype": "bfloat16",
                 "scan_layers": True,

@@ -30,7 +30,7 @@ def train(
     workdir: pathlib.Path, model: pathlib.Path, devices: int = 1, *, config: pathlib.Path = CONFIG, **changes: Any
 ) -> Rows:
     """Runs the config in this process with `a__b=value` as `config.a.b`; the rows of metrics.jsonl."""
-    settings = read_settings(config, **{"model__path": model, **changes})
+    settings = read_settings(config, **{"model__name": model, **changes})
     with use_mesh(make_mesh(settings.mesh, jax.devices()[:devices])):
         RUNS[settings.stage](settings, workdir).train()
     return read_rows(workdir / "metrics.jsonl")
@@ -46,7 +46,7 @@ def start(
     model: pathlib.Path, workdir: pathlib.Path, *flags: str, config: pathlib.Path = CONFIG, **environment: str
 ) -> subprocess.Popen:
     """`python -m r1jax.train` on one device; what it says goes to WORKDIR.log."""
-    command = [sys.executable, "-m", "r1jax.train", f"--config={config}", f"--config.model.path={model}"]
+    command = [sys.executable, "-m", "r1jax.train", f"--config={config}", f"--config.model.name={model}"]
     device = {"XLA_FLAGS": make_xla_flags(1)}
     with open(workdir.with_suffix(".log"), "ab") as log:
         return subprocess.Popen(

@@ -23,7 +23,7 @@ from tests.stages.runs import CONFIG, ROOT, read_settings, untimed
 from tests.tiny_model import write_tiny_model
 
 FORMER = ROOT / "tests/fixtures/workdir_format1"
-FLAGS = {"model__path": "tiny_model", "steps": 4, "checkpoint__every_steps": 2}
+FLAGS = {"model__name": "tiny_model", "steps": 4, "checkpoint__every_steps": 2}
 SIZES = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads".split()
 
 
@@ -60,7 +60,7 @@ def test_it_resumes_to_the_same_end_and_reports(workdir: pathlib.Path) -> None:
         ({"seed": 1}, "config.seed = 0, this one has 1"),
         ({"curriculum__skip": 0.5}, "config.curriculum.skip = 0.0, this one has 0.5"),  # said under a former name
         ({"rollout__cache_pieces": 1}, "config.rollout.cache_pieces = 4, this one has 1"),  # not said at all
-        ({"model__path": "other"}, "config.model.path = 'tiny_model', this one has 'other'"),
+        ({"model__name": "other"}, "config.model.name = 'tiny_model', this one has 'other'"),
     ],
 )
 def test_other_values_are_refused(workdir: pathlib.Path, changes: dict[str, object], message: str) -> None:

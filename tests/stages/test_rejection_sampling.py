@@ -44,7 +44,7 @@ def test_a_set_is_written_in_that_form(tmp_path: pathlib.Path):
 def test_a_mistake_gets_one_line(change: dict, message: str):
     config = {
         "stage": "rejection_sampling",
-        "model": {"path": "x"},
+        "model": {"name": "x"},
         "data": {"source": "addition"},
         "rewards": {"answer_reward": 1.0},
     }

@@ -119,7 +119,7 @@ def test_eight_devices_and_small_micro_batches_take_the_same_steps(
 
 
 def test_epochs_show_every_example_once_each(tiny_model: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    settings = runs.read_settings(CONFIG, model__path=tiny_model, steps=0, data__epochs=2)
+    settings = runs.read_settings(CONFIG, model__name=tiny_model, steps=0, data__epochs=2)
     corpus = load_corpus(settings.data, Tokenizer.from_folder(tiny_model))
     run = sft.SFTRun(settings, tmp_path)
     counted, run.steps = run.steps, run.steps + 1
@@ -137,7 +137,7 @@ def test_fresh_weights_of_a_named_shape_learn_text(tmp_path: pathlib.Path) -> No
     source = {"text": {"path": str(tmp_path / "text.jsonl")}}
     changes = {"model__preset": "tiny_deepseek_v3", "model__sizes": '{"vocab_size": 264, "num_layers": 2}', "steps": 12}
     data = {"data__sources": source, "data__eval_rows": 0, "train__rows_per_step": 2, "train__micro_batch_size": 2}
-    rows = train(tmp_path / "run", pathlib.Path(), **changes, **data, model__path="", optimizer__learning_rate=1e-2)
+    rows = train(tmp_path / "run", pathlib.Path(), **changes, **data, model__name="", optimizer__learning_rate=1e-2)
     assert rows[0]["loss"] == pytest.approx(np.log(264), rel=0.05) and rows[-1]["loss"] < 3
     assert rows[-1]["mtp_loss"] < rows[0]["mtp_loss"] - 1 and 1.5 < rows[-1]["balance_loss"] < 6
     assert rows[-1]["router/max_violation"] > 0
@@ -152,7 +152,7 @@ def test_fresh_weights_of_a_named_shape_learn_text(tmp_path: pathlib.Path) -> No
 
 def test_adapters_alone_are_trained_and_saved(tiny_model: pathlib.Path, tmp_path: pathlib.Path) -> None:
     changes = {"lora__rank": 4, "optimizer__learning_rate": 1e-2, "steps": STEPS}
-    run = sft.SFTRun(runs.read_settings(CONFIG, model__path=tiny_model, **changes), tmp_path)
+    run = sft.SFTRun(runs.read_settings(CONFIG, model__name=tiny_model, **changes), tmp_path)
     run.train()
     found = read_rows(tmp_path / "metrics.jsonl")
     assert found[-1]["eval/loss"] < found[0]["eval/loss"] - 2

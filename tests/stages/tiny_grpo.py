@@ -1,6 +1,6 @@
 """A GRPO run of seconds for the tests: a tiny model learns to write lower-case letters.
 
-python -m r1jax.train --config=tests/stages/tiny_grpo.py --config.model.path=FOLDER --workdir=DIR
+python -m r1jax.train --config=tests/stages/tiny_grpo.py --config.model.name=FOLDER --workdir=DIR
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +13,6 @@ def get_config(arg: str = "") -> ConfigDict:
             "seed": 0,
             "steps": 3,
             "model": {
-                "path": "",
                 "dtype": "float32",
                 "param_dtype": "float32",
                 "scan_layers": False,

@@ -1,6 +1,6 @@
 """An SFT run of seconds for the tests: a tiny model learns to write sums.
 
-python -m r1jax.train --config=tests/stages/tiny_sft.py --config.model.path=FOLDER --workdir=DIR
+python -m r1jax.train --config=tests/stages/tiny_sft.py --config.model.name=FOLDER --workdir=DIR
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +13,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "stage": "sft",
             "seed": 0,
             "steps": 4,
-            "model": {"path": "", "preset": "", "sizes": {}, "scan_layers": False, "remat": "none", "dtype": "float32"},
+            "model": {"name": ""},
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
             "data": {
                 "sources": {"sums": {"path": "addition", "template": "plain", "args": {"low": 1, "high": 9}}},

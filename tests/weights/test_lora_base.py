@@ -49,7 +49,7 @@ def test_adapters_are_added_to_the_base(tmp_path: Path, scan_layers: bool) -> No
     checkpoints.save(2, TrainState(jax.tree.map(jax.numpy.asarray, adapters), {}, jax.numpy.int32(2)), {})
     checkpoints.close()
     describe(open_model(base), workdir / "model")
-    run = {"model": {"path": str(base), "hub": ""}, "lora": {"rank": RANK, "alpha": ALPHA}}
+    run = {"model": {"name": str(base)}, "lora": {"rank": RANK, "alpha": ALPHA}}
     (workdir / "config.json").write_text(json.dumps(run))
 
     found, _ = load_pretrained(workdir, scan_layers=scan_layers)
@@ -63,5 +63,5 @@ def test_adapters_are_added_to_the_base(tmp_path: Path, scan_layers: bool) -> No
         load_pretrained(workdir)
     (workdir / "config.json").write_text(json.dumps(run))
     shutil.rmtree(base)
-    with pytest.raises(UserError, match=f"no such model file or folder: {base}"):
+    with pytest.raises(UserError, match=f"no model {base}: there is no file or folder {base}"):
         load_pretrained(workdir)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import chex
-import huggingface_hub.constants
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +23,6 @@ from r1jax.models.families.registry import FAMILIES, find_family
 from r1jax.models.layers import Dtypes
 from r1jax.models.transformer import logical_axes, merge, split, stack, unstack
 from r1jax.weights import load_pretrained
-from r1jax.weights.pretrained import find_model
 from tests.models import naive, toy
 from tests.tiny_model import CONFIG, write_tiny_model
 
@@ -289,65 +287,3 @@ def test_dispatch_is_for_models_with_experts(tiny_model: Path) -> None:
 def test_a_single_safetensors_file_is_no_model_folder(tiny_model: Path) -> None:
     with pytest.raises(UserError, match="model.safetensors: not a model folder, config.json is missing"):
         load_pretrained(tiny_model / "model.safetensors")
-
-
-@pytest.mark.parametrize("path", ["models/none.gguf", "./none/model", "a/b/c", "none"])
-def test_an_absent_path_names_the_command_that_fetches_it(path: str) -> None:
-    with pytest.raises(UserError, match=f"^no such model file or folder: {re.escape(path)}; `{FETCH}` fetches it$"):
-        load_pretrained(path, fetch=FETCH)
-
-
-# --- The hub ---
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache with the network switched off; returns the folder that the files of org/name go to."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    return tmp_path / "models--org--name" / "snapshots" / ("0" * 40)
-
-
-def fill(hub: Path) -> Path:
-    (hub.parents[1] / "refs").mkdir(parents=True)
-    (hub.parents[1] / "refs" / "main").write_text(hub.name)
-    return write_tiny_model(hub)
-
-
-def test_a_hub_name_is_taken_from_the_cache_without_network(hub: Path, tiny_model: Path) -> None:
-    fill(hub)
-    assert find_model("org/name") == hub
-    assert find_model("models/none.gguf", hub="org/name") == hub
-    assert find_model(tiny_model, hub="org/name") == tiny_model
-    model, tokenizer = load_pretrained("org/name")
-    assert tokenizer is not None
-    np.testing.assert_array_equal(logits(model), logits(load_pretrained(tiny_model)[0]))
-
-
-@pytest.mark.parametrize(
-    ("path", "name", "message"),
-    [
-        ("org/name", "", "^cannot get org/name from the hub"),
-        ("models/none.gguf", "org/name", "^no model at models/none.gguf, and cannot get org/name from the hub"),
-    ],
-)
-def test_without_cache_and_network_one_line_names_the_fetch(hub: Path, path: str, name: str, message: str) -> None:
-    with pytest.raises(UserError, match=rf"{message} \(.+\); `{FETCH}` fetches it$") as caught:
-        load_pretrained(path, hub=name, fetch=FETCH)
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
-
-
-def test_a_cache_without_weights_is_completed(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another program may have fetched the tokenizer alone."""
-    asked = []
-
-    def download(name: str, *, allow_patterns: list[str], local_files_only: bool = False) -> str:
-        asked.append(local_files_only)
-        if not local_files_only:
-            write_tiny_model(hub)
-        return str(hub)
-
-    (fill(hub) / "model.safetensors").unlink()
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert load_pretrained("org/name")[0].config.hidden_size == 64
-    assert asked == [True, False]

@@ -43,7 +43,7 @@ class LogitsConfig(SFTConfig):
     def check(self) -> None:
         """Raises UserError for impossible combinations."""
         super().check()
-        check("teacher.path", self.teacher.path, bool(self.teacher.path), "must name the teacher")
+        check("teacher.name", self.teacher.name, bool(self.teacher.name), "must name the teacher")
         top_k = self.divergence.top_k
         check("divergence.top_k", top_k, top_k >= 0, "must be 0 (all tokens) or more")
 

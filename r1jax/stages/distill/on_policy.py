@@ -50,7 +50,7 @@ class OnPolicyConfig(GRPOConfig):
         rule = "must be 1: the loss is that of the student's own samples"
         check("train.updates_per_step", updates, updates == 1, rule)
         check("loss.kl_coefficient", kl, kl == 0, "must be 0: the divergence from the teacher is the loss")
-        check("teacher.path", self.teacher.path, bool(self.teacher.path), "must name the teacher")
+        check("teacher.name", self.teacher.name, bool(self.teacher.name), "must name the teacher")
 
 
 CONFIG = OnPolicyConfig

@@ -35,10 +35,10 @@ def find_teacher(config: ModelConfig, student: Trainable, tokenizer: Tokenizer |
     else:
         model, theirs = load_model(config)
     if theirs is not None:
-        check_tokens(require_tokenizer(tokenizer, "config.model"), theirs, config.path)
+        check_tokens(require_tokenizer(tokenizer, "config.model"), theirs, config.name)
     if model.config.vocab_size != student.sizes.vocab_size:
         raise UserError(
-            f"config.teacher: {config.path} has logits for {model.config.vocab_size} tokens, "
+            f"config.teacher: {config.name} has logits for {model.config.vocab_size} tokens, "
             f"the student for {student.sizes.vocab_size}"
         )
     graph, params = split(model)

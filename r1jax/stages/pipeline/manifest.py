@@ -20,7 +20,7 @@ from r1jax.core.errors import UserError
 from r1jax.core.sections import flatten, to_values
 from r1jax.eval.pipeline_report import RECORD_FILE, SAMPLES
 from r1jax.eval.saved_config import CONFIG_FILE, FORMAT, translate
-from r1jax.runs.workdir import FREE_KEYS
+from r1jax.runs.workdir import FREE_KEYS, MAKERS
 from r1jax.stages.pipeline.resolve import Planned, find_files, resolve_stage
 
 NO_INPUT = {*FREE_KEYS, "label"} - {"steps"}  # keys of a stage's config that do not affect its result
@@ -34,8 +34,8 @@ Entry = dict[str, Any]
 class Record:
     """The content of pipeline.json: an entry per stage, in the plan's order, and the stage in progress.
 
-    A record of format 1, without a number `format`, has hashes of the config file's values instead of resolved values;
-    they are translated on reading.
+    A record of a former format has hashes of values in that format, which are renewed on reading: of the config file's
+    values in format 1, without a number `format`, and of resolved values later.
 
     An entry has `name, folder, stage, label, init, status` (pending, running, done, skipped), `inputs` and `outputs`
     (name -> hash), `metrics`, `seconds`, and `why`, the reason of a rerun.
@@ -45,8 +45,8 @@ class Record:
         self.path = workdir / RECORD_FILE
         before = _read(self.path)
         known = {entry["name"]: entry for entry in before.get("stages", [])}
-        if "format" not in before:
-            _renew_hashes(known, workdir)
+        if (number := before.get("format", 1)) < FORMAT:
+            _renew_hashes(known, workdir, number)
         self.comparison = {label: list(names) for label, names in comparison.items()}
         self.redone: list[str] = before.get("redone", [])  # stages of config.rerun that this command has finished
         self.entries = {}
@@ -93,24 +93,31 @@ def hash_inputs(planned: Planned, entries: Mapping[str, Entry]) -> dict[str, str
 
 def hash_config(values: Mapping[str, Any]) -> str:
     """Hash of a stage's resolved values, without those that do not affect its result."""
-    free = tuple(f"{name}." for name in NO_INPUT)
+    return _hash_without(values, NO_INPUT)
+
+
+def _hash_without(values: Mapping[str, Any], names: set[str]) -> str:
+    free = tuple(f"{name}." for name in names)
     return hash_values({key: value for key, value in flatten(values).items() if not f"{key}.".startswith(free)})
 
 
-def _renew_hashes(entries: Mapping[str, Entry], workdir: pathlib.Path) -> None:
-    """Gives stages of format 1 the hash of their resolved values, so that they count as done.
+def _renew_hashes(entries: Mapping[str, Entry], workdir: pathlib.Path, number: int) -> None:
+    """Gives stages of a former format the hash of their resolved values of today, so that they count as done.
 
     config.json of the same format has the hashed values. A stage whose hash differs from that of its section there was
     made with another config, and keeps a hash that no config has.
     """
     before = _read(workdir / CONFIG_FILE)
-    if not before or "format" in before:
+    if not before or before.get("format", 1) != number:
         return
-    sections = translate(before).get("stages", {})
+    sections = translate(before, number).get("stages", {})
     for name, section in before.get("stages", {}).items():
         inputs = entries.get(name, {}).get("inputs", {})
-        kept = {key: value for key, value in section.items() if key not in NO_INPUT}
-        if inputs.get("config") == hash_values(kept):
+        if number == 1:
+            former = hash_values({key: value for key, value in section.items() if key not in NO_INPUT})
+        else:
+            former = _hash_without(section, NO_INPUT - set(MAKERS))
+        if inputs.get("config") == former:
             now = {key: value for key, value in sections[name].items() if key not in NO_INPUT}
             try:
                 inputs["config"] = hash_config(resolve_stage(now, {})[0])

@@ -216,8 +216,8 @@ def _plan_stage(
         if section is None:
             raise UserError(f"init = {init!r}, but a stage of kind {raw_config.get('stage')!r} starts from no model")
         path = places(REFERENCE + init) if init in settings.stages else init
-        if path != section.get("path"):  # settings of another model do not apply to this one
-            section.update(hub="", fetch="", preset="", sizes={}, layers=0, path=path)
+        if path != section.get("name"):  # settings of another model do not apply to this one
+            section.update(fetch="", preset="", tokenizer="", sizes={}, layers=0, name=path)
     stage = resolve_values(_replace(values, places)).settings
     skipped = name in settings.skip
     if not skipped:
@@ -232,12 +232,11 @@ def trace_shapes(plan: Sequence[Planned]) -> Iterator[Planned]:
         changed = {}
         section = next((key for key in MODELS if key in planned.raw_config), None)
         if section is not None:
-            init, raw_config = planned.raw_config.get("init", ""), planned.raw_config[section]
             model = getattr(planned.settings, section)
-            own = {key: raw_config[key] for key in ("hub", "preset", "sizes", "layers")}
-            shapes[planned.name] = shapes.get(init, {**own, "path": init or model.path})
+            own = {key: getattr(model, key) for key in ("name", "preset", "tokenizer", "sizes", "layers")}
+            shapes[planned.name] = shapes.get(planned.raw_config.get("init", ""), own)
             changed[section] = dataclasses.replace(model, **shapes[planned.name])
-        teacher = str((planned.raw_config.get("teacher") or {}).get("path", "")).removeprefix(REFERENCE)
+        teacher = str((planned.raw_config.get("teacher") or {}).get("name", "")).removeprefix(REFERENCE)
         if teacher in shapes:
             changed["teacher"] = dataclasses.replace(planned.settings.teacher, **shapes[teacher])
         yield dataclasses.replace(planned, settings=dataclasses.replace(planned.settings, **changed))

@@ -29,7 +29,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 def run(workdir: pathlib.Path, teacher: pathlib.Path, student: pathlib.Path, **changes: Any) -> list[dict[str, Any]]:
-    settings = read_settings(CONFIG, teacher__path=teacher, student__path=student, **changes)
+    settings = read_settings(CONFIG, teacher__name=teacher, student__name=student, **changes)
     with use_mesh(make_mesh(settings.mesh, jax.devices()[:1])):
         distill_traces.distil(settings, workdir)
     return read_rows(workdir / "metrics.jsonl")
@@ -160,6 +160,6 @@ def test_an_unknown_method_is_named():
 
 
 def test_the_command_runs_the_stage(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]):
-    arguments = [f"--config={CONFIG}", "--config.teacher.path=none/of/it", "--config.student.path=none/of/it"]
+    arguments = [f"--config={CONFIG}", "--config.teacher.name=none/of/it", "--config.student.name=none/of/it"]
     assert train.main(["train", *arguments, f"--workdir={tmp_path / 'run'}"]) == 2
     assert "error: no such model file or folder: none/of/it" in capsys.readouterr().err

@@ -46,7 +46,7 @@ def teacher(student: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_the_reverse_kl_falls_and_the_accuracy_rises(
     student: pathlib.Path, teacher: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    rows = distil(distill_on_policy, "tiny_on_policy.py", tmp_path, model__path=student, teacher__path=teacher)
+    rows = distil(distill_on_policy, "tiny_on_policy.py", tmp_path, model__name=student, teacher__name=teacher)
     kl = [row["kl"] for row in rows]
     assert len(kl) == 30 and kl[-1] <= kl[0] / 2
     assert np.polyfit(range(30), kl, 1)[0] < 0
@@ -61,7 +61,7 @@ def test_the_sampled_estimate_points_the_same_way(
     """One number a token has much more noise than the whole vocabulary: it takes longer."""
     changes = {"divergence__estimator": "sampled", "steps": 100, "optimizer__learning_rate": 2e-3}
     rows = distil(
-        distill_on_policy, "tiny_on_policy.py", tmp_path, model__path=student, teacher__path=teacher, **changes
+        distill_on_policy, "tiny_on_policy.py", tmp_path, model__name=student, teacher__name=teacher, **changes
     )
     kl = [row["kl"] for row in rows]
     assert np.mean(kl[-10:]) < 0.7 * np.mean(kl[:10])
@@ -80,7 +80,7 @@ def test_logits_of_a_teacher_teach_on_given_texts(
     )
     (tmp_path / "config.py").write_text(config)
     rows = distil(
-        distill_logits, str(tmp_path / "config.py"), tmp_path / "run", model__path=student, steps=30, **ALL_SUMS
+        distill_logits, str(tmp_path / "config.py"), tmp_path / "run", model__name=student, steps=30, **ALL_SUMS
     )
     assert rows[-1]["kl"] < rows[0]["kl"] / 2 and rows[-1]["loss"] < rows[0]["loss"]
 
@@ -90,12 +90,12 @@ def test_logits_of_a_teacher_teach_on_given_texts(
     [
         ({"vocab_size": 320}, "has logits for 320 tokens, the student for 304"),
         ({"train__updates_per_step": 2, "train__micro_batch_size": 32}, r"config\.train\.updates_per_step must be 1"),
-        ({"teacher__path": ""}, r"config\.teacher\.path must name the teacher"),
+        ({"teacher__name": ""}, r"config\.teacher\.name must name the teacher"),
     ],
 )
 def test_a_mistake_is_named(tiny_model: pathlib.Path, tmp_path: pathlib.Path, changes: Any, message: str) -> None:
     teacher = write_tiny_model(tmp_path / "teacher", **{k: changes.pop(k) for k in list(changes) if k == "vocab_size"})
-    paths = {"model__path": tiny_model, "teacher__path": teacher}
+    paths = {"model__name": tiny_model, "teacher__name": teacher}
     with pytest.raises(UserError, match=message):
         distil(distill_on_policy, "tiny_on_policy.py", tmp_path / "run", **{**paths, **changes})
 
@@ -104,6 +104,6 @@ def test_another_vocabulary_is_refused_by_a_token(tiny_model: pathlib.Path, tmp_
     teacher = write_tiny_model(tmp_path / "teacher")
     file = teacher / "tokenizer.json"
     file.write_text(file.read_text("utf-8").replace('"A": 36', '"A": 37').replace('"B": 37', '"B": 36'), "utf-8")
-    paths = {"model__path": tiny_model, "teacher__path": teacher}
+    paths = {"model__name": tiny_model, "teacher__name": teacher}
     with pytest.raises(UserError, match="the tokenizer of .* is not the student's"):
         distil(distill_on_policy, "tiny_on_policy.py", tmp_path / "run", **paths)

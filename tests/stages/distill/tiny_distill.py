@@ -1,6 +1,6 @@
 """A distillation of seconds for the tests: what a random teacher says with many letters, half a model learns to say.
 
-python -m r1jax.train --config=tests/stages/distill/tiny_distill.py --config.teacher.path=A --config.student.path=B
+python -m r1jax.train --config=tests/stages/distill/tiny_distill.py --config.teacher.name=A --config.student.name=B
 """
 
 from ml_collections import ConfigDict
@@ -14,8 +14,8 @@ def get_config(arg: str = "") -> ConfigDict:
             "method": "traces",
             "seed": 0,
             "steps": 4,
-            "teacher": {"path": ""},
-            "student": {"path": "", "layers": 1},
+            "teacher": {"name": ""},
+            "student": {"name": "", "layers": 1},
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
             "data": {
                 "source": "addition",

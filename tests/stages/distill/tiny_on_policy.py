@@ -1,7 +1,7 @@
 r"""On-policy distillation of seconds for the tests: a tiny student learns one-digit sums from a tiny teacher.
 
 python -m r1jax.train --config=tests/stages/distill/tiny_on_policy.py \
-    --config.model.path=STUDENT --config.teacher.path=TEACHER
+    --config.model.name=STUDENT --config.teacher.name=TEACHER
 """
 
 from ml_collections import ConfigDict
@@ -14,8 +14,8 @@ def get_config(arg: str = "") -> ConfigDict:
             "method": "on_policy",
             "seed": 0,
             "steps": 30,
-            "model": {"path": ""},
-            "teacher": {"path": ""},
+            "model": {"name": ""},
+            "teacher": {"name": ""},
             "mesh": {"data": -1},
             "data": {"source": "addition", "eval_problems": 0, "args": {"low": 1, "high": 5}, "template": "plain"},
             "rollout": {

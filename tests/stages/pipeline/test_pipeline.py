@@ -176,13 +176,13 @@ def test_a_stage_can_be_done_again_once_by_one_command(copy: pathlib.Path, runs:
 def test_a_skipped_stage_hands_on_what_it_would_have_started_from(copy: pathlib.Path):
     settings = load(skip="cold_start")
     plan = {planned.name: planned for planned in make_plan(settings, copy)[0]}
-    assert plan["rl_all"].settings.model.path == str(copy / "04_zero") and plan["cold_start"].skipped
+    assert plan["rl_all"].settings.model.name == str(copy / "04_zero") and plan["cold_start"].skipped
     assert plan["rl_all"].takes == ("zero", "data")
 
 
 def test_a_stage_starts_from_elsewhere(copy: pathlib.Path, tiny_model: pathlib.Path):
     plan = make_plan(load(stages__rl_all__init=tiny_model), copy)[0]
-    assert plan[6].settings.model.path == str(tiny_model) and plan[6].takes == ("data",)
+    assert plan[6].settings.model.name == str(tiny_model) and plan[6].takes == ("data",)
 
 
 def test_a_text_too_long_for_a_path_names_no_file(tiny_model: pathlib.Path):

@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 SIZES = {"vocab_size": 400, "hidden_size": 32, "intermediate_size": 48, "num_layers": 2}
-FRESH = {"path": "@vocabulary", "preset": "tiny_llama", "sizes": SIZES}
-GIVEN = {"path": ""}
+FRESH = {"tokenizer": "@vocabulary", "preset": "tiny_llama", "sizes": SIZES}
+GIVEN = dict[str, Any]()
 MESH = {"data": 1}
 LOG = {"tensorboard": False}
 OPTIMIZER = {"learning_rate": 3e-3, "schedule": "constant"}
@@ -120,7 +120,7 @@ def distil(teacher: str) -> dict[str, Any]:
     return {
         "stage": "distill",
         "method": "traces",
-        "teacher": {"path": f"@{teacher}"},
+        "teacher": {"name": f"@{teacher}"},
         "student": dict(GIVEN),
         "corpus": {"sources": {}, "length": 64, "bins": 4, "epochs": placeholder(int)},
         **shared,

@@ -1,0 +1,77 @@
+"""Names of MODELs: local files and folders, and hub names with an optional revision (`org/name[@revision]`).
+
+A name means one thing: an existing file or folder, else a model of the hub (through huggingface_hub and its cache).
+Nothing else is taken in its place.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from typing import Any
+
+from r1jax.core.errors import UserError
+from r1jax.core.tensor_reader import open_tensors
+
+_HUB_NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?")
+_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+
+
+def split_hub_name(name: str) -> tuple[str, str | None] | None:
+    """(`org/name`, revision or None) of a text that can be a hub name; None for any other text."""
+    found = _HUB_NAME.fullmatch(name)
+    return None if found is None or found[1].endswith(".gguf") else (found[1], found[2])
+
+
+def find_model(name: str | pathlib.Path, fetch: str = "") -> pathlib.Path:
+    """Local folder or file of a MODEL; a hub name that is no local path is downloaded if the cache lacks it.
+
+    fetch: the command that creates this model, for the message. Raises UserError, with all places that were searched.
+    """
+    local, text = pathlib.Path(name), str(name)
+    if text and local.exists():
+        return local
+    cure = f"; `{fetch}` makes it" if fetch else ""
+    hub = split_hub_name(text)
+    if hub is None:
+        raise UserError(f"no model {text}: there is no file or folder {local.absolute()}{cure}")
+    try:
+        return _download(*hub)
+    except Exception as error:  # the hub's errors have no common base; each means that the model is unavailable
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise UserError(
+            f"no model {text}: there is no file or folder {local.absolute()}, and the hub does not give it "
+            f"({reason}){cure}"
+        ) from None
+
+
+def find_local_hub(name: str) -> pathlib.Path | None:
+    """The folder of a hub name in the local cache, or None where its config.json is not there; fetches nothing."""
+    from huggingface_hub import try_to_load_from_cache
+
+    hub = split_hub_name(name)
+    if hub is None:
+        return None
+    try:
+        found = try_to_load_from_cache(hub[0], "config.json", revision=hub[1])
+    except ValueError:  # no name that a hub could have
+        return None
+    return pathlib.Path(found).parent if isinstance(found, str) else None
+
+
+def find_revision(folder: pathlib.Path) -> str:
+    """The commit of a folder in the hub's cache (snapshots/COMMIT); "" for any other folder."""
+    return folder.name if folder.parent.name == "snapshots" else ""
+
+
+def _download(name: str, revision: str | None) -> pathlib.Path:
+    """Folder of a hub name in the local cache; a complete copy is not requested again."""
+    from huggingface_hub import snapshot_download
+
+    options: dict[str, Any] = {"revision": revision, "allow_patterns": _PATTERNS}
+    try:
+        folder = pathlib.Path(snapshot_download(name, local_files_only=True, **options))
+        open_tensors(folder)  # the cache may hold other files only, or an interrupted download
+        return folder
+    except (FileNotFoundError, UserError):  # LocalEntryNotFoundError: not in the cache
+        return pathlib.Path(snapshot_download(name, **options))
