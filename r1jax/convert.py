@@ -3,10 +3,10 @@
   python -m r1jax.convert runs/grpo_zero my-model
   python -m r1jax.convert models/SmolLM2-135M-Instruct.Q4_1.gguf my-model --dtype=bfloat16
 
-The first argument is a Hugging Face folder, a .gguf file, a hub name (org/name[@revision]), the workdir of a run (its newest
-checkpoint) or one of its checkpoints; the second a folder that does not exist yet. It receives config.json, the weights
-as safetensors (with an index if they are large), the tokenizer files and generation_config.json, all or nothing; from a
-run also prompting.json, how the run asked its model, which evaluate and chat use.
+The first argument is a Hugging Face folder, a .gguf file, a hub name (org/name[@revision]), the workdir of a run (its
+newest checkpoint) or one of its checkpoints; the second a folder that does not exist yet. It receives config.json, the
+weights as safetensors (with an index if they are large), the tokenizer files and generation_config.json, all or
+nothing; from a run also prompting.json, how the run asked its model, which evaluate and chat use.
 
 Every tensor keeps its stored dtype (8-bit blocks become bfloat16, GGUF's quantized blocks float32), or is cast to
 --dtype; the router's correction bias keeps its own. Tensors are read and written one at a time.

@@ -4,10 +4,10 @@ r"""Evaluates a model on benchmarks, or scores existing completions.
   python -m r1jax.evaluate --samples=out.jsonl --output=scores.json
   python -m r1jax.evaluate --samples=out.jsonl --reward=answer_reward,accuracy_reward
 
---model is a Hugging Face folder, a .gguf file, a hub name (org/name[@revision]), or the workdir of a run. A benchmark is gsm8k,
-svamp, aime24, aime25, math500 or gpqa: NAME takes the data set from the hub, NAME=FILE a file of it; jsonl=FILE is any
-file with `prompt` (raw text or messages) and `solution`. --samples takes rows of `completions` and `solution`, as
-written by `python -m r1jax.generate`, in place of a model.
+--model is a Hugging Face folder, a .gguf file, a hub name (org/name[@revision]), or the workdir of a run. A benchmark
+is gsm8k, svamp, aime24, aime25, math500 or gpqa: NAME takes the data set from the hub, NAME=FILE a file of it;
+jsonl=FILE is any file with `prompt` (raw text or messages) and `solution`. --samples takes rows of `completions` and
+`solution`, as written by `python -m r1jax.generate`, in place of a model.
 
 The output has for each benchmark: n problems, k completions each; pass@1 (mean over completions) with its standard
 error over problems; pass@k (unbiased); cons@k (majority vote); lenient_pass@1 (the last number or choice letter);

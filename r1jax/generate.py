@@ -2,10 +2,11 @@
 
   python -m r1jax.generate --model=models/SmolLM2-135M-Instruct.Q4_1.gguf --prompts=in.jsonl --output=out.jsonl
 
---model is a Hugging Face folder, a .gguf file, a hub name (org/name[@revision]), or the workdir of a run. --prompts is a file of
-rows (.jsonl, .parquet, .arrayrecord, or a hub data set): each has `prompt`, a text or a list of {role, content}
-messages for the model's chat template, or `tokens`, a list of ids. A text goes to the model as it is; --template makes
-a prompt of it, `run` as the run did that trained the model, with the run's sampling where no flag says otherwise.
+--model is a Hugging Face folder, a .gguf file, a hub name (org/name[@revision]), or the workdir of a run. --prompts is
+a file of rows (.jsonl, .parquet, .arrayrecord, or a hub data set): each has `prompt`, a text or a list of {role,
+content} messages for the model's chat template, or `tokens`, a list of ids. A text goes to the model as it is;
+--template makes a prompt of it, `run` as the run did that trained the model, with the run's sampling where no flag says
+otherwise.
 
 The output has one row per input row, in the same order: all its fields, and `completions`, `completion_tokens`,
 `logprobs` (one per token, of the distribution after temperature and before top-k and top-p) and `finish_reasons`

@@ -32,7 +32,8 @@ from r1jax.eval.held_out import EvalConfig
 from r1jax.eval.saved_config import CONFIG_FILE, read_config_file
 from r1jax.rewards.registry import REWARDS
 from r1jax.text.tokenizer import Tokenizer
-from r1jax.weights.pretrained import PROMPTING_FILE, find_description, find_model
+from r1jax.weights.names import find_model
+from r1jax.weights.pretrained import PROMPTING_FILE, find_description
 
 log = logging.getLogger(__name__)
 

@@ -102,7 +102,7 @@ def test_the_first_process_alone_shows_what_a_command_shows(
     out = f"--output={tmp_path / 'out.json'}"
     if name == "train":
         config, flags = STAGES[stage]
-        flags = [*flags, f"--config={config}", f"--config.model.path={tiny_model}", f"--workdir={tmp_path / 'run'}"]
+        flags = [*flags, f"--config={config}", f"--config.model.name={tiny_model}", f"--workdir={tmp_path / 'run'}"]
         flags += ["--config.mesh.data=2", "--config.steps=1"]
     else:
         flags = [f"--model={tiny_model}", out, "--max_new_tokens=4", "--batch_size=2"]

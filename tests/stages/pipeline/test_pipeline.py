@@ -198,7 +198,7 @@ def test_a_text_too_long_for_a_path_names_no_file(tiny_model: pathlib.Path):
         ({"stages__zero__init": "rl_all"}, r"stage zero \(config.stages.zero\): @rl_all must name an earlier stage"),
         ({"stages__zero__init": "none/of/it", "stages__zero__steps": 0}, "stage zero .* config.steps must be at least"),
         ({"stages__zero__stage": "dreams"}, "stage zero .* config.stage must be one of"),
-        ({"stages__base__model__path": "@dreams"}, "stage base .* @dreams must name an earlier stage"),
+        ({"stages__base__model__tokenizer": "@dreams"}, "stage base .* @dreams must name an earlier stage"),
         ({"skip": "base"}, "stage zero .* @base is skipped"),
     ],
 )
