@@ -36,7 +36,7 @@ from r1jax.core.commands import run_command
 from r1jax.core.errors import UserError
 from r1jax.generate import TEMPLATE_HELP, choose_sampling, define_device_flags
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("r1jax.evaluate")  # not __main__, whose messages are not shown
 
 
 def main(argv: Sequence[str]) -> int:

@@ -29,7 +29,7 @@ from r1jax.core.errors import UserError
 if TYPE_CHECKING:
     from r1jax.eval.prompting import Prompting
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("r1jax.generate")  # not __main__, whose messages are not shown
 
 TEMPLATE_HELP = (
     "How a question becomes a prompt: run (as in MODEL's run), chat (the model's chat template), r1, question_reply, "

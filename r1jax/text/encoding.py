@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from r1jax.text.chat import render
+from r1jax.text.chat_template import render
 from r1jax.text.tokenizer import Tokenizer
 
 

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from r1jax.core.errors import UserError
-from r1jax.text.chat import REASONING_NAMES, Message, render, render_spans
+from r1jax.text.chat_template import REASONING_NAMES, Message, render, render_spans
 from r1jax.text.tokenizer import Tokenizer
 
 Marked = tuple[list[int], list[bool]]  # ids, and True where the token is the assistant's

@@ -3,7 +3,7 @@
 A template contains `{question}` once, which `fill` replaces. Texts from a paper or another system are quoted word for
 word with their source, because rewards and published numbers depend on the wording.
 
-Left out: chat formats, which belong to each model (`r1jax.text.chat`).
+Left out: chat formats, which belong to each model (`r1jax.text.chat_template`).
 """
 
 import re

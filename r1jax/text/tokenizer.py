@@ -24,7 +24,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from r1jax.core.errors import UserError
 from r1jax.core.tensor_reader import open_tensors
-from r1jax.text.chat import render
+from r1jax.text.chat_template import render
 from r1jax.text.sentencepiece_models import CONTROL, USER_DEFINED, Pieces, build_pieces, read_pieces
 
 # Pre-tokenizer splits named by GGUF's `tokenizer.ggml.pre`, taken from the models' own tokenizer.json. A wrong split

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from r1jax.core.errors import UserError
-from r1jax.text.chat import render, render_spans
+from r1jax.text.chat_template import render, render_spans
 from r1jax.text.masks import Marked, mark_assistant
 from r1jax.text.tokenizer import Tokenizer
 

@@ -6,7 +6,7 @@ import pytest
 
 from r1jax.core.errors import UserError
 from r1jax.text import template_sandbox
-from r1jax.text.chat import render
+from r1jax.text.chat_template import render
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 COSTLY = {

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from r1jax.core.errors import UserError
-from r1jax.text.chat import render
+from r1jax.text.chat_template import render
 from r1jax.text.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
