@@ -266,6 +266,11 @@ def show_table(title: str, rows: Sequence[Mapping[str, Any]], *, console: Consol
     console.print(table)
 
 
+def show_piece(text: str, style: str = "", *, console: Console | None = None) -> None:
+    """Prints a piece of a text that arrives in pieces, at once and without a line break of its own."""
+    (console or shared_console()).print(Text(_clean(text), style=style), end="", soft_wrap=True)
+
+
 def format_time(seconds: float) -> str:
     """Seconds as m:ss or h:mm:ss."""
     minutes, seconds = divmod(round(seconds), 60)

@@ -10,6 +10,7 @@ Left out: many sequences at once, which are the engine's (engine.py).
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from collections.abc import Iterator, Sequence
 
@@ -24,6 +25,8 @@ from r1jax.core.structs import Sampling
 from r1jax.models.cache import Cache
 from r1jax.models.transformer import Params, merge
 from r1jax.rollout.sampling import SamplingArrays, sample
+
+log = logging.getLogger(__name__)
 
 CHUNK = 64  # prompt tokens that are fed at once
 SHORTEST = 1024  # columns of the smallest cache
@@ -59,6 +62,8 @@ class Stream:
         needed = len(tokens) + limit + CHUNK  # a chunk is written whole, also where it holds fewer tokens
         if self._cache is None or self._cache.length < needed:
             columns = max(SHORTEST, 1 << (needed - 1).bit_length())
+            if self._cache is not None:
+                log.info("the text outgrows the cache of %d tokens; the next one holds %d", self._cache.length, columns)
             self._cache, self._held = self._init(self._params, columns=columns), []
         shared = len(os.path.commonprefix([self._held, list(tokens[:-1])]))
         self._held = self._held[:shared]
