@@ -63,7 +63,7 @@ class ThoughtSplitter:
             self.is_open = not self.is_open
 
     def end(self) -> Iterator[tuple[str, bool]]:
-        """What was kept back."""
+        """The rest that was kept back."""
         if self._rest:
             yield self._rest, self.is_open
         self._rest = ""

@@ -33,7 +33,7 @@ TASK = {"source": "addition", "args": {"low": 10, "high": 99}, "template": "r1",
 EVAL = {"name": "sums", "strict": ("answer_reward", "r1_format_reward"), "format": "r1_format_reward"}
 RUN = {
     "stage": "grpo",
-    "model": {"path": "m"},
+    "model": {"name": "m"},
     "data": TASK,
     "rollout": {"max_new_tokens": 40, "top_k": 5},
     "eval": EVAL,
@@ -54,11 +54,11 @@ def test_a_question_is_put_as_the_run_puts_it() -> None:
 
 def test_a_supervised_run_has_the_template_that_its_sources_share() -> None:
     sources = {"a": {"path": "a.jsonl", "template": "r1"}, "b": {"path": "b.jsonl", "template": "r1"}}
-    run = {"stage": "sft", "model": {"path": "m"}, "data": {"sources": sources}, "eval": {"every_steps": 0}}
+    run = {"stage": "sft", "model": {"name": "m"}, "data": {"sources": sources}, "eval": {"every_steps": 0}}
     assert make_prompting(run) == Prompting(R1_ZERO)
     assert make_prompting({**run, "data": {"sources": {**sources, "c": {"path": "c.jsonl"}}}}) is None
     assert make_prompting({**run, "data": {"sources": {"c": {"path": "c.jsonl"}}}}) == Prompting("chat")
-    assert make_prompting({"model": {"path": "m"}}) is None
+    assert make_prompting({"model": {"name": "m"}}) is None
 
 
 def test_columns_and_solutions_are_read_as_the_run_reads_them() -> None:
