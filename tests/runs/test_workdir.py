@@ -11,6 +11,7 @@ import pytest
 from r1jax.core.errors import UserError
 from r1jax.data.tasks import TaskConfig
 from r1jax.eval.prompting import Prompting, read_prompting
+from r1jax.eval.saved_config import FORMAT
 from r1jax.runs.model_setup import ModelConfig
 from r1jax.runs.workdir import check_config, write_config
 from r1jax.text.prompts import R1_ZERO
@@ -45,7 +46,7 @@ def test_the_config_is_written_whole_and_ends_in_one_newline(tmp_path: pathlib.P
     write_config(CONFIG, tmp_path / "run")
     text = (tmp_path / "run" / "config.json").read_text()
     assert (
-        json.loads(text) == {"format": 2, **dataclasses.asdict(CONFIG)}
+        json.loads(text) == {"format": FORMAT, **dataclasses.asdict(CONFIG)}
         and text.endswith("}\n")
         and not text.endswith("\n\n")
     )
