@@ -148,11 +148,8 @@ job() {
   trap 'kill -TERM "$child" 2>/dev/null' TERM INT HUP
   (while sleep "${R1JAX_SAVE_SECONDS:-20}"; do save || true; done) 9>&- >/dev/null 2>&1 &
   copier=$!
-  while :; do
-    code=0
-    wait "$child" || code=$?
-    if ! kill -0 "$child" 2>/dev/null; then break; fi # else a signal ended the wait, not the run
-  done
+  while kill -0 "$child" 2>/dev/null; do wait "$child" || true; done # a signal ends a wait, not the run
+  wait "$child" || code=$? # of the run, not of the signal
   kill "$copier" 2>/dev/null || true
   echo "== $(hostname) $(date '+%F %T'): exit code $code"
   save || echo "== the log could not be copied to the workdir"

@@ -125,6 +125,21 @@ def test_sigterm_reaches_the_run_and_its_exit_code_comes_back(tmp_path: Path) ->
     assert process.returncode == 75 and "got TERM" in out
 
 
+def test_the_dry_run_of_gpu_sh_is_a_script_that_runs(tmp_path: Path) -> None:
+    root = checkout(tmp_path / "work")
+    environment = {**os.environ, **programs(tmp_path, nvidia_smi="echo 590.1")}
+    flags = ["--dry-run", "--config=configs/x.py", '--config.text=it\'s "so" and $so']
+    python = root / ".venv" / "bin" / "python"
+    python.write_text(python.read_text().replace("for i in {1..300}; do sleep .1; done", "exit 0"))
+    shown = subprocess.run(["bash", str(root / "launch" / "gpu.sh"), *flags], env=environment, capture_output=True)
+    assert not (root / "calls").exists()
+    done = subprocess.run(["bash", "-eu"], input=shown.stdout, env=environment, cwd=tmp_path, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    calls = (root / "calls").read_text()
+    assert ".[gpu,reasoning-gym]" in calls and 'jax.devices("gpu")' in calls
+    assert calls.rstrip().endswith('-m r1jax.train --config=configs/x.py --config.text=it\'s "so" and $so')
+
+
 def test_gpus_of_a_slurm_cluster() -> None:
     (command,) = commands("slurm_gpu.sbatch", "--config=configs/x.py")
     assert command[:2] == ["srun", "--kill-on-bad-exit=1"] and command[-3:] == [

@@ -114,7 +114,7 @@ def _no(_: float) -> None:
     pass
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     events=st.lists(st.sampled_from(EVENTS), max_size=120),
     first=st.sampled_from((GONE, READY, FAILED, TAKEN, DELETING)),

@@ -63,6 +63,18 @@ def test_a_notice_lets_the_run_save_and_queues_the_job_again(job: Job, number: s
     assert process.returncode == 75 and "saved" in out and job.queued() == 1, out
 
 
+def test_a_job_that_slurm_ends_gets_no_second_sigterm(job: Job) -> None:
+    """Slurm itself sends it to the tasks and to the batch shell; a second one would end the run before it has saved."""
+    (job.folder / "state").write_text("COMPLETING\n")
+    process = job.open('trap "exit 99" TERM; touch "$STANDIN/up"; sleep 1; echo saved; exit 75')
+    while not (job.folder / "up").exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 75 and "saved" in out and job.queued() == 1, out
+    assert "scancel" not in (job.folder / "slurm").read_text()
+
+
 @pytest.mark.parametrize("code", [0, 1, 2, 76, 77, 137])
 def test_other_ends_do_not_queue_the_job_again(job: Job, code: int) -> None:
     assert job.run(f"exit {code}")[0] == code and job.queued() == 0
@@ -121,3 +133,12 @@ def test_help_and_dry_run_do_nothing_wherever_they_stand(job: Job) -> None:
     code, out = job.run("exit 1", "--dry-run")
     assert code == 0 and out.startswith("srun --kill-on-bad-exit=1 --label .venv/bin/python -m r1jax.train")
     assert not (job.folder / "slurm").exists()
+    pasted = subprocess.run(
+        ["bash", "-eu"],
+        input=out,
+        env={"PATH": f"{PROGRAMS}:{os.environ['PATH']}", "STANDIN": str(job.folder)},
+        cwd=job.folder,
+        capture_output=True,
+        text=True,
+    )
+    assert pasted.returncode == 1 and "-m r1jax.train --config=configs/x.py" in (job.folder / "slurm").read_text()

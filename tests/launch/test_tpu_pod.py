@@ -154,7 +154,10 @@ def test_a_deletion_is_tried_again(cloud: StandIn) -> None:
     assert done.returncode == 0 and cloud.state()["request"] is None, done.stdout
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, *(pytest.param(other, marks=pytest.mark.slow) for other in (signal.SIGTERM, signal.SIGHUP))],
+)
 def test_signals_say_what_stays_and_attach_takes_it_up(cloud: StandIn, number: signal.Signals) -> None:
     cloud.train('echo line one; while [ ! -e "$STANDIN/go" ]; do sleep 0.2; done; echo line two')
     process = cloud.open()
@@ -281,6 +284,7 @@ def test_gcloud_that_is_not_there_is_said_in_one_line(cloud: StandIn) -> None:
     assert done.returncode == 1 and "gcloud: No such file or directory" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_every_module(tmp_path: Path) -> None:
     from pod.bundle import build_wheel
 
