@@ -171,7 +171,7 @@ def test_a_real_run_whose_node_is_taken_away_ends_with_the_bits_of_an_undisturbe
     rows = {}
     for name in ("calm", "preempted"):
         cluster = Cluster(tmp_path / name)
-        flags = f"""--config={ROOT}/tests/stages/tiny_sft.py --config.model.path={tiny_model} --config.steps=12
+        flags = f"""--config={ROOT}/tests/stages/tiny_sft.py --config.model.name={tiny_model} --config.steps=12
             --config.mesh.data=2 --config.train.micro_batch_size=4"""
         cluster.image(
             f"""#!/bin/bash

@@ -63,7 +63,7 @@ class Runs:
             self.folder,
             *(*SHAPE, f"--ntasks-per-node={tasks}", *options, str(ROOT / "launch" / "slurm_gpu.sbatch")),
             f"--config={ROOT / 'tests' / 'stages' / 'tiny_sft.py'}",
-            f"--config.model.path={self.model}",
+            f"--config.model.name={self.model}",
             f"--config.steps={STEPS}",
             "--config.mesh.data=2",
             "--config.train.micro_batch_size=4",
