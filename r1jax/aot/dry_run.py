@@ -108,7 +108,7 @@ def _find_sizes(config: ModelConfig) -> tuple[Any, Any]:
     """Result of `find_sizes`; for a workdir the sizes of its model, and for a hub name those of the cached files."""
     path = pathlib.Path(config.name)
     found = None if config.preset else path if config.name and path.exists() else find_local_hub(config.name)
-    if found is None or not found.is_dir():
+    if found is None or not (found.is_dir() and (find_description(found) / "config.json").is_file()):
         return find_sizes(config)
     hf = json.loads((find_description(found) / "config.json").read_text("utf-8"))
     family = find_family(hf.get("model_type"), found)

@@ -101,13 +101,30 @@ class Tokenizer:
         """Text of ids. Incomplete UTF-8 gives U+FFFD; ids beyond the vocabulary give nothing."""
         return self.backend.decode([int(token) for token in ids], skip_special_tokens=skip_special)
 
-    def save(self, folder: str | Path) -> None:
-        """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja, as transformers reads them."""
+    @property
+    def declared_pad_id(self) -> int | None:
+        """The padding id to declare in files: `pad_id` where it is a special token, which programs that read the files
+        make of it; else the one that the source declared, if any.
+        """
+        if self.pad_id in self.specials.values():
+            return self.pad_id
+        declared = self.template_variables.get("pad_token")
+        return None if declared is None else self.backend.token_to_id(declared)
+
+    def save(self, folder: str | Path, *, max_length: int | None = None) -> None:
+        """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja, as transformers reads them.
+
+        max_length: number of tokens that the model takes.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.backend.save(str(folder / "tokenizer.json"))
-        config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
         config |= self.template_variables
+        if self.declared_pad_id is not None:
+            config["pad_token"] = self.backend.id_to_token(self.declared_pad_id)
+        if max_length is not None:
+            config["model_max_length"] = max_length
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
         if self.chat_template is not None:
             (folder / "chat_template.jinja").write_text(self.chat_template, "utf-8")

@@ -24,7 +24,9 @@ from r1jax.core.errors import UserError
 from r1jax.models.transformer import Params
 from r1jax.text.tokenizer import Tokenizer
 from r1jax.weights.hf import check_tensor
+from r1jax.weights.lora_base import Adapted
 from r1jax.weights.parameters import Parameters, family_of, of_arrays, of_shape
+from r1jax.weights.peft import write_adapters
 from r1jax.weights.pretrained import PROMPTING_FILE, Opened, open_model
 from r1jax.weights.safetensors_writer import SHARD_BYTES, Spec, write_tensors
 
@@ -72,8 +74,8 @@ def convert(
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
     files: Mapping[str, str] | None = None,
-) -> None:
-    """Writes any MODEL as the new `folder`, tensor by tensor.
+) -> dict[str, Spec]:
+    """Writes any MODEL as the new `folder`, tensor by tensor; returns the tensors that were written.
 
     dtype: of floating tensors, except the router's correction bias; None: each tensor keeps its own, 8-bit blocks
     become bfloat16 and GGUF's quantized blocks float32. files: further texts by file name. Raises UserError, naming
@@ -92,6 +94,28 @@ def convert(
             describe(opened, target, specs)
             for name, text in (files or {}).items():
                 (target / name).write_text(text, "utf-8")
+    return specs
+
+
+def convert_adapters(
+    source: str | pathlib.Path, folder: str | pathlib.Path, *, files: Mapping[str, str] | None = None
+) -> dict[str, Spec]:
+    """Writes the adapters of a run as the new `folder`, which peft and vLLM load, with the tokenizer files; returns the
+    tensors that were written.
+
+    Raises UserError for a MODEL without adapters of its own.
+    """
+    check_new(folder)
+    opened = open_model(source)
+    if not isinstance(opened.source, Adapted):
+        raise UserError(f"--adapter needs the workdir of a run that trained adapters (config.lora.rank), got {source}")
+    with new_folder(folder) as target:
+        specs = write_adapters(opened.source, target)
+        if target is not None:
+            _copy_sidecars(opened, target)
+            for name, text in (files or {}).items():
+                (target / name).write_text(text, "utf-8")
+    return specs
 
 
 def describe_shape(
@@ -112,13 +136,19 @@ def describe(opened: Opened, folder: pathlib.Path, specs: Mapping[str, Spec] | N
     if hf.get("num_nextn_predict_layers"):
         hf["num_nextn_predict_layers"] = opened.config.mtp_depths
     if opened.folder is not None:
-        for name in SIDECARS:
-            if (opened.folder / name).exists():
-                shutil.copyfile(opened.folder / name, folder / name)
+        _copy_sidecars(opened, folder)
         tokenizer = None
     else:
         tokenizer = opened.read_tokenizer()
     _write_description(folder, hf, tokenizer, specs)
+
+
+def _copy_sidecars(opened: Opened, folder: pathlib.Path) -> None:
+    """Copies tokenizer files and generation_config.json; the latter from the base where adapters have none."""
+    for place in (opened.base.folder if opened.base is not None else None, opened.folder):
+        for name in SIDECARS if place == opened.folder else ("generation_config.json",):
+            if place is not None and (place / name).exists():
+                shutil.copyfile(place / name, folder / name)
 
 
 def _write_description(
@@ -127,11 +157,11 @@ def _write_description(
     folder.mkdir(parents=True, exist_ok=True)
     ids = {key: hf[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if hf.get(key) is not None}
     if tokenizer is not None:
-        tokenizer.save(folder)
+        tokenizer.save(folder, max_length=hf.get("max_position_embeddings"))
         known = {
             "bos_token_id": tokenizer.bos_id,
             "eos_token_id": list(tokenizer.eos_ids),
-            "pad_token_id": tokenizer.pad_id,
+            "pad_token_id": tokenizer.declared_pad_id,
         }
         ids = {key: value for key, value in known.items() if value not in (None, [])}
         hf |= ids

@@ -14,20 +14,40 @@ from flax import nnx
 
 from r1jax.core.checkpoint import SavedArrays
 from r1jax.weights.hf import Source, find_pieces
+from r1jax.weights.parameters import order_of
 
 Path = tuple[str | int, ...]
 
 
 class Adapted:
-    """Tensors of `base` with the adapters of `saved` added, scaled by s = `scale`; both have the shape `config`."""
+    """Tensors of `base` with the adapters of `saved` added, scaled by s = alpha / rank; both have the shape `config`.
 
-    def __init__(self, base: Source, saved: SavedArrays, family: ModuleType, config: Any, scale: float):
-        self.path, self._base, self._saved, self._scale = saved.path, base, saved, scale
+    base_name: MODEL that `base` is of.
+    """
+
+    def __init__(
+        self,
+        base: Source,
+        saved: SavedArrays,
+        family: ModuleType,
+        config: Any,
+        *,
+        rank: int,
+        alpha: float,
+        base_name: str = "",
+    ):
+        self.path, self._base, self._saved = saved.path, base, saved
+        self.rank, self.alpha, self.base_name = rank, alpha, base_name
         counts = nnx.eval_shape(lambda: family.build(config, rngs=nnx.Rngs(0), scan_layers=True)).counts
         self._places: dict[str, tuple[Path, tuple[int, ...]]] = {}
         for path in _find_adapters(saved):
             _, pieces = find_pieces((*path[1:], "kernel"), saved.shape((*path, "a")), family.HF_NAMES, counts)
             self._places |= {name: (path, place) for place, name, _ in pieces}
+
+    @property
+    def adapted(self) -> tuple[str, ...]:
+        """Names of the tensors that an adapter changes, in the order of the layers."""
+        return tuple(sorted(self._places, key=order_of))
 
     def __contains__(self, name: str) -> bool:
         return name in self._base
@@ -43,10 +63,14 @@ class Adapted:
         tensor = self._base.read(name)
         if name not in self._places:
             return tensor
+        down, up = self.read_adapter(name)
+        return tensor.astype(np.float32) + self.alpha / self.rank * (down @ up).T
+
+    def read_adapter(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """A [in, r] and B [r, out] of an adapted tensor [out, in], float32."""
         path, place = self._places[name]
         down, up = (self._saved.read((*path, part), place).astype(np.float32) for part in ("a", "b"))
-        product = down.reshape(-1, down.shape[-1]) @ up.reshape(down.shape[-1], -1)
-        return tensor.astype(np.float32) + self._scale * product.T
+        return down.reshape(-1, down.shape[-1]), up.reshape(down.shape[-1], -1)
 
 
 def holds_adapters(saved: SavedArrays) -> bool:

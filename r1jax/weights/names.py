@@ -71,7 +71,8 @@ def _download(name: str, revision: str | None) -> pathlib.Path:
     options: dict[str, Any] = {"revision": revision, "allow_patterns": _PATTERNS}
     try:
         folder = pathlib.Path(snapshot_download(name, local_files_only=True, **options))
-        open_tensors(folder)  # the cache may hold other files only, or an interrupted download
+        if not any(folder.glob("adapter_model*.safetensors")):
+            open_tensors(folder)  # the cache may hold other files only, or an interrupted download
         return folder
     except (FileNotFoundError, UserError):  # LocalEntryNotFoundError: not in the cache
         return pathlib.Path(snapshot_download(name, **options))

@@ -61,7 +61,7 @@ class Parameters:
                 if original in pieces:
                     self._copies[name.format(sum(counts) + depth)] = original
         pieces |= {name: pieces[original] for name, original in self._copies.items()}
-        self._pieces = dict(sorted(pieces.items(), key=lambda item: _order(item[0])))
+        self._pieces = dict(sorted(pieces.items(), key=lambda item: order_of(item[0])))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -135,6 +135,6 @@ def _keys(path: tuple) -> Path:
     return tuple(entry.key for entry in path)
 
 
-def _order(name: str) -> list[str]:
+def order_of(name: str) -> list[str]:
     """Sort key that compares the numbers in a name as numbers."""
     return [part.zfill(6) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

@@ -1,5 +1,5 @@
-"""Opening of a MODEL: a Hugging Face folder, a .gguf file, a hub name `org/name[@revision]` (weights/names.py), or a
-workdir of ours, whose `model/` folder describes the model (written by weights/export.py).
+"""Opening of a MODEL: a Hugging Face folder, a .gguf file, a hub name `org/name[@revision]` (weights/names.py), a
+folder of adapters (weights/peft.py), or a workdir of ours, whose `model/` folder describes the model (written by weights/export.py).
 
 The family is the one that models/families/registry.py lists for the `model_type` of config.json.
 """
@@ -32,6 +32,8 @@ from r1jax.weights.hf import Source, load_weights
 from r1jax.weights.lora_base import Adapted, holds_adapters
 from r1jax.weights.names import find_model, find_revision, split_hub_name
 from r1jax.weights.parameters import of_checkpoint
+from r1jax.weights.peft import CONFIG as ADAPTER_CONFIG
+from r1jax.weights.peft import PeftAdapted, is_adapter_folder, name_base, read_adapter_config
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +77,8 @@ class Opened:
     """A MODEL of which only headers have been read.
 
     source: tensors by Hugging Face name. hf: content of config.json. folder: location of the tokenizer files (None: the
-    vocabulary is in the GGUF header).
+    vocabulary is in the GGUF header). base: of adapters whose folder has a tokenizer of its own, the model under them,
+    whose stop ids hold too.
     """
 
     path: pathlib.Path
@@ -84,20 +87,28 @@ class Opened:
     config: Any
     hf: dict[str, Any]
     folder: pathlib.Path | None
+    base: Opened | None = None
 
     def read_tokenizer(self) -> Tokenizer | None:
         """The tokenizer, or None if there is none."""
         if self.folder is None:  # GGUF: the vocabulary is in the header
             return Tokenizer.from_gguf(self.source.metadata)
-        return Tokenizer.from_path(self.folder)
+        tokenizer = Tokenizer.from_path(self.folder)
+        under = self.base.read_tokenizer() if self.base is not None else None
+        if tokenizer is None or under is None:
+            return tokenizer
+        return dataclasses.replace(tokenizer, eos_ids=tuple(dict.fromkeys(tokenizer.eos_ids + under.eos_ids)))
 
 
 def open_model(path: str | pathlib.Path, *, fetch: str = "") -> Opened:
-    """Opens a MODEL: a folder, a .gguf file, a hub name, a workdir of a run or one of its checkpoints.
+    """Opens a MODEL: a folder, a .gguf file, a hub name, a workdir of a run or one of its checkpoints, or a folder of
+    adapters.
 
     Raises UserError, naming file and tensor, for anything missing, truncated or unknown.
     """
     path = find_model(path, fetch)
+    if is_adapter_folder(path):
+        return _open_adapters(path)
     find_source: Callable[[ModuleType, Any], Any]
     if path.suffix == ".gguf":
         gguf = GGUFModel(open_tensors(path))
@@ -121,6 +132,20 @@ def open_model(path: str | pathlib.Path, *, fetch: str = "") -> Opened:
     return Opened(path, source, family, drop_absent_depths(config, family.HF_NAMES, source), hf, folder)
 
 
+def _open_adapters(folder: pathlib.Path) -> Opened:
+    """Adapters on the model that their config names; a relative path begins in the current folder."""
+    config = read_adapter_config(folder)
+    try:
+        base = open_model(name_base(config))
+    except UserError as error:
+        raise UserError(f"{folder / ADAPTER_CONFIG}: base_model_name_or_path: {error}") from None
+    source = PeftAdapted(base.source, folder, config)
+    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
+        return dataclasses.replace(base, path=folder, source=source)
+    hf = base.hf if base.folder is not None else base.family.to_hf(base.config)
+    return dataclasses.replace(base, path=folder, source=source, hf=hf, folder=folder, base=base)
+
+
 def _open_run(step: pathlib.Path, family: ModuleType, config: Any) -> Any:
     """Tensors of a checkpoint; adapters are added to the model that the run started from."""
     saved = SavedArrays(step)
@@ -132,8 +157,9 @@ def _open_run(step: pathlib.Path, family: ModuleType, config: Any) -> Any:
         raise UserError(
             f"{step}: the base model of these adapters is not in a file (config.model.preset or config.model.layers)"
         )
-    base = open_model(_name_base(model, step.parents[1] / DESCRIPTION), fetch=model.get("fetch", ""))
-    return Adapted(base.source, saved, family, config, lora["alpha"] / lora["rank"])
+    name = _name_base(model, step.parents[1] / DESCRIPTION)
+    base = open_model(name, fetch=model.get("fetch", ""))
+    return Adapted(base.source, saved, family, config, rank=lora["rank"], alpha=lora["alpha"], base_name=name)
 
 
 def _name_base(model: dict[str, Any], description: pathlib.Path) -> str:

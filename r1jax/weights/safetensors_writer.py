@@ -42,9 +42,10 @@ def write_tensors(
     read: Callable[[str], np.ndarray],
     *,
     shard_bytes: int = SHARD_BYTES,
+    stem: str = "model",
 ) -> None:
-    """Writes model.safetensors, or shards of at most `shard_bytes` (at least one tensor each) with
-    model.safetensors.index.json.
+    """Writes `stem`.safetensors, or shards of at most `shard_bytes` (at least one tensor each) with
+    `stem`.safetensors.index.json.
 
     `read(name)` returns a tensor of its spec's shape, in any dtype; it is cast. folder None: everything is read in the
     same order and nothing is written, for a process that only takes part in gathering.
@@ -57,7 +58,8 @@ def write_tensors(
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         names.sort(key=lambda name: -specs[name].dtype.itemsize)
-        file = f"model-{number:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else "model.safetensors"
+        part = f"-{number:05}-of-{len(shards):05}" if len(shards) > 1 else ""
+        file = f"{stem}{part}.safetensors"
         if folder is None:
             collections.deque(map(read, names), maxlen=0)
         else:
@@ -66,7 +68,7 @@ def write_tensors(
     if folder is None or len(shards) == 1:
         return
     index = {"metadata": {"total_size": sum(spec.size for spec in specs.values())}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
 
 
 def _write_file(path: pathlib.Path, specs: Mapping[str, Spec], read: Callable[[str], np.ndarray]) -> None:
