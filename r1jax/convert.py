@@ -81,7 +81,8 @@ def describe_folder(folder: str, specs: Mapping[str, Spec]) -> list[str]:
     counts: collections.Counter[str] = collections.Counter()
     for spec in specs.values():
         counts[str(spec.dtype)] += math.prod(spec.shape)
-    kinds = ", ".join(f"{count / 1e6:,.2f} M {dtype}" for dtype, count in counts.most_common())
+    short = lambda count: f"{count / 1e6:,.1f} M" if count >= 1e6 else f"{count:,}"
+    kinds = ", ".join(f"{short(count)} {dtype}" for dtype, count in counts.most_common())
     files = sorted(pathlib.Path(folder).iterdir())
     width = max(len(file.name) for file in files)
     sizes = [f"  {file.name:<{width}}  {_format_size(file.stat().st_size):>9}" for file in files]

@@ -6,7 +6,9 @@ Rounding may differ in the last bits from a program compiled for speed. To test 
 """
 
 import os
+import re
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,12 +19,14 @@ PATIENT = {
     "--xla_cpu_collective_call_warn_stuck_timeout_seconds": "120",
     "--xla_cpu_collective_call_terminate_timeout_seconds": "600",
 }
-# Each flag is in every jaxlib that setup.py allows; XLA ends a process that names one which it does not know.
+# XLA ends a process that names a flag which it does not know: these are in every jaxlib that setup.py allows.
 QUICK = {
     "--xla_backend_optimization_level": "0",
-    "--xla_cpu_use_fusion_emitters": "false",
     "--xla_cpu_parallel_codegen_split_count": "1",
 }
+# jaxlib 0.11.1 has the newer emitters only.
+if tuple(int(part) for part in re.findall(r"\d+", version("jaxlib"))[:3]) < (0, 11, 1):
+    QUICK["--xla_cpu_use_fusion_emitters"] = "false"
 
 
 def make_xla_flags(devices: int = 8) -> str:

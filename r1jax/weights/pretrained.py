@@ -1,5 +1,6 @@
 """Opening of a MODEL: a Hugging Face folder, a .gguf file, a hub name `org/name[@revision]` (weights/names.py), a
-folder of adapters (weights/peft.py), or a workdir of ours, whose `model/` folder describes the model (written by weights/export.py).
+folder of adapters (weights/peft.py), or a workdir of ours, whose `model/` folder describes the model (written by
+weights/export.py).
 
 The family is the one that models/families/registry.py lists for the `model_type` of config.json.
 """

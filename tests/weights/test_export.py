@@ -206,7 +206,7 @@ def fill_target(folder: Path) -> None:
         (fill_target, [], "DIR/out exists already; name a new folder"),
         (None, ["--dtype=int8"], "dtype must be one of float32, bfloat16, float16, got 'int8'"),
         (None, ["more"], "two arguments are needed, SRC and DST, got 3 (see --help)"),
-        (shutil.rmtree, [], "no such model file or folder: DIR/in"),
+        (shutil.rmtree, [], "no model DIR/in: there is no file or folder DIR/in"),
     ],
 )
 def test_a_mistake_is_one_line(

@@ -70,6 +70,10 @@ def test_a_run_with_adapters_goes_out_and_comes_back(
     merged = make_run(tmp_path / "run", base, scan_layers=scan_layers)
     assert command.main(["convert", str(tmp_path / "run"), str(tmp_path / "out"), "--adapter"]) == 0
     out = tmp_path / "out"
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == f"{out}: 6,720 float32 parameters in 28 tensors"
+    assert {line.split()[0] for line in printed[1:]} == {file.name for file in out.iterdir()}
+    assert "README.md" in {line.split()[0] for line in printed[1:]}
     config = json.loads((out / "adapter_config.json").read_text())
     assert config["r"] == RANK and config["lora_alpha"] == ALPHA and config["base_model_name_or_path"] == str(base)
     assert config["target_modules"] == "down_proj gate_proj k_proj o_proj q_proj up_proj v_proj".split()
