@@ -3,6 +3,15 @@
 import importlib.metadata as _metadata
 import re as _re
 import sys as _sys
+from typing import TYPE_CHECKING
+from typing import Any as _Any
+
+if TYPE_CHECKING:
+    from r1jax.api import Model as Model
+    from r1jax.api import Run as Run
+    from r1jax.api import Sample as Sample
+    from r1jax.api import load as load
+    from r1jax.api import run as run
 
 __version__ = "0.2.0"
 
@@ -33,3 +42,18 @@ def _check_versions() -> None:
 
 
 _check_versions()
+
+
+_API = ("run", "load", "Model", "Run", "Sample")  # of r1jax/api.py, imported on first use: it imports jax
+
+
+def __getattr__(name: str) -> _Any:
+    if name in _API:
+        import importlib
+
+        return getattr(importlib.import_module(f"{__name__}.api"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_API])

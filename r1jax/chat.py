@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("r1jax.chat")  # not __main__, whose messages are not shown
 
+REPLY = {"temperature": 0.7, "top_p": 0.95, "max_new_tokens": 1024}  # where neither flags nor a run say otherwise
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "max_new_tokens", "seed")
 
 
@@ -45,13 +46,23 @@ def define_flags() -> flags.FlagValues:
     string("model", None, "Hugging Face folder, .gguf file, hub name, or workdir of a run.", flag_values=values)
     string("prompt", None, "One message to answer, in place of a conversation.", flag_values=values)
     string("system", "", "System message. Default: that of the chat template, if any.", flag_values=values)
-    number("temperature", 0.7, "Sampling temperature; 0 is greedy. Default: the run's, or 0.7.", flag_values=values)
+    number(
+        "temperature",
+        REPLY["temperature"],
+        "Sampling temperature; 0 is greedy. Default: the run's, or 0.7.",
+        flag_values=values,
+    )
     text = "Nucleus sampling: probability mass to sample from. Default: the run's, or 0.95."
-    number("top_p", 0.95, text, flag_values=values)
+    number("top_p", REPLY["top_p"], text, flag_values=values)
     integer("top_k", 0, "Sample from the k most likely tokens. Default: the run's, or 0, all.", flag_values=values)
     text = "Sample from tokens with at least this share of the likeliest one's probability. Default: the run's, or 0."
     number("min_p", 0.0, text, flag_values=values)
-    integer("max_new_tokens", 1024, "Most tokens of a reply. Default: the run's, or 1024.", flag_values=values)
+    integer(
+        "max_new_tokens",
+        int(REPLY["max_new_tokens"]),
+        "Most tokens of a reply. Default: the run's, or 1024.",
+        flag_values=values,
+    )
     integer("samples", 1, "Replies to each message; the first is kept. Default: 1.", flag_values=values)
     integer("seed", 0, "Sampling seed. Default: 0.", flag_values=values)
     string("template", None, TEMPLATE_HELP + " Default: run where MODEL carries it, else chat.", flag_values=values)

@@ -38,6 +38,8 @@ from r1jax.generate import TEMPLATE_HELP, choose_sampling, define_device_flags
 
 log = logging.getLogger("r1jax.evaluate")  # not __main__, whose messages are not shown
 
+SAMPLING = {"temperature": 0.6, "top_p": 0.95, "max_new_tokens": 2048}  # where neither flags nor a run say otherwise
+
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line `argv` (program name first) and returns the exit code: 0, 2 for a user's mistake, 130."""
@@ -56,10 +58,20 @@ def define_flags() -> flags.FlagValues:
     string("output", None, text, flag_values=values)
     string("reward", None, "Rewards to ask about --samples: NAME[,NAME…].", flag_values=values)
     integer("num_samples", None, "Completions per problem. Default: 1, or all of --samples.", flag_values=values)
-    number("temperature", 0.6, "Sampling temperature; 0 is greedy. Default: the run's, or 0.6.", flag_values=values)
+    number(
+        "temperature",
+        SAMPLING["temperature"],
+        "Sampling temperature; 0 is greedy. Default: the run's, or 0.6.",
+        flag_values=values,
+    )
     text = "Nucleus sampling: probability mass to sample from. Default: the run's, or 0.95."
-    number("top_p", 0.95, text, flag_values=values)
-    integer("max_new_tokens", 2048, "Most tokens of a completion. Default: the run's, or 2048.", flag_values=values)
+    number("top_p", SAMPLING["top_p"], text, flag_values=values)
+    integer(
+        "max_new_tokens",
+        int(SAMPLING["max_new_tokens"]),
+        "Most tokens of a completion. Default: the run's, or 2048.",
+        flag_values=values,
+    )
     integer("limit", 0, "Use only the first N problems of each benchmark. Default: 0, all.", flag_values=values)
     integer("seed", 0, "Sampling seed; results do not depend on the batch size. Default: 0.", flag_values=values)
     string("template", None, TEMPLATE_HELP + " Default: run where MODEL carries it, else chat.", flag_values=values)
@@ -110,7 +122,7 @@ def _measure_model(values: flags.FlagValues) -> None:
         raise UserError("--benchmarks is missing, as in --benchmarks=gsm8k=FILE.jsonl (see --help)")
     from r1jax.eval.benchmarks import load_benchmark
     from r1jax.eval.prompting import choose_prompting
-    from r1jax.runs.evaluate import answer_problems, score_benchmarks, show_scores, write_scores
+    from r1jax.runs.evaluate import measure, show_scores, write_scores
     from r1jax.runs.generate import Generation
     from r1jax.runs.sampler import load_sampler, place_sampler
 
@@ -128,8 +140,7 @@ def _measure_model(values: flags.FlagValues) -> None:
         if prompting:
             log.info("asking as the run did: %s (another --template asks without)", prompting.describe())
         sampler = load_sampler(values.model, dtype=values.dtype, slots=values.batch_size, stop_ids=stop_ids)
-        answered = {name: answer_problems(sampler, found, config) for name, found in problems.items()}
-        scores, rows = score_benchmarks(answered, prompting=prompting)
+        scores, rows = measure(sampler, problems, config, prompting)
         if values.output:
             write_scores(values.output, values.model, scores, rows)
     show_scores(scores)

@@ -21,6 +21,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
@@ -48,15 +49,20 @@ def main(argv: Sequence[str]) -> int:
             for line in describe_run(resolved, workdir):
                 print(line)
             return
-        for key, name in find_trackers(resolved.settings).items():  # before anything is loaded
-            check_tracker(name, key)
-        stage_of(resolved.settings).run(resolved.settings, workdir)
-        from r1jax.core import distributed  # imports jax, so only after the config is checked
-
-        distributed.wait("the end of the run")
+        start(resolved.settings, workdir)
 
     stopped = "stopped; the same command resumes from the last checkpoint"
     return run_command(__doc__, values, arguments, train, stopped=stopped)
+
+
+def start(settings: Any, workdir: pathlib.Path) -> None:
+    """Runs the stage of checked settings to its end."""
+    for key, name in find_trackers(settings).items():  # before anything is loaded
+        check_tracker(name, key)
+    stage_of(settings).run(settings, workdir)
+    from r1jax.core import distributed  # imports jax, so only after the config is checked
+
+    distributed.wait("the end of the run")
 
 
 def define_flags() -> flags.FlagValues:
@@ -111,11 +117,17 @@ def resolve(spec: str | None, workdir: str | None, overrides: dict[str, str]) ->
     if not spec:
         raise UserError("--config is missing, as in --config=configs/grpo_zero.py (see --help)")
     config = load_config(spec)
-    folder = pathlib.Path(workdir or f"runs/{pathlib.Path(spec.partition(':')[0]).stem}")
+    folder = check_workdir(workdir or f"runs/{pathlib.Path(spec.partition(':')[0]).stem}")
+    return resolve_run(config, overrides), folder
+
+
+def check_workdir(workdir: str | pathlib.Path) -> pathlib.Path:
+    """The path of a workdir. Raises UserError if it, or a folder above it, is a file."""
+    folder = pathlib.Path(workdir)
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
             raise UserError(f"--workdir={folder} must name a folder, but {path} is a file")
-    return resolve_run(config, overrides), folder
+    return folder
 
 
 if __name__ == "__main__":

@@ -54,6 +54,11 @@ from r1jax.rewards.protocol import (
 )
 from r1jax.rewards.registry import REWARDS, import_place
 
+GIVEN_CURE = (
+    "; it was given to r1jax.run as a function of a program: continue by r1jax.run in that program, or start anew with "
+    "the function in a module that can be imported, as module:function"
+)
+
 # Columns that `score` itself passes to every reward; they replace data columns of the same name.
 _OWN_COLUMNS = frozenset(("completions", "prompts", "completion_ids", "group_ids"))
 
@@ -275,7 +280,8 @@ def _find_function(name: str, where: str) -> Callable[..., Any]:
     try:
         function = import_place(name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{where}: cannot import {name!r} ({error})") from error
+        given = name.startswith("__main__:") or "<locals>" in name
+        raise UserError(f"{where}: cannot import {name!r} ({error}){GIVEN_CURE if given else ''}") from error
     if not callable(function):
         raise UserError(f"{where}: {name!r} must be a function, got {type(function).__name__}")
     return function

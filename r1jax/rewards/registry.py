@@ -5,7 +5,7 @@ Each reward is listed under its name in the code and, if open-r1's recipes use a
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from r1jax.core.errors import UserError
@@ -75,8 +75,46 @@ OPEN_R1_ARGUMENTS: dict[str, dict[str, str]] = {
 }
 
 
+# Functions given as objects (r1jax.run), by the `module:name` that config.json records: some cannot be imported.
+GIVEN: dict[str, Callable[..., Any]] = {}
+
+
+def name_rewards(rewards: Any) -> dict[str, Any]:
+    """The `rewards` section of a config, for one that holds function objects.
+
+    rewards: a function or name, a list of them, or a dict from them to a weight or settings; settings, or the value
+    itself, may be a function too. Functions are kept in GIVEN. Raises UserError for a function without a name.
+    """
+    if not isinstance(rewards, Mapping):
+        listed = rewards if isinstance(rewards, (list, tuple)) else [rewards]
+        rewards = dict.fromkeys(listed, 1.0)
+    named: dict[str, Any] = {}
+    for key, value in rewards.items():
+        settings = dict(value) if isinstance(value, Mapping) else {"function": value} if callable(value) else None
+        function = key if callable(key) else (settings or {}).get("function")
+        if not callable(function):
+            named[key] = value
+            continue
+        settings = {"weight": value} if settings is None else settings
+        name, place = _place(function)
+        GIVEN[place] = function
+        named[name if callable(key) else key] = {**settings, "function": place}
+    return named
+
+
+def _place(function: Callable[..., Any]) -> tuple[str, str]:
+    """Name of a reward object, and its `module:name`."""
+    inner = getattr(function, "func", function)  # of a partial
+    known = inner if hasattr(inner, "__qualname__") else type(inner)
+    if known.__name__ == "<lambda>":
+        raise UserError("a reward needs a name, under which its values are logged: define it by def, not as a lambda")
+    return known.__name__, f"{known.__module__}:{known.__qualname__}"
+
+
 def import_place(place: str) -> Any:
     """The object `module:attribute`. Raises ImportError, AttributeError or ValueError (no module named)."""
+    if place in GIVEN:
+        return GIVEN[place]
     module, _, attribute = place.partition(":")
     return getattr(importlib.import_module(module), attribute)
 

@@ -100,6 +100,17 @@ def ask_rewards(samples: pathlib.Path, names: Sequence[str], output: pathlib.Pat
     console.shared_console().print(f"page: {output}")
 
 
+def measure(
+    sampler: Sampler, problems: Mapping[str, Sequence[Problem]], config: Generation, prompting: Prompting | None = None
+) -> tuple[Scores, list[dict[str, Any]]]:
+    """Answers the problems of all benchmarks and scores the answers: scores by benchmark, and rows for samples.jsonl.
+
+    prompting: how the problems are put; its grading decides, if it has one.
+    """
+    answered = {name: answer_problems(sampler, found, config) for name, found in problems.items()}
+    return score_benchmarks(answered, prompting=prompting)
+
+
 def score_benchmarks(
     answered: Mapping[str, Sequence[Answered]], k: int = 0, *, prompting: Prompting | None = None
 ) -> tuple[Scores, list[dict[str, Any]]]:

@@ -7,6 +7,7 @@ prompt alone, and so does the result (with the seed and the weights): neither th
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import pathlib
 import re
@@ -51,6 +52,12 @@ class Sampler:
         self.graph, self.params, self.tokenizer, self.stop_ids = graph, params, tokenizer, stop_ids
         self.slots, self.layout = slots, current_layout()
         self._engines: dict[tuple[int, int, int, tuple[int, ...]], Engine] = {}
+
+    def stop_at(self, stop_ids: tuple[int, ...]) -> Sampler:
+        """The same sampler, engines included, with other stop ids."""
+        other = copy.copy(self)
+        other.stop_ids = stop_ids
+        return other
 
     @property
     def vocab_size(self) -> int:
