@@ -31,12 +31,23 @@ VARIANTS = {
         "task=chain_sum",
         "task=chain_sum,template=chat",
     ],
+    "distill": [
+        "",
+        "teacher=Qwen/Qwen2.5-1.5B,student=Qwen/Qwen2.5-0.5B,data=x.jsonl,reward=answer,samples=4,epochs=1",
+        "tokens=32,lora=8",
+    ],
     "distill_qwen7b": ["model=meta-llama/Llama-3.1-8B", "rows=2"],
     "distill_traces": ["", "template=r1", "layers=20"],
     "grpo_digits": ["", "loss=r1", "loss=gspo,seed=1", "reward=self_rank"],
+    "grpo_jsonl": [
+        "",
+        "data=x.jsonl,model=Qwen/Qwen2.5-0.5B,reward=answer,steps=2",
+        "data=x.jsonl,reward=code,tokens=32,lora=8",
+    ],
     "r1_pipeline": ["", "size=smollm2", "size=671b,data=files", "recipe=multi,lineage=seed,seed=1"],
     "r1_zero_671b": ["", "length=32768,slots=4", "chips=128"],
     "sft_671b": ["", "length=32768,rows=1", "chips=128"],
+    "sft_chat": ["", "data=x.jsonl,model=Qwen/Qwen2.5-1.5B,epochs=1,lora=8"],
     "sft_gsm8k": ["", "lora=8"],
 }
 SPECS = [f"{file}{':' * bool(arg)}{arg}" for file in FILES for arg in VARIANTS.get(file.stem, [""])]
@@ -110,6 +121,20 @@ def test_it_traces(spec: str):
     with use_mesh(make_mesh(mesh)):
         for program in list_programs(settings, Prompts(PREFIX)):
             assert jax.tree.leaves(jax.eval_shape(program.function, *program.arguments, **program.keywords))
+
+
+def test_the_example_data_is_what_its_script_makes(tmp_path: pathlib.Path):
+    folder = ROOT / "configs/data"
+    script = tmp_path / "make.py"
+    script.write_text((folder / "make.py").read_text())
+    subprocess.run([sys.executable, str(script)], check=True)
+    names = {path.name for path in folder.glob("*.jsonl")}
+    assert names == {path.name for path in tmp_path.glob("*.jsonl")} and len(names) == 3
+    for name in names:
+        assert (folder / name).read_text() == (tmp_path / name).read_text(), name
+    asked = {row["messages"][0]["content"] for row in map(json.loads, (folder / "units.jsonl").open())}
+    held_out = {row["prompt"][0]["content"] for row in map(json.loads, (folder / "units_held_out.jsonl").open())}
+    assert len(asked) == 300 and len(held_out) == 100 and not asked & held_out
 
 
 def test_the_paper_s_pipeline_begins_as_the_run_that_is_known_to_fit():

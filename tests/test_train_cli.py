@@ -230,10 +230,11 @@ def test_a_prompt_beyond_the_limit_is_found_at_the_start(
 def test_a_missing_model_names_the_command_that_fetches_it(tmp_path: pathlib.Path):
     """In a process of its own, whose hub is offline and whose cache is empty, as on a machine without a network."""
     command = [sys.executable, "-m", "r1jax.train", "--config=configs/grpo_zero.py"]
-    command += ["--config.model.name=models/absent.gguf", f"--workdir={tmp_path / 'run'}"]
+    command += ["--config.model.name=models/absent.gguf", "--config.model.fetch=python launch/fetch_demo.py"]
+    command += [f"--workdir={tmp_path / 'run'}"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and not done.stdout
-    assert done.stderr.startswith("error: no model at models/absent.gguf") and done.stderr.count("\n") == 1
-    assert "HuggingFaceTB/SmolLM2-135M-Instruct" in done.stderr and "`python launch/fetch_demo.py`" in done.stderr
+    assert done.stderr.startswith("error: no model models/absent.gguf") and done.stderr.count("\n") == 1
+    assert f"{ROOT}/models/absent.gguf; `python launch/fetch_demo.py` makes it" in done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()

@@ -29,7 +29,7 @@ from r1jax.stages.pipeline.manifest import Record, hash_config
 from r1jax.stages.pipeline.resolve import PipelineConfig, make_plan, trace_shapes
 from r1jax.stages.registry import find_trackers
 from r1jax.stages.vocabulary import VocabularyConfig
-from r1jax.weights.names import find_local_hub, split_hub_name
+from r1jax.weights.names import find_hub_name, find_local_hub
 from r1jax.weights.pretrained import find_description
 
 
@@ -207,10 +207,12 @@ def _list_paths(section: Any) -> Iterator[tuple[str, str | None]]:
 def _find_missing_model(where: str, name: str, fetch: str) -> Iterator[str]:
     if pathlib.Path(name).exists() or find_local_hub(name) is not None:
         return
-    ways = [f"`{fetch}` makes it"] if fetch else []
-    if split_hub_name(name):
-        ways.append(f"no such folder here; the run fetches {name} from the hub at its start")
-    yield f"{where} = {name}: {', or '.join(ways) or f'no such file or folder; name another with --{where}=MODEL'}"
+    way = f"no such file or folder; name another with --{where}=MODEL"
+    if fetch:
+        way = f"`{fetch}` makes it"
+    elif find_hub_name(name):
+        way = f"no such folder here; the run fetches {name} from the hub at its start"
+    yield f"{where} = {name}: {way}"
 
 
 def _find(settings: Any, kinds: tuple[type, ...], key: str = "") -> Iterator[tuple[str, Any]]:

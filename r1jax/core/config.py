@@ -90,6 +90,14 @@ def find_config(path: str) -> pathlib.Path:
     )
 
 
+def find_shipped(path: str) -> str:
+    """`path`, such as `configs/data/sums.jsonl`, if it exists here, else that file where r1jax came with it."""
+    if pathlib.Path(path).exists():
+        return path
+    places = [folder.parent / path for folder in SHIPPED]
+    return str(next((place for place in places if place.exists()), path))
+
+
 def _load_function(path: str) -> Callable[..., Any]:
     file_spec = importlib.util.spec_from_file_location("r1jax_config", path)
     assert file_spec is not None and file_spec.loader is not None

@@ -13,6 +13,7 @@ from typing import Any
 from r1jax.core.errors import UserError
 from r1jax.core.tensor_reader import open_tensors
 
+LOCAL = ("runs", "models")  # folders of our commands: a path in them is no hub name
 _HUB_NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?")
 _PATTERNS = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 
@@ -21,6 +22,17 @@ def split_hub_name(name: str) -> tuple[str, str | None] | None:
     """(`org/name`, revision or None) of a text that can be a hub name; None for any other text."""
     found = _HUB_NAME.fullmatch(name)
     return None if found is None or found[1].endswith(".gguf") else (found[1], found[2])
+
+
+def find_hub_name(name: str, fetch: str = "") -> tuple[str, str | None] | None:
+    """The parts of a text that is taken for a hub name. It is not where a command makes the model (`fetch`), and not
+    where the part before the slash is a folder here or one of `LOCAL`, unless a revision is given.
+    """
+    hub = split_hub_name(name)
+    if hub is None or fetch:
+        return None
+    folder = hub[0].partition("/")[0]
+    return None if hub[1] is None and (folder in LOCAL or pathlib.Path(folder).is_dir()) else hub
 
 
 def find_model(name: str | pathlib.Path, fetch: str = "") -> pathlib.Path:
@@ -32,7 +44,7 @@ def find_model(name: str | pathlib.Path, fetch: str = "") -> pathlib.Path:
     if text and local.exists():
         return local
     cure = f"; `{fetch}` makes it" if fetch else ""
-    hub = split_hub_name(text)
+    hub = find_hub_name(text, fetch)
     if hub is None:
         raise UserError(f"no model {text}: there is no file or folder {local.absolute()}{cure}")
     try:
@@ -49,7 +61,7 @@ def find_local_hub(name: str) -> pathlib.Path | None:
     """The folder of a hub name in the local cache, or None where its config.json is not there; fetches nothing."""
     from huggingface_hub import try_to_load_from_cache
 
-    hub = split_hub_name(name)
+    hub = find_hub_name(name)
     if hub is None:
         return None
     try:
