@@ -8,7 +8,7 @@ A row has `messages` (a list of role and content; loss on what the assistant say
 50 rows are held out, whose loss is measured before and after.
 
 The first command needs no file: SmolLM2-135M-Instruct learns to convert units from 300 conversations of one sentence.
-Expected: see the table in README.md.
+Its result has not been measured yet.
 
 Sizes follow the model's parameters and the kind of device found (r1jax/runs/sizes.py): on a CPU float32 and updates of
 two packed rows of 512 tokens; on an accelerator bfloat16 and 16 rows of 2,048; models above a billion parameters train

@@ -42,7 +42,7 @@ VARIANTS = {
     "grpo_jsonl": [
         "",
         "data=x.jsonl,model=Qwen/Qwen2.5-0.5B,reward=answer,steps=2",
-        "data=x.jsonl,reward=code,tokens=32,lora=8",
+        "data=x.jsonl,reward=r1jax.rewards.answers:number_reward,tokens=32,lora=8",
     ],
     "r1_pipeline": ["", "size=smollm2", "size=671b,data=files", "recipe=multi,lineage=seed,seed=1"],
     "r1_zero_671b": ["", "length=32768,slots=4", "chips=128"],

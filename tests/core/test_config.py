@@ -7,7 +7,7 @@ import textwrap
 
 import pytest
 
-from r1jax.core.config import load_config, parse_args
+from r1jax.core.config import find_shipped, load_config, parse_args
 from r1jax.core.errors import UserError
 
 
@@ -139,3 +139,14 @@ def test_configs_load_where_importing_jax_fails(write):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "10"
+
+
+def test_shipped_data_is_found_in_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "configs/data/sums.jsonl"
+    shipped = pathlib.Path(__file__).parents[2] / name
+    assert pathlib.Path(find_shipped(name)) == shipped and shipped.is_file()
+    assert find_shipped("configs/data/none.jsonl") == "configs/data/none.jsonl"
+    (tmp_path / "configs/data").mkdir(parents=True)
+    (tmp_path / name).write_text("")
+    assert find_shipped(name) == name, "one's own goes first"
