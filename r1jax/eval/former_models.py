@@ -26,6 +26,8 @@ def rename_saved(section: Mapping[str, Any]) -> dict[str, Any]:
     if len(values) < len(section):
         path, hub = section.get("path", ""), section.get("hub", "")
         values |= {"tokenizer": path} if section.get("preset") else {"name": path or hub}
+        if hub and not path and "fetch" in values:
+            values["fetch"] = ""  # it made the file at `path`
     return values
 
 
@@ -58,6 +60,8 @@ def accept_former(
             elif f"{key}.{name}" not in flags:
                 _change(section, (), {name: _choose(key, in_file, name)})
             _change(section, in_file, {})
+            if section.get("name") and section["name"] == in_file.get("hub") and "fetch" in section:
+                _change(section, ("fetch",), {})  # it made the file at `path`
             warnings.append(
                 f"config.{key}.{f' and config.{key}.'.join({**in_file, **in_flags})} are now config.{key}.{name} = "
                 f"{flags.get(f'{key}.{name}', section.get(name))!r}; former names work until version {ACCEPTED_UNTIL}"

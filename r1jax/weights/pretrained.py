@@ -158,12 +158,12 @@ def _open_run(step: pathlib.Path, family: ModuleType, config: Any) -> Any:
         raise UserError(
             f"{step}: the base model of these adapters is not in a file (config.model.preset or config.model.layers)"
         )
-    name = _name_base(model, step.parents[1] / DESCRIPTION)
+    name = name_origin(model, step.parents[1] / DESCRIPTION)
     base = open_model(name, fetch=model.get("fetch", ""))
     return Adapted(base.source, saved, family, config, rank=lora["rank"], alpha=lora["alpha"], base_name=name)
 
 
-def _name_base(model: dict[str, Any], description: pathlib.Path) -> str:
+def name_origin(model: dict[str, Any], description: pathlib.Path) -> str:
     """Name of the model that a run with adapters started from, of its section of config.json; of a hub name the
     revision that the run used.
     """

@@ -23,6 +23,8 @@ HERE = str(Path(__file__))
         ({"path": HERE, "hub": "org/x"}, {}, {"name": HERE}),
         ({"path": "@zero", "hub": "org/x"}, {}, {"name": "@zero"}),
         ({"path": "", "hub": "org/x"}, {}, {"name": "org/x"}),
+        ({"path": "", "hub": "org/x", "fetch": "get a"}, {}, {"name": "org/x"}),
+        ({"path": "a", "fetch": "get a"}, {}, {"name": "a", "fetch": "get a"}),
         ({"path": "a", "hub": "org/x"}, {"path": ""}, {"name": "org/x"}),
         ({"path": "a", "hub": "org/x"}, {"path": "b", "hub": ""}, {"name": "b"}),
         ({"path": "a", "hub": "org/x"}, {"name": "b"}, {"name": "b"}),

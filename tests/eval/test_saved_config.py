@@ -71,7 +71,7 @@ def test_models_of_format_2_have_one_name(tmp_path: pathlib.Path):
     kept = {"fetch": "python get.py", "preset": "", "layers": 0}
     assert read_config_file(path).values["stages"] == {
         "pools": {
-            "teacher": {"name": "org/x", **kept},
+            "teacher": {"name": "org/x", **kept, "fetch": ""},  # which made the file at `path`
             "student": {"tokenizer": "models/x.gguf", **kept, "preset": "tiny_llama"},
         },
         "a": {"model": {"name": "models/x.gguf", **kept}, "pools": 1},

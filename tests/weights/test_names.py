@@ -13,7 +13,7 @@ from r1jax.core.errors import UserError
 from r1jax.runs.model_setup import ModelConfig, describe_model
 from r1jax.weights import load_pretrained
 from r1jax.weights.names import find_hub_name, find_local_hub, find_model, find_revision, split_hub_name
-from r1jax.weights.pretrained import read_revision
+from r1jax.weights.pretrained import name_origin, read_revision
 from tests.tiny_model import write_tiny_model
 
 FETCH = "python fetch.py"
@@ -76,7 +76,11 @@ def test_a_revision_is_taken_and_recorded(hub: Path, tmp_path: Path) -> None:
     describe_model(ModelConfig("org/name@v2"), tmp_path / "run")
     assert json.loads((tmp_path / "run/source.json").read_text()) == {"name": "org/name@v2", "revision": COMMITS["v2"]}
     assert read_revision(tmp_path / "run") == COMMITS["v2"]
+    base = f"org/name@{COMMITS['v2']}"
+    assert name_origin({"name": "org/name"}, tmp_path / "run") == base, "whatever the branch is at later"
+    assert name_origin({"path": "", "hub": "org/name"}, tmp_path / "run") == base, "before 0.2.0"
     describe_model(ModelConfig(str(second)), tmp_path / "other")
+    assert name_origin({"name": str(second)}, tmp_path / "other") == str(second)
     assert find_revision(tmp_path) == read_revision(tmp_path / "other") == "", "a folder has no revision"
 
 
