@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missi
 STEPS = 30
 JOBS = int(os.environ.get("R1JAX_SLURM_JOBS", "2"))
 SHAPE = ("--nodes=1", "--cpus-per-task=1", "--gpus-per-node=0")
-LIMIT = ("--time=3", "--signal=B:USR1@60")  # the notice comes 90 to 120 s after the start
+LIMIT = ("--time=4", "--signal=B:USR1@60")  # the notice comes 150 to 180 s after the start
 # The run's program, slowed down so that a time limit comes before its end.
 PROGRAM = """
 import os, sys, time
@@ -79,9 +79,19 @@ class Runs:
         metrics = self.folder / name / "metrics.jsonl"
         self.cluster.until(lambda: metrics.exists() and any(row["step"] >= step for row in read_rows(metrics)), 300)
 
-    def check(self, job: str, name: str, calm: str) -> None:
-        """Asserts that the job has ended well after at least one requeue, with the bits of the calm run."""
-        facts = self.cluster.facts(job)
+    def run_calm(self, tasks: int) -> str:
+        """The name of a run of so many tasks that nothing disturbs."""
+        name = f"calm-{tasks}"
+        if not (self.folder / name).exists():
+            job = self.submit(name, "--time=60", tasks=tasks, seconds=0.0)
+            self.cluster.wait(job)
+            words = {1: f"{self.cluster.host}: 2 x cpu;", 2: " 2 processes, 2 x cpu, 1 each: "}[tasks]
+            assert self.cluster.facts(job)["JobState"] == "COMPLETED" and words in self.log(job), self.log(job)[-5000:]
+        return name
+
+    def check(self, job: str, name: str, tasks: int) -> None:
+        """Asserts that the job has ended well after at least one requeue, with the bits of a calm run."""
+        facts, calm = self.cluster.facts(job), self.run_calm(tasks)
         assert facts["JobState"] == "COMPLETED" and int(facts["Restarts"]) >= 1, self.log(job)[-5000:]
         assert "is saved; the same command resumes" in self.log(job)
         rows, calm_rows = (untimed(read_rows(self.folder / run / "metrics.jsonl")) for run in (name, calm))
@@ -94,26 +104,23 @@ class Runs:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Runs]:
-    """The cluster, and a run of one and of two tasks in it that nothing disturbs."""
+    """A cluster, and its jobs."""
     cluster = Cluster(tmp_path_factory.mktemp("cluster"))
     try:
         made = Runs(cluster, tmp_path_factory.mktemp("jobs"), tiny_model)
-        for tasks, words in ((1, f"{cluster.host}: 2 x cpu;"), (2, " 2 processes, 2 x cpu, 1 each: ")):
-            job = made.submit(f"calm-{tasks}", "--time=30", tasks=tasks, seconds=0.0)
-            cluster.wait(job)
-            assert cluster.facts(job)["JobState"] == "COMPLETED" and words in made.log(job), made.log(job)[-5000:]
         yield made
     finally:
         cluster.end()
 
 
 def test_jobs_that_reach_their_time_limit_are_queued_again_and_end_with_the_same_bits(runs: Runs) -> None:
-    """Several at a time, each through all the starts that it takes, five or so."""
+    """Several at a time, each through all the starts that it takes."""
+    runs.run_calm(1)  # fills the cache of compiled programs
     names = [f"limit-{number}" for number in range(JOBS)]
-    jobs = {runs.submit(name, *LIMIT, tasks=1, seconds=10.0): name for name in names}
+    jobs = {runs.submit(name, *LIMIT, tasks=1, seconds=8.0): name for name in names}
     runs.cluster.wait(*jobs, seconds=1800 * JOBS)
     for job, name in jobs.items():
-        runs.check(job, name, "calm-1")
+        runs.check(job, name, 1)
         log = runs.log(job)
         assert "USR1: the run saves and ends" in log and "exit code 75" in log and "exit code 0" in log
         assert "exit code 137" not in log and log.count("is queued again") == int(runs.cluster.facts(job)["Restarts"])
@@ -126,7 +133,7 @@ def test_a_job_that_its_operator_queues_again_saves_first(runs: Runs, tasks: int
     runs.until_step(name, 2)
     runs.cluster.call("scontrol", "requeue", job)
     runs.cluster.wait(job)
-    runs.check(job, name, f"calm-{tasks}")
+    runs.check(job, name, tasks)
 
 
 @pytest.mark.parametrize("tasks", [1, 2])
@@ -139,7 +146,7 @@ def test_a_preempted_job_saves_and_goes_on_after_the_other(runs: Runs, tasks: in
     other = runs.cluster.submit(runs.folder, "--partition=first", "--exclusive", str(script), environment={})
     runs.cluster.wait(other, job)
     assert runs.cluster.facts(other)["JobState"] == "COMPLETED"
-    runs.check(job, name, f"calm-{tasks}")
+    runs.check(job, name, tasks)
 
 
 def test_a_mistake_ends_the_job_with_code_2_and_is_not_queued_again(runs: Runs) -> None:
