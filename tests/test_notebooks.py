@@ -1,7 +1,8 @@
-"""Notebooks hold code that is up to date and no outputs; the slow test runs each from top to bottom."""
+"""Notebooks hold code that is up to date, and what it printed; the slow test runs each from top to bottom."""
 
 import ast
 import importlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -20,12 +21,19 @@ def read_code(path: pathlib.Path) -> tuple[str, list[dict[str, Any]]]:
     return "\n\n".join("".join(cell["source"]) for cell in cells), cells
 
 
+def digest(cells: list[dict[str, Any]]) -> str:
+    spec = importlib.util.spec_from_file_location("execute", ROOT / "notebooks" / "execute.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.digest(cells)
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_it_names_what_is_there_and_keeps_no_output(path: pathlib.Path):
-    code, cells = read_code(path)
-    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in cells)
+def test_it_names_what_is_there(path: pathlib.Path):
+    code, _ = read_code(path)
     imports = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ImportFrom)]
-    assert imports
+    assert imports or "import r1jax" in code
     for node in imports:
         module = importlib.import_module(str(node.module))
         for name in node.names:
@@ -33,6 +41,30 @@ def test_it_names_what_is_there_and_keeps_no_output(path: pathlib.Path):
     for word in code.split('"'):
         if word.startswith("--config=") or word.startswith("configs/"):
             assert (ROOT / word.removeprefix("--config=")).is_file()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_its_outputs_are_those_of_its_code(path: pathlib.Path):
+    notebook = json.loads(path.read_text("utf-8"))
+    _, cells = read_code(path)
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    counts = list(range(1, len(cells) + 1)) if outputs else [None] * len(cells)
+    assert [cell["execution_count"] for cell in cells] == counts, "all cells or none have run"
+    assert all(output["output_type"] != "error" for output in outputs) and str(ROOT) not in json.dumps(outputs)
+    saved = notebook["metadata"].get("r1jax", {}).get("code")
+    assert saved == (digest(cells) if outputs else None), "run python notebooks/execute.py"
+
+
+def test_all_set_themselves_up_alike():
+    starts = []
+    for path in NOTEBOOKS:
+        sources = ["".join(cell["source"]) for cell in read_code(path)[1]]
+        first = next(number for number, source in enumerate(sources) if source.startswith("# Sets this notebook up"))
+        assert first == ("eight devices" in sources[0]), "nothing but the flag of a mesh goes before"
+        starts.append(sources[first : first + 2])
+    assert len(starts) == 5 and all(start == starts[0] for start in starts)
+    assert 'SOURCE = os.environ.get("R1JAX_SOURCE", "")' in starts[0][0]
+    assert "Change runtime type" in starts[0][0] and "Accelerator" in starts[0][0]
 
 
 @pytest.mark.slow
