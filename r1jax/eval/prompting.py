@@ -129,7 +129,9 @@ class Prompting:
         named = {text: name for name, text in RAW_TEMPLATES.items()}
         template = named.get(self.template, self.template if self.takes_turns else "one of its own")
         parts = [f"template {template}{' with a worked example' if self.example else ''}"]
-        parts += [f"{key} {self.sampling[key]:g}" for key in SAMPLING_KEYS if key in self.sampling]
+        off = {key: getattr(SamplingConfig, key) for key in ("top_k", "top_p", "min_p")}
+        own = {key: self.sampling[key] for key in SAMPLING_KEYS if key in self.sampling}
+        parts += [f"{key} {value:g}" for key, value in own.items() if value != off.get(key)]
         if self.grading:
             parts.append(f"strict is {' and '.join(self.grading.strict)}")
         return ", ".join(parts)
