@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
         fits = check_run(settings, topology, wanted=wanted, output=values.output, dump=values.dump_hlo)
 
     rest, overrides = split_overrides(argv[1:])
-    code = run_command(__doc__, values, rest, check)
+    code = run_command(__doc__, values, rest, check, keeps_programs=False)  # its seconds of compiling are figures
     return code or int(not fits)
 
 

@@ -40,7 +40,13 @@ def main(argv: Sequence[str]) -> int:
     values = define_flags()
     stopped = "stopped; nothing was written"
     return run_command(
-        __doc__, values, argv[1:], lambda arguments: convert(values, arguments), positional=True, stopped=stopped
+        __doc__,
+        values,
+        argv[1:],
+        lambda arguments: convert(values, arguments),
+        positional=True,
+        stopped=stopped,
+        keeps_programs=False,
     )
 
 

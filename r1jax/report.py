@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
         else:
             print(write_comparison(workdirs, values.output or REPORT_FILE))
 
-    return run_command(__doc__, values, argv[1:], report, positional=True)
+    return run_command(__doc__, values, argv[1:], report, positional=True, computes=False)
 
 
 def define_flags() -> flags.FlagValues:

@@ -4,12 +4,15 @@ A main keeps its flags separate from absl's global ones, so that importing it de
 that returns the exit code, so that tests can call it.
 """
 
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 
 from absl import flags
 
 from r1jax.core.errors import DIVERGED, DONE, INTERRUPTED, MISTAKE, DivergedError, PreemptedError, UserError
+from r1jax.core.startup import program_cache
+from r1jax.core.startup.voice import Voice
 
 HELP = {"--help", "-help", "-h", "--helpfull", "--helpshort"}
 
@@ -22,19 +25,29 @@ def run_command(
     *,
     positional: bool = False,
     stopped: str = "stopped",
+    computes: bool = True,
+    keeps_programs: bool = True,
 ) -> int:
     """Parses `arguments` into `values`, calls `action` with the positional arguments, and returns the exit code.
 
     0 on success, 2 with `error: ...` for a user's mistake, 75 after SIGTERM, 130 with `stopped` for Ctrl-C
     (core/errors.py). Help consists of `document`, the main's docstring, and the flags. Positional arguments are a
-    mistake unless the command is `positional`.
+    mistake unless the command is `positional`. A command that `computes` says what it does where it would be silent for
+    long and, if it `keeps_programs`, gets the flag --compile_cache: compiled programs are kept for the next start.
     """
+    keeps_programs &= computes
+    if keeps_programs and program_cache.FLAG not in values:
+        flags.DEFINE_string(program_cache.FLAG, None, program_cache.HELP, flag_values=values)
     try:
         if HELP & set(arguments):
             print(f"{document}\nFlags:")
             print(*(f"  --{name}: {values[name].help}" for name in values), sep="\n")
             return DONE
-        action(_parse(values, arguments, positional))
+        given = _parse(values, arguments, positional)
+        if keeps_programs:
+            program_cache.keep_programs(values[program_cache.FLAG].value)
+        with Voice("loading r1jax and jax") if computes else contextlib.nullcontext():
+            action(given)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return MISTAKE

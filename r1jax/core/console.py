@@ -15,7 +15,7 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 from absl import logging as absl_logging
 from rich import box
@@ -24,6 +24,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+from r1jax.core.startup import voice
 
 PHASES = ("rollout", "reward", "train")
 TEXT_LIMIT = 360  # characters of a prompt or completion in a table of samples
@@ -73,6 +75,7 @@ def name_process(name: str, *, shows: bool) -> None:
     _shows = shows
     shared_console.cache_clear()
     if not shows:
+        voice.mute()
         logging.getLogger("r1jax").setLevel("WARNING")
     for handler in logging.getLogger().handlers:
         if isinstance(handler, _ConsoleHandler):
@@ -92,6 +95,7 @@ class _ConsoleHandler(logging.Handler):
         self.setFormatter(logging.Formatter(f"%(asctime)s {before}%(message)s", datefmt="%H:%M:%S"))
 
     def emit(self, record: logging.LogRecord) -> None:
+        voice.spoke()
         line = self.format(record)
         if record.levelno >= logging.WARNING:
             line = f"{line[:9]}{record.levelname.lower()}: {line[9:]}"
@@ -107,13 +111,18 @@ class Progress:
     with Progress(total=30, start=12, title="grpo") as progress:
         progress.update(13, metrics)
 
+    Inside another one (a held-out evaluation during a run) its bar is a line below the other's.
+
     Args:
       total: the last step of the run.
       start: the first step; steps before a resume do not count towards the speed.
       title: word before the bar.
+      every: least number of seconds between the plain lines where there is no terminal; the last step has its own.
       console: where to print; the shared console by default.
       clock: seconds, for tests.
     """
+
+    _shown: ClassVar[list["Progress"]] = []  # from the outermost to the innermost
 
     def __init__(
         self,
@@ -121,28 +130,33 @@ class Progress:
         *,
         start: int = 0,
         title: str = "step",
+        every: float = 0.0,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._total, self._start, self._step, self._title = total, start, start, title
+        self._every = every
         self._console = console or shared_console()
         self._clock = clock
         self._begin = clock()
         self._first_done: tuple[int, float] | None = None
         self._last_done = self._begin
+        self._printed = self._begin
         self._figures: dict[str, str] = {}
         # Two refreshes per second suffice, and drawing competes with training for the cores.
         self._live = Live(get_renderable=self._draw, console=self._console, refresh_per_second=2)
 
     def __enter__(self) -> "Progress":
-        self._begin = self._clock()
-        if self._console.is_terminal:
+        self._begin = self._last_done = self._printed = self._clock()
+        if self._console.is_terminal and not self._shown:
             self._live.start()
+        self._shown.append(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._shown.remove(self)
         self._live.stop()
 
     def update(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -154,13 +168,18 @@ class Progress:
             self._first_done = self._first_done or (step, now)
             self._last_done = now
         self._step = step
-        self._figures.update(name_figures(metrics))
+        figures = name_figures(metrics)
+        self._figures = {name: value for name, value in self._figures.items() if "/" in name} | figures
         if self._console.is_terminal:
-            self._live.refresh()
-        else:
-            figures = name_figures(metrics)
+            self._shown[0]._live.refresh()
+        elif now - self._printed >= self._every or step >= self._total:
+            self._printed = now
             words = [f"{self._title} {step}/{self._total}", *(f"{name} {value}" for name, value in figures.items())]
             _print(self._console, "  ".join([*words, self._times()]))
+
+    def count(self, *_: object) -> None:
+        """Marks one more step as done, whatever the arguments: a callback."""
+        self.update(self._step + 1, {})
 
     def seconds_left(self) -> float | None:
         """Estimate from the steps after the first, which includes compilation; None until two are done."""
@@ -173,20 +192,28 @@ class Progress:
     def _times(self) -> str:
         left = self.seconds_left()
         elapsed = f"elapsed {format_time(self._clock() - self._begin)}"
-        return elapsed if left is None or self._step >= self._total else f"{elapsed}  left {format_time(left)}"
+        # A step that takes longer than the others (it ends with an evaluation) has used up its estimate.
+        return elapsed if not left or self._step >= self._total else f"{elapsed}  left {format_time(left)}"
 
     def _draw(self) -> Table:
+        voice.spoke()
+        whole = Table.grid()
+        for progress in self._shown:
+            whole.add_row(progress._draw_bar())
+        if figures := self._figures:
+            whole.add_row(Text("  ").join(Text.assemble((name, "dim"), " ", value) for name, value in figures.items()))
+        if now := voice.describe_activity():
+            whole.add_row(Text(_clean(now), style="dim", no_wrap=True, overflow="ellipsis"))
+        return whole
+
+    def _draw_bar(self) -> Table:
         bar = Table.grid(padding=(0, 1))
         bar.add_row(
             Text(f"{self._title} {self._step}/{self._total}", style="bold"),
             ProgressBar(total=max(1, self._total), completed=self._step, width=28),
             Text(self._times(), style="cyan"),
         )
-        figures = Text("  ").join(Text.assemble((name, "dim"), " ", value) for name, value in self._figures.items())
-        whole = Table.grid()
-        whole.add_row(bar)
-        whole.add_row(figures)
-        return whole
+        return bar
 
 
 def name_figures(metrics: Mapping[str, Any]) -> dict[str, str]:
@@ -204,6 +231,8 @@ def name_figures(metrics: Mapping[str, Any]) -> dict[str, str]:
         if parts[0] == "eval" and parts[-1] == "pass@1":
             spread = given.get(f"{key}_stderr")
             figures["/".join(parts[1:])] = f"{given[key]:.1%}" + ("" if spread is None else f" ± {100 * spread:.1f}")
+    if given.get("frac_reward_zero_std") == 1.0:
+        figures["update"] = "none: all groups have equal rewards"
     if "rollout/tokens_per_second" in given and "step_time" not in given:
         figures["tokens/s"] = f"{given['rollout/tokens_per_second']:,.0f}"
     if "step_time" in given:
@@ -280,6 +309,7 @@ def format_time(seconds: float) -> str:
 
 def _print(console: Console, text: str) -> None:
     """Prints one line without markup or wrapping."""
+    voice.spoke()
     console.print(Text(_clean(text)), soft_wrap=True)
 
 

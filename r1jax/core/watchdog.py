@@ -64,12 +64,24 @@ class Watchdog:
 
 def is_compiling() -> bool:
     """Whether a thread of this process is waiting for an XLA compilation."""
-    return any(map(_compiles, sys._current_frames().values()))
+    return find_compilation() is not None
 
 
-def _compiles(frame: FrameType | None) -> bool:
+def find_compilation() -> tuple[str, int] | None:
+    """The program that a thread of this process waits for, `compiling NAME` or `reading NAME` (from the cache of
+    compiled programs), and a number that differs from that of others under way.
+    """
+    for frame in sys._current_frames().values():
+        if found := _find_in_stack(frame):
+            return found
+    return None
+
+
+def _find_in_stack(frame: FrameType | None) -> tuple[str, int] | None:
     while frame is not None:
         if frame.f_code.co_name.startswith(_COMPILING) and "jax" in frame.f_code.co_filename:
-            return True
+            name = str(frame.f_locals.get("module_name", "a program"))
+            verb = "compiling" if frame.f_code.co_name.startswith(_COMPILING[0]) else "reading"
+            return f"{verb} {name.removeprefix('jit_').strip('_') or name}", id(frame)
         frame = frame.f_back
-    return False
+    return None

@@ -16,6 +16,7 @@ import numpy as np
 
 from r1jax.core import distributed
 from r1jax.core.seeds import derive_seed
+from r1jax.core.startup.voice import activity
 from r1jax.core.structs import Request
 from r1jax.losses.advantage import group_advantages
 from r1jax.models.transformer import Params
@@ -69,7 +70,8 @@ class Rollouts:
             begin = time.perf_counter()
             groups = self._sample(params, self.curriculum.take(missing), step, first=len(flat))
             seconds += time.perf_counter() - begin
-            scores = self._score(groups)
+            with activity(f"step {step}: scoring {len(groups.texts)} completions"):
+                scores = self._score(groups)
             rounds.append((groups, scores))
             rewards_PG = np.where(scores.out_of_loss, np.nan, scores.total).reshape(-1, G)
             flat = np.append(flat, group_advantages(rewards_PG, min_group_std=self.settings.train.min_group_std)[1])
@@ -113,7 +115,8 @@ class Rollouts:
             for p, prompt in enumerate(prompts, start=first)
             for g in range(rollout.group_size)
         ]
-        completions = self.engine.generate(params, requests)
+        with activity(f"step {step}: sampling {len(requests)} completions"):
+            completions = self.engine.generate(params, requests)
         return Groups(rows, prompts, completions, [self.tokenizer.decode(c.tokens) for c in completions])
 
     def _score(self, groups: Groups) -> Scores:

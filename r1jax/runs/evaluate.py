@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import pathlib
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ from r1jax.eval.payouts import compare_graders, pay, render_payouts, summarize
 from r1jax.eval.prompting import Prompting
 from r1jax.eval.reward_grading import make_grader
 from r1jax.eval.score import Answered, score
-from r1jax.runs.generate import Generation, encode_rows, sample_prompts
+from r1jax.runs.generate import SHOW_SECONDS, Generation, encode_rows, sample_prompts
 from r1jax.runs.sampler import Sampler
 
 Scores = dict[str, Any]
@@ -33,17 +32,15 @@ SHOWN = ("pass@1", "pass@k", "cons@k", "lenient_pass@1", "format_rate", "truncat
 def answer_problems(sampler: Sampler, problems: Sequence[Problem], config: Generation) -> list[Answered]:
     """`num_samples` completions of the model for every problem."""
     prompts = encode_rows([SourceRow(problem.place, {"prompt": problem.prompt}) for problem in problems], sampler)
-    shown, done = time.perf_counter(), 0
-    with console.Progress(len(problems), title="problems") as progress:
+    done = 0
+    with console.Progress(len(problems), title="problems", every=SHOW_SECONDS) as progress:
 
         def show(number: int, completions: list[Completion]) -> None:
-            nonlocal shown, done
+            nonlocal done
             done += 1
-            if time.perf_counter() - shown > 10 or done == len(problems):
-                shown = time.perf_counter()
-                progress.update(done, {})
+            progress.update(done, {})
 
-        found = sample_prompts(sampler, prompts, config, on_row=show)
+        found = sample_prompts(sampler, prompts, config, few_shapes=True, on_row=show)
     return [
         Answered(
             problem.prompt,

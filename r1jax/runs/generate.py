@@ -24,10 +24,11 @@ from r1jax.core.atomic_file import replace_file
 from r1jax.core.errors import UserError
 from r1jax.core.locks import hold_lock
 from r1jax.core.seeds import derive_seed
+from r1jax.core.startup.voice import activity
 from r1jax.core.structs import Completion, Request, Sampling, SamplingConfig
 from r1jax.data.sources import SourceRow
 from r1jax.runs.journal import Journal
-from r1jax.runs.sampler import Sampler
+from r1jax.runs.sampler import Sampler, Shapes, plan_shapes
 from r1jax.text.encoding import encode_prompt, find_prefix
 
 log = logging.getLogger(__name__)
@@ -125,16 +126,21 @@ def sample_prompts(
     config: Generation,
     *,
     todo: Sequence[int] | None = None,
+    few_shapes: bool = False,
     on_row: Callable[[int, list[Completion]], None] = lambda number, completions: None,
 ) -> list[list[Completion]]:
     """`num_samples` completions of each prompt, or of those with indices in `todo`.
 
-    on_row: called with (index, completions) as soon as a prompt has all of them.
+    few_shapes: compiles for all prompts together (sampler.plan_shapes), so that the rounding of one prompt's result may
+    depend on how long the others are. on_row: called with (index, completions) as soon as a prompt has all of them.
     """
     todo = range(len(prompts)) if todo is None else todo
     sampling, G = config.sampling(sampler.stop_ids), config.num_samples
     # The prefix of all prompts, not only of the remaining ones: an interruption must not change the programs.
     prefix, slots = find_prefix(prompts) if prompts else (), min(sampler.slots, len(prompts) * G)
+    shapes = plan_shapes(prompts, prefix, config.max_new_tokens) if few_shapes else Shapes(prefix)
+    if few_shapes:
+        slots = min(sampler.slots, -(-slots // 8) * 8)
     step = max(1, WINDOW * slots // G)
     found: list[list[Completion]] = []
     for first in range(0, len(todo), step):
@@ -152,7 +158,8 @@ def sample_prompts(
             for number in numbers
             for g in range(G)
         ]
-        sampler.generate(requests, prefix=prefix, slots=slots, on_complete=keep)
+        with activity(f"sampling {len(requests)} completions"):
+            sampler.generate(requests, slots=slots, shapes=shapes, on_complete=keep)
         found += [[group[g] for g in range(G)] for group in groups]
     return found
 
@@ -181,21 +188,17 @@ def _fill(
     config: Generation,
 ) -> dict[str, float]:
     """Completes the rows that the journal lacks."""
-    begin = shown = time.perf_counter()
+    begin = time.perf_counter()
     counts = {"rows": 0, "completions": 0, "tokens": 0}
     todo, kept = journal.todo, len(rows) - len(journal.todo)
-    with console.Progress(len(rows), start=kept, title="rows") as progress:
+    with console.Progress(len(rows), start=kept, title="rows", every=SHOW_SECONDS) as progress:
 
         def write(number: int, completions: list[Completion]) -> None:
-            nonlocal shown
             journal.put(number, {**_input(rows[number].columns), **_results(completions, sampler)})
             for name, more in zip(counts, (1, len(completions), sum(len(c.tokens) for c in completions)), strict=True):
                 counts[name] += more
-            now = time.perf_counter()
-            if now - shown > SHOW_SECONDS or counts["rows"] == len(todo):
-                shown = now
-                speed = counts["tokens"] / (now - begin)
-                progress.update(kept + counts["rows"], {"rollout/tokens_per_second": speed})
+            speed = counts["tokens"] / (time.perf_counter() - begin)
+            progress.update(kept + counts["rows"], {"rollout/tokens_per_second": speed})
 
         sample_prompts(sampler, prompts, config, todo=todo, on_row=write)
     seconds = time.perf_counter() - begin

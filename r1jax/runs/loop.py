@@ -27,6 +27,7 @@ from r1jax.core.checkpoint import Checkpoints
 from r1jax.core.interrupts import Interrupts
 from r1jax.core.locks import hold_lock
 from r1jax.core.metrics import METRICS_FILE, MetricsWriter, Row, read_rows
+from r1jax.core.startup import voice
 from r1jax.core.watchdog import Watchdog, beat
 from r1jax.eval.report import write_report
 from r1jax.runs.first_step import START
@@ -112,6 +113,7 @@ class Loop:
                         due = False
                     writer.write(step, metrics)
                     progress.update(step, metrics)
+                    voice.settle()
                     if samples and self.log.show_every_steps and step % self.log.show_every_steps == 0:
                         console.show_samples(samples, limit=3)
                     if due:

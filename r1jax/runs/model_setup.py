@@ -10,6 +10,7 @@ from typing import Any, Literal
 from flax import nnx
 
 from r1jax.core.errors import UserError
+from r1jax.core.startup.voice import activity
 from r1jax.models.dispatch import GROUPED, Dispatch
 from r1jax.models.families.presets import find_preset, replace_sizes
 from r1jax.models.init import init_weights
@@ -142,7 +143,8 @@ def load_model(config: ModelConfig, **options: Any) -> tuple[Transformer, Tokeni
             bool(config.name),
             "must name a model, or config.model.preset a shape",
         )
-        model, tokenizer = load_pretrained(config.name, fetch=config.fetch, **shared)
+        with activity(f"loading {config.name}"):
+            model, tokenizer = load_pretrained(config.name, fetch=config.fetch, **shared)
         return (keep_layers(model, config.layers, config.layer_choice) if config.layers else model), tokenizer
     family, sizes, tokenizer = _find_shape(config)
     return init_weights(lambda: family.build(sizes, rngs=nnx.Rngs(config.seed), **shared)), tokenizer

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import json
 import pathlib
 import re
@@ -19,6 +20,7 @@ from flax import nnx
 
 from r1jax.core.errors import UserError
 from r1jax.core.sharding import MESH_AXES, MeshConfig, batch_parts, current_layout, in_layout, make_mesh, use_mesh
+from r1jax.core.startup.voice import activity
 from r1jax.core.structs import Completion, Program, Request, Sampling
 from r1jax.models.flops import Work
 from r1jax.models.transformer import Params, split
@@ -30,8 +32,47 @@ from r1jax.weights.names import find_model
 from r1jax.weights.pretrained import find_description, load_pretrained
 
 SMALLEST_SIZE = 32
+LONG_COMPLETION = 256  # tokens
 PREFILL_BATCH = 8
 DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    """Shapes of the engines for a set of prompts.
+
+    Attributes:
+      prefix: ids that all prompts begin with.
+      sizes: tokens after the prefix, ascending; a prompt takes the first that holds it. Empty: a power of two each.
+      cache_pieces: largest number of steps in which an engine's cache grows; each compiles the decode program anew.
+    """
+
+    prefix: tuple[int, ...] = ()
+    sizes: tuple[int, ...] = ()
+    cache_pieces: int = EngineConfig.cache_pieces
+
+    def size_of(self, tokens: int) -> int:
+        """Size of a prompt of so many tokens, with the prefix."""
+        rest = tokens - len(self.prefix)
+        return next((size for size in self.sizes if size >= rest), None) or _size(rest)
+
+
+def plan_shapes(prompts: Sequence[tuple[int, ...]], prefix: tuple[int, ...], limit: int) -> Shapes:
+    """Shapes with at most two decode programs, for completions of up to `limit` tokens.
+
+    For short completions a cache that grows saves less than the compilation of a second program costs. Two sizes of
+    prompts are worth it only if they save half of what one size would fill up, and where prompts and not completions
+    fill the cache. The prefix is cut to a multiple of 16, so that another choice of problems finds the same programs.
+    """
+    prefix = prefix[: len(prefix) - len(prefix) % 16]
+    pieces = 2 if limit > LONG_COMPLETION else 1
+    needed = sorted(_size(len(prompt) - len(prefix)) for prompt in prompts)
+    if not needed or (pieces > 1 and needed[-1] <= limit):
+        return Shapes(prefix, tuple(needed[-1:]), pieces)
+    filled = lambda small: sum(small if size <= small else needed[-1] for size in needed)
+    small = min(needed, key=filled)
+    worth = 2 * filled(small) <= filled(needed[-1])
+    return Shapes(prefix, (small, needed[-1]) if worth else (needed[-1],), 1)
 
 
 class Sampler:
@@ -51,7 +92,7 @@ class Sampler:
     ):
         self.graph, self.params, self.tokenizer, self.stop_ids = graph, params, tokenizer, stop_ids
         self.slots, self.layout = slots, current_layout()
-        self._engines: dict[tuple[int, int, int, tuple[int, ...]], Engine] = {}
+        self._engines: dict[tuple[int, int, int, int, tuple[int, ...]], Engine] = {}
 
     def stop_at(self, stop_ids: tuple[int, ...]) -> Sampler:
         """The same sampler, engines included, with other stop ids."""
@@ -71,21 +112,25 @@ class Sampler:
         *,
         prefix: tuple[int, ...] = (),
         slots: int = 0,
+        shapes: Shapes | None = None,
         on_complete: Callable[[int, Completion], None] = lambda number, completion: None,
     ) -> list[Completion]:
         """One completion per request, in order.
 
         prefix: ids that all prompts begin with, computed once. slots: fewer than this sampler's, for few requests.
+        shapes: sizes and cache of the engines, in place of a size for each prompt alone; its prefix is `prefix`.
         on_complete: called with (index of the request, completion) as each one ends.
         """
+        shapes = shapes or Shapes(prefix)
+        prefix = shapes.prefix
         slots = min(slots or self.slots, self.slots)
         limit = max((request.sampling.max_new_tokens for request in requests), default=0)
         sizes: dict[int, list[int]] = {}
         for number, request in enumerate(requests):
-            sizes.setdefault(_size(len(request.tokens) - len(prefix)), []).append(number)
+            sizes.setdefault(shapes.size_of(len(request.tokens)), []).append(number)
         found: list[Completion | None] = [None] * len(requests)
         for size, numbers in sizes.items():
-            engine = self._engine(size, limit, slots, prefix)
+            engine = self._engine(size, limit, slots, prefix, shapes.cache_pieces)
 
             def keep(place: int, completion: Completion, numbers: list[int] = numbers) -> None:
                 found[numbers[place]] = completion
@@ -106,10 +151,13 @@ class Sampler:
         """Text of ids without special tokens; "" without a tokenizer."""
         return "" if self.tokenizer is None else self.tokenizer.decode(tokens)
 
-    def _engine(self, size: int, limit: int, slots: int, prefix: tuple[int, ...]) -> Engine:
-        key = size, limit, slots, prefix
+    def _engine(
+        self, size: int, limit: int, slots: int, prefix: tuple[int, ...], pieces: int = EngineConfig.cache_pieces
+    ) -> Engine:
+        key = size, limit, slots, pieces, prefix
         if key not in self._engines:
-            self._engines[key] = Engine(self.graph, make_engine_config(size, limit, slots, prefix, len(self.stop_ids)))
+            config = make_engine_config(size, limit, slots, prefix, len(self.stop_ids))
+            self._engines[key] = Engine(self.graph, dataclasses.replace(config, cache_pieces=pieces))
         return self._engines[key]
 
 
@@ -162,7 +210,8 @@ def load_sampler(
         raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     if slots < 1:
         raise UserError(f"batch_size must be at least 1, got {slots}")
-    model, tokenizer = load_pretrained(path, dtype=dtype)
+    with activity(f"loading {path}"):
+        model, tokenizer = load_pretrained(path, dtype=dtype)
     if not stop_ids:
         stop_ids = read_stop_ids(find_description(find_model(path))) if tokenizer is None else tokenizer.eos_ids
     return Sampler(*split(model), tokenizer, stop_ids, slots=slots)

@@ -24,7 +24,8 @@ import numpy as np
 
 from r1jax.core import console, distributed
 from r1jax.core.errors import UserError
-from r1jax.core.structs import Program
+from r1jax.core.startup.voice import activity
+from r1jax.core.structs import Completion, Program, Request
 from r1jax.data.loader import PromptLoader
 from r1jax.data.tasks import load_task
 from r1jax.eval.held_out import evaluate, make_problems
@@ -195,7 +196,8 @@ class GRPORun:
         advantages_PG, _ = group_advantages(
             rewards_PG, baseline=loss.baseline, scale=loss.scale, min_group_std=settings.train.min_group_std
         )
-        learned, targets, flops = self.updates.take(trained, advantages_PG, excluded_PG, temperature)
+        with activity(f"step {step}: updating the model"):
+            learned, targets, flops = self.updates.take(trained, advantages_PG, excluded_PG, temperature)
         end = time.perf_counter()
         lengths = np.array([len(c.tokens) for c in drawn.groups.completions])
         self.num_tokens += int(sum(map(len, drawn.groups.prompts)) * G + lengths.sum())
@@ -223,7 +225,11 @@ class GRPORun:
             return {}
         log.info("answering %d held-out problems, sampled and greedy", len(self.problems.rows))
         weights = self.updates.weights()
-        generate = lambda requests: self.engine.generate(weights, requests)
+
+        def generate(requests: list[Request]) -> list[Completion]:
+            with console.Progress(len(requests), title="held-out answers", every=10) as progress:
+                return self.engine.generate(weights, requests, progress.count)
+
         sampling = self.settings.rollout.sampling(self.tokenizer.eos_ids)
         begin = time.perf_counter()
         metrics = evaluate(
