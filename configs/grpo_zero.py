@@ -52,6 +52,7 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.eval = ConfigDict(
         dict(
+            name="",  # that of the task, also of another file: eval/addition/pass@1
             strict=("answer_reward", "r1_format_reward"),
             format="r1_format_reward",
         )
@@ -79,9 +80,10 @@ def set_template(config: ConfigDict, template: str) -> None:
 
 def set_task(config: ConfigDict, task: str) -> None:
     """What is asked."""
-    config.eval.name = task
     if task == "addition":
+        set_example_source(config)
         return
+    config.eval.name = task
     config.steps = 5  # a look at a harder task; raise --config.steps to learn it
     config.data.args = ConfigDict()
     config.rollout.prompts_per_step, config.rollout.max_new_tokens, config.rollout.slots = 4, 200, 32
@@ -97,3 +99,10 @@ def set_task(config: ConfigDict, task: str) -> None:
     else:
         config.data.source = f"reasoning_gym:{task}"
         config.data.eval_problems = 16
+    set_example_source(config)
+
+
+def set_example_source(config: ConfigDict) -> None:
+    """The worked example belongs to the task: a run of this config on another source of problems does not show it."""
+    if "example" in config.data:
+        config.data.example.source = config.data.source

@@ -231,6 +231,10 @@ def name_figures(metrics: Mapping[str, Any]) -> dict[str, str]:
         if parts[0] == "eval" and parts[-1] == "pass@1":
             spread = given.get(f"{key}_stderr")
             figures["/".join(parts[1:])] = f"{given[key]:.1%}" + ("" if spread is None else f" ± {100 * spread:.1f}")
+    if not any("/" in name for name in figures):
+        for key in given:  # no answers to compare: the run's own rewards on held-out problems
+            if key.startswith("eval/") and f"{key}_stderr" in given and not key.endswith("format_rate"):
+                figures["/".join(key.split("/")[1:])] = f"{given[key]:.3g} ± {given[f'{key}_stderr']:.2g}"
     if given.get("frac_reward_zero_std") == 1.0:
         figures["update"] = "none: all groups have equal rewards"
     if "rollout/tokens_per_second" in given and "step_time" not in given:

@@ -10,6 +10,7 @@ contains `{question}` is a template too. A raw template may show one worked exam
 """
 
 import dataclasses
+import pathlib
 import random
 from collections.abc import Callable
 from typing import Any, Literal
@@ -32,12 +33,14 @@ class Example:
       reasoning: reasoning of its reply.
       answer: answer of its reply.
       ending: text after the reply: the model's end token, spelled out, shows where to stop.
+      source: the `data.source` that the example belongs to; with another source it is not shown. "" is any.
     """
 
     question: str
     reasoning: str
     answer: str
     ending: str = ""
+    source: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +74,16 @@ class TaskConfig:
     example: Example | None = None
     on_error: Literal["raise", "skip"] = "raise"
     seed: int = 0
+
+    @property
+    def shown_example(self) -> Example | None:
+        """The worked example, unless it belongs to another source."""
+        return self.example if self.example and self.example.source in ("", self.source) else None
+
+    @property
+    def name(self) -> str:
+        """Name of the task: addition, that of a reasoning-gym task, or that of the file."""
+        return pathlib.Path(self.path).stem if self.source in FILES and self.path else self.source.rpartition(":")[2]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +214,7 @@ def make_builder(config: TaskConfig) -> Callable[[SourceRow], dict[str, Any]]:
     Raises:
       UserError: for an unknown template or extractor. The function raises `RowError` for a malformed row.
     """
-    render = choose_template(config.template, config.example)
+    render = choose_template(config.template, config.shown_example)
     if config.extractor is not None and config.extractor not in EXTRACTORS:
         raise UserError(
             f'config.data.extractor must be one of {", ".join(EXTRACTORS)} or none, got "{config.extractor}"'
@@ -287,7 +300,7 @@ def _show(template: str, example: Example | None) -> str:
     if example is None:
         return template
     solved = dataclasses.asdict(example)
-    ending = solved.pop("ending")
+    ending, _ = solved.pop("ending"), solved.pop("source")
     if template != R1_ZERO:
         return show_example(template, **solved, separator=f"{ending}\n\n")
     instruction, user, turn = template.rpartition("User:")

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from r1jax.eval.headline import MEASURES, find_benchmarks
+from r1jax.eval.headline import MEASURES, find_benchmarks, find_rewards
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def plan_charts(names: Sequence[str]) -> list[Section]:
     learning = _fill(TEMPLATES[0], [name for name in names if name not in late])
     early = {key for chart in learning.charts for key in _keys(chart)}
     others = [_fill(section, [name for name in names if name not in early]) for section in TEMPLATES[1:]]
-    held_out = tuple(_held_out(benchmark, names) for benchmark in find_benchmarks(names))
+    held_out = tuple(chart for benchmark in find_benchmarks(names) for chart in _held_out(benchmark, names))
     sections = [replace(learning, charts=tuple(c for c in held_out if c.lines) + learning.charts), *others]
     used = {key for section in sections for chart in section.charts for key in _keys(chart)}
     rest = [name for name in names if name not in used]
@@ -190,10 +190,15 @@ def _match(pattern: Line, names: Sequence[str]) -> list[Line]:
     return found
 
 
-def _held_out(benchmark: str, names: Sequence[str]) -> Chart:
-    keys = [(f"eval/{benchmark}/{measure}", label) for measure, label in MEASURES.items()]
-    lines = tuple(Line(key, label, _stderr(key, names)) for key, label in keys if key in names)
-    return Chart(f"Held-out: {benchmark}", lines, unit="percent", domain=(0, 1))
+def _held_out(benchmark: str, names: Sequence[str]) -> tuple[Chart, Chart]:
+    """The chart of a benchmark's rates, and that of the run's own rewards on it."""
+    make = lambda measure, label: Line(key := f"eval/{benchmark}/{measure}", label, _stderr(key, names))
+    rates = tuple(make(*measure) for measure in MEASURES.items() if f"eval/{benchmark}/{measure[0]}" in names)
+    rewards = tuple(make(name, name) for name in find_rewards(names, benchmark))
+    return (
+        Chart(f"Held-out: {benchmark}", rates, unit="percent", domain=(0, 1)),
+        Chart(f"Held-out rewards: {benchmark}", rewards),
+    )
 
 
 def _compare(chart: Chart, line: Line, names_by_run: Sequence[Sequence[str]], labels: Sequence[str]) -> Chart:

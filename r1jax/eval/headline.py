@@ -16,6 +16,9 @@ MEASURES = {
     "format_rate": "format",
 }
 
+# Further measures `eval/{benchmark}/…` that are not rewards.
+_OTHERS = ("greedy_lenient", "greedy_format_rate", "mean_length", "problems")
+
 
 @dataclass(frozen=True)
 class Headline:
@@ -41,11 +44,21 @@ def find_benchmarks(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys("/".join(part[1:-1]) for part in parts if len(part) > 2))
 
 
+def find_rewards(names: Sequence[str], benchmark: str) -> list[str]:
+    """The rewards among the measures of a benchmark: those of a run's own, measured by their names."""
+    prefix, given = f"eval/{benchmark}/", set(names)
+    measures = [name.removeprefix(prefix) for name in names if name.startswith(prefix) and f"{name}_stderr" in given]
+    return [name for name in measures if "/" not in name and name not in MEASURES and name not in _OTHERS]
+
+
 def find_headlines(rows: Sequence[Mapping[str, Any]]) -> list[Headline]:
     """Headlines of a run's metrics rows (ascending steps): held-out measures if any, else reward, else loss."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    keys = [(benchmark, measure) for benchmark in find_benchmarks(names) for measure in MEASURES]
-    held_out = [_from_evaluations(rows, *key) for key in keys]
+    held_out = [
+        _from_evaluations(rows, benchmark, measure)
+        for benchmark in find_benchmarks(names)
+        for measure in (*MEASURES, *find_rewards(names, benchmark))
+    ]
     found = [headline for headline in held_out if headline is not None] or _from_held_out_rows(rows)
     return found or [headline for name in ("reward", "loss") if (headline := _from_training(rows, name))][:1]
 
@@ -65,11 +78,11 @@ def tabulate_headlines(headlines: Sequence[Headline]) -> list[dict[str, str]]:
 
 
 def format_value(value: float | None, stderr: float | None, is_rate: bool) -> str:
-    """A value with its standard error, such as `41.0% ± 3.5`; a dash for None."""
+    """A value with its standard error, such as `41.0% ± 3.5` or `0.62 ± 0.031`; a dash for None."""
     if value is None:
         return "–"
     if not is_rate:
-        return f"{value:.3g}"
+        return f"{value:.3g}" + ("" if stderr is None else f" ± {stderr:.2g}")
     return f"{100 * value:.1f}%" + ("" if stderr is None else f" ± {100 * stderr:.1f}")
 
 
@@ -79,6 +92,8 @@ def format_change(headline: Headline) -> str:
         return "–"
     change = headline.after - headline.before
     text = f"{100 * change:+.1f} points" if headline.is_rate else f"{change:+.3g}"
+    if text.startswith(("+0.0 ", "-0.0 ")) or not change:
+        return "±0.0 points" if headline.is_rate else "±0"
     return text.replace("-", "−")
 
 
@@ -92,7 +107,8 @@ def _from_held_out_rows(rows: Sequence[Mapping[str, Any]]) -> list[Headline]:
 
 
 def _from_evaluations(rows: Sequence[Mapping[str, Any]], benchmark: str, measure: str) -> Headline | None:
-    return _from_key(rows, f"eval/{benchmark}/{measure}", benchmark, MEASURES[measure])
+    found = _from_key(rows, f"eval/{benchmark}/{measure}", benchmark, MEASURES.get(measure, measure))
+    return replace(found, is_rate=measure in MEASURES) if found else None
 
 
 def _from_key(rows: Sequence[Mapping[str, Any]], key: str, subject: str, measure: str) -> Headline | None:

@@ -1,13 +1,16 @@
 """Evaluation on held-out problems during a run: sampled and greedy, strict and lenient, each with its standard error.
 
 Strict: every reward named in `strict` must be 1, as in training. Lenient accepts the last number anywhere, so a gain in
-format alone shows as strict approaching lenient; `format_rate` measures the format directly.
+format alone shows as strict approaching lenient; `format_rate` measures the format directly. The other rewards that a
+run trains with are measured by their names. A score that applies to no problem (there is no solution to compare with)
+is left out.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,9 @@ from r1jax.core.structs import Completion, Request, Sampling
 from r1jax.eval.score import mean_and_stderr
 from r1jax.rewards.base import Reward, load_rewards, score
 
+# Names of measures `eval/NAME/MEASURE`; a reward of one of these names is not measured by it.
+RESERVED = ("pass@1", "greedy", "lenient", "greedy_lenient", "format_rate", "greedy_format_rate", "mean_length")
+
 Generate = Callable[[list[Request]], list[Completion]]
 
 
@@ -25,7 +31,7 @@ class EvalConfig:
     """The `eval` section: when and how held-out problems are answered and scored.
 
     Attributes:
-      name: name of the problems in metrics: `eval/NAME/...`.
+      name: name of the problems in metrics: `eval/NAME/...`; "" is that of the task (addition, the file's name).
       every_steps: steps between evaluations; 0 evaluates before and after the run only.
       temperature: temperature of the sampled answers; the other pass is greedy.
       strict: names of the rewards that must all be 1 for an answer to count.
@@ -43,22 +49,43 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Problems:
-    """Held-out rows, their encoded prompts, and the rewards that score them by name."""
+    """Held-out rows, their encoded prompts, the rewards that score them by name, and the other rewards of the run."""
 
     rows: Sequence[dict[str, Any]]
     tokens: Sequence[tuple[int, ...]]
     scorers: dict[str, Reward]
+    rewards: Sequence[Reward] = ()
 
 
 def make_problems(
-    rows: Sequence[dict[str, Any]], encode: Callable[[Any], tuple[int, ...]], config: EvalConfig
+    rows: Sequence[dict[str, Any]],
+    encode: Callable[[Any], tuple[int, ...]],
+    config: EvalConfig,
+    rewards: Sequence[Reward] = (),
 ) -> Problems:
     """Held-out rows with encoded prompts and scorers; `encode` maps a prompt to ids. Raises UserError if no reward is
     named.
+
+    rewards: those that the run trains with. Left out are scorers that need a solution where no row has one, and rewards
+    that ask a model or compare the completions of a group.
     """
     names = {*config.strict, config.lenient, config.format} - {""}
     scorers = {name: load_rewards({name: 1.0})[0] for name in sorted(names)}
-    return Problems(rows, [encode(row["prompt"]) for row in rows], scorers)
+    if not any("solution" in row for row in rows):
+        scorers = {name: reward for name, reward in scorers.items() if "solution" not in _needed(reward)}
+    known = {reward.name for reward in scorers.values()}
+    own = [r for r in rewards if r.name not in known | {*RESERVED} and r.make is None and "group_ids" not in _taken(r)]
+    return Problems(rows, [encode(row["prompt"]) for row in rows], scorers, own)
+
+
+def _taken(reward: Reward) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(reward.function).parameters
+
+
+def _needed(reward: Reward) -> set[str]:
+    """Names of the columns without which a reward cannot be called."""
+    required = {name for name, parameter in _taken(reward).items() if parameter.default is parameter.empty}
+    return required - {*reward.arguments}
 
 
 def evaluate(
@@ -86,41 +113,56 @@ def evaluate(
     texts, ids = [decode(c.tokens) for c in completions], [list(c.tokens) for c in completions]
     sampled = judge(problems, config, texts[:count], ids[:count])
     greedy = judge(problems, config, texts[count:], ids[count:])
-    values = {
-        "pass@1": sampled["strict"],
-        "greedy": greedy["strict"],
-        "lenient": sampled["lenient"],
-        "greedy_lenient": greedy["lenient"],
-    }
-    if config.format:
-        values |= {"format_rate": sampled["format"], "greedy_format_rate": greedy["format"]}
-    metrics = {}
+    values = {"pass@1": sampled.get("strict"), "greedy": greedy.get("strict")}
+    values |= {"lenient": sampled.get("lenient"), "greedy_lenient": greedy.get("lenient")}
+    values |= {"format_rate": sampled.get("format"), "greedy_format_rate": greedy.get("format")}
+    values |= measure_rewards(problems, texts[:count], ids[:count])
+    metrics, prefix = {}, f"eval/{config.name or EvalConfig.name}"
     for name, value in values.items():
-        key = f"eval/{config.name}/{name}"
-        metrics[key], metrics[f"{key}_stderr"] = mean_and_stderr(value)
-    metrics[f"eval/{config.name}/mean_length"] = float(np.mean([len(c.tokens) for c in completions[:count]]))
-    metrics[f"eval/{config.name}/problems"] = count
+        if value is not None:
+            key = f"{prefix}/{name}"
+            metrics[key], metrics[f"{key}_stderr"] = mean_and_stderr(value)
+    metrics[f"{prefix}/mean_length"] = float(np.mean([len(c.tokens) for c in completions[:count]]))
+    metrics[f"{prefix}/problems"] = count
     return metrics
+
+
+def measure_rewards(
+    problems: Problems, texts: Sequence[str], ids: Sequence[Sequence[int]]
+) -> dict[str, np.ndarray | None]:
+    """Values of the run's own rewards by name, of the problems to which each applies; None if that is none of them."""
+    if not problems.rewards:
+        return {}
+    values = _score(problems, problems.rewards, texts, ids)
+    applied = {name: value[~np.isnan(value)] for name, value in values.items()}
+    return {name: value if len(value) else None for name, value in applied.items()}
 
 
 def judge(
     problems: Problems, config: EvalConfig, texts: Sequence[str], ids: Sequence[Sequence[int]]
 ) -> dict[str, np.ndarray]:
-    """strict, lenient and (where config.format names a reward) format of one text per problem, each [problems] of
-    0 or 1.
-    """
+    """strict, lenient and format of one text per problem, each [problems] of 0 or 1, where they apply to a problem."""
+    values = _score(problems, list(problems.scorers.values()), texts, ids)
+    by_name = {name: values[reward.name] for name, reward in problems.scorers.items()}
+    result = {}
+    for score_name, wanted in (("strict", config.strict), ("lenient", (config.lenient,)), ("format", (config.format,))):
+        found = [by_name[name] for name in wanted if name in by_name]
+        if len(found) == len(wanted) and not any(np.isnan(value).all() for value in found):
+            result[score_name] = np.prod([np.nan_to_num(value) == 1.0 for value in found], axis=0, dtype=np.float64)
+    return result
+
+
+def _score(
+    problems: Problems, rewards: Sequence[Reward], texts: Sequence[str], ids: Sequence[Sequence[int]]
+) -> dict[str, np.ndarray]:
+    """Values [problems] of each reward by its name, NaN where it does not apply."""
+    if not rewards:
+        return {}
     columns = {key: [row.get(key) for row in problems.rows] for key in problems.rows[0] if key != "prompt"}
-    values = score(
-        list(problems.scorers.values()),
+    return score(
+        rewards,
         prompts=[row["prompt"] for row in problems.rows],
         completions=texts,
         completion_ids=ids,
         columns=columns,
     ).by_name
-    right = {name: (np.nan_to_num(value) == 1.0).astype(np.float64) for name, value in values.items()}
-    names = {name: reward.name for name, reward in problems.scorers.items()}
-    strict = np.prod([right[names[name]] for name in config.strict], axis=0)
-    result = {"strict": strict, "lenient": right[names[config.lenient]]}
-    if config.format:
-        result["format"] = right[names[config.format]]
-    return result

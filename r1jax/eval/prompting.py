@@ -155,7 +155,9 @@ def make_prompting(config: Mapping[str, Any], stop_ids: tuple[int, ...] = ()) ->
     if "source" not in data:
         return None
     task = resolve(TaskConfig, data).settings
-    asked = Prompting(_spell(task.template), task.example, stop_ids, columns=task.columns, extractor=task.extractor)
+    asked = Prompting(
+        _spell(task.template), task.shown_example, stop_ids, columns=task.columns, extractor=task.extractor
+    )
     if not isinstance(sampling, Mapping) or not isinstance(config.get("eval"), Mapping):
         return asked
     measured = resolve(EvalConfig, config["eval"]).settings

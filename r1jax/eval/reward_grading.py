@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from r1jax.eval.extraction import find_number, find_strict
 from r1jax.eval.held_out import EvalConfig, judge, make_problems
 from r1jax.eval.score import Answered, Graded, Grader, grade
@@ -24,7 +26,8 @@ def make_grader(config: EvalConfig) -> Grader:
         texts = [text for problem in problems for text in problem.completions]
         ids = [tokens for problem in problems for tokens in problem.ids or [()] * len(problem.completions)]
         found = judge(make_problems(rows, lambda prompt: (), config), config, texts, ids)
-        verdicts = {name: iter(values == 1.0) for name, values in found.items()}
+        none = np.zeros(len(texts))  # a score that applies to no completion
+        verdicts = {name: iter(values == 1.0) for name, values in {"strict": none, "lenient": none, **found}.items()}
         graded = []
         for grades in grade(problems, find_answer):
             taken = {name: [bool(next(values)) for _ in grades.answers] for name, values in verdicts.items()}

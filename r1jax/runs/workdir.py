@@ -15,7 +15,7 @@ from r1jax.core.errors import UserError
 from r1jax.core.metrics import METRICS_FILE, SAMPLES_FILE, read_rows
 from r1jax.core.resolution import resolve
 from r1jax.core.sections import flatten, to_json, to_values
-from r1jax.eval.headline import format_value
+from r1jax.eval.headline import find_rewards, format_value
 from r1jax.eval.prompting import make_prompting
 from r1jax.eval.saved_config import CONFIG_FILE, FORMAT, read_config_file
 from r1jax.runs.model_setup import describe_model
@@ -131,9 +131,9 @@ def drop_free(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe_change(workdir: pathlib.Path, benchmark: str) -> list[dict[str, Any]]:
-    """First and last evaluation as table rows: one per score, in percent with its standard error."""
+    """First and last evaluation as table rows: one per score, in percent, and one per reward, with standard errors."""
     prefix = f"eval/{benchmark}/"
-    rows = [row for row in read_rows(workdir / "metrics.jsonl") if f"{prefix}pass@1" in row]
+    rows = [row for row in read_rows(workdir / "metrics.jsonl") if f"{prefix}problems" in row]
     if not rows:
         return []
     labels = {
@@ -144,13 +144,15 @@ def describe_change(workdir: pathlib.Path, benchmark: str) -> list[dict[str, Any
         "format_rate": "format, sampled",
         "greedy_format_rate": "format, greedy",
     }
+    own = find_rewards(list(rows[-1]), benchmark)
     table = []
-    for name, label in labels.items():
-        key = prefix + name
-        if key in rows[0]:
+    for name, label in {**labels, **{name: f"{name}, sampled" for name in own}}.items():
+        key, is_rate = prefix + name, name in labels
+        if key in rows[0] and key in rows[-1]:
             line = {f"{rows[0][prefix + 'problems']} held-out problems": label}
             for when, row in (("before", rows[0]), ("after", rows[-1])):
-                line[f"{when} (step {row['step']})"] = format_value(row[key], row[f"{key}_stderr"], is_rate=True)
-            line["change"] = f"{100 * (rows[-1][key] - rows[0][key]):+.1f}"
+                line[f"{when} (step {row['step']})"] = format_value(row[key], row[f"{key}_stderr"], is_rate)
+            change = rows[-1][key] - rows[0][key]
+            line["change"] = f"{100 * change:+.1f}" if is_rate else f"{change:+.3g}"
             table.append(line)
     return table

@@ -113,7 +113,8 @@ class GRPORun:
         )
         curriculum = Curriculum(settings.curriculum, self.loader, settings.seed)
         self.rollouts = Rollouts(settings, self.engine, curriculum, self.encode, self.tokenizer, rewards)
-        self.problems = make_problems(task.held_out, self.encode, settings.eval)
+        self.eval = dataclasses.replace(settings.eval, name=settings.eval.name or settings.data.name)
+        self.problems = make_problems(task.held_out, self.encode, self.eval, rewards)
         self.num_tokens = 0
         log_golds(task.train, [reward.name for reward in rewards])
         log.info(
@@ -146,7 +147,7 @@ class GRPORun:
         loop = Loop(settings, self.workdir, settings.steps, every, settings.checkpoint, settings.log)
         dataclasses.replace(loop, watchdog_minutes=settings.watchdog_minutes).run(self)
         if distributed.is_writer():
-            console.show_table("before and after", describe_change(self.workdir, settings.eval.name))
+            console.show_table("before and after", describe_change(self.workdir, self.eval.name))
 
     @property
     def state(self) -> TrainState:
@@ -232,9 +233,7 @@ class GRPORun:
 
         sampling = self.settings.rollout.sampling(self.tokenizer.eos_ids)
         begin = time.perf_counter()
-        metrics = evaluate(
-            generate, self.tokenizer.decode, self.problems, self.settings.eval, sampling, seed=self.settings.seed
-        )
+        metrics = evaluate(generate, self.tokenizer.decode, self.problems, self.eval, sampling, seed=self.settings.seed)
         return metrics | {"time/eval": time.perf_counter() - begin}
 
     def _check_difference(self, metrics: dict[str, Any]) -> None:

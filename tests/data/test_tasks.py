@@ -1,5 +1,6 @@
 """From rows to prompts and solutions: columns, extractors, templates, splits, and what is said of a bad row."""
 
+import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -199,6 +200,26 @@ def test_r1_shows_the_example_as_an_earlier_turn():
         "User: What is 3 + 4? Assistant: <think> 3 + 4 = 7 </think> <answer> 7 </answer>\n"
         "User: What is 1 + {x}? Assistant:"
     )
+
+
+def test_an_example_of_another_task_is_not_shown():
+    example = Example("q", "r", "a", source="addition")
+    own = dataclasses.replace(example, source="file")
+    asked = dict(source="file", template="plain")
+    prompts = [build({"prompt": "Why?"}, example=shown, **asked)["prompt"] for shown in (example, own)]
+    assert prompts[0] == "Why?" and prompts[1].endswith("Why?") and prompts[1] != "Why?"
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ({"source": "addition"}, "addition"),
+        ({"source": "reasoning_gym:countdown"}, "countdown"),
+        ({"source": "file", "path": "data/reversals.jsonl"}, "reversals"),
+    ],
+)
+def test_a_task_has_a_name(config: dict[str, Any], name: str):
+    assert TaskConfig(**config).name == name
 
 
 def test_question_reply_with_an_example():

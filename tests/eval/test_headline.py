@@ -33,6 +33,21 @@ def test_table_is_in_percent_and_points() -> None:
     ]
 
 
+def test_rewards_of_ones_own_have_their_names_and_errors() -> None:
+    rows = [
+        {"step": step, "eval/a/brevity": value, "eval/a/brevity_stderr": 0.0312, "eval/a/problems": 9}
+        for step, value in ((0, 0.25), (5, 0.625))
+    ]
+    assert tabulate_headlines(find_headlines(rows)) == [
+        {"measure": "brevity", "before": "0.25 ± 0.031", "after": "0.625 ± 0.031", "change": "+0.375"}
+    ]
+
+
+def test_no_change_has_no_sign() -> None:
+    rows = [{"step": step, "eval/a/greedy": 0.25} for step in (0, 5)]
+    assert tabulate_headlines(find_headlines(rows))[0]["change"] == "±0.0 points"
+
+
 def test_one_evaluation_has_no_before() -> None:
     (headline,) = find_headlines([{"step": 3, "eval/a/greedy": 0.25}])
     assert headline.before is None and headline.before_step is None

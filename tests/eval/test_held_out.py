@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from r1jax.core.structs import Completion, Request, Sampling
+from r1jax.eval import held_out
 from r1jax.eval.held_out import EvalConfig, Problems, evaluate
-from r1jax.rewards.base import load_rewards
+from r1jax.rewards.base import Reward, load_rewards
 
 SAMPLING = Sampling(temperature=0.6, top_k=20, max_new_tokens=50, stop_ids=(2,))
 GOOD = "<think> 3 + 4 = 7 </think>\n<answer> 7 </answer>"
@@ -133,3 +134,38 @@ def test_sampling_at_temperature_zero_is_greedy():
     config = dataclasses.replace(STRICT, temperature=0.0)
     metrics = run(Model([10, 10, 13, 13, 13], [10, 10, 13, 13, 13]), config)
     assert metrics["pass@1"] == metrics["greedy"] == pytest.approx(0.4)
+
+
+def brevity_reward(completions: Sequence[str], **columns: object) -> list[float | None]:
+    """1 for a short reply, 0.25 for a long one; it does not apply to an empty one."""
+    return [None if not text else 1.0 if len(text) < 10 else 0.25 for text in completions]
+
+
+def within_group(completions: Sequence[str], group_ids: Sequence[int], **columns: object) -> list[float]:
+    return [1.0] * len(completions)
+
+
+def test_the_runs_own_rewards_are_measured_by_name():
+    """By their mean over the problems to which they apply, with its standard error, on sampled replies."""
+    rows = [{"prompt": f"Say hello ({i})", "solution": "7"} for i in range(3)]
+    rewards = [Reward("brevity_reward", brevity_reward, 1.0), Reward("within_group", within_group, 1.0)]
+    rewards += load_rewards({"answer_reward": 1.0})
+    problems = held_out.make_problems(rows, lambda prompt: (5,), EvalConfig("sums"), rewards)
+    metrics = evaluate(Model([11, 13, 2], [10, 10, 10]), decode, problems, EvalConfig("sums"), SAMPLING, seed=3)
+    assert metrics["eval/sums/brevity_reward"] == 1.0  # of two of the three replies
+    assert metrics["eval/sums/brevity_reward_stderr"] == 0.0
+    metrics = evaluate(Model([11, 10, 2], [10, 10, 10]), decode, problems, EvalConfig("sums"), SAMPLING, seed=3)
+    assert metrics["eval/sums/brevity_reward"] == 0.625
+    assert math.isclose(metrics["eval/sums/brevity_reward_stderr"], 0.375)
+    assert metrics["eval/sums/greedy"] == 1.0, "strict and lenient stay beside it"
+    assert not any("within_group" in name or "answer_reward" in name for name in metrics)
+
+
+@pytest.mark.parametrize("rows", [[{"prompt": "Say hello"}] * 2, [{"prompt": "Say hello", "solution": ""}] * 2])
+def test_without_an_answer_to_compare_there_is_no_rate(rows: list[dict[str, str]]):
+    config = EvalConfig("", strict=("answer_reward", "r1_format_reward"), format="r1_format_reward")
+    problems = held_out.make_problems(rows, lambda prompt: (5,), config, [Reward("brevity", brevity_reward, 1.0)])
+    metrics = evaluate(Model([11, 13], [10, 10]), decode, problems, config, SAMPLING, seed=3)
+    assert {name for name in metrics if not name.endswith("_stderr")} == {
+        f"eval/held_out/{name}" for name in ("brevity", "format_rate", "greedy_format_rate", "mean_length", "problems")
+    }

@@ -13,7 +13,7 @@ from r1jax.data.tasks import TaskConfig
 from r1jax.eval.prompting import Prompting, read_prompting
 from r1jax.eval.saved_config import FORMAT
 from r1jax.runs.model_setup import ModelConfig
-from r1jax.runs.workdir import check_config, write_config
+from r1jax.runs.workdir import check_config, describe_change, write_config
 from r1jax.text.prompts import R1_ZERO
 from tests.tiny_model import STOP_IDS
 
@@ -112,3 +112,20 @@ def test_keys_that_a_config_lacks_have_their_defaults(tmp_path: pathlib.Path):
     check_config(CONFIG, tmp_path)
     with pytest.raises(UserError, match="config.data.length = 8, this one has 4"):
         check_config(dataclasses.replace(CONFIG, data=Data(length=4)), tmp_path)
+
+
+def test_the_change_of_a_run_with_a_reward_of_its_own(tmp_path: pathlib.Path):
+    evaluations = [
+        {"step": step, "eval/words/problems": 8, "eval/words/brevity": value, "eval/words/brevity_stderr": 0.05}
+        | {"eval/words/format_rate": value, "eval/words/format_rate_stderr": 0.1}
+        for step, value in ((0, 0.25), (4, 0.75))
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in evaluations))
+    first, second = describe_change(tmp_path, "words")
+    assert first == {
+        "8 held-out problems": "format, sampled",
+        "before (step 0)": "25.0% ± 10.0",
+        "after (step 4)": "75.0% ± 10.0",
+        "change": "+50.0",
+    }
+    assert [*second.values()] == ["brevity, sampled", "0.25 ± 0.05", "0.75 ± 0.05", "+0.5"]
