@@ -1,7 +1,7 @@
 """Compiles every program of a run for a TPU topology without a TPU, and reports whether it fits and what it costs.
 
   pip install -e '.[tpu]'
-  python -m r1jax.compile_check --config=configs/grpo_qwen1.5b_v6e.py --topology=v6e:4x4
+  python -m r1jax.compile_check --config=configs/grpo_qwen1.5b_v6e.py --topology=v6e-16
 
 The TPU compiler (libtpu) runs on any machine; only the config is needed, no weights and no data. For each program (a
 training step's gradient and update, log-probs, prefill, decode) it reports, per device: HBM needed, including
@@ -9,7 +9,9 @@ everything else that the run keeps there, against the chip's capacity; FLOPs and
 counted in full (an open-ended loop, such as decoding, once: one token); useful FLOPs by formula; and the shortest time
 that the chip's peak rates allow. The exit code is 1 if a program does not fit.
 
-That time is a lower bound, not a prediction: max(FLOPs / peak, HBM bytes / bandwidth, bytes sent / links).
+That time is a lower bound, not a prediction: max(FLOPs / peak, HBM bytes / bandwidth, bytes sent / links); `limit` is
+the largest. For GRPO and SFT follow tokens a second and chip of sampling and updating, and seconds and chip-hours of a
+step and of the run, for completions of full length.
 """
 
 import importlib.util
@@ -67,7 +69,8 @@ def define_flags() -> flags.FlagValues:
     values = flags.FlagValues()
     texts = {
         "config": "The config file, with its arguments if any: configs/X.py or configs/X.py:name=value,...",
-        "topology": f"The slice: chip ({', '.join(CHIPS)}) and number of chips along each axis: v5p:8x8x8 or v6e:4x4.",
+        "topology": f"The slice: chip ({', '.join(CHIPS)}) and chips along each axis, as in v5p:8x8x8 or v6e:4x4; or a "
+        "machine's type, as in v6e-16, v5litepod-8 or v5p-64.",
         "programs": "Names of the programs to compile: accumulate,decode. Default: all programs of the run.",
         "output": "A JSON file to write the figures to.",
         "dump_hlo": "A folder to write each compiled program to, as text (NAME.txt).",
@@ -85,6 +88,7 @@ def check_run(
     """Compiles and prints each program (only those in `wanted`, if given); returns whether all fit."""
     from r1jax.aot.compiled import Report, compile_program
     from r1jax.aot.programs import list_programs
+    from r1jax.aot.step_costs import find_step_costs
     from r1jax.core.sharding import make_mesh, use_mesh
 
     mesh_config = settings.mesh
@@ -100,10 +104,12 @@ def check_run(
                 folder = pathlib.Path(dump)
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / f"{program.name}.txt").write_text(compiled.text)
+        costs = find_step_costs(settings, report.programs, topology)
+    report.further = costs.as_dict() if costs else {}
     if output:
         pathlib.Path(output).parent.mkdir(parents=True, exist_ok=True)
         pathlib.Path(output).write_text(json.dumps(report.as_dict(), indent=1) + "\n")
-    print(*report.advice(), sep="\n")
+    print(*(costs.lines() if costs else ()), *report.advice(), sep="\n")
     return report.fits
 
 

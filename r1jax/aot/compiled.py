@@ -81,12 +81,17 @@ def predict_seconds(costs: Costs, chip: Chip) -> float:
     """Roofline time: the maximum of compute, HBM traffic, and traffic inside and between slices, each at its
     peak rate.
     """
-    return max(
-        costs.flops / chip.flops,
-        costs.hbm_bytes / chip.hbm_bandwidth,
-        (costs.wire - costs.slow_wire) / chip.ici_bandwidth,
-        costs.slow_wire / chip.dcn_bandwidth,
-    )
+    return max(find_bounds(costs, chip).values())
+
+
+def find_bounds(costs: Costs, chip: Chip) -> dict[str, float]:
+    """Seconds that each resource needs at its peak rate."""
+    return {
+        "FLOPs": costs.flops / chip.flops,
+        "HBM": costs.hbm_bytes / chip.hbm_bandwidth,
+        "links": (costs.wire - costs.slow_wire) / chip.ici_bandwidth,
+        "network": costs.slow_wire / chip.dcn_bandwidth,
+    }
 
 
 def device_bytes(tree: Any) -> int:
@@ -118,6 +123,7 @@ class Report:
 
     def __init__(self, topology: Topology):
         self.topology, self.programs = topology, dict[str, Compiled]()
+        self.further: dict[str, Any] = {}  # figures beside those of the programs
 
     def add(self, name: str, compiled: Compiled) -> None:
         """Adds a program's figures."""
@@ -134,6 +140,7 @@ class Report:
             "chip": self.topology.chip.name,
             "devices": self.topology.devices,
             "programs": {name: self._describe(program) for name, program in self.programs.items()},
+            **self.further,
         }
 
     def _describe(self, program: Compiled) -> dict[str, Any]:
@@ -149,12 +156,21 @@ class Report:
                 for kind, count in sorted(costs.collective_counts.items())
             },
             "predicted_seconds": None if math.isnan(program.predicted_seconds) else program.predicted_seconds,
+            "bound_seconds": None if math.isnan(program.predicted_seconds) else program.predicted_seconds,
+            "bound_by": self._find_limit(program),
             "memory_traffic_bytes": costs.hbm_bytes,
             "exchange_buffer_bytes": costs.exchange_buffer,
             "kernel_flops": costs.kernel_flops,
             "kernels_without_flops": sorted(costs.unpriced),
             "open_loops": sorted(costs.unknown_loops),
         }
+
+    def _find_limit(self, program: Compiled) -> str | None:
+        """The resource that the program needs for longest; None if it did not compile."""
+        if math.isnan(program.predicted_seconds):
+            return None
+        bounds = find_bounds(program.costs, self.topology.chip)
+        return max(bounds, key=lambda name: bounds[name])
 
     # --- Text output ---
 
@@ -166,7 +182,7 @@ class Report:
             f"{self.topology.name}{slices}: {self.topology.devices} devices, each {chip.hbm_bytes / GiB:.2f} GiB, "
             f"{chip.flops / 1e12:.0f} TFLOP/s, {chip.hbm_bandwidth / 1e9:.0f} GB/s\n"
             f"{'program':<12}{'compile s':>10}{'HBM GiB':>9}{'fits':>6}{'TFLOP':>11}{'useful':>11}"
-            f"{'sent GB':>9}{'buffer GiB':>12}{'at best s':>11}"
+            f"{'sent GB':>9}{'buffer GiB':>12}{'at best s':>11}  limit"
         )
 
     def line(self, name: str) -> str:
@@ -177,7 +193,8 @@ class Report:
             f"{name:<12}{program.seconds:>10.1f}{program.memory.peak / 2**30:>9.2f}{'yes' if program.fits else 'NO':>6}"
             f"{costs.flops / 1e12:>11.4g}{program.useful_flops / 1e12:>11.4g}"
             f"{sum(costs.collective_bytes.values()) / 1e9:>9.3g}{costs.exchange_buffer / 2**30:>12.3g}"
-            f"{program.predicted_seconds:>11.4g}"
+            f"{'–' if math.isnan(program.predicted_seconds) else f'{program.predicted_seconds:.4g}':>11}"
+            f"  {self._find_limit(program) or '–'}"
         )
 
     def advice(self) -> list[str]:

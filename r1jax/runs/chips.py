@@ -1,4 +1,4 @@
-"""TPU chips by name with their peak rates, and topology names such as `v5p:8x8x8`.
+"""TPU chips by name with their peak rates, and topology names: `v5p:8x8x8`, or a machine's type such as `v5p-64`.
 
 Figures are from Google's system pages (docs.cloud.google.com/tpu/docs/v5e, v5p, v6e, tpu7x; read November 2026), for
 one jax *device*: a whole chip, except on tpu7x, where a device is one of a chip's two chiplets and has half its
@@ -55,14 +55,28 @@ class Topology:
         return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
 
     @property
+    def chips(self) -> int:
+        """Chips in all slices."""
+        return math.prod(self.shape) * self.slices
+
+    @property
     def devices(self) -> int:
         """jax devices in all slices."""
         return math.prod(self.shape) * self.chip.devices * self.slices
 
 
+# Chip names in a machine's type (`gcloud`'s accelerator type), and what its number counts a chip.
+_TYPES = {"v5litepod": ("v5e", 1), "v5e": ("v5e", 1), "v6e": ("v6e", 1), "v5p": ("v5p", 2)}
+
+
 def read_topology(text: str, slices: int = 1) -> Topology:
-    """Topology from `v5p:4x4x2`, `slices` times. Raises UserError for an unknown chip or an invalid shape."""
-    name, _, rest = text.strip().lower().partition(":")
+    """Topology from `v5p:4x4x2` or a machine's type (`v6e-16`, `v5litepod-8`; the number of `v5p-64` counts cores, two
+    a chip), `slices` times. Raises UserError for an unknown chip or an invalid shape.
+    """
+    spelled = text.strip().lower()
+    if found := re.fullmatch(r"([a-z0-9]+)-([1-9]\d*)", spelled):
+        spelled = _spell_type(text, found[1], int(found[2]))
+    name, _, rest = spelled.partition(":")
     if name not in CHIPS:
         raise UserError(f"--topology={text}: no such chip; known: {', '.join(CHIPS)}, as in --topology=v5p:8x8x8")
     chip = CHIPS[name]
@@ -80,3 +94,26 @@ def read_topology(text: str, slices: int = 1) -> Topology:
     if slices < 1:
         raise UserError(f"--num_slices must be at least 1, got {slices}")
     return Topology(chip, shape, slices)
+
+
+def _spell_type(text: str, kind: str, number: int) -> str:
+    """The name `CHIP:AxB` of a machine's type: the shape with the most even sides."""
+    if kind not in _TYPES:
+        chip = next((name for name in CHIPS if name == kind), "v5p")
+        raise UserError(
+            f"--topology={text}: no such machine; known: {', '.join(f'{name}-N' for name in _TYPES)}, or a chip "
+            f"({', '.join(CHIPS)}) and a shape, as in {chip}:{'x'.join(['4'] * CHIPS[chip].torus)}"
+        )
+    name, cores = _TYPES[kind]
+    chips, axes = number // cores, CHIPS[name].torus
+    power = chips.bit_length() - 1
+    if number % cores or chips != 1 << power:
+        counted = "cores, two a chip" if cores == 2 else "chips"
+        raise UserError(
+            f"--topology={text}: {number} counts {counted}, and only powers of two have one shape; "
+            f"name a shape, as in {name}:{'x'.join(['4'] * axes)}"
+        )
+    sides = [1 << ((power + axis) // axes) for axis in range(axes)]
+    if axes == 3 and chips == 4:
+        sides = [2, 2, 1]  # a host's four chips
+    return f"{name}:{'x'.join(map(str, sides))}"

@@ -16,8 +16,31 @@ def test_a_name_says_how_many_devices(name: str, slices: int, devices: int) -> N
 
 
 @pytest.mark.parametrize(
+    ("kind", "name", "chips"),
+    [
+        ("v6e-16", "v6e:4x4", 16),
+        ("v5litepod-8", "v5e:2x4", 8),
+        ("v5e-1", "v5e:1x1", 1),
+        ("v6e-256", "v6e:16x16", 256),
+        ("v5p-8", "v5p:2x2x1", 4),
+        ("v5p-16", "v5p:2x2x2", 8),
+        ("v5p-64", "v5p:2x4x4", 32),
+        ("v5p-1024", "v5p:8x8x8", 512),
+    ],
+)
+def test_a_type_of_machine_is_a_topology(kind: str, name: str, chips: int) -> None:
+    topology = read_topology(kind)
+    assert (topology.name, topology.chips) == (name, chips)
+
+
+@pytest.mark.parametrize(
     ("name", "message"),
     [
+        ("h100-8", "no such machine; known: v5litepod-N, v5e-N, v6e-N, v5p-N, or a chip"),
+        ("tpu7x-8", "as in tpu7x:4x4x4"),
+        ("v5p-63", "63 counts cores, two a chip, and only powers of two have one shape"),
+        ("v6e-12", "12 counts chips, and only powers of two have one shape; name a shape, as in v6e:4x4"),
+        ("v6e-512", "512 chips, but a pod of v6e has 256"),
         ("v9:2x2", "no such chip; known: v5e, v5p, v6e, tpu7x"),
         ("v5p", "chips along each axis are missing, as in v5p:4x4x4"),
         ("v5p:2x0x1", "chips along each axis are missing"),
