@@ -40,8 +40,10 @@ def is_pipeline(workdir: str | Path) -> bool:
     return (Path(workdir) / RECORD_FILE).exists()
 
 
-def write_story(workdir: str | Path, output: str | Path | None = None) -> Path:
+def write_story(workdir: str | Path, output: str | Path | None = None, *, refresh: int = 0) -> Path:
     """Writes the report page of a pipeline atomically, by default to `workdir/report.html`, and returns its path.
+
+    refresh: seconds after which the page reloads itself; 0: never.
 
     Raises UserError for a folder without a readable pipeline.json, or if `output` cannot be written.
     """
@@ -60,6 +62,7 @@ def write_story(workdir: str | Path, output: str | Path | None = None) -> Path:
         title=workdir.resolve().name,
         story=render_story(workdir, record),
         style=read_part("story.css"),
+        refresh=refresh,
     )
     try:
         replace_file(output, page)

@@ -5,7 +5,7 @@ small script of the page draws the curves and pages through the samples. Text wr
 the page only inside that JSON, with `<`, `>` and `&` escaped, the script inserts it as text nodes, and the page's
 content security policy allows no other script and no network.
 
-Left out: following a run live. A stage rewrites the page after each evaluation; the reader reloads.
+A page written with `refresh` reloads itself, for a run that goes on; who writes it anew is the caller's matter.
 """
 
 import base64
@@ -30,22 +30,25 @@ from r1jax.eval.headline import Headline, find_headlines, format_change, format_
 from r1jax.eval.record import SAMPLE_LIMIT, RecordedRun, Samples, choose_samples, read_run
 
 REPORT_FILE = "report.html"
+COMPARISON_FILE = "comparison.html"
 COLORS = 8  # number of run and line colours in page.css
 POINT_LIMIT = 1500  # points of one curve on a page
 SCRIPTS = ("shapes.js", "charts.js", "samples.js", "page.js")
 
 
-def write_report(workdir: str | Path, output: str | Path | None = None) -> Path:
+def write_report(workdir: str | Path, output: str | Path | None = None, *, refresh: int = 0) -> Path:
     """Writes the page of one run, by default to `workdir/report.html`, and returns its path.
 
     Raises:
       UserError: if the folder has no metrics, or a file is malformed.
     """
-    return write_comparison([workdir], output or Path(workdir) / REPORT_FILE)
+    return write_comparison([workdir], output or Path(workdir) / REPORT_FILE, refresh=refresh)
 
 
-def write_comparison(workdirs: Sequence[str | Path], output: str | Path) -> Path:
+def write_comparison(workdirs: Sequence[str | Path], output: str | Path, *, refresh: int = 0) -> Path:
     """Writes one page of one or several runs to `output`, atomically, and returns its path.
+
+    refresh: seconds after which the page reloads itself; 0: never.
 
     Raises:
       UserError: if a folder has no metrics, a file is malformed, or `output` cannot be written.
@@ -54,7 +57,7 @@ def write_comparison(workdirs: Sequence[str | Path], output: str | Path) -> Path
     samples = [choose_samples(workdir, SAMPLE_LIMIT // len(runs)) for workdir in workdirs]
     output = Path(output)
     try:
-        replace_file(output, render_page(runs, samples))
+        replace_file(output, render_page(runs, samples, refresh=refresh))
     except OSError as error:
         raise UserError(f"The report cannot be written to {output}: {error.strerror}.") from error
     return output
@@ -68,11 +71,12 @@ def render_page(
     title: str = "",
     story: Markup | None = None,
     style: str = "",
+    refresh: int = 0,
 ) -> str:
     """HTML of the page of these runs and their selected samples.
 
     labels, title: names of the runs and the page (default: from their folders). story: HTML placed above the curves,
-    with its own `style`.
+    with its own `style`. refresh: seconds after which the page reloads itself; 0: never.
     """
     labels = labels if labels is not None else _distinguish([run.workdir.resolve() for run in runs])
     script = "\n".join(read_part(name) for name in SCRIPTS)
@@ -84,6 +88,7 @@ def render_page(
         heading=title or (labels[0] if len(runs) == 1 else f"{len(runs)} runs compared"),
         story=story,
         version=r1jax.__version__,
+        refresh=refresh,
         style=Markup(read_part("page.css") + style),
         script=Markup(script),
         digest=digest,
@@ -99,15 +104,32 @@ def render_page(
     )
 
 
+def find_default_output(workdirs: Sequence[str | Path]) -> Path:
+    """Where a comparison goes: the folder that holds the runs (`runs/`), or the current one if they share none."""
+    parents = {Path(workdir).parent for workdir in workdirs}
+    return (parents.pop() if len(parents) == 1 else Path()) / COMPARISON_FILE
+
+
 def _payload(
     labels: Sequence[str], runs: Sequence[RecordedRun], samples: Sequence[Samples], sections: Sequence[Section]
 ) -> Any:
     """Data for the page's script."""
     return {
-        "runs": [{"label": label, **_pack_series(run)} for label, run in zip(labels, runs, strict=True)],
+        "runs": [
+            {"label": label, "judges": _find_judges(run), **_pack_series(run)}
+            for label, run in zip(labels, runs, strict=True)
+        ],
         "sections": [asdict(section) for section in sections],
         "samples": [{**row, "run": number} for number, chosen in enumerate(samples) for row in chosen.rows],
     }
+
+
+def _find_judges(run: RecordedRun) -> list[str]:
+    """The rewards that say whether a sample's answer is right: the strict ones of its evaluation but the format's."""
+    measured = run.config.get("eval")
+    strict = measured.get("strict", ()) if isinstance(measured, Mapping) else ()
+    form = measured.get("format", "") if isinstance(measured, Mapping) else ""
+    return [name for name in strict if name != form] or ["answer_reward", "accuracy_reward", "number_reward"]
 
 
 def _pack_series(run: RecordedRun) -> dict[str, Any]:

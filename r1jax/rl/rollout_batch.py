@@ -11,6 +11,8 @@ import numpy as np
 from r1jax.core.structs import Completion
 from r1jax.rewards.base import Reward, Scores, explain_values
 
+SOLUTION_LIMIT = 2000  # characters
+
 
 @dataclasses.dataclass(frozen=True)
 class Groups:
@@ -98,6 +100,7 @@ def describe_samples(
         {
             "prompt": groups.rows[i // G]["prompt"],
             "completion": text,
+            **_find_solution(groups.rows[i // G]),
             "reward": float(scores.total[i]),
             "rewards": {name: None if np.isnan(v[i]) else float(v[i]) for name, v in scores.by_name.items()},
             **({"rules": rules[i]} if rules[i] else {}),
@@ -110,3 +113,10 @@ def describe_samples(
     return answers + [
         {"call_of": call["reward"]} | {k: v for k, v in call.items() if k != "reward"} for call in scores.calls
     ]
+
+
+def _find_solution(row: dict[str, Any]) -> dict[str, Any]:
+    """The reference answer of a problem, where it is one and short: tests of a program are not."""
+    solution = row.get("solution")
+    is_short = isinstance(solution, int | float) or (isinstance(solution, str) and len(solution) <= SOLUTION_LIMIT)
+    return {"solution": solution} if is_short and solution != "" else {}

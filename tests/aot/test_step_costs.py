@@ -34,7 +34,7 @@ def compile_to(**costs: float) -> Compiled:
 PROGRAMS = {
     "prefill": compile_to(flops=CHIP.flops),
     "insert": compile_to(),
-    "decode": compile_to(hbm_bytes=0.01 * CHIP.hbm_bandwidth, flops=0.001 * CHIP.flops),
+    "decode": compile_to(hbm_bytes=0.02 * CHIP.hbm_bandwidth, flops=0.001 * CHIP.flops),
     "logprobs": compile_to(flops=CHIP.flops),
     "accumulate": compile_to(flops=3 * CHIP.flops, wire=CHIP.ici_bandwidth),
     "apply": compile_to(wire=0.5 * CHIP.ici_bandwidth),
@@ -68,13 +68,13 @@ def test_seconds_tokens_and_what_binds() -> None:
         "updating": "FLOPs",
     }
     seconds = {name: phase["seconds"] for name, phase in figures["phases"].items()}
-    assert seconds == pytest.approx({"sampling": 2 + 200 * 0.01, "scoring": 64.0, "updating": 96 + 1})
-    assert figures["phases"]["sampling"]["tokens_per_second_per_chip"] == pytest.approx(12_800 / 4 / 4)
-    assert figures["step"]["seconds"] == pytest.approx(165)
-    assert figures["step"]["chip_hours"] == pytest.approx(165 * 4 / 3600)
-    assert figures["run"]["steps"] == 10 and figures["run"]["chip_hours"] == pytest.approx(10 * 165 * 4 / 3600)
+    assert seconds == pytest.approx({"sampling": 2 + 200 * 0.02, "scoring": 64.0, "updating": 96 + 1})
+    assert figures["phases"]["sampling"]["tokens_per_second_per_chip"] == pytest.approx(12_800 / 6 / 4)
+    assert figures["step"]["seconds"] == pytest.approx(167)
+    assert figures["step"]["chip_hours"] == pytest.approx(167 * 4 / 3600)
+    assert figures["run"]["steps"] == 10 and figures["run"]["chip_hours"] == pytest.approx(10 * 167 * 4 / 3600)
     text = "\n".join(costs.lines())
-    assert "800 tokens/s/chip  HBM binds" in text and "10 steps" in text and "1.83 chip-hours" in text
+    assert "533 tokens/s/chip  HBM binds" in text and "10 steps" in text and "1.86 chip-hours" in text
 
 
 def test_a_run_that_does_not_fit_or_is_compiled_in_part_has_no_time() -> None:

@@ -72,7 +72,8 @@ def test_samples_are_filtered_sorted_and_turned(tab: Any, make_run: Callable[...
     tab.run(f"document.querySelector('.panes').dispatchEvent({key})")
     assert _texts(tab, ".turn .count") == ["1 of 60"]
     facts = dict(zip(_texts(tab, ".detail dt"), _texts(tab, ".detail dd"), strict=True))
-    assert facts["answer_reward"] == "1" and facts["finish"] == "stop" and "solution" in facts
+    assert facts["answer_reward"] == "1" and facts["finish"] == "stop" and "gold answer" in facts
+    assert facts["answer"] == "✓ right" and _texts(tab, ".answer.right")
     assert _texts(tab, "pre.completion .tag") == ["</think>", "<answer>", "</answer>"]
     assert _texts(tab, "pre.completion .think")[0].startswith("I add the tens")
 

@@ -182,7 +182,8 @@ def test_command_writes_one_or_several(make_run: MakeRun, tmp_path: Path, monkey
         make_run(tmp_path / name, steps=2)
     assert command.main(["report", "a"]) == command.main(["report", "a", "b"]) == 0
     assert command.main(["report", "b", "--output=c.html"]) == 0
-    assert sorted(path.name for path in tmp_path.glob("**/*.html")) == ["c.html", "report.html", "report.html"]
+    assert sorted(path.name for path in tmp_path.glob("**/*.html")) == ["c.html", "comparison.html", "report.html"]
+    assert (tmp_path / "comparison.html").exists(), "beside the runs that it compares"
     assert not list(tmp_path.glob("**/*.draft"))
 
 
@@ -209,6 +210,27 @@ def test_command_says_one_clear_line(
     assert command.main(["report", *args]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and message in err and err.count("\n") == 1
+
+
+def test_a_watched_page_reloads_until_the_watch_ends(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workdir, pages = make_run(tmp_path / "run", steps=2), []
+
+    def wait(seconds: float) -> None:
+        pages.append((workdir / "report.html").read_text())
+        if len(pages) == 3:
+            raise KeyboardInterrupt
+        with open(workdir / "metrics.jsonl", "a") as file:
+            file.write(json.dumps({"step": 9 + len(pages), "reward": 0.5}) + "\n")
+
+    monkeypatch.setattr(command.time, "sleep", wait)
+    monkeypatch.setattr(command, "find_times", lambda workdirs: {workdir: len(pages)})
+    assert command.main(["report", str(workdir), "--watch"]) == 0
+    reload = '<meta http-equiv="refresh" content="15">'
+    assert all(reload in page for page in pages) and pages[2] != pages[0]
+    last = (workdir / "report.html").read_text()
+    assert reload not in last and "[10,11]" not in pages[0]
 
 
 def test_help_is_for_newcomers(capsys: pytest.CaptureFixture[str]) -> None:

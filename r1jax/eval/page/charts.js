@@ -96,6 +96,9 @@ class Chart {
     this.height = height;
     this.curves = readCurves(spec);
     this.axis = planAxis(spec, this.curves);
+    // All charts share one margin, which holds the longest label of any: digits of 11 px are some 6.4 px wide.
+    const labels = this.axis.ticks.map((tick) => formatTick(tick - this.axis.origin, spec.unit).length);
+    MARGIN.left = Math.max(MARGIN.left, Math.ceil(6.4 * Math.max(...labels)) + 14);
     this.step = make("span", { class: "step" });
     this.figure = make("figure", null,
       make("figcaption", null, make("span", { class: "title" }, spec.title), this.step),
@@ -163,7 +166,8 @@ class Chart {
     const count = Math.max(2, Math.floor(this.width / 80));
     const along = stepTicks(FIRST, LAST, count).map((step) => {
       const text = step.toLocaleString("en-US");
-      const x = Math.min(this.x(step), this.width - 3.4 * text.length);
+      const half = 3.4 * text.length;
+      const x = Math.max(Math.min(this.x(step), this.width - half), MARGIN.left + half - 6);
       return draw("text", { x, y: bottom + 16, "text-anchor": "middle" }, text);
     });
     return [...across, ...along, draw("text", { x: MARGIN.left - 8, y: bottom + 16, "text-anchor": "end" }, "step")];

@@ -8,12 +8,24 @@ const ORDERS = {
   "longest first": (a, b) => (b.length ?? 0) - (a.length ?? 0),
   "shortest first": (a, b) => (a.length ?? 0) - (b.length ?? 0),
 };
-const SHOWN = new Set(["run", "step", "prompt", "completion", "reward", "rewards", "advantage", "length", "finish_reason"]);
+const SHOWN = new Set(["run", "step", "prompt", "completion", "reward", "rewards", "advantage", "length", "finish_reason", "solution", "rules"]);
 const TAG = /(<\/?(?:think|answer)>)/;
 
 function reward(sample) {
   if (typeof sample.reward === "number") return sample.reward;
   return Object.values(sample.rewards ?? {}).reduce((sum, value) => sum + (value ?? 0), 0);
+}
+
+/** Whether the answer is right: by the rewards that judge the answers of its run; null if none of them applied. */
+function judge(sample) {
+  const values = data.runs[sample.run].judges.map((name) => sample.rewards?.[name]).filter((value) => typeof value === "number");
+  return values.length ? values.every((value) => value === 1) : null;
+}
+
+/** A sign and a colour class of a verdict. */
+function sign(verdict) {
+  if (verdict === null) return { text: "", name: "" };
+  return verdict ? { text: "✓", name: "right" } : { text: "✗", name: "wrong" };
 }
 
 /** A prompt is a text or a list of messages. */
@@ -22,13 +34,14 @@ function flatten(text) {
   return String(text ?? "");
 }
 
-/** The text with its think and answer parts lightly coloured. `open` says the prompt has opened the think part. */
-function colorTags(text, open) {
+/** The text with its think and answer parts lightly coloured, the answer by its verdict: "right", "wrong" or "".
+ * `open` says the prompt has opened the think part. */
+function colorTags(text, open, verdict = "") {
   const parts = text.split(TAG);
   let part = open || parts.find((piece) => TAG.test(piece)) === "</think>" ? "think" : "";
   return parts.filter((piece) => piece).map((piece) => {
     if (!TAG.test(piece)) return make("span", { class: part || null }, piece);
-    const name = piece.includes("think") ? "think" : "answer";
+    const name = piece.includes("think") ? "think" : `answer ${verdict}`.trim();
     part = piece.startsWith("</") ? "" : name;
     return make("span", { class: `tag ${name}` }, piece);
   });
@@ -96,9 +109,11 @@ class Browser {
   }
 
   makeEntry(sample, index) {
+    const mark = sign(judge(sample));
     const button = make("button", { type: "button", tabindex: "-1" },
       data.runs.length > 1 ? make("i", { class: "swatch", style: `background:${colorOf(sample.run)}` }) : null,
       make("span", { class: "at" }, String(sample.step)),
+      make("span", { class: `sign ${mark.name}`, title: mark.name || null }, mark.text),
       make("b", null, format(reward(sample))),
       make("span", { class: "start" }, sample.completion.trim().replace(/\s+/g, " ").slice(0, 90) || "(empty)"));
     button.addEventListener("click", () => this.show(index));
@@ -123,21 +138,25 @@ class Browser {
   }
 
   describe(sample) {
+    const mark = sign(judge(sample));
     const facts = [
       data.runs.length > 1 ? ["run", data.runs[sample.run].label] : null,
       ["step", String(sample.step)],
+      sample.solution === undefined ? null : ["gold answer", String(sample.solution)],
+      mark.text ? ["answer", make("span", { class: mark.name }, `${mark.text} ${mark.name}`)] : null,
       sample.reward === undefined && !sample.rewards ? null : ["reward", format(reward(sample))],
       ...Object.entries(sample.rewards ?? {}).map(([name, value]) => [name, value === null ? "does not apply" : format(value)]),
       typeof sample.advantage === "number" ? ["advantage", (sample.advantage > 0 ? "+" : "") + format(sample.advantage)] : null,
       sample.length === undefined ? null : ["length", `${sample.length} tokens`],
       sample.finish_reason ? ["finish", String(sample.finish_reason)] : null,
       ...Object.entries(sample).filter(([name]) => !SHOWN.has(name)).map(([name, value]) => [name, typeof value === "string" ? value : JSON.stringify(value)]),
+      ...Object.entries(sample.rules ?? {}).map(([name, rule]) => [`why ${name}`, String(rule)]),
     ].filter((fact) => fact);
     const open = sample.prompt.trimEnd().endsWith("<think>");
     return [
       make("dl", { class: "facts" }, ...facts.map(([name, value]) => make("div", null, make("dt", null, name), make("dd", null, value)))),
       make("h3", null, "Prompt"), make("pre", { class: "prompt" }, ...colorTags(sample.prompt, false)),
-      make("h3", null, "Completion"), make("pre", { class: "completion" }, ...colorTags(sample.completion, open)),
+      make("h3", null, "Completion"), make("pre", { class: "completion" }, ...colorTags(sample.completion, open, mark.name)),
     ];
   }
 }
