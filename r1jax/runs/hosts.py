@@ -7,6 +7,7 @@ compute something else than one process would; so they are refused by name. Diff
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import logging
@@ -69,7 +70,17 @@ def introduce() -> None:
     if index == 0:
         for line in differences:
             log.warning(line)
-        log.info(describe(_told, devices))
+        if len(names) > 1:
+            log.info(describe(_told, devices))
+
+
+@functools.cache  # once a process, as `introduce`
+def describe_alone() -> None:
+    """Logs the process, devices and versions of a run of one process, once what could be wrong with its config is
+    checked: a user's mistake is one line.
+    """
+    if len(_told) == 1:
+        log.info(describe(_told, [(device.process_index, device.device_kind) for device in jax.devices()]))
 
 
 def find_facts() -> Facts:

@@ -30,6 +30,7 @@ from r1jax.core.metrics import METRICS_FILE, MetricsWriter, Row, read_rows
 from r1jax.core.startup import voice
 from r1jax.core.watchdog import Watchdog, beat
 from r1jax.eval.report import write_report
+from r1jax.runs import hosts
 from r1jax.runs.first_step import START
 from r1jax.runs.model_setup import CheckpointConfig, LogConfig, is_due
 from r1jax.runs.workdir import check_config, set_aside, write_config
@@ -87,6 +88,7 @@ class Loop:
         watchdog = Watchdog(self.watchdog_minutes)
         with lock or contextlib.nullcontext(), watchdog, Interrupts() as interrupts:
             checkpoints = Checkpoints(self.workdir, keep=self.checkpoint.keep)
+            hosts.describe_alone()
             START.enter("restore")
             start, pending = self._restore(checkpoints, stage)
             START.enter("evaluate")
