@@ -271,7 +271,7 @@ GOOD = {"model": "{model}", "prompts": "{source}", "output": "{folder}/out.jsonl
         ({"model": None}, "error: --model is missing (see --help)"),
         ({"prompts": None}, "error: --prompts is missing (see --help)"),
         ({"output": None}, "error: --output is missing (see --help)"),
-        ({"model": "none/of/this"}, "no such model file or folder: none/of/this"),
+        ({"model": "none/of/this"}, "no model none/of/this: there is no file or folder"),
         ({"prompts": "none.jsonl"}, "no such file: none.jsonl (--prompts)"),
         ({"prompts": "{folder}/bad.jsonl"}, "bad.jsonl:2: not a JSON object"),
         ({"prompts": "{folder}/empty.jsonl"}, "empty.jsonl holds no rows"),
