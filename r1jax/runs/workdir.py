@@ -88,14 +88,21 @@ def _has_rows(file: pathlib.Path) -> bool:
 
 def check_config(settings: Any, workdir: pathlib.Path) -> None:
     """Raises UserError if the workdir was written with settings that differ outside `FREE_KEYS`."""
-    before = read_config(settings, workdir)
-    now = flatten(json.loads(to_json(drop_free(to_values(settings)))))
+    before = _bind_example(read_config(settings, workdir))
+    now = _bind_example(flatten(json.loads(to_json(drop_free(to_values(settings))))))
     for key in sorted({*before, *now} if before else ()):
         if before.get(key) != now.get(key):
             raise UserError(
                 f"{workdir} has a run with config.{key} = {before.get(key)!r}, this one has {now.get(key)!r}; "
                 "resume with the same config or name another --workdir"
             )
+
+
+def _bind_example(values: dict[str, Any]) -> dict[str, Any]:
+    """The values with an example of any source as one of the run's source: it is shown alike (data/tasks.py)."""
+    if values.get("data.example.source") == "":
+        values["data.example.source"] = values["data.source"]
+    return values
 
 
 def read_config(settings: Any, workdir: pathlib.Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from r1jax.core.errors import UserError
-from r1jax.data.tasks import TaskConfig
+from r1jax.data.tasks import Example, TaskConfig
 from r1jax.eval.prompting import Prompting, read_prompting
 from r1jax.eval.saved_config import FORMAT
 from r1jax.runs.model_setup import ModelConfig
@@ -37,6 +37,12 @@ class Settings:
     stage: str = "toy"
     data: Data = Data()
     eval: Eval = Eval()
+
+
+@dataclasses.dataclass(frozen=True)
+class Asking:
+    data: TaskConfig
+    stage: str = "toy"
 
 
 CONFIG = Settings(seed=1, steps=3, eval=Eval(2))
@@ -112,6 +118,18 @@ def test_keys_that_a_config_lacks_have_their_defaults(tmp_path: pathlib.Path):
     check_config(CONFIG, tmp_path)
     with pytest.raises(UserError, match="config.data.length = 8, this one has 4"):
         check_config(dataclasses.replace(CONFIG, data=Data(length=4)), tmp_path)
+
+
+def test_an_example_of_any_source_is_one_of_the_runs_source(tmp_path: pathlib.Path):
+    """Examples had no source before version 0.2.0."""
+    example = Example("What is 1 + 2?", "1 + 2 = 3", "3")
+    bound = dataclasses.replace(example, source="addition")
+    task = lambda example: Asking(TaskConfig("addition", example=example))
+    for saved, asked in ((example, bound), (bound, example)):
+        write_config(task(saved), tmp_path)
+        check_config(task(asked), tmp_path)
+    with pytest.raises(UserError, match="config.data.example.source = 'addition', this one has 'jsonl'"):
+        check_config(task(dataclasses.replace(example, source="jsonl")), tmp_path)
 
 
 def test_the_change_of_a_run_with_a_reward_of_its_own(tmp_path: pathlib.Path):
