@@ -10,10 +10,12 @@ _calls = 0
 
 
 def letters_reward(completions: Sequence[str], completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[float]:
-    """The share of lower-case letters among a completion's tokens. Call $R1JAX_TEST_HANG_AT_CALL never returns."""
+    """The share of lower-case letters among a completion's tokens. Call $R1JAX_TEST_HANG_AT_CALL of the training steps,
+    those with groups, never returns.
+    """
     global _calls
-    _calls += 1
-    while _calls == int(os.environ.get(HANG, 0)):
+    _calls += "group_ids" in columns
+    while _calls and _calls == int(os.environ.get(HANG, 0)):
         time.sleep(60)
     return [
         sum("a" <= character <= "z" for character in text) / len(ids)
