@@ -122,7 +122,7 @@ def test_a_message_that_the_template_refuses_is_told_and_forgotten(
     ("flags", "message"),
     [
         ([], "error: --model is missing"),
-        (["--model=none/of/it"], "error: no such model file or folder"),
+        (["--model=none/of/it"], "error: no model none/of/it: there is no file or folder"),
         (["--model={model}", "--template=run"], "error: --template=run needs a model that carries how it was asked"),
         (["--model={model}", "--template=odd"], "error: --template must be one of chat, r1"),
         (["--model={model}", "--samples=0"], "error: num_samples must be at least 1"),

@@ -123,7 +123,10 @@ MODEL = {"samples": None, "model": "{model}"}
         ({**MODEL, "benchmarks": "jsonl={folder}/rows.jsonl", "template": "x"}, "--template must be one of chat, r1"),
         ({**MODEL, "benchmarks": "jsonl={folder}/rows.jsonl", "template": "run"}, "--template=run needs a model that"),
         ({**MODEL, "benchmarks": "jsonl={folder}/rows.jsonl", "num_samples": "0"}, "num_samples must be at least 1"),
-        ({**MODEL, "benchmarks": "jsonl={folder}/rows.jsonl", "model": "none/of/it"}, "no such model file or folder"),
+        (
+            {**MODEL, "benchmarks": "jsonl={folder}/rows.jsonl", "model": "none/of/it"},
+            "no model none/of/it: there is no file or folder",
+        ),
         ({"smaples": "x"}, "smaples"),
     ],
 )

@@ -121,7 +121,7 @@ def test_samples_have_the_fields_of_the_contract(learned: pathlib.Path):
 
 def test_the_other_files_of_the_workdir(learned: pathlib.Path, tiny_model: pathlib.Path):
     config = json.loads((learned / "config.json").read_text())
-    assert config["model"]["path"] == str(tiny_model) and config["steps"] == STEPS
+    assert config["model"]["name"] == str(tiny_model) and config["steps"] == STEPS
     assert config["rewards"]["letters"]["weight"] == 2.0
     assert "<html" in (learned / "report.html").read_text("utf-8")
     assert list((learned / "tensorboard").glob("events*"))

@@ -162,4 +162,4 @@ def test_an_unknown_method_is_named():
 def test_the_command_runs_the_stage(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]):
     arguments = [f"--config={CONFIG}", "--config.teacher.name=none/of/it", "--config.student.name=none/of/it"]
     assert train.main(["train", *arguments, f"--workdir={tmp_path / 'run'}"]) == 2
-    assert "error: no such model file or folder: none/of/it" in capsys.readouterr().err
+    assert "error: no model none/of/it: there is no file or folder" in capsys.readouterr().err

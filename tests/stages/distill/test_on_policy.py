@@ -76,7 +76,7 @@ def test_logits_of_a_teacher_teach_on_given_texts(
         .replace('"stage": "sft",', '"stage": "distill", "method": "logits",')
     )
     config = config.replace(
-        '"mesh":', f'"teacher": {{"path": {str(teacher)!r}}}, "divergence": {{"top_k": 8}}, "mesh":'
+        '"mesh":', f'"teacher": {{"name": {str(teacher)!r}}}, "divergence": {{"top_k": 8}}, "mesh":'
     )
     (tmp_path / "config.py").write_text(config)
     rows = distil(
