@@ -196,5 +196,7 @@ def test_adapters_alone_are_trained_and_saved(tiny_model: pathlib.Path, tmp_path
 def test_a_mistake_is_named(
     tiny_model: pathlib.Path, tmp_path: pathlib.Path, changes: dict[str, Any], message: str
 ) -> None:
+    if "model__preset" in changes:
+        changes = {**changes, "model__name": "", "model__tokenizer": tiny_model}
     with pytest.raises(UserError, match=message):
         train(tmp_path, tiny_model, **changes)
