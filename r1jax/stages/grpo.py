@@ -101,6 +101,7 @@ class GRPORun:
         self.graph, routed = trainable.graph, model.routing[0] > 0
         check("train.replay_experts", True, routed or not settings.train.replay_experts, "needs a model with experts")
         self.judge = Judge(settings.judge, self.graph, self.tokenizer, seed=settings.seed, slots=settings.rollout.slots)
+        measured = [reward for reward in rewards if reward.make is None]  # held-out evaluation has no judge
         rewards = connect_rewards(rewards, self.judge)
         self.encode = PromptEncoder(self.tokenizer)
         self.loader = PromptLoader(task.train, settings.rollout.prompts_per_step, seed=settings.seed)
@@ -114,7 +115,7 @@ class GRPORun:
         curriculum = Curriculum(settings.curriculum, self.loader, settings.seed)
         self.rollouts = Rollouts(settings, self.engine, curriculum, self.encode, self.tokenizer, rewards)
         self.eval = dataclasses.replace(settings.eval, name=settings.eval.name or settings.data.name)
-        self.problems = make_problems(task.held_out, self.encode, self.eval, rewards)
+        self.problems = make_problems(task.held_out, self.encode, self.eval, measured)
         self.num_tokens = 0
         log_golds(task.train, [reward.name for reward in rewards])
         log.info(
