@@ -1,7 +1,7 @@
 """Runs notebooks from top to bottom and saves their outputs in them, with a digest of the code that made them.
 
 usage: python notebooks/execute.py [--folder=DIR] [NOTEBOOK.ipynb …]     all notebooks without a name
-needs: nbclient, ipykernel, matplotlib; the notebooks install r1jax by themselves.
+needs: nbclient, ipykernel, matplotlib; the first cell of a notebook sets up r1jax.
 
 They run in --folder (default: a new empty one); the repository is found through R1JAX_SOURCE. tests/test_notebooks.py
 compares the digest with the code, so a changed cell asks for a new run.
