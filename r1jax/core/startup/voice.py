@@ -65,11 +65,11 @@ def describe_activity() -> str:
     now = time.monotonic()
     if compiled := _COMPILATIONS.find():
         name, since = compiled
-        return f"{name}, {now - since:.0f} s"
+        return f"{name}, {max(0.0, now - since):.0f} s"
     if not _activities:
         return ""
     name, since = _activities[-1]
-    return f"{name}, {now - since:.0f} s"
+    return f"{name}, {max(0.0, now - since):.0f} s"
 
 
 class Voice:
