@@ -71,17 +71,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.corpus = ConfigDict(
         dict(sources={}, length=sizes.length, bins=64, truncation="drop", eval_rows=16, epochs=args.epochs)
     )
-    config.train = ConfigDict(
-        dict(
-            rows_per_step=sizes.rows_per_step,
-            micro_batch_size=min(sizes.rows_per_step, max(1, sizes.row_tokens // sizes.length)),
-            logits_chunk=0 if sizes.kind == "cpu" else 512,  # vocabularies of 150,000 tokens
-        )
-    )
+    config.train = ConfigDict(sizes.supervised_train)
     config.lora = ConfigDict(dict(rank=sizes.lora))
-    config.optimizer = ConfigDict(
-        dict(learning_rate=sizes.learning_rate, schedule="cosine", warmup_updates=3, final_share=0.1, beta2=0.95)
-    )
+    config.optimizer = ConfigDict(sizes.supervised_optimizer)
     config.eval = ConfigDict(dict(strict=(name,), format="r1_format_reward" if args.reward == "answer" else ""))
     if args.reward not in ("number", "answer"):
         config.eval.lenient = name  # rows may have no solution to compare a number with

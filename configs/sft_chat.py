@@ -48,16 +48,8 @@ def get_config(arg: str = "") -> ConfigDict:
             epochs=args.epochs,
         )
     )
-    config.train = ConfigDict(
-        dict(
-            rows_per_step=sizes.rows_per_step,
-            micro_batch_size=min(sizes.rows_per_step, max(1, sizes.row_tokens // sizes.length)),
-            logits_chunk=0 if sizes.kind == "cpu" else 512,  # vocabularies of 150,000 tokens
-        )
-    )
+    config.train = ConfigDict(sizes.supervised_train)
     config.lora = ConfigDict(dict(rank=sizes.lora))
-    config.optimizer = ConfigDict(
-        dict(learning_rate=sizes.learning_rate, schedule="cosine", warmup_updates=3, final_share=0.1, beta2=0.95)
-    )
+    config.optimizer = ConfigDict(sizes.supervised_optimizer)
     config.log = ConfigDict(dict(show_every_steps=0))
     return config

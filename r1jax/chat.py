@@ -22,7 +22,7 @@ from absl import flags
 
 from r1jax.core.commands import run_command
 from r1jax.core.errors import UserError
-from r1jax.generate import TEMPLATE_HELP, choose_sampling, define_device_flags
+from r1jax.generate import choose_sampling, define_device_flags, define_run_flags
 
 if TYPE_CHECKING:
     from r1jax.runs.conversation import Conversation, Reply
@@ -43,29 +43,14 @@ def define_flags() -> flags.FlagValues:
     """The flags of this command, separate from absl's global ones, so that importing this module defines none."""
     values = flags.FlagValues()
     string, integer, number = flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_float
-    string("model", None, "Hugging Face folder, .gguf file, hub name, or workdir of a run.", flag_values=values)
+    define_run_flags(values, REPLY, "a reply")
     string("prompt", None, "One message to answer, in place of a conversation.", flag_values=values)
     string("system", "", "System message. Default: that of the chat template, if any.", flag_values=values)
-    number(
-        "temperature",
-        REPLY["temperature"],
-        "Sampling temperature; 0 is greedy. Default: the run's, or 0.7.",
-        flag_values=values,
-    )
-    text = "Nucleus sampling: probability mass to sample from. Default: the run's, or 0.95."
-    number("top_p", REPLY["top_p"], text, flag_values=values)
     integer("top_k", 0, "Sample from the k most likely tokens. Default: the run's, or 0, all.", flag_values=values)
     text = "Sample from tokens with at least this share of the likeliest one's probability. Default: the run's, or 0."
     number("min_p", 0.0, text, flag_values=values)
-    integer(
-        "max_new_tokens",
-        int(REPLY["max_new_tokens"]),
-        "Most tokens of a reply. Default: the run's, or 1024.",
-        flag_values=values,
-    )
     integer("samples", 1, "Replies to each message; the first is kept. Default: 1.", flag_values=values)
     integer("seed", 0, "Sampling seed. Default: 0.", flag_values=values)
-    string("template", None, TEMPLATE_HELP + " Default: run where MODEL carries it, else chat.", flag_values=values)
     define_device_flags(values)
     return values
 

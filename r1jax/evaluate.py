@@ -34,7 +34,7 @@ from absl import flags
 
 from r1jax.core.commands import run_command
 from r1jax.core.errors import UserError
-from r1jax.generate import TEMPLATE_HELP, choose_sampling, define_device_flags
+from r1jax.generate import choose_sampling, define_device_flags, define_run_flags
 
 log = logging.getLogger("r1jax.evaluate")  # not __main__, whose messages are not shown
 
@@ -50,31 +50,16 @@ def main(argv: Sequence[str]) -> int:
 def define_flags() -> flags.FlagValues:
     """The flags of this command, separate from absl's global ones, so that importing this module defines none."""
     values = flags.FlagValues()
-    string, integer, number = flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_float
-    string("model", None, "Hugging Face folder, .gguf file, hub name, or workdir of a run.", flag_values=values)
+    string, integer = flags.DEFINE_string, flags.DEFINE_integer
+    define_run_flags(values, SAMPLING, "a completion")
     string("samples", None, "A file of completions to score, in place of --model.", flag_values=values)
     string("benchmarks", None, "NAME, NAME=FILE or jsonl=FILE; separate several by commas.", flag_values=values)
     text = "The JSON file to write. Default with --model: none, the scores are shown only."
     string("output", None, text, flag_values=values)
     string("reward", None, "Rewards to ask about --samples: NAME[,NAME…].", flag_values=values)
     integer("num_samples", None, "Completions per problem. Default: 1, or all of --samples.", flag_values=values)
-    number(
-        "temperature",
-        SAMPLING["temperature"],
-        "Sampling temperature; 0 is greedy. Default: the run's, or 0.6.",
-        flag_values=values,
-    )
-    text = "Nucleus sampling: probability mass to sample from. Default: the run's, or 0.95."
-    number("top_p", SAMPLING["top_p"], text, flag_values=values)
-    integer(
-        "max_new_tokens",
-        int(SAMPLING["max_new_tokens"]),
-        "Most tokens of a completion. Default: the run's, or 2048.",
-        flag_values=values,
-    )
     integer("limit", 0, "Use only the first N problems of each benchmark. Default: 0, all.", flag_values=values)
     integer("seed", 0, "Sampling seed; results do not depend on the batch size. Default: 0.", flag_values=values)
-    string("template", None, TEMPLATE_HELP + " Default: run where MODEL carries it, else chat.", flag_values=values)
     integer("batch_size", 32, "Completions sampled at once; memory grows with it. Default: 32.", flag_values=values)
     define_device_flags(values)
     return values

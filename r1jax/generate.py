@@ -18,7 +18,7 @@ import dataclasses
 import logging
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -64,6 +64,25 @@ def define_flags() -> flags.FlagValues:
     string("template", None, TEMPLATE_HELP + text, flag_values=values)
     define_device_flags(values)
     return values
+
+
+def define_run_flags(values: flags.FlagValues, defaults: Mapping[str, Any], unit: str) -> None:
+    """Flags of a command that asks a model as its run did: MODEL, template, and sampling with the run's values unless a
+    flag is given. defaults: temperature, top_p and max_new_tokens where no run says otherwise. unit: what is sampled.
+    """
+    text = "Hugging Face folder, .gguf file, hub name, or workdir of a run."
+    flags.DEFINE_string("model", None, text, flag_values=values)
+    text = TEMPLATE_HELP + " Default: run where MODEL carries it, else chat."
+    flags.DEFINE_string("template", None, text, flag_values=values)
+    for name, meaning in (
+        ("temperature", "Sampling temperature; 0 is greedy."),
+        ("top_p", "Nucleus sampling: probability mass to sample from."),
+    ):
+        text = f"{meaning} Default: the run's, or {defaults[name]}."
+        flags.DEFINE_float(name, defaults[name], text, flag_values=values)
+    limit = int(defaults["max_new_tokens"])
+    text = f"Most tokens of {unit}. Default: the run's, or {limit}."
+    flags.DEFINE_integer("max_new_tokens", limit, text, flag_values=values)
 
 
 def define_device_flags(values: flags.FlagValues) -> None:

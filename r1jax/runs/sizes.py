@@ -19,11 +19,14 @@ from typing import Any, Literal, NamedTuple
 from r1jax.core.errors import UserError
 from r1jax.core.tensor_reader import open_tensors
 
+Kind = Literal["cpu", "gpu", "tpu"]
+
 UNKNOWN = 7_000_000_000  # parameters assumed where neither files nor name tell them
 LARGEST_IN_FULL = 1_000_000_000  # parameters; larger models train adapters, for their states need 16 bytes a parameter
-DEVICE_FILES = {"tpu": ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*"), "gpu": ("/dev/nvidia[0-9]*", "/dev/kfd")}
-
-Kind = Literal["cpu", "gpu", "tpu"]
+DEVICE_FILES: dict[Kind, tuple[str, ...]] = {
+    "tpu": ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*"),
+    "gpu": ("/dev/nvidia[0-9]*", "/dev/kfd"),
+}
 
 
 class Sizes(NamedTuple):
@@ -49,6 +52,26 @@ class Sizes(NamedTuple):
         if self.kind == "cpu":
             return {}
         return {"dtype": "bfloat16", "scan_layers": True, "remat": "full"}
+
+    @property
+    def supervised_train(self) -> dict[str, Any]:
+        """Values of the train section of supervised updates."""
+        return {
+            "rows_per_step": self.rows_per_step,
+            "micro_batch_size": min(self.rows_per_step, max(1, self.row_tokens // self.length)),
+            "logits_chunk": 0 if self.kind == "cpu" else 512,  # vocabularies of 150,000 tokens
+        }
+
+    @property
+    def supervised_optimizer(self) -> dict[str, Any]:
+        """Values of the optimizer section of supervised updates."""
+        return {
+            "learning_rate": self.learning_rate,
+            "schedule": "cosine",
+            "warmup_updates": 3,
+            "final_share": 0.1,
+            "beta2": 0.95,
+        }
 
 
 def choose_sizes(name: str, lora: int = -1) -> Sizes:
@@ -77,7 +100,7 @@ def find_kind() -> Kind:
         return "tpu" if asked == "tpu" else "cpu" if asked == "cpu" else "gpu"
     for kind, patterns in DEVICE_FILES.items():
         if any(glob.glob(pattern) for pattern in patterns):
-            return "tpu" if kind == "tpu" else "gpu"
+            return kind
     return "cpu"
 
 

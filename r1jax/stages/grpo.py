@@ -101,8 +101,7 @@ class GRPORun:
         self.graph, routed = trainable.graph, model.routing[0] > 0
         check("train.replay_experts", True, routed or not settings.train.replay_experts, "needs a model with experts")
         self.judge = Judge(settings.judge, self.graph, self.tokenizer, seed=settings.seed, slots=settings.rollout.slots)
-        measured = [reward for reward in rewards if reward.make is None]  # held-out evaluation has no judge
-        rewards = connect_rewards(rewards, self.judge)
+        connected = connect_rewards(rewards, self.judge)
         self.encode = PromptEncoder(self.tokenizer)
         self.loader = PromptLoader(task.train, settings.rollout.prompts_per_step, seed=settings.seed)
         prompts = [self.encode(row["prompt"]) for row in (*task.train, *task.held_out)]
@@ -113,9 +112,9 @@ class GRPORun:
             settings, trainable, longest, prefix, tokenizer=self.tokenizer, make_objective=make_objective
         )
         curriculum = Curriculum(settings.curriculum, self.loader, settings.seed)
-        self.rollouts = Rollouts(settings, self.engine, curriculum, self.encode, self.tokenizer, rewards)
+        self.rollouts = Rollouts(settings, self.engine, curriculum, self.encode, self.tokenizer, connected)
         self.eval = dataclasses.replace(settings.eval, name=settings.eval.name or settings.data.name)
-        self.problems = make_problems(task.held_out, self.encode, self.eval, measured)
+        self.problems = make_problems(task.held_out, self.encode, self.eval, rewards)
         self.num_tokens = 0
         log_golds(task.train, [reward.name for reward in rewards])
         log.info(
