@@ -16,6 +16,8 @@ from r1jax.core.startup.voice import Voice, activity, describe_activity
 @pytest.fixture(autouse=True)
 def _speaking(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(voice.VARIABLE, raising=False)
+    monkeypatch.setattr(voice, "_settled", False)  # a run of an earlier test in this process has settled it
+    monkeypatch.setattr(voice, "_muted", False)
 
 
 def _wait_for(lines: list[str], count: int) -> None:
