@@ -28,11 +28,11 @@ Arguments after a colon, e.g. `configs/distill.py:teacher=runs/mine,student=Hugg
 from ml_collections import ConfigDict
 
 from r1jax.core.config import find_shipped, parse_args
+from r1jax.runs.problem_file import describe_problems
 from r1jax.runs.sizes import choose_sizes
 
 DEMO = dict(name="models/SmolLM2-135M-Instruct.Q4_1.gguf", fetch="python launch/fetch_demo.py")
 TEACHER = "runs/grpo_jsonl"
-REWARDS = dict(answer="answer_reward", number="number_reward", code="code_reward")
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -50,14 +50,8 @@ def get_config(arg: str = "") -> ConfigDict:
         config.teacher.fetch = "python -m r1jax.train --config=configs/grpo_jsonl.py"
     config.student = ConfigDict({**student, **sizes.model})
     config.mesh = ConfigDict(dict(data=1, fsdp=-1))
-    config.data = ConfigDict(
-        dict(
-            source="file",
-            path=args.data or find_shipped("configs/data/sums.jsonl"),
-            eval_problems=100,
-            template="r1" if args.reward == "answer" else "chat",
-        )
-    )
+    problems = describe_problems(args.data or find_shipped("configs/data/sums.jsonl"), args.reward)
+    config.data = ConfigDict(problems.data)
     config.generate = ConfigDict(
         dict(
             num_samples=args.samples,
@@ -65,8 +59,7 @@ def get_config(arg: str = "") -> ConfigDict:
             max_new_tokens=args.tokens or (sizes.new_tokens if args.data else 20),
         )
     )
-    name = REWARDS.get(args.reward, args.reward)
-    config.rewards = ConfigDict({name.rpartition(":")[2]: dict(weight=1.0, function=name) if ":" in name else 1.0})
+    config.rewards = ConfigDict(problems.rewards)
     config.filters = ConfigDict(dict(min_reward=1.0))
     config.corpus = ConfigDict(
         dict(sources={}, length=sizes.length, bins=64, truncation="drop", eval_rows=16, epochs=args.epochs)
@@ -74,8 +67,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train = ConfigDict(sizes.supervised_train)
     config.lora = ConfigDict(dict(rank=sizes.lora))
     config.optimizer = ConfigDict(sizes.supervised_optimizer)
-    config.eval = ConfigDict(dict(strict=(name,), format="r1_format_reward" if args.reward == "answer" else ""))
-    if args.reward not in ("number", "answer"):
-        config.eval.lenient = name  # rows may have no solution to compare a number with
+    config.eval = ConfigDict(problems.eval)
     config.log = ConfigDict(dict(show_every_steps=0))
     return config

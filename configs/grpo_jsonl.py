@@ -27,10 +27,10 @@ Arguments after a colon, e.g. `configs/grpo_jsonl.py:data=problems.jsonl,model=Q
 from ml_collections import ConfigDict
 
 from r1jax.core.config import find_shipped, parse_args
+from r1jax.runs.problem_file import describe_problems
 from r1jax.runs.sizes import choose_sizes
 
 DEMO = dict(name="models/SmolLM2-135M-Instruct.Q4_1.gguf", fetch="python launch/fetch_demo.py")
-REWARDS = dict(answer="answer_reward", number="number_reward", code="code_reward")
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -45,14 +45,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.steps = args.steps
     config.model = ConfigDict({**model, **sizes.model})
     config.mesh = ConfigDict(dict(data=1, fsdp=-1))
-    config.data = ConfigDict(
-        dict(
-            source="file",
-            path=args.data or find_shipped("configs/data/sums.jsonl"),
-            eval_problems=100,
-            template="r1" if args.reward == "answer" else "chat",
-        )
-    )
+    problems = describe_problems(args.data or find_shipped("configs/data/sums.jsonl"), args.reward)
+    config.data = ConfigDict(problems.data)
     config.rollout = ConfigDict(
         dict(
             prompts_per_step=12 if on_cpu else 32,
@@ -61,8 +55,7 @@ def get_config(arg: str = "") -> ConfigDict:
             slots=64 if on_cpu else 256,
         )
     )
-    name = REWARDS.get(args.reward, args.reward)
-    config.rewards = ConfigDict({name.rpartition(":")[2]: dict(weight=1.0, function=name) if ":" in name else 1.0})
+    config.rewards = ConfigDict(problems.rewards)
     if args.reward == "answer":
         config.rewards["r1_format_reward"] = 0.3
     config.train = ConfigDict(
@@ -77,9 +70,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.lora = ConfigDict(dict(rank=sizes.lora))
     rate = 1e-4 if sizes.lora else 2e-5 if sizes.parameters <= 5e8 else 2e-6
     config.optimizer = ConfigDict(dict(learning_rate=rate, schedule="linear", final_share=0.1))
-    config.eval = ConfigDict(dict(strict=(name,), format="r1_format_reward" if args.reward == "answer" else ""))
-    if args.reward not in ("number", "answer"):
-        config.eval.lenient = name  # rows may have no solution to compare a number with
+    config.eval = ConfigDict(problems.eval)
     return config
 
 
