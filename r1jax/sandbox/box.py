@@ -1,14 +1,17 @@
 """Sandbox for programs written by a model: no network, no files except a scratch folder, hard limits, killed as a tree.
 
-Bubblewrap (0.8 or later, `apt-get install bubblewrap`) builds the sandbox from kernel namespaces. Inside are a
-read-only system (/usr and the Python that runs us, without our virtual environment), the files of the run, and a
+Bubblewrap (0.8 or later, `apt-get install bubblewrap`) builds the sandbox from kernel namespaces. Inside are the
+programs and libraries of the system and the Python that runs us, read-only (`mounts.py`), the files of the run, and a
 temporary scratch folder in memory; there is no /proc, no /etc, no home, no network except an unconnected loopback, no
-capabilities, no further user namespaces, and no process of ours to see, signal or trace.
+capabilities, no further user namespaces, and no process of ours to see, signal or trace. A filter denies system calls
+that such programs do not need (`syscalls.py`). Programs of a trainer that runs as root run as `nobody`, where the
+kernel and `setpriv` allow it, so that they cannot read what only root may.
 
-Limits: the kernel enforces wall time, CPU time, address space, file size and number of tasks (`task_group`); a watcher
-checks resident memory and the number of processes of the whole tree every few milliseconds; output bytes are counted
-while they are read. A process that exceeds a limit is killed with all its descendants: the sandbox's first process dies
-with its parent, and a process namespace dies with its first process.
+Limits: the kernel enforces wall time, address space, file size, and by control groups, where they can be made, the
+number of tasks, memory and CPU time of the whole tree (`cgroup.py`); a watcher checks resident memory, CPU time and the
+number of processes of the whole tree every few milliseconds (`tree.py`); output bytes are counted while they are read.
+A process that exceeds a limit is killed with all its descendants: the sandbox's first process dies with its parent, and
+a process namespace dies with its first process.
 
 If the sandbox cannot be created, `require_isolation` raises an error unless the config accepts the risk in words
 (`RISK_ACCEPTED`); the program then runs with our privileges, under the limits only.
@@ -24,68 +27,44 @@ import selectors
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Literal, NamedTuple
+from typing import IO, NamedTuple
 
 from r1jax.core.errors import UserError
 from r1jax.sandbox.cgroup import TaskGroup, task_group
+from r1jax.sandbox.limits import Limits, Outcome, Status
+from r1jax.sandbox.mounts import find_python, mount_arguments
+from r1jax.sandbox.syscalls import filter_of_machine
+from r1jax.sandbox.tree import Tree, descendants
 
 RISK_ACCEPTED = "none, and I accept that programs written by a model run with my rights"
 SCRATCH, FILES = "/scratch", "/files"
 _WATCH_SECONDS = 0.02
 _CHUNK = 1 << 16
-# Mounted under the same names if the system has them.
-_SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin")
+_NOBODY = "65534"
+_GROUP_SLACK = 16 << 20  # bytes for the sandbox itself and the kernel's tables
 _LIMITS = (
-    'ulimit -c 0; ulimit -S -t "$1"; ulimit -H -t $(($1 + 1)); ulimit -v "$2"; ulimit -f "$3"; ulimit -n 256; '
-    'ulimit -u "$4" 2>/dev/null || ulimit -p "$4"; shift 4; exec "$@"'
+    'ulimit -c 0; ulimit -S -t "$1"; ulimit -H -t $(($1 + 1)); ulimit -v "$2"; ulimit -f "$3"; ulimit -n 64; '
+    'test "$4" = 0 || ulimit -u "$4" 2>/dev/null || ulimit -p "$4"; '
+    'test -z "$5" || echo \'"exit-code"\' >"$5"; shift 5; exec "$@"'
 )
-
-Status = Literal["ok", "failed", "compile", "time", "memory", "processes", "output", "unstarted"]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Resource limits of one run: seconds of wall time and CPU time, bytes, and processes (threads not counted)."""
-
-    seconds: float = 5.0
-    cpu_seconds: float = 5.0
-    memory_bytes: int = 512 << 20
-    scratch_bytes: int = 64 << 20
-    output_bytes: int = 4 << 20
-    processes: int = 32
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Result of a run: `ok` is exit code 0, `failed` any other code or a signal, other statuses name the exceeded
-    limit.
-    """
-
-    status: Status
-    exit_code: int | None
-    stdout: bytes
-    stderr: bytes
-    seconds: float
 
 
 @dataclass(frozen=True)
 class Box:
-    """One run: a command, its stdin, and files by name, placed read-only into `FILES`.
-
-    `folder`, if given, is a host folder that the command sees as a writable `SCRATCH` (for compiling).
+    """One run: a command, its stdin, and files by name, placed read-only into `FILES`. `compiles`: with the compiler's
+    headers.
     """
 
     command: Sequence[str]
     stdin: bytes = b""
     files: Mapping[str, bytes] = field(default_factory=dict)
     limits: Limits = Limits()
-    folder: Path | None = None
+    compiles: bool = False
 
 
 def require_isolation(isolation: str = "bubblewrap") -> None:
@@ -148,7 +127,7 @@ def run_pair(checker: Box, program: Box, isolation: str = "bubblewrap") -> Outco
 
 def python_command(*arguments: str) -> tuple[str, ...]:
     """Command of the base Python that runs us, outside the virtual environment and ignoring environment settings."""
-    return (_python(), "-I", "-B", *arguments)
+    return (find_python(), "-I", "-B", *arguments)
 
 
 @contextlib.contextmanager
@@ -165,20 +144,20 @@ class _Started(NamedTuple):
     process: subprocess.Popen[bytes]
     group: TaskGroup | None
     boxed: bool
-    report: IO[bytes]  # bwrap's own: it has an exit code once the command was started
+    report: IO[bytes]  # has an exit code once the command was started
 
     def never_ran(self) -> bool:
         """Whether the sandbox ended without having started its command."""
-        if not self.boxed or self.process.poll() is None:
+        if self.process.poll() is None:
             return False
         self.report.seek(0)
         return b'"exit-code"' not in self.report.read()
 
     def kill(self) -> None:
         """Kills the process and its descendants. In a sandbox one kill is enough; otherwise those that can be found are
-        killed.
+        killed: below the process, and later in its control group.
         """
-        left = [] if self.boxed else _descendants(self.process.pid, 10_000)
+        left = [] if self.boxed else descendants(self.process.pid, 10_000)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         for pid in left:
@@ -192,11 +171,12 @@ def _start(
     box: Box, isolation: str, stack: contextlib.ExitStack, stdin: IO[bytes], stdout: IO[bytes] | int, stderr: int
 ) -> _Started:
     """Starts a sandboxed process, which is killed when the exit stack closes."""
-    group = stack.enter_context(task_group(_most_tasks(box.limits)))
+    memory = box.limits.memory_bytes + box.limits.scratch_bytes + _GROUP_SLACK
+    group = stack.enter_context(task_group(_most_tasks(box.limits), memory))
     report = stack.enter_context(_memory_file(b""))
     if isolation == RISK_ACCEPTED:
-        scratch = str(box.folder or stack.enter_context(tempfile.TemporaryDirectory(prefix="r1jax-run-")))
-        command, fds = _bare_command(box, scratch), []
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="r1jax-run-", ignore_cleanup_errors=True))
+        command, fds = _bare_command(box, scratch, report), [report.fileno()]
     else:
         scratch = None
         held = {name: stack.enter_context(_memory_file(content)) for name, content in box.files.items()}
@@ -204,6 +184,10 @@ def _start(
             held["/proc/self/fd/0"] = stack.enter_context(_memory_file(box.stdin))
         command = _boxed_command(box, held, report)
         fds = [report.fileno(), *(file.fileno() for file in held.values())]
+        if code := filter_of_machine():
+            file = stack.enter_context(_memory_file(code))
+            command[1:1] = ["--seccomp", str(file.fileno())]
+            fds.append(file.fileno())
     process = subprocess.Popen(
         group.enter(command) if group else command,
         stdin=stdin,
@@ -221,39 +205,54 @@ def _start(
 
 
 @functools.cache
-def _python() -> str:
-    return os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+def _can_become_nobody() -> bool:
+    """Whether programs can run as `nobody` in a sandbox that root builds without a user namespace. Tested once."""
+    if os.geteuid() != 0 or not os.path.exists("/usr/bin/setpriv"):
+        return False
+    with _memory_file(b"") as report:
+        command = _command(Box(("/bin/sh", "-c", "echo works")), {}, report, as_nobody=True)
+        try:
+            done = subprocess.run(command, capture_output=True, timeout=30, pass_fds=[report.fileno()])
+        except (OSError, subprocess.TimeoutExpired):
+            return False
+    return done.stdout == b"works\n"
 
 
 def _boxed_command(box: Box, files: Mapping[str, IO[bytes]], report: IO[bytes]) -> list[str]:
-    # --unshare-user and --cap-drop are needed by name: bwrap started by root keeps root and its capabilities otherwise.
-    command = ["bwrap", "--unshare-all", "--unshare-user", "--disable-userns", "--uid", "65534", "--gid", "65534"]
-    command += ["--cap-drop", "ALL", "--die-with-parent", "--new-session", "--clearenv", "--hostname", "box"]
+    return _command(box, files, report, as_nobody=_can_become_nobody())
+
+
+def _command(box: Box, files: Mapping[str, IO[bytes]], report: IO[bytes], *, as_nobody: bool) -> list[str]:
+    command = ["bwrap", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
+    command += ["--cap-drop", "ALL"]
+    if as_nobody:  # root's files are not those of the program's user; setpriv gives up these capabilities too
+        command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_SETPCAP"]
+    else:
+        command += ["--unshare-user", "--disable-userns", "--uid", _NOBODY, "--gid", _NOBODY]
+    command += ["--die-with-parent", "--new-session", "--clearenv", "--hostname", "box"]
     command += ["--json-status-fd", str(report.fileno())]
     environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": SCRATCH, "TMPDIR": SCRATCH, "LANG": "C.UTF-8"}
     for name, value in environment.items():
         command += ["--setenv", name, value]
-    for path in (*_SYSTEM, sys.base_prefix):
-        if path.startswith("/usr/") or not os.path.exists(path):
-            continue
-        if os.path.islink(path):
-            command += ["--symlink", os.readlink(path), path]
-        else:
-            command += ["--ro-bind", path, path]
-    command += ["--ro-bind-try", "/etc/alternatives", "/etc/alternatives", "--dev", "/dev"]
+    command += mount_arguments(compiles=box.compiles)
+    command += ["--dev", "/dev", "--ro-bind", "/dev/null", "/dev/zero"]  # a map of /dev/zero is shared memory
     for name, file in files.items():
         command += ["--perms", "0755", "--ro-bind-data", str(file.fileno()), os.path.join(FILES, name)]
-    if box.folder is None:
-        command += ["--perms", "0700", "--size", str(box.limits.scratch_bytes), "--tmpfs", SCRATCH]
-    else:
-        command += ["--bind", str(box.folder), SCRATCH]
+    mode = "0777" if as_nobody else "0700"
+    command += ["--perms", mode, "--size", str(box.limits.scratch_bytes), "--tmpfs", SCRATCH]
     # Last, because the mounts above create folders there; the remaining writable folder has a size limit.
     command += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", SCRATCH]
-    return [*command, *_limited(box)]
+    if as_nobody:
+        command += ["/usr/bin/setpriv", "--reuid", _NOBODY, "--regid", _NOBODY, "--clear-groups"]
+        command += ["--inh-caps=-all", "--bounding-set=-all", "--"]
+    # The resource limit counts all processes of the user, and nobody's are those of all sandboxes.
+    return [*command, *_limited(box, 0 if as_nobody else _most_tasks(box.limits))]
 
 
-def _bare_command(box: Box, scratch: str) -> list[str]:
-    """The command without a sandbox. Its files are in the scratch folder, and its paths are rewritten to them."""
+def _bare_command(box: Box, scratch: str, report: IO[bytes]) -> list[str]:
+    """The command without a sandbox. Its files are in the scratch folder, and its paths are rewritten to them. It
+    reports its start as bwrap does.
+    """
     folder = Path(scratch, "files")
     for name, content in box.files.items():
         path = folder / name
@@ -266,17 +265,19 @@ def _bare_command(box: Box, scratch: str) -> list[str]:
         for inside, outside in places.items():
             word = word.replace(f"{inside}/", f"{outside}/")
         command.append(word)
-    return _limited(dataclasses.replace(box, command=command))
+    started = f"/proc/self/fd/{report.fileno()}"
+    return _limited(dataclasses.replace(box, command=command), _most_tasks(box.limits), started)
 
 
-def _limited(box: Box) -> list[str]:
-    """The command behind a shell that sets the kernel's limits."""
+def _limited(box: Box, tasks: int, started: str = "") -> list[str]:
+    """The command behind a shell that sets the kernel's limits, and writes to the file `started` before it starts."""
     limits = box.limits
     values = (
         max(1, round(limits.cpu_seconds + 0.5)),
         2 * limits.memory_bytes // 1024,  # address space, which a program never uses in full
         limits.scratch_bytes // 512,
-        _most_tasks(limits),
+        tasks,
+        started,
     )
     return ["/bin/sh", "-c", _LIMITS, "sh", *map(str, values), *box.command]
 
@@ -301,13 +302,16 @@ def _watch_to_the_end(started: Sequence[_Started], limits: Limits, begin: float)
     processes = [each.process for each in started]
     pipes = {name: getattr(processes[0], name) for name in ("stdout", "stderr")}
     output = {name: bytearray() for name in pipes}
-    broken = _watch(processes, {name: pipe for name, pipe in pipes.items() if pipe}, output, limits, begin)
+    trees = [Tree(each.process.pid, each.group, SCRATCH if each.boxed else "") for each in started]
+    broken = _watch(trees, processes[0], {name: pipe for name, pipe in pipes.items() if pipe}, output, limits, begin)
     if broken is None and any(each.never_ran() for each in started):
         broken = "unstarted"
     for each in started:
         each.kill()
     if broken is None and any(each.group and each.group.was_full() for each in started):
         broken = "processes"
+    if broken in (None, "processes") and any(each.group and each.group.was_out_of_memory() for each in started):
+        broken = "memory"
     code = None if broken else processes[0].returncode
     if code in (128 + signal.SIGXCPU, -signal.SIGXCPU):  # bwrap and shells report a signal as 128 + its number
         broken, code = "time", None
@@ -316,7 +320,8 @@ def _watch_to_the_end(started: Sequence[_Started], limits: Limits, begin: float)
 
 
 def _watch(
-    processes: Sequence[subprocess.Popen[bytes]],
+    trees: Sequence[Tree],
+    first: subprocess.Popen[bytes],
     pipes: Mapping[str, IO[bytes]],
     output: Mapping[str, bytearray],
     limits: Limits,
@@ -333,11 +338,11 @@ def _watch(
             if now >= deadline:
                 return "time"
             if now >= next_look:
-                for process in processes:
-                    if broken := _look(process.pid, limits):
+                for tree in trees:
+                    if broken := tree.look(limits):
                         return broken
                 next_look = now + _WATCH_SECONDS
-            ended = processes[0].poll() is not None
+            ended = first.poll() is not None
             # Without pipes this only sleeps.
             for key, _ in selector.select(0 if ended else min(_WATCH_SECONDS, deadline - now)):
                 data = pipes[key.data].read(_CHUNK)
@@ -353,31 +358,3 @@ def _watch(
                 return "output"
             if ended:
                 return None
-
-
-def _look(pid: int, limits: Limits) -> Status | None:
-    """Limit that the whole process tree exceeds at this moment, if any."""
-    tree = _descendants(pid, 4 * limits.processes)
-    if len(tree) > limits.processes + 3:  # bwrap, its first process, the shell's successor
-        return "processes"
-    resident = 0
-    for member in tree:
-        with contextlib.suppress(OSError, IndexError):
-            resident += int(Path(f"/proc/{member}/statm").read_text().split()[1])
-    return "memory" if resident * os.sysconf("SC_PAGE_SIZE") > limits.memory_bytes else None
-
-
-def _descendants(pid: int, most: int) -> list[int]:
-    """Process ids below `pid`; stops soon after `most` are found."""
-    found: list[int] = []
-    waiting = [pid]
-    while waiting and len(found) <= most:
-        parent = waiting.pop()
-        try:
-            for task in os.listdir(f"/proc/{parent}/task"):
-                children = [int(child) for child in Path(f"/proc/{parent}/task/{task}/children").read_text().split()]
-                found += children
-                waiting += children
-        except OSError:
-            continue
-    return found

@@ -9,8 +9,9 @@ import dataclasses
 import functools
 import importlib
 import logging
-import tempfile
+import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -31,7 +32,10 @@ _ABSENT_SERVICES = ("e2b", "morph", "piston")
 _PAUSE_SECONDS = 0.5  # before a sandbox that did not start is tried once more
 _logger = logging.getLogger(__name__)
 _COMPILER = ("g++", "-O2", "-std=c++17", "-pipe", "-o", f"{SCRATCH}/main")
-_COMPILE_LIMITS = Limits(seconds=60, cpu_seconds=60, memory_bytes=1 << 30, output_bytes=1 << 20)
+_COMPILE = f'"$@" >&2 && exec cat {SCRATCH}/main'
+_MOST_BINARY_BYTES = 64 << 20
+_COMPILE_LIMITS = Limits(60, 60, memory_bytes=1 << 30, scratch_bytes=128 << 20, output_bytes=_MOST_BINARY_BYTES)
+_KEPT_BINARY_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class LocalProvider:
         """Raises UserError if the sandbox is missing and the risk is not accepted."""
         sandbox.require_isolation(isolation)
         self.isolation = isolation
-        self._compile = functools.lru_cache(maxsize=256)(self._compile_anew)
+        self._binaries = _Binaries(_KEPT_BINARY_BYTES)
 
     def run(self, program: Program, test: Test) -> Outcome | None:
         """Outcome of the test; for a program that does not compile, the compiler's, with status `compile`; None if the
@@ -94,9 +98,8 @@ class LocalProvider:
             files["main.py"] = program.source.encode(errors="replace")
             command = python_command(f"{FILES}/main.py", *test.arguments)
         else:
-            outcome, binary = self._compile(program)
+            outcome, binary = self._binaries.get(program) or self._compile(program)
             if outcome.status == "unstarted":
-                self._compile.cache_clear()
                 return outcome
             if outcome.status != "ok":
                 return dataclasses.replace(outcome, status="compile")
@@ -126,21 +129,49 @@ class LocalProvider:
         )
         return sandbox.run_pair(checker, program, self.isolation)
 
-    def _compile_anew(self, program: Program) -> tuple[Outcome, bytes]:
+    def _compile(self, program: Program) -> tuple[Outcome, bytes]:
         if program.language != "cpp":
             raise UserError(f"the local provider runs python and cpp, got {program.language!r}")
         files = {"main.cpp": program.source, **dict(program.more)}
         sources = [f"{FILES}/{name}" for name in files if name.endswith((".cpp", ".cc"))]
-        with tempfile.TemporaryDirectory(prefix="r1jax-compile-") as folder:
-            box = Box(
-                (*_COMPILER, f"-I{FILES}", *sources),
-                files={name: content.encode(errors="replace") for name, content in files.items()},
-                limits=_COMPILE_LIMITS,
-                folder=Path(folder),
-            )
-            outcome = sandbox.run(box, self.isolation)
-            binary = Path(folder, "main")
-            return outcome, binary.read_bytes() if outcome.status == "ok" and binary.is_file() else b""
+        box = Box(
+            ("/bin/sh", "-c", _COMPILE, "sh", *_COMPILER, f"-I{FILES}", *sources),
+            files={name: content.encode(errors="replace") for name, content in files.items()},
+            limits=_COMPILE_LIMITS,
+            compiles=True,
+        )
+        outcome = sandbox.run(box, self.isolation)
+        compiled = dataclasses.replace(outcome, stdout=b""), outcome.stdout if outcome.status == "ok" else b""
+        if outcome.status != "unstarted":
+            self._binaries.put(program, compiled)
+        return compiled
+
+
+class _Binaries:
+    """Compiled programs, the most recent ones of at most so many bytes. Thread-safe."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._kept: OrderedDict[Program, tuple[Outcome, bytes]] = OrderedDict()
+        self._most_bytes, self._bytes, self._lock = most_bytes, 0, threading.Lock()
+
+    def get(self, program: Program) -> tuple[Outcome, bytes] | None:
+        with self._lock:
+            if program in self._kept:
+                self._kept.move_to_end(program)
+            return self._kept.get(program)
+
+    def put(self, program: Program, compiled: tuple[Outcome, bytes]) -> None:
+        with self._lock:
+            if program in self._kept:
+                return
+            self._kept[program] = compiled
+            self._bytes += _size(program, compiled)
+            while self._bytes > self._most_bytes:
+                self._bytes -= _size(*self._kept.popitem(last=False))
+
+
+def _size(program: Program, compiled: tuple[Outcome, bytes]) -> int:
+    return len(compiled[1]) + len(compiled[0].stderr) + len(program.source) + sum(len(text) for _, text in program.more)
 
 
 def make_provider(name: str, isolation: str = "bubblewrap") -> Provider:

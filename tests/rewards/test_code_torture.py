@@ -19,29 +19,12 @@ from r1jax.rewards import code
 from r1jax.rewards.code import code_reward
 from r1jax.sandbox.box import find_fault, require_isolation
 from tests.rewards.boxes import needs_box
+from tests.rewards.hostile_programs import ASSERTS, STDIN
 
 SECONDS = 20.0  # for one test; honest programs take a tenth of a second, the rest is for loaded machines
 NUMBERS = (21, 4, 1000)
 EXPECTED = [str(2 * n) for n in NUMBERS]
 TOKEN = secrets.token_hex(8)
-
-PROGRAMS = Path(__file__).with_name("hostile_programs.txt")
-
-
-def read_pairs():
-    """{"STDIN" or "ASSERTS": {name: (hostile, honest)}} of the file of programs."""
-    tables = {}
-    for part in PROGRAMS.read_text().split("##### ")[1:]:
-        title, _, body = part.partition("\n")
-        tables[title] = {}
-        for piece in body.split("=== ")[1:]:
-            name, _, programs = piece.partition("\n--- hostile\n")
-            hostile, _, honest = programs.partition("\n--- honest\n")
-            tables[title][name] = (hostile, honest.rstrip("\n"))
-    return tables
-
-
-STDIN, ASSERTS = read_pairs().values()
 
 
 def tasks():
