@@ -25,6 +25,7 @@ _activities: list[tuple[str, float]] = []
 _spoken = time.monotonic()
 _muted = False
 _settled = False
+_opened = False  # an activity was named, so the command is past its opening
 
 
 def spoke() -> None:
@@ -48,6 +49,8 @@ def settle() -> None:
 @contextlib.contextmanager
 def activity(name: str) -> Iterator[None]:
     """Context in which the process does what `name` says: `loading models/x.gguf`."""
+    global _opened
+    _opened = True
     entry = (name, time.monotonic())
     _activities.append(entry)
     try:
@@ -112,9 +115,9 @@ class Voice:
             if before and before != compiled and (passed := time.monotonic() - before[1]) >= LONG_COMPILATION:
                 self._say(f"{before[0]} took {passed:.0f} s")
             if time.monotonic() - _spoken >= limit:
-                named = describe_activity()
-                self._opening = "" if named else self._opening
-                self._say(named or f"{self._opening or 'working'}, {time.monotonic() - self._begin:.0f} s")
+                opening = "" if _opened else self._opening
+                waited = time.monotonic() - self._begin
+                self._say(describe_activity() or f"{opening or 'working'}, {waited:.0f} s")
                 limit = max(self._longest, SETTLED) if _settled else self._longest
 
     def _say(self, line: str) -> None:
