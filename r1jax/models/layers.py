@@ -32,6 +32,22 @@ class Dtypes:
 FLOAT32 = Dtypes()
 
 
+class Keys:
+    """Random keys for the parameters of a block: those of `nnx.Rngs(params=key)`, counted by an integer.
+
+    The counter of `nnx.Rngs` is an array, whose update costs milliseconds a key while jax traces: seconds a model.
+    """
+
+    def __init__(self, key: jax.Array):
+        self._key, self._count = key, 0
+
+    def params(self) -> jax.Array:
+        """The next key."""
+        key = jax.random.fold_in(self._key, jnp.uint32(self._count))
+        self._count += 1
+        return key
+
+
 def weight(rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes, dtypes: Dtypes, *, std: float | None) -> nnx.Param:
     """A parameter with logical axes: normal with `std`, zeros for std 0, ones for None."""
     dtype = jnp.dtype(dtypes.param)

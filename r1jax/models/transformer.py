@@ -9,6 +9,7 @@ below it parameters are a plain nested dict.
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -22,12 +23,12 @@ from flax import nnx
 from r1jax.core.sharding import constrain
 from r1jax.models.attention import Context, mask_bias, segment_mask
 from r1jax.models.cache import Cache, cache_mask, constrain_layers
-from r1jax.models.layers import FLOAT32, Dtypes, Embedding, Head, RMSNorm
+from r1jax.models.layers import FLOAT32, Dtypes, Embedding, Head, Keys, RMSNorm
 from r1jax.models.ops.blockwise_attention import LONG_ROW, Segments
 from r1jax.models.rope import attention_factor, rope_frequencies, rope_tables
 
 Params = dict[str, Any]
-MakeBlock = Callable[[nnx.Rngs], "Block"]
+MakeBlock = Callable[[Any], "Block"]  # of `Keys`, which stand in for nnx.Rngs
 
 REMAT_POLICIES: dict[str, Any] = {
     "none": None,
@@ -94,7 +95,7 @@ class Transformer(nnx.Module):
         if scan_layers:
             self.stacks = nnx.List([_stacked_block(make, group) for make, group in pairs])
         else:
-            self.layers = nnx.List([make(nnx.Rngs(params=key)) for make, group in pairs for key in group])
+            self.layers = nnx.List([make(Keys(key)) for make, group in pairs for key in group])
         self.norm = RMSNorm(config.hidden_size, epsilon=config.norm_epsilon, dtypes=dtypes, rngs=rngs)
         self.head = None if config.tie_embeddings else Head(config.hidden_size, config.vocab_size, **shared)
         self.mtp = nnx.List([make(rngs) for make in extra]) if extra else None
@@ -170,12 +171,7 @@ class Transformer(nnx.Module):
         parameters.
         """
         graph, params = split(block)
-
-        def run(params: Params, *args: Any) -> Any:
-            return merge(graph, params)(*args)
-
-        policy = REMAT_POLICIES[self.remat]
-        return (run if policy is None else jax.checkpoint(run, policy=policy)), params
+        return _run_of(graph, self.remat), params
 
     def make_context(
         self,
@@ -222,7 +218,7 @@ class Transformer(nnx.Module):
             run, params = self.runner(layer)
             cache, prefix = (None if tree is None else tree[index] for tree in (caches, prefixes))
             choices = next(told, None) if hasattr(layer.mlp, "router") else None
-            x, cache, router = run(params, x, context, cache, prefix, choices)
+            x, cache, router = jax.jit(run)(params, x, context, cache, prefix, choices)  # equal layers are traced once
             new.append(cache)
             routers.append(router)
         return x, None if caches is None else new, join_routers(routers, jnp.stack)
@@ -268,6 +264,17 @@ class Transformer(nnx.Module):
         return x, caches, router
 
 
+@functools.lru_cache(maxsize=256)
+def _run_of(graph: nnx.GraphDef, remat: str) -> Callable:
+    """`run(params, *args)`, one function for all blocks of a structure, so that `jax.jit` of it is traced once."""
+
+    def run(params: Params, *args: Any) -> Any:
+        return merge(graph, params)(*args)
+
+    policy = REMAT_POLICIES[remat]
+    return run if policy is None else jax.checkpoint(run, policy=policy)
+
+
 def join_routers(routers: Sequence[dict], join: Callable) -> dict[str, jax.Array]:
     """Router statistics of all routed layers as one dict, by `join` (stack single layers, concatenate groups)."""
     routing = [router for router in routers if router]
@@ -276,8 +283,8 @@ def join_routers(routers: Sequence[dict], join: Callable) -> dict[str, jax.Array
 
 def _stacked_block(make_block: MakeBlock, keys: jax.Array) -> Block:
     """One block with the weights of all layers of a group, stacked along a new first axis "layers"."""
-    graph, _ = split(nnx.eval_shape(lambda: make_block(nnx.Rngs(params=keys[0]))))
-    block = merge(graph, jax.vmap(lambda key: split(make_block(nnx.Rngs(params=key)))[1])(keys))
+    graph, _ = split(nnx.eval_shape(lambda: make_block(Keys(keys[0]))))
+    block = merge(graph, jax.vmap(lambda key: split(make_block(Keys(key)))[1])(keys))
     for _, variable in nnx.iter_graph(block):
         if isinstance(variable, nnx.Variable):
             variable.set_metadata(axes=("layers", *variable.get_metadata("axes")))

@@ -12,9 +12,9 @@ import pytest
 from flax import nnx
 
 from r1jax.models.families import llama
-from r1jax.models.layers import Dtypes
+from r1jax.models.layers import Dtypes, Keys
 from r1jax.models.rope import RopeScaling
-from r1jax.models.transformer import REMAT_POLICIES, Params, logical_axes, merge, split, stack, unstack
+from r1jax.models.transformer import REMAT_POLICIES, Block, Params, logical_axes, merge, split, stack, unstack
 from tests.models import naive, toy
 
 STACKS = pytest.mark.parametrize("scan_layers", [False, True])
@@ -241,3 +241,19 @@ def test_one_value_a_token_or_an_error(name: str) -> None:
     tokens = jax.ShapeDtypeStruct((2, 6), "int32")
     with pytest.raises(AssertionError, match=r"tokens, positions, segments and prefixes must be \[B, T\]"):
         jax.eval_shape(lambda tokens: model(tokens, **{name: tokens[:1]}), tokens)
+
+
+def test_keys_are_those_of_nnx() -> None:
+    key = jax.random.key(3)
+    ours, theirs = Keys(key), nnx.Rngs(params=key)
+    for _ in range(3):
+        assert (jax.random.key_data(ours.params()) == jax.random.key_data(theirs.params())).all()
+
+
+def test_equal_layers_are_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    traced: list[int] = []
+    call = Block.__call__
+    monkeypatch.setattr(Block, "__call__", lambda self, *args: traced.append(1) or call(self, *args))
+    graph, params = toy.build(toy.change(num_layers=5))
+    jax.jit(lambda params: merge(graph, params)(toy.tokens(1, 6))).lower(params)
+    assert len(traced) == 1
