@@ -23,6 +23,7 @@ import jax
 
 from r1jax.core import console, distributed
 from r1jax.core.errors import UserError
+from r1jax.core.startup.voice import activity
 from r1jax.core.structs import Program
 from r1jax.data.corpus import load_corpus
 from r1jax.data.examples import Example
@@ -170,7 +171,8 @@ class SFTRun:
         batch = self._next(step)
         read = time.perf_counter()
         parts = share_weights(split_batch(batch, self._rows_per_batch()))
-        outcome, sums = distributed.fetch(self.updates.update(parts))
+        with activity(f"step {step}: updating the model"):
+            outcome, sums = distributed.fetch(self.updates.update(parts))
         end = time.perf_counter()
         fed, targets = int((batch["segments"] > 0).sum()), int((batch["weights"] > 0).sum())
         self.num_tokens += fed
@@ -207,6 +209,7 @@ class SFTRun:
         if not self.held_out:
             return {}
         begin = time.perf_counter()
-        metrics = summarize(distributed.fetch(self.updates.evaluate(self.held_out)))
+        with activity("measuring the loss of held-out rows"):
+            metrics = summarize(distributed.fetch(self.updates.evaluate(self.held_out)))
         kept = {f"eval/{name}": metrics[name] for name in ("loss", "token_accuracy")}
         return {**kept, "time/eval": time.perf_counter() - begin}
