@@ -11,6 +11,8 @@ import contextlib
 import logging
 import os
 import pathlib
+import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,10 +23,12 @@ import tensorstore
 from r1jax.core import distributed
 from r1jax.core.checksums import find_damage, has_checksums, write_checksums
 from r1jax.core.errors import UserError
+from r1jax.core.processes.failures import describe_process
 
 log = logging.getLogger(__name__)
 
 FOLDER, DAMAGED = "checkpoints", "checkpoints.damaged"
+SETTLE_SECONDS = 10.0  # for processes to see the same checkpoints on a network file system
 
 
 class Checkpoints:
@@ -45,8 +49,9 @@ class Checkpoints:
     def find_whole(self) -> int | None:
         """The newest undamaged step, the same in every process; None if none was saved.
 
-        The first process determines the newest step; each process verifies its share of the files. Damaged checkpoints
-        are moved to `checkpoints.damaged/` and logged. Raises UserError if checkpoints exist and all are damaged.
+        The processes must see the same checkpoints; each verifies its share of the files. Damaged checkpoints are moved
+        to `checkpoints.damaged/` and logged. Raises UserError if checkpoints exist and all are damaged, and in every
+        process if one does not see what another sees.
         """
         moved = 0
         while (step := self._agree_on_latest()) is not None:
@@ -63,13 +68,35 @@ class Checkpoints:
         return None
 
     def _agree_on_latest(self) -> int | None:
-        step = distributed.from_first(np.int64(-1 if self.latest is None else self.latest))
-        return None if step < 0 else int(step)
+        def look() -> str:
+            self._manager.reload()
+            return "no checkpoint" if self.latest is None else f"step {self.latest} as the newest checkpoint"
+
+        self._agree(look)
+        return self.latest
+
+    def _agree(self, look: Callable[[], str]) -> str:
+        """The words of `look`, once they are the same in every process. The listing of a network file system may be old
+        for some seconds; raises UserError if the processes differ for longer.
+        """
+        end = time.monotonic() + SETTLE_SECONDS
+        while len(set(seen := distributed.texts_from_all(look()))) > 1:
+            if distributed.any_process(time.monotonic() > end):
+                other = next(index for index, words in enumerate(seen) if words != seen[0])
+                there, here = seen[other] or "it whole", seen[0] or "it whole"
+                raise UserError(
+                    f"{describe_process(other)} sees {there}, but {describe_process(0)} sees {here} in "
+                    f"{self._workdir}: --workdir must be one folder that all processes of the run share"
+                )
+            time.sleep(1)
+        return seen[0]
 
     def _find_damage(self, step: int) -> str:
         """Description of the damage that any process found; "" if none did."""
         folder = self.folder(step)
-        damage = _find_missing(folder) or find_damage(folder, index=jax.process_index(), count=jax.process_count())
+        if missing := self._agree(lambda: (why := _find_missing(folder)) and f"step {step} in part ({why})"):
+            return missing
+        damage = find_damage(folder, index=jax.process_index(), count=jax.process_count())
         anywhere = distributed.any_process(bool(damage))
         return damage or ("found by another process" if anywhere else "")
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from absl import flags
 
 from r1jax.core.errors import DIVERGED, DONE, INTERRUPTED, MISTAKE, DivergedError, PreemptedError, UserError
+from r1jax.core.processes import failures
 from r1jax.core.startup import program_cache
 from r1jax.core.startup.voice import Voice
 
@@ -49,18 +50,24 @@ def run_command(
         with Voice("loading r1jax and jax") if computes else contextlib.nullcontext():
             action(given)
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return MISTAKE
+        return _end(MISTAKE, " ".join(str(error).split()), "error: ")
     except DivergedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return DIVERGED
+        return _end(DIVERGED, str(error), "error: ")
     except PreemptedError as error:
-        print(f"stopped by SIGTERM: {error}", file=sys.stderr)
-        return int(error.code or 0)
+        return _end(int(error.code or 0), str(error), "stopped by SIGTERM: ")
     except KeyboardInterrupt:
-        print(f"\n{stopped}", file=sys.stderr)
-        return INTERRUPTED
+        return _end(INTERRUPTED, stopped, "\n")
+    except Exception as error:
+        failures.leave_by_error(error)
+        raise
     return DONE
+
+
+def _end(code: int, cause: str, head: str) -> int:
+    """Prints why the command ends, tells the other processes of the run if there are any, and returns the code."""
+    print(f"{head}{cause}", file=sys.stderr)
+    failures.leave(code, cause)
+    return code
 
 
 def _parse(values: flags.FlagValues, arguments: Sequence[str], positional: bool) -> list[str]:

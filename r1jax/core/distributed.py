@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed as _jax_distributed  # its client has no public name
 from jax.sharding import NamedSharding
 
-from r1jax.core.errors import UserError
+from r1jax.core.errors import PreemptedError, UserError
+from r1jax.core.processes import failures
 
 # Time limits for joining the run and between heartbeats; a process that exceeds one ends the run for all.
 CONNECT_SECONDS, HEARTBEAT_SECONDS = 300, 30
@@ -30,8 +34,9 @@ def start() -> None:
     - TPU: R1JAX_CLUSTER=tpu, which the launch scripts set on TPU machines: from the machine's metadata
     - SLURM: a step of several tasks (srun): from SLURM's variables; R1JAX_CLUSTER=none ignores them
 
-    R1JAX_CONNECT_SECONDS limits the wait for the others. Once joined, a process that dies ends all others within a
-    minute. Raises UserError for a missing or invalid value, and if the others cannot be reached in time.
+    R1JAX_CONNECT_SECONDS limits the wait for the others. Once joined, a process that fails or dies ends all others
+    within a minute (processes/failures.py). Raises UserError for a missing or invalid value, and if the others cannot
+    be reached in time.
     """
     arguments = find_cluster(os.environ)
     if arguments is None or jax.distributed.is_initialized():
@@ -52,6 +57,16 @@ def start() -> None:
             f"the processes of this run did not connect within {seconds} s "
             f"({' '.join(str(error).split())[:300]}); coordinator: {coordinator or 'chosen by the cluster'}"
         ) from None
+    state = _jax_distributed.global_state
+    if state.num_processes and state.num_processes > 1:
+        failures.listen(state.client, state.process_id or 0, state.num_processes)
+        if threading.current_thread() is threading.main_thread():  # jax's preemption service would swallow the signal
+            signal.signal(signal.SIGTERM, _stop)
+
+
+def _stop(*_: object) -> None:
+    """Ends the run at SIGTERM where no loop of steps saves first (interrupts.py)."""
+    raise PreemptedError("what is on file is kept; the same command resumes")
 
 
 def find_cluster(environment: Mapping[str, str]) -> dict[str, Any] | None:
@@ -208,6 +223,38 @@ def any_process(flag: bool) -> bool:
     from jax.experimental import multihost_utils
 
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+def from_all(value: np.ndarray) -> list[np.ndarray]:
+    """Each process's numpy array, of one shape, bit for bit, in every process, in the order of the processes."""
+    if jax.process_count() == 1:
+        return [value]
+    from jax.experimental import multihost_utils
+
+    return [_from_bytes(value, sent) for sent in multihost_utils.process_allgather(_to_bytes(value), tiled=False)]
+
+
+def text_from_first(text: str) -> str:
+    """Process 0's text in every process."""
+    if jax.process_count() == 1:
+        return text
+    own = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
+    size = int(from_first(np.int64(len(own))))
+    sent = np.zeros(size, np.uint8)
+    sent[: len(own)] = own[:size]
+    return from_first(sent).tobytes().decode("utf-8", "surrogatepass")
+
+
+def texts_from_all(text: str) -> list[str]:
+    """Each process's text in every process, in the order of the processes."""
+    if jax.process_count() == 1:
+        return [text]
+    own = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
+    sizes = [int(size) for size in from_all(np.array(len(own)))]
+    padded = np.zeros(max(sizes), np.uint8)
+    padded[: len(own)] = own
+    sent = from_all(padded) if max(sizes) else [padded] * len(sizes)
+    return [part[:size].tobytes().decode("utf-8", "surrogatepass") for part, size in zip(sent, sizes, strict=True)]
 
 
 def _to_bytes(array: np.ndarray) -> np.ndarray:

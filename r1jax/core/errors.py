@@ -11,6 +11,7 @@ MISTAKE = 2  # a user's mistake: a wrong flag, file or config; the same command 
 PREEMPTED = 75  # stopped by SIGTERM or a preemption notice after saving; the same command resumes
 STALLED = 76  # stopped by the watchdog for lack of progress
 DIVERGED = 77  # too many updates in a row were not finite; the last finite checkpoint is kept
+LOST = 78  # another process of the run died or lost its connection; the newest checkpoint is kept
 INTERRUPTED = 130  # Ctrl-C, after saving
 
 

@@ -4,8 +4,9 @@ A step cannot be interrupted, because its arrays are donated. While a finished s
 and the loop saves and stops at the next step boundary. While nothing is unsaved, or at a second signal, it stops
 immediately.
 
-With several processes jax's preemption service handles SIGTERM and lets all of them agree on one step; Ctrl-C then has
-its default effect.
+With several processes a signal to one of them stops all at the same step: they exchange requests at each step
+boundary. jax's preemption service, which would swallow SIGTERM between its sync points, is asked too, for notices that
+come without a signal.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from types import FrameType
 from typing import Any
 
 import jax
+import numpy as np
 
+from r1jax.core import distributed
 from r1jax.core.errors import PreemptedError
 
 log = logging.getLogger(__name__)
@@ -32,14 +35,14 @@ class Interrupts:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
-        if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
+        if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: a handler outside Python
         self._before.clear()
 
     def is_due(self, step: int) -> bool:
@@ -50,9 +53,11 @@ class Interrupts:
             return self._asked is not None
         from jax.experimental import multihost_utils
 
+        asked = max(int(number) for number in distributed.from_all(np.array(self._asked or 0)))
         if multihost_utils.reached_preemption_sync_point(step):
-            self._asked = signal.SIGTERM
-        return self._asked is not None
+            asked = asked or signal.SIGTERM
+        self._asked = asked or None
+        return bool(asked)
 
     def stop(self, message: str) -> None:
         """Raises the exception of the signal received: KeyboardInterrupt, or PreemptedError with the message."""

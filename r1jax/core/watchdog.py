@@ -2,8 +2,8 @@
 
 Code that may block forever (a reward, a file system, a collective that waits for a hanging process) would otherwise
 occupy the machine until somebody notices. Code that makes progress calls `beat`: a decoded row, a batch of rewards, a
-micro-batch, an answered problem, a saved checkpoint. Each process of a run watches itself; where one hangs, the others
-wait for it in a collective, so all of them dump their stacks and end.
+micro-batch, an answered problem, a saved checkpoint. Each process of a run watches itself; the first that ends tells
+the others, which dump their stacks and end too.
 
 A compilation cannot beat and may take long, so a compiling thread has COMPILE_FACTOR times the limit.
 """
@@ -18,6 +18,7 @@ import time
 from types import FrameType
 
 from r1jax.core.errors import STALLED
+from r1jax.core.processes import failures
 
 COMPILE_FACTOR = 6.0
 _COMPILING = ("backend_compile", "compile_or_get_cached")  # functions of jax that run while XLA compiles
@@ -59,6 +60,7 @@ class Watchdog:
                 )
                 faulthandler.dump_traceback(all_threads=True)
                 sys.stderr.flush()
+                failures.leave(STALLED, f"no progress for {silent / 60:.1f} minutes (config.watchdog_minutes)")
                 os._exit(STALLED)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from r1jax.core import distributed
 from r1jax.core.seeds import derive_seed
 from r1jax.core.structs import Completion, Request, Sampling
 from r1jax.eval.score import mean_and_stderr
@@ -165,4 +166,5 @@ def _score(
         completions=texts,
         completion_ids=ids,
         columns=columns,
+        processes=distributed,
     ).by_name

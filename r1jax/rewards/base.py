@@ -45,12 +45,16 @@ from r1jax.rewards.completions import Completion
 from r1jax.rewards.faults import Fault, call_guarded
 from r1jax.rewards.protocol import (
     Generate,
+    Outcome,
     OutOfLoss,
     Processes,
     RewardFunction,
     as_reward,
+    find_share,
+    join_outcomes,
     name_of,
     select_named,
+    take_outcome,
 )
 from r1jax.rewards.registry import REWARDS, import_place
 
@@ -69,7 +73,7 @@ class Reward:
 
     `gate` is None, True (a factor) or the value from which the gate is open. `domain` "" means all rows. `arguments`
     are the config's, passed at every call. `make` builds the function of a reward that can ask a model from `generate`;
-    None for all others.
+    None for all others. `collective` marks one that asks the run's own model, which all processes compute together.
     """
 
     name: str
@@ -80,6 +84,7 @@ class Reward:
     domain: str = ""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     make: Callable[[Generate | None], RewardFunction] | None = None
+    collective: bool = False
 
     def __post_init__(self) -> None:
         """Accepts a plain function or a partial, too."""
@@ -154,6 +159,7 @@ def connect_rewards(rewards: Sequence[Reward], generate: Generate | None) -> tup
     for reward in rewards:
         if reward.make is not None:
             reward = dataclasses.replace(reward, function=reward.make(generate), make=None)
+            reward = dataclasses.replace(reward, collective=generate is not None and reward.function.collective)
             _warm_up(reward)
         connected.append(reward)
     return tuple(connected)
@@ -173,7 +179,8 @@ def score(
     """Scores B completions: `total` is the sum of weight times value over the rewards that apply, times the gates.
 
     `group_size` consecutive completions answer one prompt; rewards receive this as the column `group_ids`. With
-    `processes`, every process calls this with the same rows, and rewards marked `by_row` (protocol.py) share them.
+    `processes`, every process calls this with the same rows and gets the same result, and each group is scored by one
+    of them (`find_share`).
     strict: a reward that raises, or returns anything but B finite numbers or None, ends the run (True), or does not
     apply to the rows concerned (faults.py). Raises UserError if a reward needs a missing column.
     """
@@ -182,19 +189,16 @@ def score(
     if group_size:
         columns["group_ids"] = [row // group_size for row in range(count)]
     places = {reward.name: _find_rows(reward, columns, count) for reward in rewards}
-    returned = {
-        reward.name: _call(reward, columns, places[reward.name], count, processes, strict) for reward in rewards
-    }
+    outcomes = {reward.name: _call(reward, columns, places[reward.name], processes, strict) for reward in rewards}
+    returned = {name: [outcome.values.get(row) for row in range(count)] for name, outcome in outcomes.items()}
     by_name = {name: np.array([math.nan if v is None else float(v) for v in vs]) for name, vs in returned.items()}
     faults = {name: np.array([isinstance(v, Fault) for v in vs], bool) for name, vs in returned.items()}
     dropped = [any(isinstance(values[row], OutOfLoss) for values in returned.values()) for row in range(count)]
     calls: list[dict[str, Any]] = []
     metrics: dict[str, float] = {}
     for reward in rewards:
-        for call in reward.function.take_calls():
-            place = {"row": places[reward.name][call["row"]]} if "row" in call else {}
-            calls.append({"reward": reward.name, **call, **place})
-        own = dict(reward.function.take_metrics())
+        calls += [{"reward": reward.name, **call} for call in outcomes[reward.name].calls]
+        own = dict(outcomes[reward.name].metrics)
         if reward.compare_to:
             own["agreement"] = _agreement(by_name[reward.name], by_name[reward.compare_to], columns.get("group_ids"))
         if faults[reward.name].any():
@@ -340,34 +344,20 @@ def _call(
     reward: Reward,
     columns: Mapping[str, Any],
     rows: Sequence[int],
-    count: int,
     processes: Processes | None,
     strict: bool,
-) -> Sequence[float | None]:
-    """Values for all rows; None where the reward does not apply."""
+) -> Outcome:
+    """Values, calls and metrics of all processes, for the rows that the reward applies to."""
+    shared = None if reward.collective else processes
+    mine, groups_before = find_share(reward.function, rows, columns.get("group_ids"), shared)
     selected = _select_columns(reward, columns)
-    shared = processes if reward.function.by_row else None
-    mine = rows[shared.my_share(len(rows))] if shared else rows
-    if len(mine) < count:
+    if len(mine) < len(columns["completions"]):
         selected = {name: [column[row] for row in mine] for name, column in selected.items()}
     call = lambda: reward.function(**selected, **reward.arguments)
     values: Sequence[float | None] = call_guarded(reward.name, call, len(mine), strict=strict) if mine else []
     beat()
-    if shared:
-        values = _join_values(shared, values, len(rows))
-    by_place = dict(zip(rows, values, strict=True))
-    return [by_place.get(row) for row in range(count)]
-
-
-def _join_values(processes: Processes, mine: Sequence[float | None], count: int) -> list[float | None]:
-    """The values of all processes' rows, including OutOfLoss and Fault marks."""
-    kinds = (OutOfLoss, Fault)
-    rows = [(math.nan if v is None else float(v), *(isinstance(v, kind) for kind in kinds)) for v in mine]
-    joined = processes.join_shares(np.array(rows, np.float64).reshape(-1, 3), count).tolist()
-    return [
-        Fault() if fault else None if math.isnan(value) else OutOfLoss(value) if out else value
-        for value, out, fault in joined
-    ]
+    own = take_outcome(reward.function, mine, values, groups_before)
+    return join_outcomes(reward.function, own, shared) if shared else own
 
 
 def _select_columns(reward: Reward, columns: Mapping[str, Any]) -> Mapping[str, Any]:

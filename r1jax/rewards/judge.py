@@ -111,7 +111,7 @@ def get_judge_reward(
         reward.record(calls, sum(call["score"] is not None for call in calls))
         return [sum(found[row]) / len(found[row]) if row in found else unreadable for row in range(len(completions))]
 
-    reward: AskingReward[..., list[float | None]] = AskingReward(judge_reward)
+    reward: AskingReward[..., list[float | None]] = AskingReward(judge_reward, collective=not endpoint)
     return reward
 
 

@@ -17,7 +17,7 @@ from r1jax.rewards.guards import guard_replies
 from r1jax.rewards.protocol import by_row, declare_reward
 
 
-@declare_reward(warm_up=verifier.warm_up)
+@declare_reward(by_batch=True, warm_up=verifier.warm_up)
 def len_reward(
     completions: Sequence[Completion],
     solution: Sequence[Any],

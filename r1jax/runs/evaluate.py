@@ -12,6 +12,7 @@ from typing import Any
 from r1jax.core import console, distributed
 from r1jax.core.atomic_file import replace_file
 from r1jax.core.errors import UserError
+from r1jax.core.processes.agreement import agree_on_data
 from r1jax.core.structs import Completion
 from r1jax.data.files import read_rows
 from r1jax.data.sources import SourceRow
@@ -31,6 +32,7 @@ SHOWN = ("pass@1", "pass@k", "cons@k", "lenient_pass@1", "format_rate", "truncat
 
 def answer_problems(sampler: Sampler, problems: Sequence[Problem], config: Generation) -> list[Answered]:
     """`num_samples` completions of the model for every problem."""
+    agree_on_data((problem.prompt, problem.gold) for problem in problems)
     prompts = encode_rows([SourceRow(problem.place, {"prompt": problem.prompt}) for problem in problems], sampler)
     done = 0
     with console.Progress(len(problems), title="problems", every=SHOW_SECONDS) as progress:

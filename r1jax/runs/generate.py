@@ -23,6 +23,7 @@ from r1jax.core import console, distributed
 from r1jax.core.atomic_file import replace_file
 from r1jax.core.errors import UserError
 from r1jax.core.locks import hold_lock
+from r1jax.core.processes.agreement import agree, agree_on_data, digest_settings
 from r1jax.core.seeds import derive_seed
 from r1jax.core.startup.voice import activity
 from r1jax.core.structs import Completion, Request, Sampling, SamplingConfig
@@ -84,14 +85,19 @@ def generate_file(
     identities = [_identify(row.columns) for row in rows]
     identify = lambda row: _identify(row) if _is_whole(row, config.num_samples) else None
     settings = {**(model or {}), **dataclasses.asdict(config)}
+    agree("settings", digest_settings(settings))
+    agree_on_data(identities)
     writes = distributed.is_writer()
     if writes:
         check_output(pathlib.Path(output), settings)
     lock = pathlib.Path(output).with_name(f".{pathlib.Path(output).name}.lock")
     with hold_lock(lock, str(output)) if writes else contextlib.nullcontext():
-        journal = Journal(output, identities, identify, active=writes)
         if writes:
+            journal = Journal(output, identities, identify)
             replace_file(_settings_file(pathlib.Path(output)), json.dumps(settings, indent=2) + "\n")
+        distributed.wait("the output is open")  # the others read it once the first process has put it in order
+        if not writes:
+            journal = Journal(output, identities, identify, active=False)
         return _complete(sampler, rows, prompts, journal, config)
 
 
@@ -102,7 +108,9 @@ def _complete(
     journal: Journal,
     config: Generation,
 ) -> dict[str, float]:
-    """Completes the rows that the journal lacks, as determined by the first process."""
+    """Completes the rows that the journal lacks, as determined by the first process. Returns in every process once the
+    output is complete.
+    """
     output, todo = journal.path, np.zeros(len(rows), bool)
     todo[journal.todo] = True
     journal.todo = np.flatnonzero(distributed.from_first(todo)).tolist()
@@ -112,6 +120,7 @@ def _complete(
         counts = _fill(sampler, rows, prompts, journal, config)
     finally:
         journal.close()
+    distributed.wait("the output is complete")
     log.info(
         "%s: %d rows, %d completions and %d tokens in %.1f s, %.0f tokens/s",
         output,

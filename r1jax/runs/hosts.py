@@ -15,7 +15,7 @@ import os
 import platform
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 from jax._src import distributed as _jax_distributed  # its key-value store has no public name
@@ -23,6 +23,7 @@ from jax._src import distributed as _jax_distributed  # its key-value store has 
 import r1jax
 from r1jax.core import console
 from r1jax.core.errors import UserError
+from r1jax.core.processes import failures
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +49,10 @@ class Facts:
 _told: list[Facts] = []  # of all processes, once they are exchanged
 
 
-def introduce() -> None:
+def introduce(agree: Callable[[], None] = lambda: None) -> None:
     """Compares this process with the others of its run, names its log lines, and logs who takes part (once a process).
+
+    agree: makes further comparisons before devices are used, each time that a run is opened.
 
     The first process shows what a run shows from here on, the others their warnings. Raises UserError in every process
     where two have different versions of a package of MUST_AGREE.
@@ -63,9 +66,12 @@ def introduce() -> None:
         if not said:
             log.info("process %d of %d is %s; %s shows progress", index + 1, len(names), names[index], names[0])
         console.name_process(names[index], shows=index == 0)
+        failures.set_names(names)
     if said:
+        agree()
         return
     differences = compare(_told)
+    agree()
     devices = [(device.process_index, device.device_kind) for device in jax.devices()]  # waits for all processes
     if index == 0:
         for line in differences:

@@ -24,6 +24,7 @@ import numpy as np
 
 from r1jax.core import console, distributed
 from r1jax.core.errors import UserError
+from r1jax.core.processes.agreement import agree_on_data
 from r1jax.core.startup.voice import activity
 from r1jax.core.structs import Completion, Program, Request
 from r1jax.data.loader import PromptLoader
@@ -56,7 +57,7 @@ CONFIG = GRPOConfig
 
 def run(settings: GRPOConfig, workdir: pathlib.Path) -> None:
     """Trains by the settings, resuming from `workdir` if it has a checkpoint."""
-    with open_run(settings.mesh):
+    with open_run(settings, settings.mesh):
         GRPORun(settings, workdir).train()
 
 
@@ -94,6 +95,7 @@ class GRPORun:
         task = load_task(settings.data)
         for note in task.notes:
             log.warning(note)
+        agree_on_data(task.train, task.held_out)
         model_config = settings.model
         model, tokenizer = load_model(model_config)
         self.tokenizer = require_tokenizer(tokenizer, model_config.name)

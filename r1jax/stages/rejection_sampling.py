@@ -17,8 +17,11 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from r1jax.core import distributed
 from r1jax.core.errors import UserError
+from r1jax.core.processes.agreement import agree_on_data
 from r1jax.core.sharding import MeshConfig
 from r1jax.core.structs import Program
 from r1jax.data.filters import FilterConfig, Trace, filter_traces, statistics_file, write_set
@@ -110,15 +113,16 @@ CONFIG = CollectConfig
 
 def run(settings: CollectConfig, workdir: pathlib.Path) -> None:
     """Samples and filters by the settings, continuing from the content of `workdir`."""
-    with open_run(settings.mesh):
+    with open_run(settings, settings.mesh):
         check_config(settings, workdir)
-        if (workdir / SET_FILE).exists():
+        if distributed.from_first(np.asarray((workdir / SET_FILE).exists())):
             log.info("%s exists already", workdir / SET_FILE)
             return
         if distributed.is_writer():
             write_config(settings, workdir)
         rewards, task = load_rewards(settings.rewards), load_task(settings.data)
         log_golds(task.train, [reward.name for reward in rewards])
+        agree_on_data(task.train)
         rows = task.train[: settings.generate.prompts or None]
         collect(settings.model, rows, settings.generate, rewards, settings.filters, workdir, reply=settings.reply)
 
@@ -174,7 +178,9 @@ def describe_teacher(teacher: ModelConfig) -> dict[str, str]:
 
 
 def read_traces(path: pathlib.Path, rewards: Any) -> list[Trace]:
-    """The samples of a file written by `generate`, each with its reward: the weighted sum of `rewards`."""
+    """The samples of a file written by `generate`, each with its reward: the weighted sum of `rewards`; the same in
+    every process.
+    """
     rows = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
     flat = [(row, sample) for row in rows for sample in range(len(row["completions"]))]
     names = dict.fromkeys(name for row in rows for name in row if name not in (*RESULTS, "prompt"))
@@ -185,7 +191,9 @@ def read_traces(path: pathlib.Path, rewards: Any) -> list[Trace]:
         completion_ids=[row["completion_tokens"][sample] for row, sample in flat],
         columns={name: [row.get(name) for row, _ in flat] for name in names},
         group_size=len(rows[0]["completions"]),
+        processes=distributed,
     )
+    totals = distributed.from_first(scores.total)  # deadlines may have passed in one process alone
     groups = [group for group, row in enumerate(rows) for _ in row["completions"]]
     return [
         Trace(
@@ -196,7 +204,7 @@ def read_traces(path: pathlib.Path, rewards: Any) -> list[Trace]:
             len(row["completion_tokens"][sample]),
             row["finish_reasons"][sample],
         )
-        for group, (row, sample), reward in zip(groups, flat, scores.total, strict=True)
+        for group, (row, sample), reward in zip(groups, flat, totals, strict=True)
     ]
 
 
@@ -213,6 +221,7 @@ def keep_best(traces: Sequence[Trace], filters: FilterConfig, output: pathlib.Pa
     if distributed.is_writer():
         write_set(output, [rewrite(trace, reply) if reply else trace for trace in kept], statistics)
         log.info("%s and %s", output, statistics_file(output))
+    distributed.wait("the set is written")
 
 
 def rewrite(trace: Trace, reply: str) -> Trace:

@@ -23,6 +23,7 @@ import jax
 
 from r1jax.core import console, distributed
 from r1jax.core.errors import UserError
+from r1jax.core.processes.agreement import agree_on_data
 from r1jax.core.startup.voice import activity
 from r1jax.core.structs import Program
 from r1jax.data.corpus import load_corpus
@@ -55,7 +56,7 @@ CONFIG = SFTConfig
 
 def run(settings: SFTConfig, workdir: pathlib.Path) -> None:
     """Trains by the settings, resuming from `workdir` if it has a checkpoint."""
-    with open_run(settings.mesh):
+    with open_run(settings, settings.mesh):
         SFTRun(settings, workdir).train()
 
 
@@ -90,6 +91,7 @@ class SFTRun:
         corpus = load_corpus(settings.data, self.tokenizer)
         for note in corpus.notes:
             log.info(note)
+        agree_on_data(*([example.tokens.tobytes() for example in part] for part in (*corpus.train, corpus.held_out)))
         self.trainable = Trainable(model, settings.lora, seed=settings.seed)
         self.loader = self._load(corpus.train, corpus.mixing)
         self.steps = settings.steps or self.loader.count_batches()

@@ -65,7 +65,7 @@ CONFIG = DrawConfig
 
 def run(settings: DrawConfig, workdir: pathlib.Path) -> None:
     """Generates and writes the files; existing ones are rewritten with the same content."""
-    with open_run():
+    with open_run(settings):
         if distributed.is_writer():
             synthesize(settings, workdir)
 

@@ -45,7 +45,7 @@ CONFIG = VocabularyConfig
 
 def run(settings: VocabularyConfig, workdir: pathlib.Path) -> None:
     """Trains and writes the tokenizer; `config.model.tokenizer` may then name the workdir."""
-    with open_run():
+    with open_run(settings):
         if distributed.is_writer():
             train(settings, workdir)
 

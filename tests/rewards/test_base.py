@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import json
 import pickle
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from r1jax.core.errors import UserError
 from r1jax.rewards.base import connect_rewards, load_rewards, read_rewards, score
 from r1jax.rewards.judge import get_judge_reward
+from r1jax.rewards.protocol import find_share, join_outcomes, take_outcome
 from r1jax.rewards.registry import REWARDS, import_place
 from r1jax.rewards.self_rank import get_self_rank_reward
 from r1jax.rewards.tags import format_reward
@@ -389,44 +391,107 @@ def test_rewards_need_no_jax():
 # --- Several processes ---
 
 SHARED = """
+import json
 import numpy as np
 from r1jax.core import distributed
 from r1jax.rewards.base import Reward, score
-from r1jax.rewards.protocol import OutOfLoss, by_row
+from r1jax.rewards.endpoint import Endpoint
+from r1jax.rewards.judge import get_judge_reward
+from r1jax.rewards.protocol import OutOfLoss, by_row, declare_reward
 distributed.start()
-seen = {"alone": [], "whole": []}
+seen = {"alone": [], "whole": [], "batch": [], "ungrouped": [], "asked": []}
 
 @by_row
 def alone_reward(completions, **columns):
     seen["alone"] += completions
     values = [None if text == "c3" else len(text) / 7 + int(text[1]) for text in completions]
-    return [OutOfLoss(value) if text == "c4" else value for value, text in zip(values, completions)]
+    return [OutOfLoss(value) if text == "c2" else value for value, text in zip(values, completions)]
 
 def whole_reward(completions, **columns):
     seen["whole"] += completions
     return [float(len(completions))] * len(completions)
 
-texts = [f"c{i}" for i in range(7)]
-rewards = [Reward(f.__name__, f, 1.0, domain=d) for f, d in ((alone_reward, "math"), (whole_reward, ""))]
-domains = ["math"] * 5 + ["code", "math"]
-given = dict(prompts=texts, completions=texts, completion_ids=[[1]] * 7, columns={"domain": domains})
-scores = score(rewards, **given, processes=distributed)
-expected = [2 / 7, 2 / 7 + 1, 2 / 7 + 2, np.nan, 2 / 7 + 4, np.nan, 2 / 7 + 6]
+@declare_reward(by_batch=True)
+def batch_reward(completions, **columns):
+    seen["batch"] += completions
+    return [len(completions) / 7] * len(completions)
+
+def first_only_reward(completions, **columns):
+    seen["ungrouped"] += completions
+    return [np.float32(0.1)] * len(completions)
+
+def ask(self, prompts):
+    seen["asked"] += prompts
+    return [None if "c5" in prompt else "Score: 7" for prompt in prompts]
+
+Endpoint.__call__ = ask
+texts = [f"c{i}" for i in range(8)]
+judge = get_judge_reward(endpoint="http://localhost:1/v1", model="m", template="{question} {response}", as_written=True)
+rewards = [Reward(f.__name__, f, 1.0, domain=d) for f, d in (
+    (alone_reward, "math"), (whole_reward, ""), (batch_reward, ""), (judge, "code"))]
+domains = ["math"] * 4 + ["code"] * 4
+given = dict(prompts=["q"] * 8, completions=texts, completion_ids=[[1]] * 8, columns={"domain": domains})
+scores = score(rewards, **given, processes=distributed, group_size=2)
+expected = [2 / 7, 2 / 7 + 1, 2 / 7 + 2, np.nan, *[np.nan] * 4]
 np.testing.assert_array_equal(scores.by_name["alone_reward"], expected)
-np.testing.assert_array_equal(scores.by_name["whole_reward"], np.full(7, 7.0))
-assert scores.out_of_loss.tolist() == [text == "c4" for text in texts]
-assert seen["whole"] == texts
+np.testing.assert_array_equal(scores.by_name["whole_reward"], np.full(8, 4.0))
+np.testing.assert_array_equal(scores.by_name["batch_reward"], np.full(8, 8 / 7))
+np.testing.assert_array_equal(scores.by_name["judge_reward"], [*[np.nan] * 4, 0.7, np.nan, 0.7, 0.7])
+assert scores.metrics == {"rewards/judge_reward/judgements": 4.0, "rewards/judge_reward/readable": 0.75}
+assert [call["row"] for call in scores.calls] == [4, 5, 6, 7]
+assert scores.out_of_loss.tolist() == [text == "c2" for text in texts]
+scores = score([Reward("first", first_only_reward, 1.0)], **given, processes=distributed)
+np.testing.assert_array_equal(scores.total, np.full(8, np.float64(np.float32(0.1))))
 distributed.wait("the end")
-print("mine:", *seen["alone"], ";")
+print(f"SEEN{json.dumps(seen)}")
 """
 
 
-def test_processes_share_the_rows_of_rewards_that_judge_each_by_itself():
+def test_processes_share_rewards_so_that_each_group_is_scored_once():
     processes = start_two(SHARED)
     outputs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
-    seen = [output.partition("mine:")[2].split(";")[0].split() for output, _ in outputs]
-    assert seen == [["c0", "c1", "c2"], ["c3", "c4", "c6"]]
+    first, second = (json.loads(output.partition("SEEN")[2].splitlines()[0]) for output, _ in outputs)
+    texts = [f"c{i}" for i in range(8)]
+    assert (first["alone"], second["alone"]) == (texts[:2], texts[2:4])
+    assert (first["whole"], second["whole"]) == (texts[:4], texts[4:])
+    assert (first["asked"], second["asked"]) == (["q c4", "q c5"], ["q c6", "q c7"])
+    assert (first["batch"], second["batch"]) == (first["ungrouped"], second["ungrouped"]) == (texts, [])
+
+
+def test_outcomes_of_processes_are_those_of_one():
+    class Two:
+        def __init__(self, index):
+            self.index, self.told = index, []
+
+        def my_share(self, count):
+            return slice(self.index * count // 2, (self.index + 1) * count // 2)
+
+        def is_writer(self):
+            return self.index == 0
+
+        def texts_from_all(self, text):
+            sent.append(text)
+            return sent
+
+    def ask(prompts):
+        return ["Ranking: 1 > 2"] * len(prompts)
+
+    reward = get_self_rank_reward(ask, judgements=1)
+    groups = [row // 2 for row in range(6)]
+    columns = dict(prompts=["q"] * 6, completions=[f"c{row}" for row in range(6)], group_ids=groups)
+
+    def take(rows, before):
+        values = reward(**{name: [column[row] for row in rows] for name, column in columns.items()})
+        return take_outcome(reward, rows, values, before)
+
+    whole = take(list(range(6)), 0)
+    sent: list[str] = []
+    shares = [find_share(reward, range(6), groups, Two(index)) for index in range(2)]
+    assert shares == [([0, 1], 0), ([2, 3, 4, 5], 1)]
+    for index, share in enumerate(shares):
+        joined = join_outcomes(reward, take(*share), Two(index))
+    assert joined == whole and [call["group"] for call in joined.calls] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("name", sorted(REWARDS))

@@ -5,18 +5,20 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-HANG = "R1JAX_TEST_HANG_AT_CALL"
+HANG, RAISE = "R1JAX_TEST_HANG_AT_CALL", "R1JAX_TEST_RAISE_AT_CALL"
 _calls = 0
 
 
 def letters_reward(completions: Sequence[str], completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[float]:
     """The share of lower-case letters among a completion's tokens. Call $R1JAX_TEST_HANG_AT_CALL of the training steps,
-    those with groups, never returns.
+    those with groups, never returns, and call $R1JAX_TEST_RAISE_AT_CALL raises.
     """
     global _calls
     _calls += "group_ids" in columns
     while _calls and _calls == int(os.environ.get(HANG, 0)):
         time.sleep(60)
+    if _calls and _calls == int(os.environ.get(RAISE, 0)):
+        raise ValueError("the reward is broken")
     return [
         sum("a" <= character <= "z" for character in text) / len(ids)
         for text, ids in zip(completions, completion_ids, strict=True)

@@ -53,7 +53,7 @@ CONFIG = LogitsConfig
 
 def run(settings: LogitsConfig, workdir: pathlib.Path) -> None:
     """Distils by the settings, resuming from `workdir` if it has a checkpoint."""
-    with open_run(settings.mesh):
+    with open_run(settings, settings.mesh):
         make_run(settings, workdir).train()
 
 

@@ -58,7 +58,7 @@ CONFIG = OnPolicyConfig
 
 def run(settings: OnPolicyConfig, workdir: pathlib.Path) -> None:
     """Distils by the settings, resuming from `workdir` if it has a checkpoint."""
-    with open_run(settings.mesh):
+    with open_run(settings, settings.mesh):
         make_run(settings, workdir).train()
 
 

@@ -14,8 +14,11 @@ import logging
 import pathlib
 from typing import Any
 
+import numpy as np
+
 from r1jax.core import distributed
 from r1jax.core.errors import UserError
+from r1jax.core.processes.agreement import agree_on_data
 from r1jax.core.sharding import MeshConfig
 from r1jax.core.structs import Program, Sampling
 from r1jax.data.corpus import CorpusConfig, SourceConfig
@@ -119,7 +122,7 @@ CONFIG = TracesConfig
 
 def run(settings: TracesConfig, workdir: pathlib.Path) -> None:
     """Distils by the settings, continuing from the content of `workdir`."""
-    with open_run(settings.mesh):
+    with open_run(settings, settings.mesh):
         distil(settings, workdir)
 
 
@@ -150,8 +153,9 @@ def distil(settings: TracesConfig, workdir: pathlib.Path) -> None:
     task = load_task(settings.data)
     for note in task.notes:
         log.warning(note)
+    agree_on_data(task.train, task.held_out)
     log_golds(task.train, [reward.name for reward in rewards])
-    if not (workdir / SET_FILE).exists():
+    if not distributed.from_first(np.asarray((workdir / SET_FILE).exists())):
         if distributed.is_writer():
             write_config(settings, workdir)
         rows = task.train[: settings.generate.prompts or None]

@@ -49,7 +49,7 @@ COMPILED = "compiled"  # folder of compiled programs shared by stages
 
 def run(settings: PipelineConfig, workdir: pathlib.Path) -> None:
     """Runs the unfinished stages."""
-    with open_run():
+    with open_run(settings):
         run_plan(settings, workdir)
 
 
@@ -57,6 +57,7 @@ def run_plan(settings: PipelineConfig, workdir: pathlib.Path) -> None:
     """Runs the unfinished stages in order, each in its own mesh."""
     plan, measure = make_plan(settings, workdir)
     record = Record(workdir, plan, settings.comparison)
+    record.entries, record.redone = json.loads(distributed.text_from_first(json.dumps([record.entries, record.redone])))
     if distributed.is_writer():
         write_config(settings, workdir)
     _share_programs(workdir)
@@ -66,9 +67,8 @@ def run_plan(settings: PipelineConfig, workdir: pathlib.Path) -> None:
             entry["status"] = "skipped" if entry["status"] == "pending" else entry["status"]
             continue
         title = f"stage {number} of {len(plan)}, {planned.name}"
-        inputs = hash_inputs(planned, record.entries)
         asked = planned.name in settings.rerun and planned.name not in record.redone
-        why = "config.rerun names it" if asked else find_reason(entry, inputs, planned.folder)
+        inputs, why = _decide(planned, record, asked)
         if entry["status"] == "done" and not why:
             log.info("%s: done already, kept", title)
             _measure(planned, entry, measure, settings.mesh)  # again if the evaluation settings changed
@@ -110,6 +110,17 @@ def key_of_programs(settings: Any) -> str:
     kept["rollout"] = {key: value for key, value in values.get("rollout", {}).items() if key != "temperature"}
     kept["length"] = [values.get(name, {}).get("length") for name in ("data", "corpus")]
     return json.dumps(kept, sort_keys=True, default=str)
+
+
+def _decide(planned: Planned, record: Record, asked: bool) -> tuple[dict[str, str], str]:
+    """Hashes of a stage's inputs, and why it must run again ("": it need not); the first process decides."""
+    found: tuple[dict[str, str], str] = {}, ""
+    if distributed.is_writer():
+        inputs = hash_inputs(planned, record.entries)
+        entry = record.entries[planned.name]
+        found = inputs, "config.rerun names it" if asked else find_reason(entry, inputs, planned.folder)
+    inputs, why = json.loads(distributed.text_from_first(json.dumps(found)))
+    return inputs, why
 
 
 def find_reason(entry: Entry, inputs: dict[str, str], folder: pathlib.Path) -> str:
