@@ -24,6 +24,7 @@ CORE = [
     "flax>=0.12.7,<0.13",
     "absl-py>=2.3.1,<3",
     "chex>=0.1.91,<0.2",
+    "etils[epath]>=1.12,<2",
     "gguf>=0.17,<0.20",
     "grain>=0.2.15,<0.3",
     "huggingface_hub>=1.0,<3",
@@ -83,6 +84,7 @@ setup(
     install_requires=CORE,
     extras_require={
         "hub": ["datasets>=4,<6", "pyarrow>=20,<27"],
+        "gcs": ["gcsfs>=2025.3"],
         "reasoning-gym": ["reasoning-gym>=0.1.25,<0.2"],
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda13]"],

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from r1jax.core.buckets.staging import is_address, locate, push, stage
 from r1jax.core.commands import run_command
 from r1jax.core.errors import UserError
 from r1jax.core.metrics import METRICS_FILE, SAMPLES_FILE
@@ -51,7 +52,18 @@ def define_flags() -> flags.FlagValues:
 
 
 def write_page(workdirs: Sequence[str], output: str | None, *, refresh: int = 0) -> pathlib.Path:
-    """Writes the page of one run or pipeline, or of several runs; refresh: seconds between its reloads (0: none)."""
+    """Writes the page of one run or pipeline, or of several runs; refresh: seconds between its reloads (0: none).
+
+    Runs may be in a bucket, and their page then goes there too.
+    """
+    local = [str(stage(folder)) if is_address(folder) else folder for folder in workdirs]
+    page = _write_page(local, output, refresh=refresh)
+    for folder in local:
+        push(pathlib.Path(folder))
+    return page if output else locate(page)
+
+
+def _write_page(workdirs: Sequence[str], output: str | None, *, refresh: int) -> pathlib.Path:
     if len(workdirs) > 1:
         return write_comparison(workdirs, output or find_default_output(workdirs), refresh=refresh)
     if is_pipeline(workdirs[0]):

@@ -59,10 +59,23 @@ def start(settings: Any, workdir: pathlib.Path) -> None:
     """Runs the stage of checked settings to its end."""
     for key, name in find_trackers(settings).items():  # before anything is loaded
         check_tracker(name, key)
-    stage_of(settings).run(settings, workdir)
+    try:
+        stage_of(settings).run(settings, workdir)
+    finally:
+        upload(workdir)
     from r1jax.core import distributed  # imports jax, so only after the config is checked
 
     distributed.wait("the end of the run")
+
+
+def upload(workdir: pathlib.Path) -> None:
+    """Uploads the records of a workdir that stands for one in a bucket, by the first process."""
+    staging = sys.modules.get("r1jax.core.buckets.staging")  # imported where there is such a workdir
+    if staging is not None and staging.is_staged(workdir) and "jax" in sys.modules:
+        from r1jax.core import distributed
+
+        if distributed.is_writer():
+            staging.push(workdir)
 
 
 def define_flags() -> flags.FlagValues:
@@ -122,7 +135,13 @@ def resolve(spec: str | None, workdir: str | None, overrides: dict[str, str]) ->
 
 
 def check_workdir(workdir: str | pathlib.Path) -> pathlib.Path:
-    """The path of a workdir. Raises UserError if it, or a folder above it, is a file."""
+    """The path of a workdir, or the local folder that stands for one in a bucket. Raises UserError if it, or a folder
+    above it, is a file.
+    """
+    if str(workdir).startswith("gs://"):
+        from r1jax.core.buckets.staging import stage  # needs packages that other runs do without
+
+        return stage(str(workdir))
     folder = pathlib.Path(workdir)
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():

@@ -1,4 +1,5 @@
-"""Checkpoints of a run by orbax: arrays (each process writes its shards), with metadata (step, data position) as JSON.
+"""Checkpoints of a run by orbax's interface v1: arrays (each process writes its shards), with metadata (step, data
+position) as JSON. Those of interface v0, which r1jax wrote before 0.2, are read too.
 
 A checkpoint exists once it is complete: orbax renames it into place, so a run killed while saving resumes from the one
 before. Checksums are then written beside its files (checksums.py) and verified before a run resumes: a damaged
@@ -17,10 +18,12 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
+import orbax.checkpoint.experimental.v1 as ocp
 import tensorstore
 
 from r1jax.core import distributed
+from r1jax.core.buckets import staging
+from r1jax.core.buckets.staging import Place
 from r1jax.core.checksums import find_damage, has_checksums, write_checksums
 from r1jax.core.errors import UserError
 from r1jax.core.processes.failures import describe_process
@@ -28,6 +31,7 @@ from r1jax.core.processes.failures import describe_process
 log = logging.getLogger(__name__)
 
 FOLDER, DAMAGED = "checkpoints", "checkpoints.damaged"
+STATE, FACTS = "state", "facts"  # the parts of a checkpoint: arrays, and metadata as JSON
 SETTLE_SECONDS = 10.0  # for processes to see the same checkpoints on a network file system
 
 
@@ -37,14 +41,18 @@ class Checkpoints:
     def __init__(self, workdir: pathlib.Path, *, keep: int = 2):
         # On CPU the host copy may be a view of buffers that the next update overwrites: save synchronously there.
         self._asynchronous = jax.default_backend() != "cpu"
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=self._asynchronous)
-        self._workdir = workdir.resolve()
-        self._manager = ocp.CheckpointManager(self._workdir / FOLDER, options=options)
+        place = staging.locate(workdir)
+        self._workdir: Place = place if staging.is_address(place) else workdir.resolve()
+        newest = ocp.training.preservation_policies.LatestN(keep)
+        self._manager = ocp.training.Checkpointer(
+            self._workdir / FOLDER, context=_make_context(), preservation_policy=newest
+        )
 
     @property
     def latest(self) -> int | None:
         """The newest complete step that this process sees, or None."""
-        return self._manager.latest_step()
+        newest = self._manager.latest
+        return None if newest is None else newest.step
 
     def find_whole(self) -> int | None:
         """The newest undamaged step, the same in every process; None if none was saved.
@@ -100,50 +108,54 @@ class Checkpoints:
         anywhere = distributed.any_process(bool(damage))
         return damage or ("found by another process" if anywhere else "")
 
-    def _set_aside(self, step: int) -> pathlib.Path:
+    def _set_aside(self, step: int) -> Place:
         place = self._workdir / DAMAGED / str(step)
         for number in range(1, 1000):
             if not place.exists():
                 break
             place = self._workdir / DAMAGED / f"{step}.{number}"
         if distributed.is_writer():
-            place.parent.mkdir(exist_ok=True)
-            os.rename(self.folder(step), place)
+            if staging.is_address(place):
+                staging.move_remote(self.folder(step), place)
+            else:
+                place.parent.mkdir(exist_ok=True)
+                os.rename(self.folder(step), place)
         distributed.wait(f"set aside {step}")
         self._manager.reload()
         return place
 
-    def folder(self, step: int) -> pathlib.Path:
+    def folder(self, step: int) -> Place:
         """Folder of a step."""
-        return pathlib.Path(self._manager.directory) / str(step)
+        return self._workdir / FOLDER / str(step)
 
     def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
         """Starts saving; arrays may be donated once this returns."""
         self._seal()
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), facts=ocp.args.JsonSave(metadata))
-        self._manager.save(step, args=args)
-        if not self._asynchronous:
+        parts = {STATE: state, FACTS: metadata}
+        if self._asynchronous:
+            self._manager.save_checkpointables_async(step, parts, force=True)
+        else:
+            self._manager.save_checkpointables(step, parts, force=True)
             self._seal()
 
     def restore(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
         """State with the shardings of `abstract_state`, and metadata. Raises UserError if it does not fit this run's
         model.
         """
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), facts=ocp.args.JsonRestore())
         try:
             self._check_dtypes(step, abstract_state)
-            restored = self._manager.restore(step, args=args)
+            restored = self._manager.load_checkpointables(step, {STATE: abstract_state, FACTS: None})
         except (ValueError, KeyError, FileNotFoundError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(
                 f"the checkpoint of step {step} in {self._manager.directory} does not fit this run ({reason[:200]}); "
                 "resume with the same model and optimizer or start in another --workdir"
             ) from None
-        return restored["state"], restored["facts"]
+        return restored[STATE], restored[FACTS]
 
     def _check_dtypes(self, step: int, abstract_state: Any) -> None:
         """Raises ValueError if an array was saved in another dtype, which restoring would silently round."""
-        saved = ocp.PyTreeCheckpointHandler().metadata(self._manager.directory / str(step) / "state").tree
+        saved = _read_shapes(self.folder(step))
         name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")
         dtypes = {name(path): leaf.dtype for path, leaf in jax.tree_util.tree_leaves_with_path(saved)}
         for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_state):
@@ -152,16 +164,16 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for a pending save."""
-        self._manager.wait_until_finished()
+        self._manager.wait()
         self._seal()
         self._manager.close()
 
     def _seal(self) -> None:
         """Writes this process's checksums of complete checkpoints that lack them."""
-        self._manager.wait_until_finished()
+        self._manager.wait()
         index, count = jax.process_index(), jax.process_count()
-        for step in self._manager.all_steps():
-            if (folder := self.folder(step)).is_dir() and not has_checksums(folder, index=index):
+        for checkpoint in self._manager.checkpoints:
+            if (folder := self.folder(checkpoint.step)).is_dir() and not has_checksums(folder, index=index):
                 with contextlib.suppress(FileNotFoundError):  # the first process may be deleting an old step
                     write_checksums(folder, index=index, count=count)
 
@@ -173,10 +185,11 @@ class SavedArrays:
     whole.
     """
 
-    def __init__(self, folder: pathlib.Path):
-        self.path = folder.resolve()
+    def __init__(self, folder: Place):
+        place = folder if staging.is_address(folder) else staging.locate(folder)
+        self.path = place if staging.is_address(place) else place.resolve()
         try:
-            tree = ocp.PyTreeCheckpointHandler().metadata(self.path / "state").tree
+            tree = _read_shapes(self.path)
         except (ValueError, KeyError, FileNotFoundError) as error:
             raise UserError(f"{folder}: not a whole checkpoint of a run ({type(error).__name__})") from None
         leaves = jax.tree_util.tree_leaves_with_path(tree)
@@ -196,10 +209,14 @@ class SavedArrays:
 
     def read(self, path: tuple[str | int, ...], place: tuple[int, ...] = ()) -> np.ndarray:
         """The array, or its part at the index `place` on the first axes. Raises UserError if its file is damaged."""
-        folder, name = self.path / "state", self._entries[path].name
+        folder, name = self.path / STATE, ".".join(map(str, path))
         try:
             if path not in self._open:
-                store = {"driver": "ocdbt", "base": f"file://{folder}/", "path": f"{name}/"}
+                store = {
+                    "driver": "ocdbt",
+                    "base": f"{folder}/" if staging.is_address(folder) else f"file://{folder}/",
+                    "path": f"{name}/",
+                }
                 self._open[path] = tensorstore.open({"driver": "zarr", "kvstore": store}, open=True).result()
             return np.asarray(self._open[path][place].read().result())
         except ValueError as error:
@@ -212,20 +229,43 @@ def newest_checkpoint(workdir: pathlib.Path) -> pathlib.Path | None:
 
     Damaged checkpoints are skipped with a warning. Raises UserError if all are damaged.
     """
-    steps = [folder for folder in (workdir / FOLDER).glob("*") if folder.name.isdigit()]
+    home = staging.locate(workdir) / FOLDER
+    steps = [folder for folder in home.iterdir() if folder.name.isdigit()] if home.is_dir() else []
     for folder in sorted(steps, key=lambda folder: int(folder.name), reverse=True):
         if not (damage := _find_missing(folder) or find_damage(folder)):
-            return folder
+            return workdir / FOLDER / folder.name
         log.warning("%s is damaged (%s)", folder, damage)
     if steps:
-        raise UserError(f"{workdir / FOLDER}: none of the {len(steps)} checkpoints is whole ({damage})")
+        raise UserError(f"{home}: none of the {len(steps)} checkpoints is whole ({damage})")
     return None
 
 
-def _find_missing(folder: pathlib.Path) -> str:
+def _make_context() -> ocp.Context:
+    """Settings of orbax: arrays in the format zarr 2, as in earlier checkpoints, and metadata as JSON."""
+    registry = ocp.handlers.local_registry()
+    registry.add(ocp.handlers.JsonHandler, checkpointable_name=FACTS)
+    context = ocp.Context()
+    context.array.saving.use_zarr3 = False
+    context.checkpointables.registry = registry
+    return context
+
+
+def _read_shapes(folder: Place) -> Any:
+    """Shapes and dtypes of a checkpoint's arrays, as a tree. Raises ValueError if they cannot be read, and errors of
+    orbax for a folder that is no checkpoint.
+    """
+    with _make_context():
+        tree = ocp.checkpointables_metadata(folder).metadata[STATE]
+    if tree is None:  # orbax has logged why
+        raise ValueError("its arrays cannot be read")
+    return tree
+
+
+def _find_missing(folder: Place) -> str:
     """Name of a part that every checkpoint has and this one lacks; "" if it is complete."""
-    parts = ("state/_METADATA", "state/manifest.ocdbt", "facts/metadata")
-    return next((f"{part} is missing" for part in parts if not (folder / part).is_file()), "")
+    parts = [(f"{STATE}/_METADATA",), (f"{STATE}/manifest.ocdbt",), (f"{FACTS}/data.json", f"{FACTS}/metadata")]
+    missing = (names[0] for names in parts if not any((folder / name).is_file() for name in names))
+    return next((f"{name} is missing" for name in missing), "")
 
 
 def _read_key(entry: Any) -> str | int:

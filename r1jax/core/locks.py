@@ -3,6 +3,9 @@
 One file holds two locks: an advisory lock of the system (flock), which is released when its process dies, and a lease
 (host, process, time) that is renewed while the holder lives, for shared file systems without flock across hosts. A
 lease of a dead process, or one not renewed for LEASE_SECONDS, is taken over and logged.
+
+For a workdir in a bucket the lease is an object there too. It cannot be taken at once: of two runs that start within
+the same second both may believe that they hold it.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from r1jax.core.buckets import staging
+from r1jax.core.buckets.staging import Place
 from r1jax.core.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -49,7 +54,9 @@ def hold_lock(file: pathlib.Path, what: str) -> Iterator[None]:
         _write(handle)
         threading.Thread(target=_renew, args=(handle, stop), name="lease", daemon=True).start()
         try:
-            yield
+            place = staging.locate(file)
+            with _hold_lease(place, what) if staging.is_address(place) else contextlib.nullcontext():
+                yield
         finally:
             stop.set()
             with contextlib.suppress(OSError):
@@ -57,6 +64,47 @@ def hold_lock(file: pathlib.Path, what: str) -> Iterator[None]:
     finally:
         stop.set()
         os.close(handle)
+
+
+@contextlib.contextmanager
+def _hold_lease(place: Place, what: str) -> Iterator[None]:
+    """Holds the lease at a place in a bucket. One that is not renewed while this waits for it is taken over."""
+    stop, seen = threading.Event(), _read_lease(place)
+    if seen:
+        here = seen.get("host") == socket.gethostname()
+        dead = here and not pathlib.Path(f"/proc/{seen.get('process')}").exists()
+        wait = 0.0 if dead else max(0.0, LEASE_SECONDS - (time.time() - seen.get("time", 0)))
+        if wait:
+            log.warning("%s: waiting up to %.0f s for the lease of %s to end", what, wait, _describe(seen))
+        end = time.monotonic() + wait
+        while (now := _read_lease(place)) and time.monotonic() < end:
+            if now != seen:
+                raise UserError(f"{what} is in use by {_describe(now)}; wait for it to end, or stop it")
+            time.sleep(min(5.0, wait))
+        if now:
+            log.warning("%s: taking over the lock of %s, which no longer runs", what, _describe(seen))
+
+    def renew() -> None:
+        while not stop.wait(RENEW_SECONDS):
+            with contextlib.suppress(Exception):  # a network that is away for a moment
+                place.write_text(_describe_self())
+
+    place.write_text(_describe_self())
+    threading.Thread(target=renew, name="lease in a bucket", daemon=True).start()
+    try:
+        yield
+    finally:
+        stop.set()
+        with contextlib.suppress(Exception):
+            place.unlink()
+
+
+def _read_lease(place: Place) -> dict[str, Any]:
+    try:
+        lease = json.loads(place.read_text()) if place.exists() else {}
+    except (OSError, ValueError):
+        return {}
+    return lease if isinstance(lease, dict) else {}
 
 
 def _take(handle: int, what: str) -> None:
@@ -77,9 +125,12 @@ def _read(handle: int) -> dict[str, Any]:
 
 
 def _write(handle: int) -> None:
-    text = json.dumps({"host": socket.gethostname(), "process": os.getpid(), "time": round(time.time())})
     os.ftruncate(handle, 0)
-    os.pwrite(handle, text.encode(), 0)
+    os.pwrite(handle, _describe_self().encode(), 0)
+
+
+def _describe_self() -> str:
+    return json.dumps({"host": socket.gethostname(), "process": os.getpid(), "time": round(time.time())})
 
 
 def _renew(handle: int, stop: threading.Event) -> None:

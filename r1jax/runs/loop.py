@@ -23,6 +23,7 @@ import jax
 import numpy as np
 
 from r1jax.core import console, distributed
+from r1jax.core.buckets.staging import locate, push
 from r1jax.core.checkpoint import Checkpoints
 from r1jax.core.interrupts import Interrupts
 from r1jax.core.locks import hold_lock
@@ -84,7 +85,9 @@ class Loop:
         Raises UserError if the workdir is in use, belongs to another config, or has only damaged checkpoints;
         PreemptedError or KeyboardInterrupt, after saving, if a signal asked to stop.
         """
-        lock = hold_lock(self.workdir / ".lock", f"--workdir={self.workdir}") if distributed.is_writer() else None
+        lock = (
+            hold_lock(self.workdir / ".lock", f"--workdir={locate(self.workdir)}") if distributed.is_writer() else None
+        )
         watchdog = Watchdog(self.watchdog_minutes)
         with lock or contextlib.nullcontext(), watchdog, Interrupts() as interrupts:
             checkpoints = Checkpoints(self.workdir, keep=self.checkpoint.keep)
@@ -93,7 +96,7 @@ class Loop:
             start, pending = self._restore(checkpoints, stage)
             START.enter("evaluate")
             writer = self._open_writer(start)
-            saves = _Saves(checkpoints, stage, self.checkpoint, interrupts, start or 0)
+            saves = _Saves(self.workdir, checkpoints, stage, self.checkpoint, interrupts, start or 0)
             if pending is not None and start is not None:
                 self._finish_row(writer, start, pending, stage)
             if start is None and (before := stage.evaluate()):
@@ -128,7 +131,9 @@ class Loop:
             checkpoints.close()
             writer.close()
         if distributed.is_writer():
-            _log.info("report: %s", write_report(self.workdir))
+            report = write_report(self.workdir)
+            push(self.workdir)
+            _log.info("report: %s", locate(report))
 
     def _restore(self, checkpoints: Checkpoints, stage: Stage) -> tuple[int | None, Row | None]:
         """The restored step, and its row if that was not yet written; None for a fresh start."""
@@ -143,9 +148,9 @@ class Loop:
         pending = metadata.pop(PENDING, None)
         stage.resume(metadata)
         if start >= self.steps:
-            _log.info("%s is finished: step %d of %d is done", self.workdir, start, self.steps)
+            _log.info("%s is finished: step %d of %d is done", locate(self.workdir), start, self.steps)
         else:
-            _log.info("resuming %s from step %d of %d", self.workdir, start, self.steps)
+            _log.info("resuming %s from step %d of %d", locate(self.workdir), start, self.steps)
         return start, pending
 
     def _finish_row(self, writer: MetricsWriter, step: int, row: Row, stage: Stage) -> None:
@@ -172,8 +177,15 @@ class _Saves:
     """Decides when a run saves, and tracks what is unsaved."""
 
     def __init__(
-        self, checkpoints: Checkpoints, stage: Stage, config: CheckpointConfig, interrupts: Interrupts, start: int
+        self,
+        workdir: pathlib.Path,
+        checkpoints: Checkpoints,
+        stage: Stage,
+        config: CheckpointConfig,
+        interrupts: Interrupts,
+        start: int,
     ):
+        self.workdir = workdir
         self.checkpoints, self.stage, self.config, self.interrupts = checkpoints, stage, config, interrupts
         self.saved = self.finished = start
         self._metadata: Row = {}
@@ -197,6 +209,8 @@ class _Saves:
         """Saves the state after `step`, unless that is done; `more` is added to the stage's metadata."""
         if step == self.saved:
             return
+        if distributed.is_writer():
+            push(self.workdir)  # rows first: a checkpoint must not be ahead of them
         self.checkpoints.save(step, self.stage.state, self._metadata | (more or {}))
         self.saved, self._time, self.interrupts.unsaved = step, time.monotonic(), False
         beat()

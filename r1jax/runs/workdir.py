@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from r1jax.core.atomic_file import replace_file
+from r1jax.core.buckets.staging import is_staged, locate, move
 from r1jax.core.errors import UserError
 from r1jax.core.metrics import METRICS_FILE, SAMPLES_FILE, read_rows
 from r1jax.core.resolution import resolve
@@ -72,14 +73,15 @@ def set_aside(workdir: pathlib.Path) -> None:
     """Moves files of an earlier start without a checkpoint to WORKDIR.earlier-N, and logs it."""
     if not any(_has_rows(workdir / name) for name in (METRICS_FILE, SAMPLES_FILE)):
         return
-    place = next(
-        place for n in itertools.count(1) if not (place := workdir.with_name(f"{workdir.name}.earlier-{n}")).exists()
-    )
+    places = (workdir.with_name(f"{workdir.name}.earlier-{n}") for n in itertools.count(1))
+    place = next(place for place in places if not locate(place).exists())
     place.mkdir()
+    if is_staged(workdir):
+        move(workdir, RECORDS, place)
     for name in RECORDS:
         if (workdir / name).exists():
             os.rename(workdir / name, place / name)
-    log.warning("%s has rows of a run without a checkpoint; they were moved to %s", workdir, place)
+    log.warning("%s has rows of a run without a checkpoint; they were moved to %s", locate(workdir), locate(place))
 
 
 def _has_rows(file: pathlib.Path) -> bool:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from r1jax.core import distributed
+from r1jax.core.buckets.staging import pull, push
 from r1jax.core.errors import UserError
 from r1jax.core.processes.agreement import agree_on_data
 from r1jax.core.sharding import MeshConfig
@@ -154,7 +155,18 @@ def collect(
 ) -> None:
     """Writes traces.jsonl and set.jsonl from the model's samples of task rows."""
     ask_teacher(model, rows, generate, workdir / TRACES_FILE)
+    share(workdir)
     keep_best(read_traces(workdir / TRACES_FILE, rewards), filters, workdir / SET_FILE, reply=reply)
+    share(workdir)
+
+
+def share(workdir: pathlib.Path) -> None:
+    """Waits until the files of the first process are whole for all; in a bucket the others download them."""
+    if distributed.is_writer():
+        push(workdir)
+    distributed.wait("the first process has written")
+    if not distributed.is_writer():
+        pull(workdir)
 
 
 def ask_teacher(
@@ -221,7 +233,6 @@ def keep_best(traces: Sequence[Trace], filters: FilterConfig, output: pathlib.Pa
     if distributed.is_writer():
         write_set(output, [rewrite(trace, reply) if reply else trace for trace in kept], statistics)
         log.info("%s and %s", output, statistics_file(output))
-    distributed.wait("the set is written")
 
 
 def rewrite(trace: Trace, reply: str) -> Trace:

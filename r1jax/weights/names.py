@@ -10,6 +10,7 @@ import pathlib
 import re
 from typing import Any
 
+from r1jax.core.buckets.staging import is_address, stage
 from r1jax.core.errors import UserError
 from r1jax.core.tensor_reader import open_tensors
 
@@ -36,10 +37,13 @@ def find_hub_name(name: str, fetch: str = "") -> tuple[str, str | None] | None:
 
 
 def find_model(name: str | pathlib.Path, fetch: str = "") -> pathlib.Path:
-    """Local folder or file of a MODEL; a hub name that is no local path is downloaded if the cache lacks it.
+    """Local folder or file of a MODEL; a hub name that is no local path is downloaded if the cache lacks it, and a run
+    in a bucket (`gs://`) gets a local folder that stands for it.
 
     fetch: the command that creates this model, for the message. Raises UserError, with all places that were searched.
     """
+    if is_address(name):
+        return stage(str(name))
     local, text = pathlib.Path(name), str(name)
     if text and local.exists():
         return local

@@ -18,6 +18,7 @@ from typing import Any
 from flax import nnx
 from jax.sharding import Mesh
 
+from r1jax.core.buckets.staging import locate
 from r1jax.core.checkpoint import SavedArrays, newest_checkpoint
 from r1jax.core.errors import UserError
 from r1jax.core.sharding import current_mesh, use_mesh
@@ -197,7 +198,7 @@ def find_step(path: pathlib.Path) -> pathlib.Path | None:
     """
     if path.parent.name == "checkpoints" and path.name.isdigit():
         return path
-    if not (path / "checkpoints").is_dir():
+    if not (locate(path) / "checkpoints").is_dir():
         return None
     newest = newest_checkpoint(path)
     if newest is None:

@@ -24,6 +24,7 @@ from typing import Any
 import jax
 
 from r1jax.core import console, distributed
+from r1jax.core.buckets.staging import is_staged, locate, push, remove
 from r1jax.core.sections import to_values
 from r1jax.core.sharding import MeshConfig, make_mesh, use_mesh
 from r1jax.core.structs import Program
@@ -140,6 +141,8 @@ def run_stage(planned: Planned, entry: Entry, inputs: dict[str, str], why: str, 
     if why:
         if distributed.is_writer():
             shutil.rmtree(planned.folder, ignore_errors=True)
+            if is_staged(planned.folder):
+                remove(locate(planned.folder))
         distributed.wait(f"cleared {planned.name}")
     elif entry["status"] == "running":
         spent = entry["seconds"] + _find_duration(planned.folder, entry["started"])
@@ -215,3 +218,4 @@ def _share_programs(workdir: pathlib.Path) -> None:
 def _write(record: Record) -> None:
     if distributed.is_writer():
         record.write()
+        push(record.path.parent)
