@@ -22,7 +22,7 @@ What stands behind -- goes to r1jax.train as it is. The run's folder on each hos
 mounted as `bucket`, as in --config.data.path=bucket/math.jsonl, and the run writes to bucket/runs/NAME.
 
 Environment that reaches the hosts, in a file that only their user can read: LIBTPU_INIT_ARGS, XLA_FLAGS,
-R1JAX_CONNECT_SECONDS, HF_TOKEN (gated models) and WANDB_API_KEY, where they are set here.
+R1JAX_CONNECT_SECONDS, HF_TOKEN (gated models), WANDB_API_KEY and OPENAI_API_KEY (judges), where they are set here.
 
 Exit codes: 0 success, 2 a mistake on the command line or in the config, 130 Ctrl-C, the run's own code if it failed
 (docs/reliability.md), 1 all else.

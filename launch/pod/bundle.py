@@ -15,7 +15,7 @@ from pod.states import CloudError
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("r1jax", "configs", "setup.py", "pyproject.toml", "README.md", "LICENSE")
-SECRETS = ("HF_TOKEN", "WANDB_API_KEY")
+SECRETS = ("HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY")
 PASSED = ("LIBTPU_INIT_ARGS", "XLA_FLAGS", "R1JAX_CONNECT_SECONDS", *SECRETS)
 ARCHIVE, ENVIRONMENT = "bundle.tgz", "env"
 

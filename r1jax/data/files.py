@@ -16,7 +16,7 @@ import pathlib
 
 from r1jax.core.errors import UserError
 from r1jax.core.extras import require
-from r1jax.data.sources import RowErrors, SourceRow, read_jsonl
+from r1jax.data.sources import RowErrors, SourceRow, find_half_character, read_jsonl
 
 
 def read_rows(path: str, errors: RowErrors | None = None, *, key: str = "config.data.path") -> list[SourceRow]:
@@ -84,7 +84,9 @@ def _read_array_record(path: str, errors: RowErrors) -> list[SourceRow]:
             columns = json.loads(record)
             if not isinstance(columns, dict):
                 raise ValueError(f"{type(columns).__name__}")
-        except ValueError as error:
+            if broken := find_half_character(bytes(record).decode()):
+                raise ValueError(f"half of a surrogate pair ({broken}) is no character")
+        except (ValueError, RecursionError) as error:
             errors.report(f"{path}:{number}", f"not a JSON object: {error}")
             continue
         rows.append(SourceRow(f"{path}:{number}", columns))

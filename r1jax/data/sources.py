@@ -11,9 +11,9 @@ reasoning-gym's own scorers may `eval` a model's answer, so only its questions a
 import difflib
 import itertools
 import json
-import os
 import pathlib
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 from r1jax.core.errors import UserError
 from r1jax.core.extras import check_installed
+from r1jax.core.startup.helper_process import minimal_environment
 
 
 class SourceRow(NamedTuple):
@@ -80,11 +81,26 @@ def read_jsonl(
             except (ValueError, RecursionError) as error:
                 errors.report(place, f"not a JSON object: {error}")
                 continue
-            if isinstance(columns, dict):
+            if isinstance(columns, dict) and (broken := find_half_character(text)):
+                errors.report(place, f"half of a surrogate pair ({broken}) is no character: write the pair or neither")
+            elif isinstance(columns, dict):
                 rows.append(SourceRow(place, columns))
             elif text:
                 errors.report(place, f"not a JSON object: got {type(columns).__name__}, {text[:60]}")
     return rows
+
+
+_SURROGATE = re.compile(
+    r"\\\\|(\\u[dD][89abAB][0-9a-fA-F]{2})(\\u[dD][c-fC-F][0-9a-fA-F]{2})?|(\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+)
+
+
+def find_half_character(text: str) -> str:
+    """The first escape in a JSON text that is half of a surrogate pair, which no tokenizer takes; "" if none is."""
+    for match in _SURROGATE.finditer(text) if "\\u" in text else ():
+        if match[3] or match[1] and not match[2]:
+            return match[0]
+    return ""
 
 
 # --- Procedural tasks ---
@@ -140,7 +156,7 @@ def _ask_gym(request: dict[str, Any]) -> list[tuple[str, str]]:
     worker = pathlib.Path(__file__).with_name("gym_worker.py")
     task = f"reasoning-gym task {request['task']} (config.data.source)"
     check_installed("reasoning_gym", "reasoning-gym", task)
-    environment = {**os.environ, "PYTHONHASHSEED": "0"}
+    environment = minimal_environment(PYTHONHASHSEED="0")
     command = [sys.executable, "-P", str(worker)]
     done = subprocess.run(command, input=repr(request), capture_output=True, text=True, env=environment)
     if done.returncode:

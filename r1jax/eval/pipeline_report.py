@@ -65,7 +65,7 @@ def write_story(workdir: str | Path, output: str | Path | None = None, *, refres
         refresh=refresh,
     )
     try:
-        replace_file(output, page)
+        replace_file(output, [page.encode("utf-8", "backslashreplace")])  # half a surrogate pair has no UTF-8
     except OSError as error:
         raise UserError(f"The report cannot be written to {output}: {error.strerror}.") from error
     return output
@@ -203,7 +203,7 @@ def _read_samples(folder: Path) -> list[dict[str, Any]]:
     path = folder / SAMPLES
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line]
+    return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
 
 
 def _flatten(prompt: Any) -> str:

@@ -57,7 +57,8 @@ def write_comparison(workdirs: Sequence[str | Path], output: str | Path, *, refr
     samples = [choose_samples(workdir, SAMPLE_LIMIT // len(runs)) for workdir in workdirs]
     output = Path(output)
     try:
-        replace_file(output, render_page(runs, samples, refresh=refresh))
+        page = render_page(runs, samples, refresh=refresh)
+        replace_file(output, [page.encode("utf-8", "backslashreplace")])  # half a surrogate pair has no UTF-8
     except OSError as error:
         raise UserError(f"The report cannot be written to {output}: {error.strerror}.") from error
     return output

@@ -11,6 +11,7 @@ Left out: streaming, proxies, batching on the server's side.
 
 import contextlib
 import http.client
+import ipaddress
 import json
 import logging
 import os
@@ -42,12 +43,13 @@ class _History:
 
     answered: bool = False
     refused: int = 0
+    warned: bool = False
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A server and its request settings; call it with prompts. The key is read from the environment, never from a
-    config.
+    """A server and its request settings; call it with prompts. The key is read from the environment variable
+    `key_variable`, never from a config, and is sent only to https addresses and to this machine.
     """
 
     url: str
@@ -63,10 +65,38 @@ class Endpoint:
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
+        if parts.username is not None or parts.password is not None:
+            raise UserError(
+                f"endpoint must not hold a user or password, which would stand in config.json and logs (host "
+                f"{parts.hostname}): put the key into the environment variable {self.key_variable} (key_variable)"
+            )
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError(f"endpoint must be an address such as http://localhost:8000/v1, got {self.url!r}")
+        if parts.query or parts.fragment:
+            raise UserError(
+                f"endpoint must be an address without ? and #, such as {parts.scheme}://{parts.hostname}/v1"
+            )
         if not self.model:
             raise UserError("an endpoint needs model, the name of a model that its server knows")
+
+    def _find_key(self) -> str:
+        """The key to send; "" if there is none, or if others on the network could read it. Raises UserError for a key
+        that cannot be sent, without showing it.
+        """
+        parts = urlsplit(self.url)
+        key = os.environ.get(self.key_variable, "").strip()
+        if key and not (key.isascii() and key.isprintable() and " " not in key):
+            raise UserError(
+                f"the key in the variable {self.key_variable} must be one word of printable ASCII characters"
+            )
+        if key and parts.scheme != "https" and not _is_loopback(parts.hostname or ""):
+            if not self._history.warned:
+                self._history.warned = True
+                _logger.warning(
+                    "%s: the key in %s is sent only to https addresses and to this machine", self.url, self.key_variable
+                )
+            return ""
+        return key
 
     def __call__(self, prompts: Sequence[Completion]) -> list[str | None]:
         """One reply per prompt, in order; None for a failed request. Raises UserError for errors of the config."""
@@ -126,7 +156,7 @@ class Endpoint:
         else:
             connection = http.client.HTTPConnection(host, port, timeout=self.timeout_seconds)
         headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(self.key_variable, "").strip():
+        if key := self._find_key():
             headers["Authorization"] = f"Bearer {key}"
         # Unlike a socket's own timeout, this one does not restart with each byte.
         connection.connect()
@@ -143,6 +173,13 @@ class Endpoint:
         finally:
             guard.cancel()
             connection.close()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _hang_up(sock: socket.socket) -> None:

@@ -3,11 +3,14 @@
 Source of the penalty: Yeo et al. (arXiv 2502.03373), appendix C.2. Both are easily exploited; give them small weights.
 """
 
+import os
 import re
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from r1jax.core.errors import UserError
+from r1jax.core.startup.program_cache import find_user_cache
 from r1jax.rewards.completions import Completion, read_texts
 from r1jax.rewards.protocol import by_row
 
@@ -61,7 +64,22 @@ def _split_chinese(text: str) -> list[str]:
     import jieba  # takes a second to load, so only on demand
 
     jieba.setLogLevel("WARNING")
+    if jieba.dt.tmp_dir is None:  # its default is the machine's shared one, where another user may have left a file
+        jieba.dt.tmp_dir = _make_private_folder()
     return list(jieba.cut(text))
+
+
+def _make_private_folder() -> str:
+    """A folder for jieba's cache that only this user can write: in the user's cache, else one for this process."""
+    folder = find_user_cache() / "jieba"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+        if status.st_uid == os.geteuid() and not status.st_mode & 0o022 and os.access(folder, os.W_OK):
+            return str(folder)
+    except OSError:
+        pass
+    return tempfile.mkdtemp(prefix="r1jax-jieba-")
 
 
 _SPLIT: dict[str, Callable[[str], list[str]]] = {"en": _split_english, "zh": _split_chinese}

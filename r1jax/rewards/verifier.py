@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import IO
 
+from r1jax.core.startup.helper_process import minimal_environment
 from r1jax.rewards import verifier_worker
 from r1jax.rewards.verdict_cache import Verdict, Verdicts
 from r1jax.rewards.verifier_worker import GOLD_READ, READY, RIGHT, UNKNOWN
@@ -283,7 +284,12 @@ class _Worker:
         # which an orphan ends itself comes after our deadline. It has its own session: the parent handles Ctrl-C.
         command = [sys.executable, "-P", verifier_worker.__file__, str(2 * deadline_seconds), str(memory_bytes)]
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, start_new_session=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            start_new_session=True,
+            env=minimal_environment(),
         )
         assert process.stdin is not None and process.stdout is not None
         os.set_blocking(process.stdin.fileno(), False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from r1jax.models.transformer import Params
 from r1jax.runs.sampler import Sampler
 from r1jax.text.encoding import encode_prompt
 from r1jax.text.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +36,16 @@ class JudgeConfig(SamplingConfig):
 
 
 class Judge:
-    """`judge(prompts) -> texts` by the model of `graph`, within the context `weights`."""
+    """`judge(prompts) -> texts` by the model of `graph`, within the context `weights`.
 
-    def __init__(self, config: JudgeConfig, graph: nnx.GraphDef, tokenizer: Tokenizer, *, seed: int, slots: int):
-        self.config, self.seed, self.tokenizer = config, seed, tokenizer
+    context: positions of the model. A prompt for which it is too short gets an empty reply: a completion of rare
+    characters must not make engines that fill the memory.
+    """
+
+    def __init__(
+        self, config: JudgeConfig, graph: nnx.GraphDef, tokenizer: Tokenizer, *, seed: int, slots: int, context: int
+    ):
+        self.config, self.seed, self.tokenizer, self.context = config, seed, tokenizer, context
         self._sampler = Sampler(graph, {}, tokenizer, tokenizer.eos_ids, slots=slots)
         self._step = self._asked = 0
 
@@ -62,4 +71,16 @@ class Judge:
             for number, prompt in enumerate(prompts, start=self._asked)
         ]
         self._asked += len(requests)
-        return [sampler.decode(completion.tokens) for completion in sampler.generate(requests)]
+        fitting = [n for n, r in enumerate(requests) if len(r.tokens) + config.max_new_tokens <= self.context]
+        if len(fitting) < len(requests):
+            log.warning(
+                "%d of %d prompts of the judge exceed the %d positions of its model and get no reply",
+                len(requests) - len(fitting),
+                len(requests),
+                self.context,
+            )
+        replies = [""] * len(requests)
+        completions = sampler.generate([requests[number] for number in fitting]) if fitting else ()
+        for number, completion in zip(fitting, completions, strict=True):
+            replies[number] = sampler.decode(completion.tokens)
+        return replies

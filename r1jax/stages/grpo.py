@@ -102,7 +102,14 @@ class GRPORun:
         trainable = Trainable(model, settings.lora, seed=settings.seed)
         self.graph, routed = trainable.graph, model.routing[0] > 0
         check("train.replay_experts", True, routed or not settings.train.replay_experts, "needs a model with experts")
-        self.judge = Judge(settings.judge, self.graph, self.tokenizer, seed=settings.seed, slots=settings.rollout.slots)
+        self.judge = Judge(
+            settings.judge,
+            self.graph,
+            self.tokenizer,
+            seed=settings.seed,
+            slots=settings.rollout.slots,
+            context=model.config.max_positions,
+        )
         connected = connect_rewards(rewards, self.judge)
         self.encode = PromptEncoder(self.tokenizer)
         self.loader = PromptLoader(task.train, settings.rollout.prompts_per_step, seed=settings.seed)

@@ -11,10 +11,11 @@ Left out: training of vocabularies (`sentencepiece_training.py`), and clean-up o
 `clean_up_tokenization_spaces` changes the text that a reward judges).
 """
 
+import contextlib
 import functools
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,8 @@ class Tokenizer:
 
         `add_special` adds the tokens of the model's post-processor (usually BOS), but never a second BOS.
         """
-        ids = self.backend.encode(text, add_special_tokens=add_special).ids
+        with _panics("its patterns or its vocabulary fail on a text"):
+            ids = self.backend.encode(text, add_special_tokens=add_special).ids
         if add_special and len(ids) > 1 and ids[0] == ids[1] == self.bos_id:
             return ids[1:]
         return ids
@@ -99,7 +101,8 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Text of ids. Incomplete UTF-8 gives U+FFFD; ids beyond the vocabulary give nothing."""
-        return self.backend.decode([int(token) for token in ids], skip_special_tokens=skip_special)
+        with _panics("its decoder fails on ids"):
+            return self.backend.decode([int(token) for token in ids], skip_special_tokens=skip_special)
 
     @property
     def declared_pad_id(self) -> int | None:
@@ -293,9 +296,23 @@ def _list_parts(part: Any) -> list[dict[str, Any]]:
     return [part, *(found for child in inner for found in _list_parts(child))]
 
 
+@contextlib.contextmanager
+def _panics(what: str) -> Iterator[None]:
+    """Makes a UserError of a panic of the tokenizers package, which is no `Exception`."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"tokenizer.json: {what}: {' '.join(str(error).split())[:200]}") from None
+
+
 def _read_backend(file: Path) -> tokenizers.Tokenizer:
     try:
-        backend = tokenizers.Tokenizer.from_file(str(file))
+        with _panics("it cannot be built"):
+            backend = tokenizers.Tokenizer.from_file(str(file))
+    except UserError as error:
+        raise UserError(f"{file}: cannot be read: {error}") from None
     except Exception as error:  # the package raises bare Exception for any fault of the file
         raise UserError(f"{file}: cannot be read: {error}") from None
     backend.no_truncation()

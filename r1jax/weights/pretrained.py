@@ -131,6 +131,7 @@ def open_model(path: str | pathlib.Path, *, fetch: str = "") -> Opened:
     except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError) as error:
         raise UserError(f"{path}: config.json is broken ({type(error).__name__}: {str(error)[:200]})") from None
     source = find_source(family, config)
+    _check_layers(config, family.HF_NAMES, source, path)
     return Opened(path, source, family, drop_absent_depths(config, family.HF_NAMES, source), hf, folder)
 
 
@@ -211,6 +212,16 @@ def require_tokenizer(tokenizer: Tokenizer | None, path: str | pathlib.Path) -> 
     if tokenizer is None:
         raise UserError(f"{path} has no tokenizer, which config.model needs for text")
     return tokenizer
+
+
+def _check_layers(config: Any, names: Names, source: Source, path: pathlib.Path) -> None:
+    """Raises UserError if the files hold no tensor of the last layer, before so many layers are built."""
+    theirs = [name for ours, (name, _) in names.items() if not ours.startswith("mtp.") and "{" in name]
+    last = config.num_layers - 1
+    if theirs and not any(name.format(last, 0) in source for name in theirs):
+        raise UserError(
+            f"{path}: config.json says num_hidden_layers={last + 1}, but the files hold no tensor of the last layer"
+        )
 
 
 def drop_absent_depths(config: Any, names: Names, source: Source) -> Any:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from r1jax.core.errors import UserError
 from r1jax.core.sections import unpack
-from r1jax.data.corpus import Corpus, CorpusConfig, SourceConfig, load_corpus
+from r1jax.data.corpus import Corpus, CorpusConfig, SourceConfig, load_corpus, split_gsm8k
 from r1jax.data.examples import Example
 from r1jax.text.tokenizer import Tokenizer
 from tests.tiny_model import CHAT_TEMPLATE, SPECIALS
@@ -161,3 +162,16 @@ def test_the_section_of_a_config_unpacks() -> None:
     assert config.sources["a"] == SourceConfig("x.jsonl", weight=2.0) and config.truncation == "left"
     with pytest.raises(UserError, match=r"config\.data\.sources\.a\.pth is not a known key"):
         unpack(CorpusConfig, {"sources": {"a": {"path": "x", "pth": 1}}}, "data")
+
+
+@pytest.mark.parametrize(
+    "text", ["<<", "<<a>>", "a<<b<<c>>d>>e", "<<>>x", "<<<>>>", ">><<", "<<a\n>>b", "x<<1=1>>1 <<", "<<a>><<b>>"]
+)
+def test_annotations_go_as_by_the_pattern(text: str) -> None:
+    wanted = re.sub("<<.*?>>", "", text).strip()
+    assert split_gsm8k(f"{text}#### 7") == (wanted, "7")
+
+
+def test_splitting_takes_linear_time() -> None:
+    """A million characters that a pattern would search for minutes."""
+    assert split_gsm8k("<<" * 500_000 + "#### 7") == ("<<" * 500_000, "7")

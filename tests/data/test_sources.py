@@ -1,5 +1,6 @@
 """Sources: every malformed line is named, and no problem is both trained on and held out."""
 
+import json
 import pathlib
 
 import pytest
@@ -145,3 +146,21 @@ def test_a_draw_does_not_depend_on_the_hash_seed(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv("PYTHONHASHSEED", seed)
         draws.append(draw_reasoning_gym("ransom_note", 3, seed=0, problems=5, args={}))
     assert draws[0] == draws[1]
+
+
+HALVES = [r'"\ud83d"', r'"a \uDE00 b"', r'"\ude00\ud83d"', r'["x", {"y": "\uD83D\u0041"}]', r'"\\\ud83d"']
+WHOLE = [r'"\ud83d\ude00"', r'"\\ud83d"', r'"\u2028 \u0041"', '"\U0001f600 \u2028"', r'"\uD83D\uDE00\\\ud83d\ude00"']
+
+
+@pytest.mark.parametrize("value", [*HALVES, *WHOLE])
+def test_half_a_character_is_named_with_its_line_or_skipped(tmp_path: pathlib.Path, value: str):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "a"}\n{"prompt": ' + value + '}\n{"prompt": "c"}\n', "utf-8")
+    errors = RowErrors("skip")
+    rows = read_jsonl(file, errors)
+    assert len(rows) == (2 if value in HALVES else 3) and errors.count == (value in HALVES)
+    json.dumps([row.columns for row in rows], ensure_ascii=False).encode()
+    if value in HALVES:
+        with pytest.raises(UserError, match=r"rows.jsonl:2: half of a surrogate pair \(\\u[dD]") as caught:
+            read_jsonl(file)
+        assert "\n" not in str(caught.value)

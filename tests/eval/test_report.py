@@ -103,6 +103,18 @@ def test_hostile_texts_are_kept_and_make_no_tags(hostile_run: Path) -> None:
     assert HOSTILE[0] in page.text and HOSTILE[3] in page.text, "config values are shown as they are"
 
 
+def test_half_characters_and_odd_line_ends_are_kept_apart(tmp_path: Path) -> None:
+    """Half a surrogate pair has no UTF-8; U+2028 and U+0085 end no line of a file."""
+    writer = MetricsWriter(tmp_path / "run", tensorboard=False)
+    (tmp_path / "run" / "config.json").write_text(json.dumps({"note": "\ud83d"}))
+    writer.write(1, {"reward": 0.5})
+    texts = ["a \ud83d b", "a\u2028b\u0085c\x0cd", "\udc80"]
+    writer.write_samples(1, [{"prompt": text, "completion": text, "rewards": {}} for text in texts])
+    writer.close()
+    page = Page(write_report(tmp_path / "run"))
+    assert len(page.data["samples"]) == 3 and page.data["samples"][1]["completion"] == texts[1]
+
+
 def test_headline_and_facts(make_run: MakeRun, tmp_path: Path) -> None:
     text = " ".join(Page(write_report(make_run(tmp_path / "run"))).text.split())
     for part in ("run", "models/SmolLM2-135M-Instruct", "addition", "step 0 → step 60, ± one standard error"):

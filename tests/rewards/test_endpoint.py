@@ -193,3 +193,65 @@ def test_the_judge_reward_by_an_endpoint(server):
     assert reward.take_metrics() == {"judgements": 6.0, "readable": pytest.approx(1 / 3)}
     reward = get_judge_reward(**arguments, unreadable=0.0)
     assert reward(["x"] * 6, prompts=asked) == [0.7, 0.0, 0.0, 0.0, 0.0, 0.3]
+
+
+SECRET = "sk-SECRET-123"
+
+
+def test_a_key_is_stripped_and_never_shown(server, monkeypatch, caplog):
+    monkeypatch.setenv("MY_KEY", f" {SECRET}\n")
+    assert make(server, key_variable="MY_KEY")(["say yes"]) == ["yes"]
+    assert server.asked[-1]["key"] == f"Bearer {SECRET}"
+    for key in (f"{SECRET}\nX-Other: 1", f"{SECRET} \x7f", f"{SECRET}\N{SNOWMAN}", f"two {SECRET}"):
+        monkeypatch.setenv("MY_KEY", key)
+        with pytest.raises(UserError, match="the key in the variable MY_KEY must be one word") as caught:
+            make(server, key_variable="MY_KEY")(["say yes"])
+        assert "SECRET" not in str(caught.value) + caplog.text
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "sent"),
+    [
+        ("http://localhost:8000/v1", True),
+        ("http://127.0.0.9/v1", True),
+        ("http://[::1]:80/v1", True),
+        ("https://example.com/v1", True),
+        ("http://example.com/v1", False),
+        ("http://10.0.0.5:8000/v1", False),
+        ("http://localhost.example.com/v1", False),
+        ("http://127.0.0.1.nip.io/v1", False),
+    ],
+)
+def test_a_key_goes_only_to_https_and_this_machine(url, sent, monkeypatch, caplog):
+    monkeypatch.setenv("MY_KEY", SECRET)
+    endpoint = Endpoint(url, "judge", key_variable="MY_KEY")
+    assert [endpoint._find_key(), endpoint._find_key()] == [SECRET if sent else ""] * 2
+    assert len(caplog.records) == (not sent) and SECRET not in caplog.text + repr(endpoint)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"http://user:{SECRET}@localhost/v1",
+        f"https://{SECRET}@host/v1",
+        f"https://:{SECRET}@host",
+        f"https://host/v1?api_key={SECRET}",
+        f"https://host/v1#{SECRET}",
+    ],
+)
+def test_an_address_that_holds_a_secret_is_refused_without_showing_it(url):
+    with pytest.raises(UserError, match="endpoint must") as caught:
+        get_judge_reward(endpoint=url, model="judge")
+    assert SECRET not in str(caught.value)
+
+
+def test_the_keys_variable_is_named_in_the_judges_arguments(server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "another")
+    monkeypatch.setenv("JUDGE_KEY", SECRET)
+    url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    reward = get_judge_reward(
+        endpoint=url, model="judge", key_variable="JUDGE_KEY", template="say {question}{response}"
+    )
+    reward(["b"], prompts=["a"])
+    assert {row["key"] for row in server.asked} == {f"Bearer {SECRET}"}

@@ -1,7 +1,11 @@
 """open-r1's rewards for steps and against repetition, on its own cases."""
 
+import os
+
+import jieba
 import pytest
 
+from r1jax.rewards import prose
 from r1jax.rewards.prose import get_repetition_penalty_reward, reasoning_steps_reward
 
 
@@ -62,3 +66,14 @@ def test_mistakes():
         get_repetition_penalty_reward(ngram_size=2, max_penalty=1.5)
     with pytest.raises(ValueError, match="language must be one of en, zh, got 'ko'"):
         get_repetition_penalty_reward(ngram_size=2, max_penalty=-1.0, language="ko")
+
+
+def test_jiebas_cache_is_in_a_private_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = prose._make_private_folder()
+    assert folder == str(tmp_path / "r1jax" / "jieba") and os.stat(folder).st_mode & 0o777 == 0o700
+    os.chmod(folder, 0o777)  # as another user's would be
+    other = prose._make_private_folder()
+    assert other != folder and os.stat(other).st_mode & 0o777 == 0o700
+    os.rmdir(other)
+    assert jieba.dt.tmp_dir is None or os.stat(jieba.dt.tmp_dir).st_mode & 0o022 == 0

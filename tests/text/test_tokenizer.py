@@ -159,3 +159,15 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match=r"tokenizer\.json: cannot be read"):
         Tokenizer.from_folder(folder)
+
+
+def test_a_pattern_that_fails_on_a_text_is_one_clear_line(tmp_path: Path) -> None:
+    """Such a pattern makes the package panic, with an error that is no `Exception`."""
+    backend = tokenizers.Tokenizer(models.BPE(vocab={"a": 0, "b": 1}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex("(a+)+$"), behavior="isolated")
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    assert tokenizer.encode("aaa") == [0, 0, 0]
+    with pytest.raises(UserError, match=r"tokenizer\.json: its patterns or its vocabulary fail on a text") as caught:
+        tokenizer.encode("a" * 60 + "b")
+    assert "\n" not in str(caught.value)

@@ -262,6 +262,7 @@ def test_known_families_are_models_only(tmp_path: Path) -> None:
         ({"num_hidden_layers": None}, "config.json lacks the key 'num_hidden_layers'"),
         ({"num_hidden_layers": 2.5}, "num_hidden_layers must be a whole number from 1 to 4096, got '2.5'"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers must be a whole number from 1 to 4096, got '1000000000'"),
+        ({"num_hidden_layers": 4096}, "says num_hidden_layers=4096, but the files hold no tensor of the last layer"),
         ({"num_attention_heads": 0}, "num_attention_heads must be a whole number"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a positive number, got 'nan'"),
         ({"rope_theta": "big"}, "rope_theta must be a positive number"),
