@@ -7,8 +7,9 @@ A row has `messages` (a list of role and content; loss on what the assistant say
 `text`; which of them is seen row by row. FILE may also be Parquet, ArrayRecord or a hub data set (docs/data.md). Up to
 50 rows are held out, whose loss is measured before and after.
 
-The first command needs no file: SmolLM2-135M-Instruct learns to convert units from 300 conversations of one sentence.
-Its result has not been measured yet.
+The first command needs no file: SmolLM2-135M-Instruct learns to convert units from 300 conversations of one sentence,
+in 11 CPU minutes. Held-out loss 0.86 -> 0.06; 100 other questions (configs/data/units_held_out.jsonl),
+greedy: 4.0% ± 2.0 -> 53.0% ± 5.0 right.
 
 Sizes follow the model's parameters and the kind of device found (r1jax/runs/sizes.py): on a CPU float32 and updates of
 two packed rows of 512 tokens; on an accelerator bfloat16 and 16 rows of 2,048; models above a billion parameters train
