@@ -246,7 +246,7 @@ def make_encoder(source: SourceConfig, tokenizer: Tokenizer) -> Callable[[Source
         built = dict(row.columns)
         for ours, theirs in columns.items():
             if theirs not in row.columns:
-                has = ", ".join(row.columns)
+                has = " ".join(", ".join(row.columns).split())[:200]
                 raise RowError(f'no column "{theirs}" for {ours} (config.data.sources.*.columns); it has {has}')
             built[ours] = row.columns[theirs]
         if "messages" not in built and "prompt" in built and "completion" in built:

@@ -45,9 +45,8 @@ def encode_row(row: Mapping[str, Any], tokenizer: Tokenizer, *, loss_on: LossOn 
         ids = _end(tokenizer.encode(row["text"], add_special=True), tokenizer)
         marked = [(ids, [True] * len(ids))]
     else:
-        raise UserError(
-            f"an SFT row needs messages, prompt and completion, or text; got {', '.join(row) or 'no column'}"
-        )
+        has = " ".join(", ".join(row).split())[:200]
+        raise UserError(f"an SFT row needs messages, prompt and completion, or text; got {has or 'no column'}")
     return [_shift(ids, mask if loss_on == "completion" else [True] * len(ids)) for ids, mask in marked]
 
 

@@ -93,7 +93,8 @@ def ask_rewards(samples: pathlib.Path, names: Sequence[str], output: pathlib.Pat
     if len(names) > 1:
         console.show_table("where rewards differ", compare_graders(payouts))
     try:
-        replace_file(output, render_payouts(payouts, f"Rewards of {samples.name}"))
+        page = render_payouts(payouts, f"Rewards of {samples.name}")
+        replace_file(output, [page.encode("utf-8", "backslashreplace")])  # half a surrogate pair has no UTF-8
     except OSError as error:
         raise UserError(f"{output} cannot be written: {error.strerror} (--output)") from error
     console.shared_console().print(f"page: {output}")

@@ -69,7 +69,7 @@ class Tokenizer:
 
         `add_special` adds the tokens of the model's post-processor (usually BOS), but never a second BOS.
         """
-        with _panics("its patterns or its vocabulary fail on a text"):
+        with _one_line("tokenizer.json: its patterns or its vocabulary fail on a text"):
             ids = self.backend.encode(text, add_special_tokens=add_special).ids
         if add_special and len(ids) > 1 and ids[0] == ids[1] == self.bos_id:
             return ids[1:]
@@ -101,7 +101,7 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Text of ids. Incomplete UTF-8 gives U+FFFD; ids beyond the vocabulary give nothing."""
-        with _panics("its decoder fails on ids"):
+        with _one_line("tokenizer.json: its decoder fails on ids"):
             return self.backend.decode([int(token) for token in ids], skip_special_tokens=skip_special)
 
     @property
@@ -145,7 +145,11 @@ class Tokenizer:
     @classmethod
     def from_folder(cls, path: str | Path) -> "Tokenizer":
         """Reads tokenizer.json, else tokenizer.model (sentencepiece), and the configs and template beside it."""
-        path = Path(path)
+        with _one_line(f"{path}: the tokenizer's files are broken", Exception):
+            return cls._of_folder(Path(path))
+
+    @classmethod
+    def _of_folder(cls, path: Path) -> "Tokenizer":
         config = {**_read_json(path / "special_tokens_map.json"), **_read_json(path / "tokenizer_config.json")}
         if (path / "tokenizer.json").exists():
             backend = _read_backend(path / "tokenizer.json")
@@ -168,6 +172,11 @@ class Tokenizer:
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> "Tokenizer":
         """Builds the vocabulary described by a GGUF file's metadata: byte-level BPE or sentencepiece."""
+        with _one_line("the vocabulary in the GGUF header is broken", Exception):
+            return cls._of_metadata(metadata)
+
+    @classmethod
+    def _of_metadata(cls, metadata: Mapping[str, Any]) -> "Tokenizer":
         ggml = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items()}
         split = ggml.get("pre", "default")
         if ggml.get("model") == "llama":
@@ -179,7 +188,7 @@ class Tokenizer:
                 "a GGUF vocabulary must be byte-level BPE or sentencepiece's (tokenizer.ggml.model = gpt2 or llama), "
                 f"got {ggml.get('model')!r}; use the model's Hugging Face folder"
             )
-        elif split not in SPLITS:
+        elif str(split) not in SPLITS:
             raise UserError(
                 f"GGUF pre-tokenizer {split!r} is not one of {', '.join(SPLITS)}; use the model's Hugging Face folder"
             )
@@ -207,10 +216,14 @@ def _assemble(
     backend: tokenizers.Tokenizer, named: dict[str, str], stops: Iterable[int | None], template: str | None
 ) -> Tokenizer:
     """Determines stop ids and padding after all sources are read."""
+    if template is not None and not isinstance(template, str):
+        raise UserError(f"a chat template must be a text, got {type(template).__name__}")
     added = backend.get_added_tokens_decoder()
     specials = {token.content: id_ for id_, token in sorted(added.items()) if token.special}
     bos_id = backend.token_to_id(named["bos_token"]) if "bos_token" in named else None
     known = [stop for stop in stops if stop is not None]
+    if odd := [stop for stop in known if type(stop) is not int or not 0 <= stop < 2**31]:
+        raise UserError(f"an EOS id must be a whole number from 0 on, got {str(odd[0])[:60]!r}")
     known += _find_turn_end(template, specials, named)
     eos_ids = tuple(dict.fromkeys(known))
     pad_id = _choose_padding(backend, named, specials, {*eos_ids, bos_id}, template or "")
@@ -297,24 +310,21 @@ def _list_parts(part: Any) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def _panics(what: str) -> Iterator[None]:
-    """Makes a UserError of a panic of the tokenizers package, which is no `Exception`."""
+def _one_line(what: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Makes a UserError of errors of these kinds, and of a panic of the tokenizers package, which is no `Exception`."""
     try:
         yield
+    except UserError:
+        raise
     except BaseException as error:
-        if type(error).__name__ != "PanicException":
+        if type(error).__name__ != "PanicException" and not isinstance(error, kinds):
             raise
-        raise UserError(f"tokenizer.json: {what}: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"{what} ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from None
 
 
 def _read_backend(file: Path) -> tokenizers.Tokenizer:
-    try:
-        with _panics("it cannot be built"):
-            backend = tokenizers.Tokenizer.from_file(str(file))
-    except UserError as error:
-        raise UserError(f"{file}: cannot be read: {error}") from None
-    except Exception as error:  # the package raises bare Exception for any fault of the file
-        raise UserError(f"{file}: cannot be read: {error}") from None
+    with _one_line(f"{file}: cannot be read", Exception):  # the package raises bare Exception for any fault of the file
+        backend = tokenizers.Tokenizer.from_file(str(file))
     backend.no_truncation()
     backend.no_padding()
     return backend
@@ -356,4 +366,4 @@ def _token_text(token: str | Mapping[str, Any]) -> str:
 
 
 def _as_list(value: Any) -> list[int]:
-    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [int(value)]
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]

@@ -7,11 +7,12 @@ The family is the one that models/families/registry.py lists for the `model_type
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -114,7 +115,8 @@ def open_model(path: str | pathlib.Path, *, fetch: str = "") -> Opened:
     find_source: Callable[[ModuleType, Any], Any]
     if path.suffix == ".gguf":
         gguf = GGUFModel(open_tensors(path))
-        hf, folder, find_source = gguf.config(), None, lambda *_: gguf
+        with _one_line(f"{path}: the header"):
+            hf, folder, find_source = gguf.config(), None, lambda *_: gguf
     elif (step := find_step(path)) is not None:
         folder = step.parents[1] / DESCRIPTION
         hf, find_source = _read_json(folder / "config.json"), lambda *shape: _open_run(step, *shape)
@@ -122,17 +124,26 @@ def open_model(path: str | pathlib.Path, *, fetch: str = "") -> Opened:
         hf, folder, find_source = _read_json(path / "config.json"), path, lambda *_: dequantize(open_tensors(path), hf)
     family = find_family(hf.get("model_type"), path)
     try:
-        check_sizes(hf)
-        config = family.from_hf(hf)
-    except KeyError as error:
-        raise UserError(f"{path}: config.json lacks the key {error}") from None
+        with _one_line("config.json"):
+            check_sizes(hf)
+            config = family.from_hf(hf)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError) as error:
-        raise UserError(f"{path}: config.json is broken ({type(error).__name__}: {str(error)[:200]})") from None
     source = find_source(family, config)
     _check_layers(config, family.HF_NAMES, source, path)
     return Opened(path, source, family, drop_absent_depths(config, family.HF_NAMES, source), hf, folder)
+
+
+@contextlib.contextmanager
+def _one_line(what: str) -> Iterator[None]:
+    """Makes a UserError of the errors that values of a wrong kind cause."""
+    try:
+        yield
+    except KeyError as error:
+        raise UserError(f"{what} lacks the key {str(error)[:200]}") from None
+    except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise UserError(f"{what} is broken ({type(error).__name__}: {text})") from None
 
 
 def _open_adapters(folder: pathlib.Path) -> Opened:

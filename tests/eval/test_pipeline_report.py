@@ -105,3 +105,12 @@ def test_a_torn_record_is_told(tmp_path: Path):
     (tmp_path / "pipeline.json").write_text("{")
     with pytest.raises(UserError, match="is not valid JSON"):
         write_story(tmp_path)
+
+
+def test_odd_line_ends_and_half_characters_do_not_stop_the_page(pipeline: Path):
+    row = {"problem": "a\u2028b\u0085c", "gold": "7", "completions": ["d\u2028e"], "correct": [True]}
+    half = {"problem": "\ud83d", "gold": "7", "completions": ["\udc80"], "correct": [False]}
+    text = json.dumps(row, ensure_ascii=False) + "\n" + json.dumps(half) + "\n"
+    for file in pipeline.glob("*/evaluation.samples.jsonl"):
+        file.write_text(text, "utf-8")
+    assert "d\u2028e" in Page(write_story(pipeline)).text
