@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,6 +32,8 @@ from r1jax.stages.registry import find_trackers
 from r1jax.stages.vocabulary import VocabularyConfig
 from r1jax.weights.names import find_hub_name, find_local_hub
 from r1jax.weights.pretrained import find_description
+
+_CREDENTIALS = re.compile(r"://[^\s/@\"]{1,1000}@")
 
 
 def describe_run(resolved: Resolved[Any], workdir: pathlib.Path) -> Iterator[str]:
@@ -67,7 +70,8 @@ def _describe_origin(origin: Origin, value: Any) -> str:
 
 
 def _show(value: Any) -> str:
-    return json.dumps(value, default=str, ensure_ascii=False)
+    """JSON of a value; users and passwords in addresses are left out, which the checks refuse only later."""
+    return _CREDENTIALS.sub("://…@", json.dumps(value, default=str, ensure_ascii=False))
 
 
 # --- One stage ---

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from r1jax import train
+from r1jax.aot import dry_run
 from r1jax.core.sections import flatten
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -158,3 +159,10 @@ def test_any_key_can_be_set_by_a_flag(tmp_path: pathlib.Path, flag: str, effects
 def test_a_misspelt_key_gets_the_closest_name(flag: str, closest: str, capsys: pytest.CaptureFixture[str]):
     assert train.main(["train", f"--config={ROOT}/configs/grpo_zero.py", "--dry_run", f"--config.{flag}"]) == 2
     assert f'did you mean "{closest}"?' in capsys.readouterr().err
+
+
+def test_credentials_in_an_address_are_not_printed():
+    address = {"judge": {"endpoint": "http://user:secret@host/v1"}, "other": "https://secret@host", "mail": "a@b"}
+    shown = dry_run._show(address)
+    assert "secret" not in shown and shown.count("://…@host") == 2 and "a@b" in shown
+    assert dry_run._show("http://host/v1?x=@") == '"http://host/v1?x=@"'
