@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pod.machine import Machine, Policy
+from pod.machine import LaunchError, Machine, Policy
 from pod.states import DELETING, FAILED, GONE, READY, TAKEN, UNKNOWN, WAITING, CloudError, Host, View
 
 EVENTS = (
@@ -16,6 +17,7 @@ EVENTS = (
     "reboot",  # a host loses its process without an exit code
     "mistake",
     "term",  # all processes save and end
+    "alone",  # a host is restarted, and the others end for it
     "finish",
     "fail",
     "steal",  # somebody else deletes the slice
@@ -47,10 +49,11 @@ class World:
         elif self.state == READY and event in ("preempt", "steal"):
             self.state, self.run, self.saved = TAKEN if event == "preempt" else GONE, {}, True
         running = [host for host, (state, _, _) in self.run.items() if state == "running"]
-        codes = {"mistake": 2, "term": 75, "finish": 0}
+        codes = {"mistake": 2, "term": 75, "finish": 0, "alone": 78}
         for host in running if event in codes else running[:1] if event in ("kill", "reboot") else ():
             attempt = self.run[host][2]
-            self.run[host] = ("lost", 0, attempt) if event == "reboot" else ("ended", codes.get(event, 134), attempt)
+            is_lost = event == "reboot" or (event == "alone" and host == running[0])
+            self.run[host] = ("lost", 0, attempt) if is_lost else ("ended", codes.get(event, 134), attempt)
         if event == "finish" and running:
             self.ends.append({(state, code) for state, code, _ in self.run.values()})
 
@@ -189,6 +192,18 @@ def test_a_preemption_is_noticed_while_hosts_do_not_answer_and_the_run_taken_up_
 def test_a_host_that_was_lost_is_no_success_whatever_the_other_says() -> None:
     world = World(["calm"] * 4 + ["reboot", "finish", "calm", "calm", "calm", "calm", "calm", "calm", "calm", "finish"])
     assert world.machine().run() == 0 and world.starts == 4
+
+
+def test_a_run_that_lost_a_host_goes_on() -> None:
+    world = World(["calm"] * 4 + ["alone"] + ["calm"] * 9 + ["finish"])
+    assert world.machine().run() == 0 and world.starts == 4
+
+
+def test_the_failure_of_one_process_is_reported_and_not_what_it_left_to_the_others() -> None:
+    world = World([])
+    hosts = [Host("a", "ended", 78, "1"), Host("b", "ended", 134, "1")]
+    with pytest.raises(LaunchError, match="exit code 134"):
+        world.machine()._judge(hosts, 2)
 
 
 def test_a_mistake_ends_at_once_and_the_slice_stays_up_with_a_word() -> None:
