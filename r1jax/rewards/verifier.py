@@ -1,8 +1,9 @@
 """A pool of killable processes that ask math-verify whether an answer is correct.
 
 SymPy can be made to compute forever (`9^{9^{9^9}}`) or to use all memory, ignoring signals and the library's own
-timeouts. So each answer is judged in another process, under a deadline that the parent enforces by SIGKILL and a memory
-limit that the kernel enforces; a new process then takes over the remaining answers. Training continues in any case.
+timeouts. So each answer is judged in another process, under a deadline of processor time that the parent enforces by
+SIGKILL and a memory limit that the kernel enforces; a new process then takes over the remaining answers. Training
+continues in any case.
 
 Workers start on first use (or at `warm_up`) by `subprocess`, never by fork of a process in which JAX runs, and are
 kept. All communication runs in the caller's thread, in one loop over non-blocking pipes; requests go in chunks, replies
@@ -16,6 +17,7 @@ import atexit
 import functools
 import json
 import logging
+import math
 import os
 import selectors
 import subprocess
@@ -32,17 +34,21 @@ from r1jax.rewards import verifier_worker
 from r1jax.rewards.verdict_cache import Verdict, Verdicts
 from r1jax.rewards.verifier_worker import GOLD_READ, READY, RIGHT, UNKNOWN
 
-# A normal answer takes 1 to 130 ms; the rest is a margin for loaded machines.
+# Of the worker's processor time, so that a loaded machine changes no verdict: a normal answer takes 1 to 130 ms.
 DEADLINE_SECONDS = 5.0
+# A worker that gets no processor (stopped, swapped out) is replaced after so many deadlines of wall-clock time.
+PATIENCE = 8
 MEMORY_BYTES = 1 << 30
 MAX_WORKERS = 8
 # Large enough that pipes cost little, small enough that few answers wait behind one that hangs.
 CHUNK_SIZE = 8
-# An answer whose worker was killed by anything but its deadline (out of memory, an operator) is sent once more.
+# An answer whose worker got no processor, or was killed by anything but its deadline (out of memory, an operator), is
+# sent once more.
 MAX_ATTEMPTS = 2
 _START_SECONDS = 120.0
 _MAX_FAILED_STARTS = 3
 _PIPE_BYTES = 1 << 16
+_TICK = 0.02  # seconds between two looks at a worker whose deadline is near
 
 _logger = logging.getLogger(__name__)
 
@@ -183,7 +189,7 @@ class VerifierPool:
                 selector.register(worker.replies, selectors.EVENT_READ, worker)
                 if worker.unsent:
                     selector.register(worker.requests, selectors.EVENT_WRITE, worker)
-            events = selector.select(max(0.0, min(worker.seconds_left() for worker in busy)))
+            events = selector.select(max(_TICK, min(worker.seconds_left() for worker in busy)))
             return list({id(key.data): key.data for key, _ in events}.values())
 
     def _read(self, worker: "_Worker") -> bool:
@@ -206,13 +212,19 @@ class VerifierPool:
             job = worker.jobs.popleft()
             job.value, job.replied = None if reply == UNKNOWN else float(reply == RIGHT), True
             self._note_gold(job)
-        worker.began = time.monotonic()
+        worker.begin()
 
     def _handle_deadline(self, worker: "_Worker") -> None:
-        if worker.ready:
+        if worker.ready and worker.has_worked():
             job = worker.jobs.popleft()
             job.give_up()
             self._note_gold(job)
+        elif worker.ready:  # the machine's fault, which tells nothing of the gold or the answer
+            job = worker.jobs[0]
+            job.attempts += 1
+            if job.attempts >= MAX_ATTEMPTS:
+                worker.jobs.popleft()
+                _logger.warning("a math-verify worker got no processor time; its answer gets no reward")
         else:
             self._note_failed_start("took too long to load math-verify")
         self._bury(worker)
@@ -266,7 +278,9 @@ class VerifierPool:
 
 @dataclass(eq=False)
 class _Worker:
-    """One process, its jobs in order, and the earliest time at which it may have started the first of them."""
+    """One process, its jobs in order, and the earliest time at which it may have started the first of them, with the
+    processor time that the process had used by then.
+    """
 
     process: subprocess.Popen[bytes]
     requests: IO[bytes]
@@ -274,6 +288,7 @@ class _Worker:
     deadline_seconds: float
     ready: bool = False
     began: float = field(default_factory=time.monotonic)
+    worked: float = 0.0
     jobs: deque[_Job] = field(default_factory=deque)
     unsent: bytearray = field(default_factory=bytearray)
 
@@ -299,7 +314,7 @@ class _Worker:
     def give(self, job: _Job) -> None:
         """Queues a job; `write` sends it."""
         if not self.jobs:
-            self.began = time.monotonic()
+            self.begin()
         self.jobs.append(job)
         self.unsent += json.dumps([job.gold, job.answer, job.latex_gold]).encode() + b"\n"
 
@@ -315,10 +330,24 @@ class _Worker:
             return False
         return True
 
+    def begin(self) -> None:
+        """Notes that the first job begins now."""
+        self.began, self.worked = time.monotonic(), _read_cpu_seconds(self.process.pid)
+
+    def has_worked(self) -> bool:
+        """Whether the first job has used its processor time; where that cannot be read, the wall clock counts."""
+        used = _read_cpu_seconds(self.process.pid) - self.worked
+        return math.isnan(used) or used >= self.deadline_seconds
+
     def seconds_left(self) -> float:
-        """Seconds until the first job (or, before any job, the start) exceeds its time."""
-        allowed = self.deadline_seconds if self.ready else _START_SECONDS
-        return self.began + allowed - time.monotonic()
+        """Least seconds until the first job (or, before any job, the start) exceeds its time."""
+        waited = time.monotonic() - self.began
+        if not self.ready:
+            return _START_SECONDS - waited
+        used = _read_cpu_seconds(self.process.pid) - self.worked
+        if math.isnan(used):
+            return self.deadline_seconds - waited
+        return min(PATIENCE * self.deadline_seconds - waited, self.deadline_seconds - used)
 
     def stop(self) -> None:
         """Kills the process and frees its pipes."""
@@ -332,3 +361,13 @@ def _count_usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _read_cpu_seconds(process_id: int) -> float:
+    """Processor time of a process so far, of its threads and in the kernel too; NaN where /proc does not tell."""
+    try:
+        with open(f"/proc/{process_id}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return math.nan

@@ -4,9 +4,9 @@ Run by path with a bare interpreter (`python -P verifier_worker.py SECONDS BYTES
 nothing of this project, least of all JAX. Requests are lines of JSON, `[gold, answer, latex_gold]`; replies are single
 bytes: READY once, then for each request GOLD_READ as soon as the gold is parsed and one of RIGHT, WRONG, UNKNOWN.
 
-A worker ends itself when its parent is gone: at once if idle (its input ends), else when the alarm set for each answer
-goes off. The alarm has its default action, which needs no Python: during big-integer arithmetic a handler would never
-run.
+A worker ends itself when its parent is gone: at once if idle (its input ends), else when the alarm set for each answer,
+of processor time, goes off. The alarm has its default action, which needs no Python: during big-integer arithmetic a
+handler would never run.
 
 Settings of math-verify are open-r1's (src/open_r1/rewards.py); the gold is its first argument, also for the length
 rewards, where open-r1 passes it second and so pays 25 for x^2+y^2=25. Its own timeouts are off: they are handlers too,
@@ -29,7 +29,7 @@ def main(seconds_per_answer: float, memory_bytes: int) -> None:
     """Serves standard input until it ends, or until memory has grown so much that a new process is safer."""
     replies = os.dup(1)
     os.dup2(2, 1)  # output of a library must never be read as a reply
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
     _limit_memory(memory_bytes)
     judge = _load_judge()
     # From here on messages are about answers and of no interest; those about missing packages came before.
@@ -39,9 +39,9 @@ def main(seconds_per_answer: float, memory_bytes: int) -> None:
     os.write(replies, READY)
     for line in sys.stdin.buffer:
         gold, answer, latex_gold = json.loads(line)
-        signal.setitimer(signal.ITIMER_REAL, seconds_per_answer)
+        signal.setitimer(signal.ITIMER_PROF, seconds_per_answer)
         verdict = judge(gold, answer, latex_gold, lambda: os.write(replies, GOLD_READ))
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         os.write(replies, verdict)
         if _memory_in_use() > memory_bytes // 2:
             break

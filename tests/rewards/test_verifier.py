@@ -89,6 +89,22 @@ def test_a_hostile_gold_has_no_reward_and_costs_one_deadline(make_pool):
     assert pool.verify([(gold, RIGHT[1])] * 200 + [RIGHT]) == [None] * 200 + [1.0]
 
 
+@pytest.mark.parametrize("seconds", [3.0, 1000.0])
+def test_a_worker_that_gets_no_processor_changes_no_verdict(make_pool, seconds):
+    """A stop of three deadlines is waited for; one without end costs the worker, and nothing else."""
+    pool = make_pool(1, deadline_seconds=1.0)
+    assert pool.verify([RIGHT]) == [1.0]
+    (pid,) = pool.process_ids()
+    os.kill(pid, signal.SIGSTOP)
+    timer = threading.Timer(seconds, os.kill, (pid, signal.SIGCONT))
+    timer.start()
+    try:
+        assert pool.verify([RIGHT, WRONG]) == [1.0, 0.0]
+    finally:
+        timer.cancel()
+    assert (pool.process_ids() == [pid]) is (seconds < 4)
+
+
 def test_a_worker_killed_from_outside_is_replaced(make_pool):
     pool = make_pool(2)
     assert pool.verify([RIGHT] * 16) == [1.0] * 16
