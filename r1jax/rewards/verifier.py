@@ -33,6 +33,7 @@ from r1jax.core.startup.helper_process import minimal_environment
 from r1jax.rewards import verifier_worker
 from r1jax.rewards.verdict_cache import Verdict, Verdicts
 from r1jax.rewards.verifier_worker import GOLD_READ, READY, RIGHT, UNKNOWN
+from r1jax.sandbox.tree import read_times
 
 # Of the worker's processor time, so that a loaded machine changes no verdict: a normal answer takes 1 to 130 ms.
 DEADLINE_SECONDS = 5.0
@@ -364,10 +365,8 @@ def _count_usable_cores() -> int:
 
 
 def _read_cpu_seconds(process_id: int) -> float:
-    """Processor time of a process so far, of its threads and in the kernel too; NaN where /proc does not tell."""
+    """Processor time of a process so far; NaN where /proc does not tell."""
     try:
-        with open(f"/proc/{process_id}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return read_times(process_id).own
     except (OSError, ValueError, IndexError):
         return math.nan

@@ -8,6 +8,7 @@ all processes seen so far. A process that lives between two looks and whose pare
 import contextlib
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 from r1jax.sandbox.cgroup import TaskGroup
 from r1jax.sandbox.limits import Limits, Status
@@ -45,11 +46,27 @@ class Tree:
         present = 0.0
         for pid in tree:
             with contextlib.suppress(OSError, IndexError, ValueError):
-                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                own, ended = (sum(map(int, fields[place : place + 2])) / _TICK for place in (11, 13))
-                self._seen[pid, fields[19]] = own
-                present += own + ended
+                times = read_times(pid)
+                self._seen[pid, times.start] = times.own
+                present += times.own + times.ended
         return max(present, sum(self._seen.values()))
+
+
+class Times(NamedTuple):
+    """CPU seconds of a process, with its threads and in the kernel too, and of its ended children; its start, in the
+    system's ticks.
+    """
+
+    own: float
+    ended: float
+    start: str
+
+
+def read_times(pid: int) -> Times:
+    """Times of a process so far. Raises OSError, ValueError or IndexError where /proc does not tell."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    own, ended = (sum(map(int, fields[place : place + 2])) / _TICK for place in (11, 13))
+    return Times(own, ended, fields[19])
 
 
 def descendants(pid: int, most: int) -> list[int]:
