@@ -16,13 +16,13 @@ from dataclasses import dataclass
 
 from pod.cloud import Cloud
 from pod.states import (
-    ALONE,
     DELETING,
     DIVERGED,
     DONE,
     FAILED,
     GONE,
     INTERRUPTED,
+    LOST,
     MISTAKE,
     PREEMPTED,
     READY,
@@ -271,7 +271,7 @@ class Machine:
                 raise LaunchError(code, reason, failed=True)
         if self._explained():
             return False
-        others = [code for code in codes if code not in (DONE, PREEMPTED, ALONE)]  # 78 is what a dead peer leaves
+        others = [code for code in codes if code not in (DONE, PREEMPTED, LOST)]  # 78 is what a dead peer leaves
         if others and len(codes) == expected:
             raise LaunchError(max(1, min(others[0], 255)), f"the run failed (exit code {others[0]})", failed=True)
         self.say("== the run was interrupted on a slice that is still there; it goes on from its last checkpoint")

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 # Exit codes of r1jax.train that decide what happens next (r1jax/core/errors.py).
-DONE, MISTAKE, PREEMPTED, STALLED, DIVERGED, ALONE, INTERRUPTED = 0, 2, 75, 76, 77, 78, 130
+DONE, MISTAKE, PREEMPTED, STALLED, DIVERGED, LOST, INTERRUPTED = 0, 2, 75, 76, 77, 78, 130
 
 GONE = "not found"  # the cloud has answered that there is no such request
 WAITING = "waiting"  # asked for, or under repair
