@@ -5,13 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from r1jax.core.atomic_file import replace_file
-from r1jax.core.buckets.staging import is_staged, locate, move
+from r1jax.core.buckets.staging import locate, move
 from r1jax.core.errors import UserError
 from r1jax.core.metrics import METRICS_FILE, SAMPLES_FILE, read_rows
 from r1jax.core.resolution import resolve
@@ -76,11 +75,7 @@ def set_aside(workdir: pathlib.Path) -> None:
     places = (workdir.with_name(f"{workdir.name}.earlier-{n}") for n in itertools.count(1))
     place = next(place for place in places if not locate(place).exists())
     place.mkdir()
-    if is_staged(workdir):
-        move(workdir, RECORDS, place)
-    for name in RECORDS:
-        if (workdir / name).exists():
-            os.rename(workdir / name, place / name)
+    move(workdir, RECORDS, place)
     log.warning("%s has rows of a run without a checkpoint; they were moved to %s", locate(workdir), locate(place))
 
 

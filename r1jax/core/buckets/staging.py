@@ -97,7 +97,7 @@ def push(folder: pathlib.Path) -> None:
 
 
 def move(folder: pathlib.Path, names: Iterable[str], target: pathlib.Path) -> None:
-    """Moves records of a staged folder to another one, in the bucket too: copied first, deleted then."""
+    """Moves records of a folder to another one; of a staged folder in the bucket too: copied first, deleted then."""
     push(folder)
     for name in names:
         if (folder / name).exists():
