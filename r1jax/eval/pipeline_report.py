@@ -18,12 +18,11 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from r1jax.core.atomic_file import replace_file
 from r1jax.core.errors import UserError
 from r1jax.core.metrics import METRICS_FILE
 from r1jax.eval.headline import format_value
 from r1jax.eval.record import SAMPLE_LIMIT, choose_samples, read_run
-from r1jax.eval.report import REPORT_FILE, read_part, render_page
+from r1jax.eval.report import REPORT_FILE, read_part, render_page, write_page
 
 RECORD_FILE = "pipeline.json"
 EVALUATION_FILE = "evaluation.json"
@@ -64,11 +63,7 @@ def write_story(workdir: str | Path, output: str | Path | None = None, *, refres
         style=read_part("story.css"),
         refresh=refresh,
     )
-    try:
-        replace_file(output, [page.encode("utf-8", "backslashreplace")])  # half a surrogate pair has no UTF-8
-    except OSError as error:
-        raise UserError(f"The report cannot be written to {output}: {error.strerror}.") from error
-    return output
+    return write_page(output, page)
 
 
 def read_record(workdir: Path) -> dict[str, Any]:

@@ -55,9 +55,12 @@ def write_comparison(workdirs: Sequence[str | Path], output: str | Path, *, refr
     """
     runs = [read_run(workdir) for workdir in workdirs]
     samples = [choose_samples(workdir, SAMPLE_LIMIT // len(runs)) for workdir in workdirs]
-    output = Path(output)
+    return write_page(Path(output), render_page(runs, samples, refresh=refresh))
+
+
+def write_page(output: Path, page: str) -> Path:
+    """Writes a page atomically and returns its path. Raises UserError if it cannot be written."""
     try:
-        page = render_page(runs, samples, refresh=refresh)
         replace_file(output, [page.encode("utf-8", "backslashreplace")])  # half a surrogate pair has no UTF-8
     except OSError as error:
         raise UserError(f"The report cannot be written to {output}: {error.strerror}.") from error
