@@ -234,6 +234,11 @@ def from_all(value: np.ndarray) -> list[np.ndarray]:
     return [_from_bytes(value, sent) for sent in multihost_utils.process_allgather(_to_bytes(value), tiled=False)]
 
 
+def flag_from_first(flag: bool) -> bool:
+    """Process 0's flag in every process."""
+    return bool(from_first(np.asarray(flag)))
+
+
 def text_from_first(text: str) -> str:
     """Process 0's text in every process."""
     if jax.process_count() == 1:

@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import jax
-import numpy as np
 
 from r1jax.core import console, distributed
 from r1jax.core.buckets.staging import locate, push
@@ -156,7 +155,7 @@ class Loop:
     def _finish_row(self, writer: MetricsWriter, step: int, row: Row, stage: Stage) -> None:
         """Evaluates a step that was saved before its evaluation, unless its row is already written."""
         there = any(row["step"] == step for row in read_rows(self.workdir / METRICS_FILE))
-        if not distributed.from_first(np.asarray(there)):
+        if not distributed.flag_from_first(there):
             writer.write(step, row | stage.evaluate())
 
     def _open_writer(self, step: int | None) -> MetricsWriter:
@@ -203,7 +202,7 @@ class _Saves:
             return True
         minutes = self.config.every_minutes
         late = minutes > 0 and time.monotonic() - self._time >= 60 * minutes
-        return bool(distributed.from_first(np.asarray(late)))
+        return distributed.flag_from_first(late)
 
     def save(self, step: int, more: Row | None = None) -> None:
         """Saves the state after `step`, unless that is done; `more` is added to the stage's metadata."""

@@ -17,8 +17,6 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from r1jax.core import distributed
 from r1jax.core.buckets.staging import pull, push
 from r1jax.core.errors import UserError
@@ -116,7 +114,7 @@ def run(settings: CollectConfig, workdir: pathlib.Path) -> None:
     """Samples and filters by the settings, continuing from the content of `workdir`."""
     with open_run(settings, settings.mesh):
         check_config(settings, workdir)
-        if distributed.from_first(np.asarray((workdir / SET_FILE).exists())):
+        if distributed.flag_from_first((workdir / SET_FILE).exists()):
             log.info("%s exists already", workdir / SET_FILE)
             return
         if distributed.is_writer():

@@ -14,8 +14,6 @@ import logging
 import pathlib
 from typing import Any
 
-import numpy as np
-
 from r1jax.core import distributed
 from r1jax.core.errors import UserError
 from r1jax.core.processes.agreement import agree_on_data
@@ -155,7 +153,7 @@ def distil(settings: TracesConfig, workdir: pathlib.Path) -> None:
         log.warning(note)
     agree_on_data(task.train, task.held_out)
     log_golds(task.train, [reward.name for reward in rewards])
-    if not distributed.from_first(np.asarray((workdir / SET_FILE).exists())):
+    if not distributed.flag_from_first((workdir / SET_FILE).exists()):
         if distributed.is_writer():
             write_config(settings, workdir)
         rows = task.train[: settings.generate.prompts or None]
