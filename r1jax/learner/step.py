@@ -31,12 +31,15 @@ Frozen = dict[str, Params]
 LossFn = Callable[[Params, Frozen, Any], tuple[jax.Array, dict[str, jax.Array]]]
 
 
+measure_norm = jax.jit(optax.tree.norm)
+
+
 class Learner:
     """The jitted programs of an update for one loss and one optimizer.
 
     Every call computes in the mesh and rules that were current at construction, in any thread. bias_rate: change of the
-    experts' correction biases per update (learner/balance.py; 0: none). guard: decides by the gradient's norm whether
-    an update is made (None: each is).
+    experts' correction biases per update (learner/balance.py; 0: none). guard: decides by loss and gradient whether an
+    update is made (None: each is).
     """
 
     def __init__(
@@ -50,7 +53,6 @@ class Learner:
         self.loss_fn, self.optimizer, self.bias_rate, self.guard = loss_fn, optimizer, bias_rate, guard
         self.layout = current_layout()
         self.accumulate = jax.jit(self._accumulate, donate_argnums=1)
-        self.norm = jax.jit(optax.tree.norm)
         self.apply = jax.jit(self._apply, donate_argnums=0)
         self.balance = jax.jit(self._balance, donate_argnums=0)
 
@@ -63,7 +65,7 @@ class Learner:
         Expert loads (`LOAD`) are removed from the sums; their total is in the result. `state` is donated. An update
         without micro-batches has no gradient and leaves the state unchanged, and so does one that the guard skips.
         """
-        gradients, losses, sums, loads = None, [], [], []
+        gradients, losses, sums, loads, seen = None, [], [], [], []
         for batch in batches:
             if gradients is None:
                 gradients = jax.tree.map(_zeros, state.params)
@@ -72,11 +74,15 @@ class Learner:
             if LOAD in sums_here:
                 loads.append(sums_here.pop(LOAD))
             sums.append(sums_here)
+            if self.guard is not None:
+                seen.append(batch)
             beat()
         if gradients is None:
             return state, {"loss": 0.0, "grad_norm": 0.0}, []
-        if self.guard is not None and not self.guard.admit(float(norm := self.norm(gradients))):
-            return state, {"loss": jnp.stack(losses).sum(), "grad_norm": norm}, sums
+        if self.guard is not None:
+            norm = measure_norm(gradients)
+            if not self.guard.admit(float(norm), [float(loss) for loss in losses], seen, int(state.updates) + 1):
+                return state, {"loss": jnp.stack(losses).sum(), "grad_norm": norm}, sums
         state, norm = self.apply(state, gradients)
         outcome = {"loss": jnp.stack(losses).sum(), "grad_norm": norm}
         if loads:
@@ -87,7 +93,7 @@ class Learner:
     def programs(self, state: TrainState, frozen: Frozen, batch: Any, useful_flops: float) -> list[Program]:
         """accumulate (the gradient of a micro-batch, added to the sum) and apply (the optimizer's step), for abstract
         arguments. useful_flops: of one micro-batch. Left out: `balance`, which reads and writes no more than biases,
-        and `norm`, which only reads the gradient.
+        and `measure_norm`, which only reads the gradient.
         """
         wide = lambda p: jax.ShapeDtypeStruct(p.shape, _wide_dtype(p), sharding=p.sharding)
         gradients = jax.tree.map(wide, state.params)

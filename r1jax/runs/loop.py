@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 import pathlib
 import time
 from collections.abc import Iterator
@@ -24,12 +25,14 @@ import jax
 from r1jax.core import console, distributed
 from r1jax.core.buckets.staging import locate, push
 from r1jax.core.checkpoint import Checkpoints
+from r1jax.core.errors import DivergedError
 from r1jax.core.interrupts import Interrupts
 from r1jax.core.locks import hold_lock
 from r1jax.core.metrics import METRICS_FILE, MetricsWriter, Row, read_rows
 from r1jax.core.startup import voice
 from r1jax.core.watchdog import Watchdog, beat
 from r1jax.eval.report import write_report
+from r1jax.learner.step import measure_norm
 from r1jax.runs import hosts
 from r1jax.runs.first_step import START
 from r1jax.runs.model_setup import CheckpointConfig, LogConfig, is_due
@@ -205,9 +208,16 @@ class _Saves:
         return distributed.flag_from_first(late)
 
     def save(self, step: int, more: Row | None = None) -> None:
-        """Saves the state after `step`, unless that is done; `more` is added to the stage's metadata."""
+        """Saves the state after `step`, unless that is done; `more` is added to the stage's metadata. Raises
+        DivergedError if the parameters are not finite.
+        """
         if step == self.saved:
             return
+        if not self._is_finite():
+            raise DivergedError(
+                f"the parameters are not finite after step {step}, which is not saved; {self._describe_newest()}. "
+                "Lower config.optimizer.learning_rate"
+            )
         if distributed.is_writer():
             push(self.workdir)  # rows first: a checkpoint must not be ahead of them
         self.checkpoints.save(step, self.stage.state, self._metadata | (more or {}))
@@ -228,15 +238,21 @@ class _Saves:
                     self.checkpoints.close()
                     _log.warning("step %d was saved before the error below ended the run", self.finished)
                 else:
-                    left = f"step {self.saved} is the newest checkpoint" if self.saved else "no step was saved"
-                    _log.warning("step %d could not be saved; %s", self.finished, left)
+                    _log.warning("step %d could not be saved; %s", self.finished, self._describe_newest())
             raise
 
     def _is_whole(self) -> bool:
         """Whether the state is that of the last finished step: no array was donated and no update was made since."""
         leaves = jax.tree.leaves(self.stage.state)
         whole = not any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in leaves)
-        return whole and _count_updates(self.stage.state) == self._updates
+        return whole and _count_updates(self.stage.state) == self._updates and self._is_finite()
+
+    def _is_finite(self) -> bool:
+        """Whether the norm of the parameters is finite. The moments are if they are: each gradient was."""
+        return math.isfinite(measure_norm(getattr(self.stage.state, "params", {})))
+
+    def _describe_newest(self) -> str:
+        return f"step {self.saved} is the newest checkpoint" if self.saved else "no step was saved"
 
 
 def _count_updates(state: Any) -> int:

@@ -32,6 +32,7 @@ from r1jax.data.tasks import load_task
 from r1jax.eval.held_out import evaluate, make_problems
 from r1jax.learner.state import TrainState
 from r1jax.learner.trainable import Trainable
+from r1jax.learner.update_guard import SKIPPED
 from r1jax.losses.advantage import group_advantages
 from r1jax.rewards.base import connect_rewards, read_rewards
 from r1jax.rewards.reader.golds import log_golds
@@ -120,6 +121,7 @@ class GRPORun:
         self.updates = make_updates(
             settings, trainable, longest, prefix, tokenizer=self.tokenizer, make_objective=make_objective
         )
+        self.updates.guard.folder = workdir / SKIPPED
         curriculum = Curriculum(settings.curriculum, self.loader, settings.seed)
         self.rollouts = Rollouts(settings, self.engine, curriculum, self.encode, self.tokenizer, connected)
         self.eval = dataclasses.replace(settings.eval, name=settings.eval.name or settings.data.name)

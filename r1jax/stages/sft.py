@@ -35,6 +35,7 @@ from r1jax.learner.balance import LOAD, measure_load
 from r1jax.learner.state import TrainState
 from r1jax.learner.supervised import Batch, share_weights, split_batch, summarize
 from r1jax.learner.trainable import Trainable
+from r1jax.learner.update_guard import SKIPPED
 from r1jax.runs.abstract_model import ASSUMED, Prompts, abstract_model
 from r1jax.runs.hardware import peak_flops
 from r1jax.runs.loop import Loop
@@ -98,6 +99,7 @@ class SFTRun:
         self.held_out = share_weights(self._pack_held_out(corpus.held_out))
         objective = (make_objective or make_supervised_objective(settings))(self.trainable, self.tokenizer)
         self.updates = SupervisedUpdates(settings, self.trainable, objective, self.steps)
+        self.updates.guard.folder = workdir / SKIPPED
         self.num_tokens = 0
         log.info(
             "%s: %.1f M parameters, %.1f M of them trained, for %d steps; %d examples to train on, %d held out",

@@ -1,5 +1,6 @@
 """An update: gradients of micro-batches added, applied once, the norm before clipping reported."""
 
+import pathlib
 from typing import Any
 
 import chex
@@ -54,9 +55,10 @@ def test_norm_is_of_the_whole_gradient_before_clipping() -> None:
 
 
 @pytest.mark.parametrize("spoilt", [np.nan, np.inf])
-def test_an_update_that_is_not_finite_is_not_made(spoilt: float) -> None:
+def test_an_update_that_is_not_finite_is_not_made(spoilt: float, tmp_path: pathlib.Path) -> None:
+    """Its batches are on file; a loss that is not finite shows which was at fault (that of infinity is finite)."""
     learner, state = start()
-    learner.guard = UpdateGuard(GuardsConfig(max_skipped=2))
+    learner.guard = UpdateGuard(GuardsConfig(max_skipped=2), tmp_path / "skipped")
     state, *_ = learner.update(state, {}, [ROWS])
     before = jax.device_get(state)
     rows = ROWS.copy()
@@ -65,8 +67,23 @@ def test_an_update_that_is_not_finite_is_not_made(spoilt: float) -> None:
     chex.assert_trees_all_equal(jax.device_get(state), before)
     assert not np.isfinite(float(outcome["grad_norm"])) and len(sums) == 2
     assert learner.guard.take_metrics() == {"guards/skipped_updates": 1.0}
+    with np.load(tmp_path / "skipped" / "update-2.npz") as kept:
+        assert np.isfinite(kept["losses"]).tolist() == [True, not np.isnan(spoilt)]
+        np.testing.assert_array_equal(kept["0"], ROWS[:4])
+        np.testing.assert_array_equal(kept["1"], rows)
     state, *_ = learner.update(state, {}, [ROWS])
-    assert int(state.updates) == 2
+    assert int(state.updates) == 2 and len(list((tmp_path / "skipped").iterdir())) == 1
+
+
+def test_a_loss_that_is_not_finite_is_skipped_with_a_finite_gradient() -> None:
+    def constant(params: Any, frozen: Any, batch: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        return params["kernel"].sum() + jax.lax.stop_gradient(batch.sum()), {}
+
+    optimizer = make_optimizer(CONFIG, 3)
+    learner = Learner(constant, optimizer, guard=UpdateGuard(GuardsConfig()))
+    state = init_state({"kernel": jnp.ones((2, 2))}, AXES, optimizer)
+    state, outcome, _ = learner.update(state, {}, [np.ones(3, np.float32), np.full(3, np.nan, np.float32)])
+    assert np.isfinite(float(outcome["grad_norm"])) and np.isnan(float(outcome["loss"])) and int(state.updates) == 0
 
 
 def test_an_update_without_rows_leaves_the_state_alone() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from r1jax.core.checkpoint import newest_checkpoint
-from r1jax.core.errors import PREEMPTED, PreemptedError, UserError
+from r1jax.core.errors import PREEMPTED, DivergedError, PreemptedError, UserError
 from r1jax.core.locks import hold_lock
 from r1jax.core.metrics import read_rows
 from r1jax.runs.loop import Loop
@@ -269,3 +269,19 @@ def test_fewer_than_two_checkpoints_are_refused() -> None:
         CheckpointConfig(keep=0)
     with pytest.raises(UserError, match=r"config\.checkpoint\.every_steps must be 0 \(off\) or more, got -1"):
         CheckpointConfig(every_steps=-1)
+
+
+def test_parameters_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    """They are found when the next save is due; the run ends, and the finite checkpoint before it is the newest."""
+    stage = Counter()
+
+    def spoil(step: int) -> None:
+        if step == 3:
+            stage.state.params["embed"] = jnp.full((4, 2), jnp.inf)
+
+    stage.on_step = spoil
+    with pytest.raises(DivergedError, match="not finite after step 4, which is not saved; step 2 is the newest"):
+        run(tmp_path / "run", stage)
+    newest = newest_checkpoint(tmp_path / "run")
+    assert newest is not None and newest.name == "2"
+    assert int(run(tmp_path / "run").state.params["embed"][0, 0]) == STEPS
