@@ -16,7 +16,7 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 from r1jax.core.errors import UserError
@@ -71,23 +71,28 @@ def read_jsonl(
     errors = errors or RowErrors()
     if not pathlib.Path(path).is_file():
         raise UserError(f"no such file: {path} ({key})")
-    rows = []
-    with open(path, "rb") as file:  # as bytes, so that a line with invalid UTF-8 has a number too
-        for number, line in enumerate(file, 1):
-            place = f"{path}:{number}"
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                columns = json.loads(text) if text else None
-            except (ValueError, RecursionError) as error:
-                errors.report(place, f"not a JSON object: {error}")
-                continue
-            if isinstance(columns, dict) and (broken := find_half_character(text)):
-                errors.report(place, f"half of a surrogate pair ({broken}) is no character: write the pair or neither")
-            elif isinstance(columns, dict):
-                rows.append(SourceRow(place, columns))
-            elif text:
-                errors.report(place, f"not a JSON object: got {type(columns).__name__}, {text[:60]}")
-    return rows
+    with open(path, "rb") as file:
+        return list(parse_lines(file, str(path), errors))
+
+
+def parse_lines(lines: Iterable[bytes], path: str, errors: RowErrors, *, first: int = 1) -> Iterator[SourceRow]:
+    """Rows of JSONL lines, which are bytes, so that one with invalid UTF-8 has a number too; `first` is the number of
+    the first line.
+    """
+    for number, line in enumerate(lines, first):
+        place = f"{path}:{number}"
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            columns = json.loads(text) if text else None
+        except (ValueError, RecursionError) as error:
+            errors.report(place, f"not a JSON object: {error}")
+            continue
+        if isinstance(columns, dict) and (broken := find_half_character(text)):
+            errors.report(place, f"half of a surrogate pair ({broken}) is no character: write the pair or neither")
+        elif isinstance(columns, dict):
+            yield SourceRow(place, columns)
+        elif text:
+            errors.report(place, f"not a JSON object: got {type(columns).__name__}, {text[:60]}")
 
 
 _SURROGATE = re.compile(

@@ -86,6 +86,7 @@ def test_the_hub_is_asked_by_name_config_and_split(monkeypatch: pytest.MonkeyPat
     hub = types.ModuleType("datasets")
     hub.load_dataset = lambda *names, split: asked.append((*names, split)) or [ROWS["gsm8k"]]  # type: ignore
     monkeypatch.setitem(sys.modules, "datasets", hub)
+    monkeypatch.setattr("r1jax.data.files.find_hub_files", lambda *_: None)
     _, problems = load_benchmark("gsm8k")
     assert asked == [("openai/gsm8k", "main", "test")] and problems[0].gold == "1,318"
 
