@@ -10,7 +10,7 @@ Left out: prefetching in threads (prompts are small and in memory) and packing.
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import grain
@@ -20,7 +20,15 @@ from r1jax.core.errors import UserError
 Prompts = list[dict[str, Any]]
 
 
-def compute_fingerprint(rows: Sequence[dict[str, Any]]) -> int:
+def compute_checksum(rows: Iterable[dict[str, Any]]) -> int:
+    """32-bit checksum of all columns of all rows in order: of everything that rewards and environments can see."""
+    checksum = 0
+    for row in rows:
+        checksum = zlib.crc32(repr(row).encode("utf-8", "replace"), checksum)
+    return checksum
+
+
+def compute_fingerprint(rows: Iterable[dict[str, Any]]) -> int:
     """32-bit checksum of all prompts and solutions in order, to compare the data of runs and processes."""
     checksum = 0
     for row in rows:
@@ -47,6 +55,7 @@ class PromptLoader:
             raise UserError(f"the seed of the data must be from 0 to 2**32 - 1, got {seed}")
         self._rows = grain.MapDataset.source(rows).seed(seed).shuffle().repeat(epochs)
         self._identity = {"seed": seed, "rows": len(rows), "fingerprint": compute_fingerprint(rows)}
+        self._identity["columns"] = compute_checksum(rows)
         self._batch_size = batch_size
         self._end = None if epochs is None else epochs * len(rows)
         self._position = 0
@@ -89,7 +98,7 @@ class PromptLoader:
           UserError: if the state belongs to another seed or other rows, where the position would mean something else.
         """
         for name, value in self._identity.items():
-            if state[name] != value:
+            if state.get(name, value) != value:  # "columns" is unknown before 0.3.0
                 raise UserError(
                     f"the checkpoint's data has {name}={state[name]}, this run's has {name}={value}: resume with the "
                     "same config.data, or start in another --workdir"

@@ -12,12 +12,15 @@ contains `{question}` is a template too. A raw template may show one worked exam
 import dataclasses
 import pathlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
+
+import numpy as np
 
 from r1jax.core.errors import UserError
 from r1jax.data import sources
-from r1jax.data.files import read_rows
+from r1jax.data.files import iterate_rows
+from r1jax.data.row_store import choose_rows, store_rows
 from r1jax.data.sources import RowErrors, SourceRow
 from r1jax.text.prompts import PLAIN, QUESTION_REPLY, R1_ZERO, fill, show_example
 
@@ -49,7 +52,7 @@ class TaskConfig:
 
     Attributes:
       source: kind of source: `addition`, `reasoning_gym:TASK` or `file` (`jsonl` means the same).
-      path: training file, or a hub name (data/files.py); for source = file.
+      path: training file, folder or pattern of files, or a hub name (data/files.py); for source = file.
       eval_path: file of held-out problems; without one, rows of `path` are held out.
       eval_problems: number of held-out problems, at most.
       problems: number of training problems that a reasoning-gym task draws.
@@ -59,6 +62,8 @@ class TaskConfig:
       template: prompt made of a question: `chat`, `r1`, `question_reply`, `plain`, or a text with {question}.
       example: worked example that a raw template shows before the question.
       on_error: treatment of a malformed row: raise an error, or skip it and count it.
+      long_prompts: treatment of a prompt that is longer than the run takes (rollout.max_prompt_tokens): raise an error,
+        or leave it out and count it.
       seed: seed of draws and splits.
     """
 
@@ -73,6 +78,7 @@ class TaskConfig:
     template: str = "chat"
     example: Example | None = None
     on_error: Literal["raise", "skip"] = "raise"
+    long_prompts: Literal["raise", "skip"] = "raise"
     seed: int = 0
 
     @property
@@ -88,10 +94,12 @@ class TaskConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Training rows and held-out rows, no problem in both; `notes` are lines for the log."""
+    """Training rows and held-out rows, no problem in both; `notes` are lines for the log. Many rows are not in memory
+    (data/row_store.py).
+    """
 
-    train: list[dict[str, Any]]
-    held_out: list[dict[str, Any]]
+    train: Sequence[dict[str, Any]]
+    held_out: Sequence[dict[str, Any]]
     notes: tuple[str, ...] = ()
 
 
@@ -141,12 +149,13 @@ def _load_file(config: TaskConfig, build: Callable[[SourceRow], dict[str, Any]])
     if not config.path:
         raise UserError(f"config.data.path must name a file when config.data.source is {config.source}")
     errors = RowErrors(config.on_error, hint="; config.data.on_error=skip leaves such rows out")
-    rows = _build_all(read_rows(config.path, errors), build, errors)
-    random.Random(f"split {config.seed}").shuffle(rows)
+    rows = store_rows(_build_all(iterate_rows(config.path, errors), build, errors))
+    rows = choose_rows(rows, _shuffle(len(rows), f"split {config.seed}"))
     if config.eval_path:
-        held_out = _build_all(read_rows(config.eval_path, errors, key="config.data.eval_path"), build, errors)
-        random.Random(f"held out {config.seed}").shuffle(held_out)
-        task = _note_overlap(rows, held_out[: config.eval_problems])
+        theirs = iterate_rows(config.eval_path, errors, key="config.data.eval_path")
+        held_out = store_rows(_build_all(theirs, build, errors))
+        order = _shuffle(len(held_out), f"held out {config.seed}")
+        task = _note_overlap(rows, choose_rows(held_out, order[: config.eval_problems]))
     else:
         task = _split(rows, config)
     if errors.count:
@@ -157,19 +166,23 @@ def _load_file(config: TaskConfig, build: Callable[[SourceRow], dict[str, Any]])
     return task
 
 
+def _shuffle(count: int, seed: str) -> list[int]:
+    order = list(range(count))
+    random.Random(seed).shuffle(order)
+    return order
+
+
 def _build_all(
-    rows: list[SourceRow], build: Callable[[SourceRow], dict[str, Any]], errors: RowErrors
-) -> list[dict[str, Any]]:
-    built = []
+    rows: Iterable[SourceRow], build: Callable[[SourceRow], dict[str, Any]], errors: RowErrors
+) -> Iterator[dict[str, Any]]:
     for row in rows:
         try:
-            built.append(build(row))
+            yield build(row)
         except RowError as error:
             errors.report(row.place, str(error))
-    return built
 
 
-def _split(rows: list[dict[str, Any]], config: TaskConfig) -> Task:
+def _split(rows: Sequence[dict[str, Any]], config: TaskConfig) -> Task:
     """Splits off the last `eval_problems` rows; training rows with a held-out prompt (duplicates) are dropped."""
     if config.eval_problems >= len(rows):
         raise UserError(
@@ -179,23 +192,49 @@ def _split(rows: list[dict[str, Any]], config: TaskConfig) -> Task:
     border = len(rows) - config.eval_problems
     held_out = rows[border:]
     keys = {_key(row) for row in held_out}
-    train = [row for row in rows[:border] if _key(row) not in keys]
-    sources.check_disjoint(map(_key, train), keys)
+    learnt = [place for place in range(border) if _key(rows[place]) not in keys] if keys else range(border)
+    train = choose_rows(rows, learnt)
     dropped = border - len(train)
     notes = (f"{dropped} training rows repeat a held-out prompt and are left out",) if dropped else ()
     return Task(train, held_out, notes)
 
 
-def _note_overlap(rows: list[dict[str, Any]], held_out: list[dict[str, Any]]) -> Task:
+def _note_overlap(rows: Sequence[dict[str, Any]], held_out: Sequence[dict[str, Any]]) -> Task:
     """Notes rows that are in both files without removing them: two files are the user's own split."""
     keys = {_key(row) for row in held_out}
-    shared = sum(_key(row) in keys for row in rows)
+    shared = sum(_key(row) in keys for row in rows) if keys else 0
     notes = (f"{shared} training rows have a prompt that is also held out",) if shared else ()
     return Task(rows, held_out, notes)
 
 
 def _key(row: dict[str, Any]) -> str:
     return str(row["prompt"])
+
+
+def leave_out_long(
+    task: Task, measure: Callable[[Prompt], int], limit: int, config: TaskConfig, *, rule: str
+) -> tuple[Task, int]:
+    """The task without prompts of more than `limit` tokens (0: no limit), with a note, and the longest that is left.
+
+    measure: number of tokens of a prompt. rule: what sets the limit, in words. Raises UserError for a long prompt
+    unless config.long_prompts is "skip", and if none is left to train on.
+    """
+    kept, longest, counts = [], 0, []
+    for rows in (task.train, task.held_out):
+        sizes = np.fromiter((measure(row["prompt"]) for row in rows), np.int64, len(rows))
+        fits = sizes <= limit if limit else np.ones(len(sizes), bool)
+        if not fits.all() and config.long_prompts == "raise":
+            raise UserError(
+                f"{rule} = {limit}, but a prompt of config.data has {sizes.max()} tokens; 0 uses the longest prompt of "
+                "the data, and config.data.long_prompts=skip leaves such rows out"
+            )
+        kept.append(rows if fits.all() else choose_rows(rows, np.flatnonzero(fits)))
+        longest = max(longest, sizes[fits].max(initial=0))
+        counts.append(int((~fits).sum()))
+    if not kept[0]:
+        raise UserError(f"no prompt of config.data has at most {limit} tokens ({rule})")
+    notes = (f"{counts[0]} training and {counts[1]} held-out prompts of more than {limit} tokens are left out",)
+    return dataclasses.replace(task, train=kept[0], held_out=kept[1], notes=notes if any(counts) else ()), int(longest)
 
 
 # --- One row ---

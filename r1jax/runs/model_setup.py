@@ -131,6 +131,14 @@ def expert_options(config: ModelConfig) -> dict[str, Any]:
     return {"dispatch": dispatch} if dispatch != GROUPED else {}
 
 
+def load_tokenizer(config: ModelConfig) -> Tokenizer:
+    """The tokenizer of a config's `model` section, without its weights. Raises UserError if there is none."""
+    if config.preset:
+        return _find_shape(config)[2]
+    check("model.name", config.name, bool(config.name), "must name a model, or config.model.preset a shape")
+    return require_tokenizer(open_model(config.name, fetch=config.fetch).read_tokenizer(), config.name)
+
+
 def load_model(config: ModelConfig, **options: Any) -> tuple[Transformer, Tokenizer | None]:
     """The model of a config's `model` section, and its tokenizer (None if it has none)."""
     dtypes = Dtypes(config.param_dtype, config.dtype)

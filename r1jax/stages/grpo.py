@@ -16,7 +16,6 @@ import dataclasses
 import logging
 import pathlib
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -28,7 +27,7 @@ from r1jax.core.processes.agreement import agree_on_data
 from r1jax.core.startup.voice import activity
 from r1jax.core.structs import Completion, Program, Request
 from r1jax.data.loader import PromptLoader
-from r1jax.data.tasks import load_task
+from r1jax.data.tasks import Prompt, Task, leave_out_long, load_task
 from r1jax.eval.held_out import evaluate, make_problems
 from r1jax.learner.state import TrainState
 from r1jax.learner.trainable import Trainable
@@ -45,11 +44,10 @@ from r1jax.rl.rollouts import Rollouts
 from r1jax.runs.abstract_model import ASSUMED, Prompts, abstract_model
 from r1jax.runs.hardware import peak_flops
 from r1jax.runs.loop import Loop
-from r1jax.runs.model_setup import check, load_model
+from r1jax.runs.model_setup import check, load_model, load_tokenizer
 from r1jax.runs.prologue import open_run
 from r1jax.runs.workdir import describe_change
-from r1jax.text.encoding import PromptEncoder, find_prefix
-from r1jax.weights.pretrained import require_tokenizer
+from r1jax.text.encoding import PrefixSearch, PromptEncoder
 
 log = logging.getLogger(__name__)
 
@@ -98,8 +96,10 @@ class GRPORun:
             log.warning(note)
         agree_on_data(task.train, task.held_out)
         model_config = settings.model
-        model, tokenizer = load_model(model_config)
-        self.tokenizer = require_tokenizer(tokenizer, model_config.name)
+        self.tokenizer = load_tokenizer(model_config)
+        self.encode = PromptEncoder(self.tokenizer)
+        task, prefix, longest = self._survey(task)
+        model, _ = load_model(model_config)
         trainable = Trainable(model, settings.lora, seed=settings.seed)
         self.graph, routed = trainable.graph, model.routing[0] > 0
         check("train.replay_experts", True, routed or not settings.train.replay_experts, "needs a model with experts")
@@ -112,11 +112,7 @@ class GRPORun:
             context=model.config.max_positions,
         )
         connected = connect_rewards(rewards, self.judge)
-        self.encode = PromptEncoder(self.tokenizer)
         self.loader = PromptLoader(task.train, settings.rollout.prompts_per_step, seed=settings.seed)
-        prompts = [self.encode(row["prompt"]) for row in (*task.train, *task.held_out)]
-        prefix = find_prefix(prompts)
-        longest = self._find_longest(prompts, prefix)
         self.engine = make_engine(settings, trainable, longest, prefix)
         self.updates = make_updates(
             settings, trainable, longest, prefix, tokenizer=self.tokenizer, make_objective=make_objective
@@ -138,16 +134,26 @@ class GRPORun:
             len(prefix),
         )
 
-    def _find_longest(self, prompts: Sequence[Sequence[int]], prefix: Sequence[int]) -> int:
-        """Tokens of the longest prompt that the engine takes."""
-        limit, needed = self.settings.rollout.max_prompt_tokens, max(map(len, prompts))
-        if 0 < limit < needed:
-            raise UserError(
-                f"config.rollout.max_prompt_tokens = {limit}, but a prompt of config.data has {needed} tokens; 0 uses "
-                "the longest prompt of the data"
-            )
+    def _survey(self, task: Task) -> tuple[Task, tuple[int, ...], int]:
+        """The task without prompts that are too long, the prefix that the others share, and the tokens of the longest
+        prompt that the engine takes.
+        """
+        limit, search = self.settings.rollout.max_prompt_tokens, PrefixSearch()
+
+        def measure(prompt: Prompt) -> int:
+            tokens = self.encode(prompt)
+            if not limit or len(tokens) <= limit:
+                search.add(tokens)
+            return len(tokens)
+
+        rule = "config.rollout.max_prompt_tokens"
+        with activity("measuring the prompts"):
+            task, needed = leave_out_long(task, measure, limit, self.settings.data, rule=rule)
+        for note in task.notes:
+            log.warning(note)
+        prefix = search.find()
         behind = -(-(needed - len(prefix)) // 8) * 8  # rounded up to a multiple of 8
-        return limit or len(prefix) + behind
+        return task, prefix, limit or len(prefix) + behind
 
     # --- Interface of the loop ---
 
