@@ -3,17 +3,18 @@
 A `CorpusConfig` (the config's `data` section) names sources; each maps columns and says how a question becomes a prompt
 and a worked solution a reply. Skipped, truncated and dropped rows are counted in the notes.
 
-All examples are made at the start and kept in memory, 8 bytes a token. Left out: order, mixtures and packing
-(`SequenceLoader`).
+All examples are made at the start and kept in memory, 8 bytes a token; large sources are prepared on disk instead
+(data/prepared/), with the same examples in the same order. Left out: order, mixtures and packing (`SequenceLoader`).
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import hashlib
 import random
-from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 from r1jax.core.errors import UserError
 from r1jax.data.examples import Example, LossOn, Truncation, encode_row, truncate
@@ -29,8 +30,8 @@ class SourceConfig:
     """One source of `config.data.sources`.
 
     Attributes:
-      path: a .jsonl, .parquet or .arrayrecord file, a hub name (`org/name` or `org/name:split`), `addition`, or
-        `reasoning_gym:TASK`.
+      path: a file, folder or pattern of files (.jsonl, .jsonl.gz, .jsonl.zst, .parquet, .arrayrecord), here or in a
+        bucket (gs://), a hub name (`org/name[@revision][:config][:split]`), `addition`, or `reasoning_gym:TASK`.
       eval_path: held-out rows, in the same form; without them, rows of `path` are held out.
       columns: column of a row (messages; prompt, completion; text) -> column of the source, as in {"completion":
         "answer"}.
@@ -96,14 +97,48 @@ class Corpus:
       notes: lines for the log.
     """
 
-    train: list[list[Example]]
+    train: list[Sequence[Example]]
     mixing: list[float] | None
     held_out: list[Example]
     notes: tuple[str, ...] = ()
 
 
-def load_corpus(config: CorpusConfig, tokenizer: Tokenizer) -> Corpus:
-    """Reads or draws all rows and encodes them.
+class Source(NamedTuple):
+    """Examples of one source to train on and held out, and lines for the log."""
+
+    train: Sequence[Example]
+    held_out: list[Example]
+    notes: list[str]
+
+
+Encoder = Callable[[SourceRow], list[Example]]
+
+
+def load_source(config: CorpusConfig, name: str, encode: Encoder) -> Source:
+    """Reads or draws the rows of one source and encodes them, in memory."""
+    errors = make_errors(config)
+    learnt, kept, repeats = _split(config, name, errors)
+    train, counts = encode_rows(learnt, encode, errors, config)
+    if not train:
+        raise no_usable_row(config, name, counts, errors.first)
+    tokens = sum(len(example.tokens) for example in train)
+    notes = [f"{name}: {len(train)} examples of {tokens} tokens from {len(learnt)} rows{list_counts(counts, config)}"]
+    held_out: list[Example] = []
+    if kept:
+        held_out, counts = encode_rows(kept, encode, errors, config)
+        shown = list_counts(counts, config)
+        notes.append(f"{name}, held out: {len(held_out)} examples from {len(kept)} rows{shown}")
+    if repeats:
+        notes.append(f"{name}: {repeats} training rows repeat a held-out prompt and are left out")
+    if errors.count:
+        notes.append(f"{name}: {errors.count} malformed rows left out, the first: {errors.first}")
+    return Source(train, held_out, notes)
+
+
+def load_corpus(
+    config: CorpusConfig, tokenizer: Tokenizer, load: Callable[[CorpusConfig, str, Encoder], Source] = load_source
+) -> Corpus:
+    """Reads or draws all rows and encodes them. load: the way to do so for one source (default: in memory).
 
     Raises:
       UserError: for a missing file, an unknown template or extractor, a malformed row, a source without a usable row,
@@ -112,28 +147,14 @@ def load_corpus(config: CorpusConfig, tokenizer: Tokenizer) -> Corpus:
     _check(config)
     names = [name for name, source in config.sources.items() if source.weight != 0]
     encoders = {name: make_encoder(config.sources[name], tokenizer) for name in names}
-    train: list[list[Example]] = []
+    train: list[Sequence[Example]] = []
     held_out: list[Example] = []
     notes: list[str] = []
     for name in names:
-        errors = RowErrors(config.on_error, hint="; config.data.on_error=skip leaves such rows out")
-        learnt, kept, repeats = _split(config, name, errors)
-        key = f"config.data.sources.{name}"
-        examples, counts = _encode(learnt, encoders[name], errors, config)
-        if not examples:
-            why = f"{_list(counts)}{f'; the first malformed row: {errors.first}' if errors.count else ''}"
-            raise UserError(f"{config.sources[name].path} has no usable row to train on ({key}.path){why}")
-        train.append(examples)
-        tokens = sum(len(example.tokens) for example in examples)
-        notes.append(f"{name}: {len(examples)} examples of {tokens} tokens from {len(learnt)} rows{_list(counts)}")
-        if kept:
-            examples, counts = _encode(kept, encoders[name], errors, config)
-            held_out += examples
-            notes.append(f"{name}, held out: {len(examples)} examples from {len(kept)} rows{_list(counts)}")
-        if repeats:
-            notes.append(f"{name}: {repeats} training rows repeat a held-out prompt and are left out")
-        if errors.count:
-            notes.append(f"{name}: {errors.count} malformed rows left out, the first: {errors.first}")
+        found = load(config, name, encoders[name])
+        train.append(found.train)
+        held_out += found.held_out
+        notes += found.notes
     notes += [f"{name}: left out, its weight is 0" for name in config.sources if name not in names]
     weights = [config.sources[name].weight for name in names]
     mixing = [weight for weight in weights if weight is not None]
@@ -157,8 +178,36 @@ def _check(config: CorpusConfig) -> None:
         )
 
 
-def _list(counts: dict[str, int]) -> str:
-    listed = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+def without_weights(config: CorpusConfig) -> CorpusConfig:
+    """The config without mixture weights, which may be valid only together with other sources; sources of weight 0 are
+    left out.
+    """
+    sources = {
+        name: dataclasses.replace(source, weight=None) for name, source in config.sources.items() if source.weight != 0
+    }
+    return dataclasses.replace(config, sources=sources)
+
+
+def make_errors(config: CorpusConfig) -> RowErrors:
+    """The policy for malformed rows of a corpus."""
+    return RowErrors(config.on_error, hint="; config.data.on_error=skip leaves such rows out")
+
+
+def no_usable_row(config: CorpusConfig, name: str, counts: Mapping[str, int], first: str) -> UserError:
+    """The error of a source of which no example is left. first: what the first malformed row lacks, "" if none is."""
+    why = f"{list_counts(counts, config)}{f'; the first malformed row: {first}' if first else ''}"
+    path, key = config.sources[name].path, f"config.data.sources.{name}.path"
+    return UserError(f"{path} has no usable row to train on ({key}){why}")
+
+
+def list_counts(counts: Mapping[str, int], config: CorpusConfig) -> str:
+    """Numbers of examples cut off and dropped, in words."""
+    words = {
+        "cut": f"cut off at {config.length} tokens",
+        "long": f"longer than {config.length} tokens dropped",
+        "empty": "with nothing to learn dropped",
+    }
+    listed = ", ".join(f"{count} {words[name]}" for name, count in counts.items() if count)
     return f" ({listed})" if listed else ""
 
 
@@ -175,22 +224,39 @@ def _split(config: CorpusConfig, name: str, errors: RowErrors) -> tuple[list[Sou
         return draw.train, draw.held_out, 0
     rows = read_rows(source.path, errors, key=f"{key}.path")
     if source.eval_path is not None:
-        held_out = read_rows(source.eval_path, errors, key=f"{key}.eval_path")
-        random.Random(f"held out {config.seed}").shuffle(held_out)
-        held_out = held_out[: config.eval_rows or None]
+        held_out = read_held_out(config, name, errors)
     else:
-        chosen = random.Random(f"split {config.seed}").sample(range(len(rows)), min(config.eval_rows, len(rows)))
+        chosen = choose_held_out(config, name, len(rows))
         held_out = [rows[i] for i in chosen]
         taken = {*chosen}
         rows = [row for i, row in enumerate(rows) if i not in taken]
-        if held_out and not rows:
-            raise UserError(
-                f"config.data.eval_rows={config.eval_rows} leaves none of the {len(held_out)} rows of {source.path} "
-                f"to train on: lower it, or name a held-out file with {key}.eval_path"
-            )
     keys = {_key(row, source) for row in held_out}
     learnt = [row for row in rows if _key(row, source) not in keys]
     return learnt, held_out, len(rows) - len(learnt)
+
+
+def read_held_out(config: CorpusConfig, name: str, errors: RowErrors) -> list[SourceRow]:
+    """Rows held out of a source that has a file of them."""
+    rows = read_rows(config.sources[name].eval_path or "", errors, key=f"config.data.sources.{name}.eval_path")
+    random.Random(f"held out {config.seed}").shuffle(rows)
+    return rows[: config.eval_rows or None]
+
+
+def choose_held_out(config: CorpusConfig, name: str, count: int) -> list[int]:
+    """Numbers of the rows held out of the `count` rows of a source. Raises UserError if no other is left."""
+    chosen = random.Random(f"split {config.seed}").sample(range(count), min(config.eval_rows, count))
+    if chosen and len(chosen) == count:
+        raise UserError(
+            f"config.data.eval_rows={config.eval_rows} leaves none of the {count} rows of {config.sources[name].path} "
+            f"to train on: lower it, or name a held-out file with config.data.sources.{name}.eval_path"
+        )
+    return chosen
+
+
+def hash_row(row: SourceRow, source: SourceConfig) -> int:
+    """64-bit hash of what makes a row a repetition (`_key`)."""
+    data = _key(row, source).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 def _key(row: SourceRow, source: SourceConfig) -> str:
@@ -199,8 +265,8 @@ def _key(row: SourceRow, source: SourceConfig) -> str:
     return repr(next((row.columns[column] for column in columns if column in row.columns), row.columns))
 
 
-def _encode(
-    rows: Iterable[SourceRow], encode: Callable[[SourceRow], list[Example]], errors: RowErrors, config: CorpusConfig
+def encode_rows(
+    rows: Iterable[SourceRow], encode: Encoder, errors: RowErrors, config: CorpusConfig
 ) -> tuple[list[Example], dict[str, int]]:
     """Examples that fit the window, and counts of truncated and dropped ones."""
     examples: list[Example] = []
@@ -211,20 +277,27 @@ def _encode(
         except UserError as error:
             errors.report(row.place, str(error))
             continue
-        for example in whole:
-            too_long = len(example.tokens) > config.length
-            kept = truncate(example, config.length, config.truncation)
-            if kept is not None:
-                examples.append(kept)
-                counts[f"cut off at {config.length} tokens"] += too_long
-            elif too_long and config.truncation == "drop":
-                counts[f"longer than {config.length} tokens dropped"] += 1
-            else:
-                counts["with nothing to learn dropped"] += 1
+        examples += fit_examples(whole, config, counts)
     return examples, counts
 
 
-def make_encoder(source: SourceConfig, tokenizer: Tokenizer) -> Callable[[SourceRow], list[Example]]:
+def fit_examples(whole: Iterable[Example], config: CorpusConfig, counts: collections.Counter[str]) -> list[Example]:
+    """Those examples that fit the window, or are made to; adds to the counts of what is cut, long and empty."""
+    fitting = []
+    for example in whole:
+        too_long = len(example.tokens) > config.length
+        kept = truncate(example, config.length, config.truncation)
+        if kept is not None:
+            fitting.append(kept)
+            counts["cut"] += too_long
+        elif too_long and config.truncation == "drop":
+            counts["long"] += 1
+        else:
+            counts["empty"] += 1
+    return fitting
+
+
+def make_encoder(source: SourceConfig, tokenizer: Tokenizer) -> Encoder:
     """Function from a source row to its examples, by the columns, template, extractor and reply of its source.
 
     Raises UserError for an unknown template, extractor or reply; the function raises it for a malformed row.

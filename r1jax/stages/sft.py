@@ -26,9 +26,9 @@ from r1jax.core.errors import UserError
 from r1jax.core.processes.agreement import agree_on_data
 from r1jax.core.startup.voice import activity
 from r1jax.core.structs import Program
-from r1jax.data.corpus import load_corpus
 from r1jax.data.examples import Example
-from r1jax.data.sequences import PackingConfig, SequenceLoader, utilisation
+from r1jax.data.prepared.opening import open_corpus
+from r1jax.data.sequences import PackingConfig, SequenceLoader, identify_examples, utilisation
 from r1jax.eval.headline import find_headlines, tabulate_headlines
 from r1jax.eval.record import read_run
 from r1jax.learner.balance import LOAD, measure_load
@@ -39,16 +39,16 @@ from r1jax.learner.update_guard import SKIPPED
 from r1jax.runs.abstract_model import ASSUMED, Prompts, abstract_model
 from r1jax.runs.hardware import peak_flops
 from r1jax.runs.loop import Loop
-from r1jax.runs.model_setup import check_divides, load_model
+from r1jax.runs.model_setup import check_divides, load_model, load_tokenizer
 from r1jax.runs.prologue import open_run
 from r1jax.stages.sft_config import SFTConfig
 from r1jax.stages.sft_updates import (
     ObjectiveMaker,
     SupervisedUpdates,
     make_supervised_objective,
+    rows_here,
     rows_per_batch,
 )
-from r1jax.weights.pretrained import require_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -86,15 +86,15 @@ class SFTRun:
         self.saved_settings: Any = settings  # written to config.json
         rows = settings.train.rows_per_step
         check_divides("train.rows_per_step", rows, "train.micro_batch_size x devices", self._rows_per_batch())
-        model, tokenizer = load_model(settings.model)
         name = settings.model.preset or settings.model.name
-        self.tokenizer = require_tokenizer(tokenizer, name)
-        corpus = load_corpus(settings.data, self.tokenizer)
+        self.tokenizer = load_tokenizer(settings.model)
+        corpus = open_corpus(settings.data, self.tokenizer)
         for note in corpus.notes:
             log.info(note)
-        agree_on_data(*([example.tokens.tobytes() for example in part] for part in (*corpus.train, corpus.held_out)))
+        agree_on_data(*map(identify_examples, (*corpus.train, corpus.held_out)))
+        self.loader = self._load(corpus.train, corpus.mixing)  # mistakes in data are found before the model is loaded
+        model, _ = load_model(settings.model)
         self.trainable = Trainable(model, settings.lora, seed=settings.seed)
-        self.loader = self._load(corpus.train, corpus.mixing)
         self.steps = settings.steps or self.loader.count_batches()
         self.held_out = share_weights(self._pack_held_out(corpus.held_out))
         objective = (make_objective or make_supervised_objective(settings))(self.trainable, self.tokenizer)
@@ -117,7 +117,9 @@ class SFTRun:
         data = self.settings.data
         packing = PackingConfig(data.length, data.bins, data.packed, data.read_ahead)
         rows = self.settings.train.rows_per_step
-        return SequenceLoader(sources, rows, packing, mixing=mixing, seed=self.settings.seed, epochs=data.epochs)
+        mine = rows_here(self.settings) if jax.process_count() > 1 else None
+        seed, epochs = self.settings.seed, data.epochs
+        return SequenceLoader(sources, rows, packing, mixing=mixing, seed=seed, epochs=epochs, mine=mine)
 
     def _pack_held_out(self, examples: Sequence[Example]) -> list[Batch]:
         """All held-out examples as batches of one shape."""

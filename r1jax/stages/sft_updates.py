@@ -44,6 +44,17 @@ def rows_per_batch(settings: SFTConfig) -> int:
     return settings.train.micro_batch_size * batch_parts()
 
 
+def rows_here(settings: SFTConfig) -> np.ndarray:
+    """Rows of a step's batch that this process puts on its devices, bool [rows_per_step]."""
+    rows, shape = rows_per_batch(settings), (rows_per_batch(settings), settings.data.length)
+    mine = np.zeros(rows, bool)
+    place = sharding(("batch", None), shape, name="micro-batch")
+    indices = place.addressable_devices_indices_map(shape).values() if place is not None else [None]
+    for index in indices:
+        mine[index[0] if index else slice(None)] = True
+    return np.tile(mine, settings.train.rows_per_step // rows)
+
+
 class SupervisedUpdates:
     """A model in supervised training: its state, its loss's frozen parameters, and the programs. steps: updates of the
     whole run, for the schedule.

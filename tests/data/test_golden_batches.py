@@ -1,4 +1,4 @@
-"""Order and bits of batches as of version 0.2.0: whatever reads and prepares the data, runs of old go on as they were."""
+"""Order and bits of batches as of version 0.2.0: whatever reads and prepares the data, old runs go on as they were."""
 
 from __future__ import annotations
 
@@ -65,9 +65,7 @@ def test_batches_of_a_corpus(tmp_path: Path, case: str) -> None:
     config = CorpusConfig(sources, **{"length": 128, "bins": 16, **settings})
     corpus = load_corpus(config, with_template())
     packing = PackingConfig(config.length, config.bins, config.packed)
-    loader = SequenceLoader(
-        corpus.train, 4, packing, mixing=corpus.mixing, seed=config.seed, epochs=config.epochs
-    )
+    loader = SequenceLoader(corpus.train, 4, packing, mixing=corpus.mixing, seed=config.seed, epochs=config.epochs)
     found = [digest(loader, 60), json.dumps(loader.get_state())]
     loader.close()
     if corpus.held_out:

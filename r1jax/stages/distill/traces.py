@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from r1jax.core import distributed
@@ -19,8 +20,9 @@ from r1jax.core.errors import UserError
 from r1jax.core.processes.agreement import agree_on_data
 from r1jax.core.sharding import MeshConfig
 from r1jax.core.structs import Program, Sampling
-from r1jax.data.corpus import CorpusConfig, SourceConfig
+from r1jax.data.corpus import CorpusConfig, SourceConfig, without_weights
 from r1jax.data.filters import FilterConfig
+from r1jax.data.prepared.opening import open_corpus
 from r1jax.data.tasks import TaskConfig, load_task
 from r1jax.eval.held_out import EvalConfig, evaluate, make_problems
 from r1jax.learner.optimizer import OptimizerConfig
@@ -29,7 +31,7 @@ from r1jax.models.lora import LoRAConfig
 from r1jax.rewards.base import load_rewards
 from r1jax.rewards.reader.golds import log_golds
 from r1jax.runs.abstract_model import ASSUMED, Prompts
-from r1jax.runs.model_setup import CheckpointConfig, LogConfig, ModelConfig
+from r1jax.runs.model_setup import CheckpointConfig, LogConfig, ModelConfig, load_tokenizer
 from r1jax.runs.prologue import open_run
 from r1jax.runs.sampler import Sampler
 from r1jax.runs.workdir import check_config, write_config
@@ -156,15 +158,25 @@ def distil(settings: TracesConfig, workdir: pathlib.Path) -> None:
     if not distributed.flag_from_first((workdir / SET_FILE).exists()):
         if distributed.is_writer():
             write_config(settings, workdir)
+        check_mixed_in(settings)
         rows = task.train[: settings.generate.prompts or None]
         collect(settings.teacher, rows, settings.generate, rewards, settings.filters, workdir)
     Student(settings, workdir, task.held_out).train()
 
 
+def check_mixed_in(settings: TracesConfig) -> None:
+    """Reads the sources that are mixed in, and prepares them if they are large, before the teacher is loaded.
+
+    Raises UserError for whatever would end the student's run after the teacher's work.
+    """
+    if (mixed_in := without_weights(settings.corpus)).sources:
+        open_corpus(mixed_in, load_tokenizer(settings.student))
+
+
 class Student(sft.SFTRun):
     """The student's SFT run, evaluated on the task's held-out problems too."""
 
-    def __init__(self, settings: TracesConfig, workdir: pathlib.Path, held_out: list[dict[str, Any]]):
+    def __init__(self, settings: TracesConfig, workdir: pathlib.Path, held_out: Sequence[dict[str, Any]]):
         super().__init__(settings.supervised(workdir), workdir)
         self.distillation = self.saved_settings = settings
         self.problems = make_problems(held_out, PromptEncoder(self.tokenizer), settings.eval)
