@@ -9,6 +9,7 @@ Left out: files (`files.py`), columns and templates (`corpus.py`), order, mixtur
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -35,12 +36,13 @@ def encode_row(row: Mapping[str, Any], tokenizer: Tokenizer, *, loss_on: LossOn 
     """Examples of a row: one, or one per assistant turn where the chat template rewrites earlier turns.
 
     `prompt` is messages, which the completion (text or messages) continues as the assistant's turn, or raw text, whose
-    completion is followed by the end token. Raises UserError for a row with none of these columns.
+    completion is followed by the end token. Messages may come with `tools`, which the chat template shows. Raises
+    UserError for a row with none of these columns.
     """
     if "messages" in row:
-        marked = mark_assistant(tokenizer, check_messages(row["messages"]))
+        marked = mark_assistant(tokenizer, check_messages(row["messages"]), tools=read_tools(row.get("tools")))
     elif "prompt" in row and "completion" in row:
-        marked = [_mark_completion(row["prompt"], row["completion"], tokenizer)]
+        marked = [_mark_completion(row, tokenizer)]
     elif isinstance(row.get("text"), str):
         ids = _end(tokenizer.encode(row["text"], add_special=True), tokenizer)
         marked = [(ids, [True] * len(ids))]
@@ -57,10 +59,24 @@ def check_messages(value: Any) -> list[Mapping[str, Any]]:
     raise UserError(f"messages must be a list of role and content messages, got {str(value)[:60]!r}")
 
 
-def _mark_completion(prompt: Any, completion: Any, tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
+def read_tools(value: Any) -> list[Mapping[str, Any]] | None:
+    """Definitions of tools: a list of mappings (JSON schemas), or its JSON. Raises UserError for anything else."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value or "null")
+        except (ValueError, RecursionError):
+            raise UserError(f"tools must be a list of mappings or its JSON, got {value[:60]!r}") from None
+    if value is None or (isinstance(value, list) and all(isinstance(tool, Mapping) for tool in value)):
+        return value or None
+    raise UserError(f"tools must be a list of mappings or its JSON, got {str(value)[:60]!r}")
+
+
+def _mark_completion(row: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
+    prompt, completion = row["prompt"], row["completion"]
     if not isinstance(prompt, str):
         said = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
-        return mark_assistant(tokenizer, [*check_messages(prompt), *check_messages(said)], last_only=True)[0]
+        messages = [*check_messages(prompt), *check_messages(said)]
+        return mark_assistant(tokenizer, messages, tools=read_tools(row.get("tools")), last_only=True)[0]
     if not isinstance(completion, str):
         raise UserError(f"the completion of a raw prompt must be a text, got {str(completion)[:60]!r}")
     # Encoded separately, as in sampling, so that a token boundary lies between prompt and completion.

@@ -16,6 +16,7 @@ from r1jax.models.families.presets import find_preset, replace_sizes
 from r1jax.models.init import init_weights
 from r1jax.models.layers import Dtypes
 from r1jax.models.transformer import Transformer
+from r1jax.text.special_tokens import SpecialTokensInText
 from r1jax.text.tokenizer import Tokenizer
 from r1jax.weights.export import describe, describe_shape
 from r1jax.weights.layer_pruning import keep_layers
@@ -39,6 +40,9 @@ class ModelConfig:
       fetch: command that creates the model `name` of the config file, for messages; a flag for `name` removes it.
       preset: name of a shape with fresh weights instead of loaded ones (models/families/presets.py).
       tokenizer: MODEL, or workdir of the stage `vocabulary`, whose tokenizer a preset gets; empty is one of bytes.
+      special_tokens_in_text: what a special token becomes that a user or a tool spells in a message: the characters
+        ("text"), or the token itself ("control"). Raw text prompts and the words of system and assistant may hold
+        control tokens either way.
       sizes: sizes of the preset that are replaced; those of `latents` and `gate` one by one.
       seed: seed of fresh weights.
       layers: number of layers that are kept of a loaded model, for a student of a larger one; 0 is all.
@@ -56,6 +60,7 @@ class ModelConfig:
     fetch: str = ""
     preset: str = ""
     tokenizer: str = ""
+    special_tokens_in_text: SpecialTokensInText = "text"
     sizes: dict[str, Any] = dataclasses.field(default_factory=dict)
     seed: int = 0
     layers: int = 0
@@ -153,9 +158,13 @@ def load_model(config: ModelConfig, **options: Any) -> tuple[Transformer, Tokeni
         )
         with activity(f"loading {config.name}"):
             model, tokenizer = load_pretrained(config.name, fetch=config.fetch, **shared)
-        return (keep_layers(model, config.layers, config.layer_choice) if config.layers else model), tokenizer
-    family, sizes, tokenizer = _find_shape(config)
-    return init_weights(lambda: family.build(sizes, rngs=nnx.Rngs(config.seed), **shared)), tokenizer
+        model = keep_layers(model, config.layers, config.layer_choice) if config.layers else model
+    else:
+        family, sizes, tokenizer = _find_shape(config)
+        model = init_weights(lambda: family.build(sizes, rngs=nnx.Rngs(config.seed), **shared))
+    if tokenizer is not None:
+        tokenizer = dataclasses.replace(tokenizer, special_tokens_in_text=config.special_tokens_in_text)
+    return model, tokenizer
 
 
 def describe_model(config: ModelConfig, folder: pathlib.Path) -> None:

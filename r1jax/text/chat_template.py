@@ -11,7 +11,7 @@ the `{% generation %}` spans of `render_spans`).
 import functools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -19,10 +19,9 @@ import jinja2
 from jinja2.ext import Extension, loopcontrols
 
 from r1jax.core.errors import UserError
+from r1jax.text.message_forms import Message, MessageForms
 from r1jax.text.template_sandbox import BoundedEnvironment, render_bounded
 
-Message = Mapping[str, Any]
-REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")  # keys of a message's reasoning, the usual one first
 MARKS = "\ufdd0\ufdd1"  # around generation blocks: Unicode noncharacters, which no text contains
 
 
@@ -33,19 +32,21 @@ def render(
 
     `template` is a Jinja text, or a tokenizer, whose own template and special tokens (`bos_token`, ...) are then used.
     `add_generation_prompt` opens the assistant's turn. Further `variables` (`tools`, `enable_thinking`, ...) are passed
-    to the template. Raises UserError if there is no template or the template rejects the messages.
+    to the template. Special tokens that users and tools spell are marked for `Tokenizer.encode` as the tokenizer's
+    `special_tokens_in_text` says. Raises UserError if there is no template or the template rejects the messages.
     """
     if not messages:
         raise UserError("a conversation needs at least one message")
     if not isinstance(template, str):
+        messages = template.escape_messages(messages)
         variables = {**template.template_variables, **variables}
         template = template.chat_template
         if template is None:
             raise UserError("this model has no chat template: use plain text prompts instead of messages")
     variables = {"tools": None, "documents": None, **variables}
-    messages = [_normalize(message) for message in messages]
-    variables |= {"messages": messages, "add_generation_prompt": add_generation_prompt}
-    return render_bounded(compile_template(template), variables)
+    tokens = frozenset((name, value) for name, value in variables.items() if name.endswith("_token"))
+    variables |= {"messages": _find_forms(template, tokens).fit(messages)}
+    return render_bounded(compile_template(template), {**variables, "add_generation_prompt": add_generation_prompt})
 
 
 def render_spans(
@@ -88,13 +89,12 @@ def compile_template(template: str) -> jinja2.Template:
         raise UserError("the chat template is nested too deeply") from None
 
 
-def _normalize(message: Message) -> dict[str, Any]:
-    """Drops keys whose value is None, which templates would print as "None"; reasoning is copied to all its
-    key names.
-    """
-    kept = {key: value for key, value in message.items() if value is not None}
-    reasoning = next((kept[name] for name in REASONING_NAMES if name in kept), None)
-    return kept if reasoning is None else {"thinking": reasoning, **kept, "reasoning_content": reasoning}
+@functools.lru_cache(maxsize=32)
+def _find_forms(template: str, tokens: frozenset[tuple[str, str]]) -> MessageForms:
+    """The forms of messages that a template with these special tokens reads."""
+    program = compile_template(template)
+    variables = {"tools": None, "documents": None, "add_generation_prompt": False, **dict(tokens)}
+    return MessageForms(lambda messages: render_bounded(program, {**variables, "messages": messages}))
 
 
 class GenerationTag(Extension):

@@ -12,12 +12,13 @@ normalize (the `tokenizers` package handles them differently).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
 from r1jax.core.errors import UserError
 
@@ -48,9 +49,15 @@ def read_pieces(file: Path) -> tuple[Pieces, dict[str, str]]:
     """
     from sentencepiece import sentencepiece_model_pb2 as messages  # imported late: it registers protobuf messages
 
+    content = file.read_bytes()
+    if re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", content):
+        raise UserError(
+            f"{file}: a vocabulary of tiktoken (the original form of Llama 3 and Qwen), not of sentencepiece: use the "
+            "model's Hugging Face folder, whose tokenizer.json has the same ids"
+        )
     proto = messages.ModelProto()  # type: ignore[attr-defined]
     try:
-        proto.ParseFromString(file.read_bytes())
+        proto.ParseFromString(content)
     except Exception as error:  # protobuf's error class depends on its implementation
         raise UserError(f"{file}: not a sentencepiece model: {error}") from None
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
@@ -94,11 +101,15 @@ def build_pieces(pieces: Pieces) -> tokenizers.Tokenizer:
     if pieces.space_before:
         to_text.append(decoders.Strip(" ", 1, 0))
     backend.decoder = decoders.Sequence(to_text)
-    for kind, text in zip(pieces.kinds, pieces.texts, strict=True):
-        if kind in (CONTROL, UNKNOWN):
-            backend.add_special_tokens([AddedToken(text, normalized=False, special=True)])
-        elif kind == USER_DEFINED:
-            backend.add_tokens([AddedToken(text, normalized=False, special=False)])
+    kinds = list(zip(pieces.kinds, pieces.texts, strict=True))
+    special = [AddedToken(text, normalized=False, special=True) for kind, text in kinds if kind in (CONTROL, UNKNOWN)]
+    defined = [text for kind, text in kinds if kind == USER_DEFINED]
+    # One call each: the package builds its search again at every call.
+    backend.add_special_tokens(special)
+    backend.add_tokens([AddedToken(text, normalized=False, special=False) for text in defined if SPACE not in text])
+    if spaced := sorted((text for text in defined if SPACE in text), key=len, reverse=True):
+        # Added tokens are looked for before spaces become ▁, so these are cut out of the normalized text.
+        backend.pre_tokenizer = pre_tokenizers.Split(Regex("|".join(map(re.escape, spaced))), behavior="isolated")
     return backend
 
 
@@ -106,8 +117,10 @@ def _list_merges(pieces: Pieces) -> list[tuple[str, str]]:
     """All pairs of pieces that merge into a piece, highest score first: sentencepiece stores scores, not pairs."""
     usable = {text for text, kind in zip(pieces.texts, pieces.kinds, strict=True) if kind in (NORMAL, UNUSED)}
     ranked = sorted(range(len(pieces.texts)), key=lambda id_: -pieces.scores[id_])
+    spaced = [t for t, kind in zip(pieces.texts, pieces.kinds, strict=True) if kind == USER_DEFINED and SPACE in t]
+    usable.update(spaced)  # cut out of the text whole, so that nothing else merges with them
     merges = []
-    for text in (pieces.texts[id_] for id_ in ranked if pieces.kinds[id_] == NORMAL):
+    for text in [*sorted(spaced, key=len), *(pieces.texts[id_] for id_ in ranked if pieces.kinds[id_] == NORMAL)]:
         halves = ((text[:cut], text[cut:]) for cut in range(1, len(text)))
         merges += [pair for pair in halves if pair[0] in usable and pair[1] in usable]
     return merges

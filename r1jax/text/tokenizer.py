@@ -14,7 +14,6 @@ Left out: training of vocabularies (`sentencepiece_training.py`), and clean-up o
 import contextlib
 import functools
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +26,8 @@ from r1jax.core.errors import UserError
 from r1jax.core.tensor_reader import open_tensors
 from r1jax.text.chat_template import render
 from r1jax.text.sentencepiece_models import CONTROL, USER_DEFINED, Pieces, build_pieces, read_pieces
+from r1jax.text.special_tokens import ESCAPE, SpecialTokens, SpecialTokensInText, make_literal
+from r1jax.text.token_encoder import TokenEncoder
 
 # Pre-tokenizer splits named by GGUF's `tokenizer.ggml.pre`, taken from the models' own tokenizer.json. A wrong split
 # gives other ids for the same text without an error, so an unknown name is refused.
@@ -58,6 +59,7 @@ class Tokenizer:
     chat_template: str | None = field(repr=False)
     specials: dict[str, int] = field(repr=False)  # every special token's text and id
     template_variables: dict[str, str] = field(repr=False)  # variables of chat templates: bos_token, eos_token, ...
+    special_tokens_in_text: SpecialTokensInText = field(default="text", repr=False)  # those that users and tools spell
 
     @property
     def vocab_size(self) -> int:
@@ -65,39 +67,47 @@ class Tokenizer:
         return self.backend.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str, *, add_special: bool = False) -> list[int]:
-        """Ids of a text. A special token spelled out in the text becomes its single id.
+        """Ids of a text. A special token spelled out in the text becomes its single id, unless it is escaped
+        (special_tokens.py). Raises UserError for a text that cannot be encoded.
 
         `add_special` adds the tokens of the model's post-processor (usually BOS), but never a second BOS.
         """
-        with _one_line("tokenizer.json: its patterns or its vocabulary fail on a text"):
-            ids = self.backend.encode(text, add_special_tokens=add_special).ids
+        with _encoding():
+            encoder, text = self._choose(text)
+            ids = encoder.encode(text, add_special=add_special)
         if add_special and len(ids) > 1 and ids[0] == ids[1] == self.bos_id:
             return ids[1:]
         return ids
 
     def encode_more(self, text: str) -> list[int]:
         """Ids of a text that follows other tokens: without the space that sentencepiece puts before a text."""
-        if self._follower is None:
-            return self.encode(text)
-        head = next(iter(self._added.split(text, 1)))  # text after an added token gets the space again
-        return [*self._follower.encode(head, add_special_tokens=False).ids, *self.encode(text[len(head) :])]
+        with _encoding():
+            encoder, text = self._choose(text)
+            return encoder.encode_more(text)
+
+    def escape_messages(self, messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+        """The messages with special tokens that users and tools spell marked as text, if `special_tokens_in_text`
+        says so.
+        """
+        return messages if self.special_tokens_in_text == "control" else self._found_specials.escape_messages(messages)
+
+    def _choose(self, text: str) -> tuple[TokenEncoder, str]:
+        """The encoder of a text, and the text as it reads it."""
+        if ESCAPE not in text:
+            return self._encoder, text
+        return self._literal_encoder, self._found_specials.mark_control(text)
 
     @functools.cached_property
-    def _added(self) -> re.Pattern[str]:
-        contents = sorted((token.content for token in self.backend.get_added_tokens_decoder().values()), key=len)
-        return re.compile("|".join(map(re.escape, reversed(contents))) or r"\Z")
+    def _encoder(self) -> TokenEncoder:
+        return TokenEncoder(self.backend)
 
     @functools.cached_property
-    def _follower(self) -> tokenizers.Tokenizer | None:
-        """The backend without the space before a text; None if it adds none."""
-        if self.backend.encode("a", add_special_tokens=False).tokens == ["a"]:
-            return None
-        backend = json.loads(self.backend.to_str())
-        for part in _list_parts(backend["normalizer"]) + _list_parts(backend["pre_tokenizer"]):
-            for switch, value in {"prepend": "", "prepend_scheme": "never", "add_prefix_space": False}.items():
-                if switch in part:
-                    part[switch] = value
-        return tokenizers.Tokenizer.from_str(json.dumps(backend))
+    def _literal_encoder(self) -> TokenEncoder:
+        return TokenEncoder(make_literal(self.backend))
+
+    @functools.cached_property
+    def _found_specials(self) -> SpecialTokens:
+        return SpecialTokens(self.specials)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Text of ids. Incomplete UTF-8 gives U+FFFD; ids beyond the vocabulary give nothing."""
@@ -178,7 +188,7 @@ class Tokenizer:
     @classmethod
     def _of_metadata(cls, metadata: Mapping[str, Any]) -> "Tokenizer":
         ggml = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items()}
-        split = ggml.get("pre", "default")
+        split = ggml.get("pre", "")
         if ggml.get("model") == "llama":
             space_before = bool(ggml.get("add_space_prefix", True))
             pieces = Pieces(ggml["tokens"], ggml["scores"], ggml["token_type"], space_before=space_before)
@@ -189,8 +199,10 @@ class Tokenizer:
                 f"got {ggml.get('model')!r}; use the model's Hugging Face folder"
             )
         elif str(split) not in SPLITS:
+            what = f"GGUF pre-tokenizer {split!r}" if split else "the GGUF header names no pre-tokenizer: its absence"
             raise UserError(
-                f"GGUF pre-tokenizer {split!r} is not one of {', '.join(SPLITS)}; use the model's Hugging Face folder"
+                f"{what} is not one of {', '.join(SPLITS)} (tokenizer.ggml.pre), and another one gives other ids "
+                "without an error; use the model's Hugging Face folder, or a GGUF file of today's converter"
             )
         else:
             backend = _build_byte_bpe(ggml["tokens"], ggml["merges"], ggml.get("token_type"), split)
@@ -301,14 +313,6 @@ def _add_ends(backend: tokenizers.Tokenizer, named: Mapping[str, str], add_bos: 
     )
 
 
-def _list_parts(part: Any) -> list[dict[str, Any]]:
-    """All parts of a normalizer or pre-tokenizer of tokenizer.json, sequences flattened."""
-    if part is None:
-        return []
-    inner = part.get("normalizers") or part.get("pretokenizers") or []
-    return [part, *(found for child in inner for found in _list_parts(child))]
-
-
 @contextlib.contextmanager
 def _one_line(what: str, *kinds: type[Exception]) -> Iterator[None]:
     """Makes a UserError of errors of these kinds, and of a panic of the tokenizers package, which is no `Exception`."""
@@ -320,6 +324,15 @@ def _one_line(what: str, *kinds: type[Exception]) -> Iterator[None]:
         if type(error).__name__ != "PanicException" and not isinstance(error, kinds):
             raise
         raise UserError(f"{what} ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from None
+
+
+@contextlib.contextmanager
+def _encoding() -> Iterator[None]:
+    with (
+        _one_line("tokenizer.json: its patterns or its vocabulary fail on a text"),
+        _one_line("a text cannot be encoded: it holds half of a surrogate pair, which is no character", TypeError),
+    ):
+        yield
 
 
 def _read_backend(file: Path) -> tokenizers.Tokenizer:

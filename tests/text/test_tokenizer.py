@@ -96,7 +96,7 @@ def test_stop_ids_of_every_source_are_joined(tmp_path: Path) -> None:
 
 def test_gguf_end_of_turn_and_template_are_stops() -> None:
     tokens = ["<eos>", "<eot>", "<turn>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    header = {"model": "gpt2", "tokens": tokens, "merges": [], "token_type": [3] * 3 + [1] * 256}
+    header = {"model": "gpt2", "pre": "gpt-2", "tokens": tokens, "merges": [], "token_type": [3] * 3 + [1] * 256}
     header |= {"eos_token_id": 0, "eot_token_id": 1, "padding_token_id": 0}
     metadata = {f"tokenizer.ggml.{key}": value for key, value in header.items()}
     metadata["tokenizer.chat_template"] = "{% for m in messages %}{{ m.content }}<turn>{% endfor %}"
@@ -144,6 +144,7 @@ def test_a_folder_without_tokenizer_has_none(tmp_path: Path) -> None:
     [
         ({"tokenizer.ggml.model": "bert"}, "tokenizer.ggml.model = gpt2"),
         ({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "tekken"}, "'tekken' is not one of default"),
+        ({"tokenizer.ggml.model": "gpt2"}, "the GGUF header names no pre-tokenizer"),
     ],
 )
 def test_unknown_gguf_vocabularies_are_refused(metadata: dict, message: str) -> None:
