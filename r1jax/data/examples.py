@@ -18,6 +18,7 @@ import numpy as np
 from r1jax.core.errors import UserError
 from r1jax.text.encoding import encode_prompt
 from r1jax.text.masks import mark_assistant
+from r1jax.text.message_forms import join_parts
 from r1jax.text.tokenizer import Tokenizer
 
 Truncation = Literal["right", "left", "drop"]
@@ -53,10 +54,17 @@ def encode_row(row: Mapping[str, Any], tokenizer: Tokenizer, *, loss_on: LossOn 
 
 
 def check_messages(value: Any) -> list[Mapping[str, Any]]:
-    """Returns messages unchanged. Raises UserError unless they are a list of dicts with a role."""
-    if isinstance(value, list) and value and all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in value):
-        return value
-    raise UserError(f"messages must be a list of role and content messages, got {str(value)[:60]!r}")
+    """Returns messages unchanged. Raises UserError unless they are a list of dicts with a role, and with a content that
+    is a text, text parts, or null; what a tool says may be anything.
+    """
+    is_list = isinstance(value, list) and bool(value)
+    if not is_list or not all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in value):
+        raise UserError(f"messages must be a list of role and content messages, got {str(value)[:60]!r}")
+    for message in value:
+        content = join_parts(message.get("content"))
+        if message["role"] != "tool" and not isinstance(content, str | None):
+            raise UserError(f"a content must be a text, a list of text parts or null, got {str(content)[:60]!r}")
+    return value
 
 
 def read_tools(value: Any) -> list[Mapping[str, Any]] | None:

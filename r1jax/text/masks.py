@@ -162,7 +162,7 @@ class _Marker:
         return start - 1 if closed[start - 1 : start] == " " else start
 
     def _find_header(self, closed: str, start: int, opening: str) -> int:
-        """Position after the last header of an assistant's turn before `start`, if it is of the same turn; else `start`.
+        """Position after the last header of an assistant's turn before `start`, if it is of this turn; else `start`.
         It is needed where the template rewrites the history once the turn is there (gpt-oss drops thoughts).
         """
         place = closed.rfind(opening, 0, start) + len(opening) if opening else -1
@@ -182,9 +182,9 @@ class _Marker:
         tool call, else that of turns without calls (DeepSeek-R1's template leaves a single call open). "" if none.
         """
         calls = message.get("tool_calls")
-        said = {"role": "assistant", "content": "0"}
-        following = {"role": "tool" if calls else "user", "content": "0", "name": "probe"}
-        talk = [{"role": "user", "content": "0"}, {**said, "tool_calls": calls}]
+        said: Message = {"role": "assistant", "content": "0"}
+        following: Message = {"role": "tool" if calls else "user", "content": "0", "name": "probe"}
+        talk: list[Message] = [{"role": "user", "content": "0"}, {**said, "tool_calls": calls}]
         try:
             before, after, plain = self._show(talk), self._show([*talk, following]), self._show([talk[0], said])
         except UserError:
@@ -201,9 +201,13 @@ class _Marker:
         for prompt in (varied for opened, _ in prompts for varied in _vary(opened)):
             if start < len(prompt) < stop and text.startswith(prompt):
                 start = len(prompt)
-        for opening in (varied for _, opening in prompts for varied in _vary(opening)):
+        openings = {varied for _, opening in prompts for varied in _vary(opening)}
+        for opening in sorted(openings, key=len, reverse=True):
             overlaps = range(1, min(len(opening), stop - start) + 1)
-            start += next((size for size in overlaps if text[: start + size].endswith(opening)), 0)
+            overlap = next((size for size in overlaps if text[: start + size].endswith(opening)), 0)
+            if overlap:
+                start += overlap
+                break
         following = self._stop.match(text, stop)
         return start, following.end() if following else self._find_end(text[:stop], start)
 
@@ -235,7 +239,7 @@ class _Marker:
         return self._cut_tail(shown) + calls
 
     def _add_thoughts(self, begun: str, shown: str, message: Message, closed: str) -> str:
-        """What is learnt of a turn whose thoughts the template drops: the thoughts in tags, and what it shows."""
+        """The text of a turn whose thoughts the template drops: the thoughts in tags, then what it shows."""
         content, thoughts = _split_words(message)
         tagged, _, answer = content.rpartition(THINK_CLOSE)
         said = f"<think>\n{thoughts.strip()}\n</think>\n\n" if thoughts else ""

@@ -329,8 +329,8 @@ def _one_line(what: str, *kinds: type[Exception]) -> Iterator[None]:
 @contextlib.contextmanager
 def _encoding() -> Iterator[None]:
     with (
-        _one_line("tokenizer.json: its patterns or its vocabulary fail on a text"),
         _one_line("a text cannot be encoded: it holds half of a surrogate pair, which is no character", TypeError),
+        _one_line("tokenizer.json: its patterns or its vocabulary fail on a text"),
     ):
         yield
 

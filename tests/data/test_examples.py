@@ -109,3 +109,35 @@ def test_truncation() -> None:
     assert truncate(example, 3, "right") is None  # only the prompt is left
     empty = Example(*(np.zeros(0, kind) for kind in (np.int32, np.int32, np.float32)))
     assert truncate(empty, 4, "right") is None
+
+
+def test_tools_of_a_row_are_shown() -> None:
+    template = "{% if tools %}{{ tools[0].name }}\n{% endif %}" + CHAT_TEMPLATE
+    tokenizer = dataclasses.replace(TOKENIZER, chat_template=template)
+    for tools in ([{"name": "clock"}], '[{"name": "clock"}]'):
+        for row in ({"messages": [ASK, REPLY]}, {"prompt": [ASK], "completion": "ho"}):
+            [example] = encode_row({**row, "tools": tools}, tokenizer)
+            assert tokenizer.decode(example.tokens, skip_special=False).startswith("clock\n<|im_start|>user")
+    for tools in (None, [], "", "null"):
+        [example] = encode_row({"messages": [ASK, REPLY], "tools": tools}, tokenizer)
+        assert tokenizer.decode(example.tokens, skip_special=False).startswith("<|im_start|>user")
+
+
+HOSTILE = [
+    {"messages": [ASK, {"role": "assistant", "content": "a\ud800b"}]},
+    {"messages": [{"role": "user", "content": "\udfff"}, REPLY]},
+    {"messages": [ASK, {"role": "assistant", "content": [{"type": "image"}]}]},
+    {"messages": [ASK, {"role": "assistant", "content": 5}]},
+    {"messages": [ASK, {"role": "assistant", "content": None, "tool_calls": "f()"}]},
+    {"messages": [ASK, {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}]},
+    {"messages": [ASK, REPLY], "tools": "clock"},
+    {"prompt": "\ud83d", "completion": "x"},
+    {"prompt": "x", "completion": "\ud83d"},
+    {"text": "\ud83d"},
+]
+
+
+@pytest.mark.parametrize("row", HOSTILE)
+def test_hostile_rows_are_errors_of_the_row(row: dict) -> None:
+    with pytest.raises(UserError):
+        encode_row(row, TOKENIZER)

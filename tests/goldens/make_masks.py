@@ -27,8 +27,15 @@ SAID, MORE = {"role": "assistant", "content": "It is 4."}, {"role": "assistant",
 SYSTEM = {"role": "system", "content": "Be brief."}
 THOUGHT = {"role": "assistant", "content": "It is 4.", "reasoning_content": "two and two"}
 TAGGED = {"role": "assistant", "content": "<think>\ntwo and two\n</think>\n\nIt is 4."}
-REPLY, SECOND = {"role": "tool", "name": "weather", "content": "18 C"}, {"role": "tool", "name": "clock", "content": "9"}
-PLACES = {"type": "object", "properties": {"place": {"type": "string", "description": "A town."}}, "required": ["place"]}
+REPLY, SECOND = (
+    {"role": "tool", "name": "weather", "content": "18 C"},
+    {"role": "tool", "name": "clock", "content": "9"},
+)
+PLACES = {
+    "type": "object",
+    "properties": {"place": {"type": "string", "description": "A town."}},
+    "required": ["place"],
+}
 TOOLS = [
     {"type": "function", "function": {"name": name, "description": f"Tells the {name}.", "parameters": PLACES}}
     for name in ("weather", "clock")
@@ -60,7 +67,12 @@ CONVERSATIONS = {
     "call with words": [SYSTEM, ASK, call("weather", content="Let me look."), REPLY, MORE],
     "call with an empty text": [ASK, call("weather", content=""), REPLY, MORE],
     "call with a thought": [ASK, call("weather", reasoning_content="ask the tool"), REPLY, MORE],
-    "thought, words, call": [ASK, call("clock", content="Let me look.", reasoning_content="ask the tool"), SECOND, MORE],
+    "thought, words, call": [
+        ASK,
+        call("clock", content="Let me look.", reasoning_content="ask the tool"),
+        SECOND,
+        MORE,
+    ],
     "thoughts around a call": [
         ASK,
         call("weather", reasoning_content="ask the tool"),

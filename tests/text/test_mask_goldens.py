@@ -80,7 +80,7 @@ def make_tokenizer(name: str) -> Tokenizer:
     return dataclasses.replace(tokenizer, chat_template=template, eos_ids=ids, template_variables=tokens)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def learn(name: str) -> dict[str, list[str] | UserError]:
     """What is learnt of each conversation, in runs of neighbouring tokens; or why it is refused."""
     tokenizer, found = make_tokenizer(name), {}

@@ -32,6 +32,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "user_defined_symbols": ["<think>", "@@"],
         "control_symbols": ["<turn>"],
     },
+    "spaces": {**LLAMA2, "byte_fallback": True, "user_defined_symbols": ["▁▁", "▁▁▁", "▁▁▁▁"]},
 }
 
 
@@ -135,3 +136,9 @@ def test_impossible_vocabularies_are_refused(tmp_path: Path) -> None:
         train_vocabulary(TEXTS, 100, tmp_path)
     with pytest.raises(UserError, match="no vocabulary of 700 ids could be trained"):
         train_vocabulary([], 700, tmp_path)
+
+
+def test_a_vocabulary_of_tiktoken_says_what_to_use(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")
+    with pytest.raises(UserError, match=r"a vocabulary of tiktoken .* use the model's Hugging Face folder"):
+        Tokenizer.from_path(tmp_path)
