@@ -239,6 +239,10 @@ def name_figures(metrics: Mapping[str, Any]) -> dict[str, str]:
         figures["update"] = "none: all groups have equal rewards"
     if "rollout/tokens_per_second" in given and "step_time" not in given:
         figures["tokens/s"] = f"{given['rollout/tokens_per_second']:,.0f}"
+    shares = {key.removeprefix("collection/"): given[key] for key in given if key.startswith("collection/")}
+    if "kept" in shares:
+        dropped = [f"{name.replace('_', ' ')} {value:.1%}" for name, value in shares.items() if name != "kept"]
+        figures |= {"kept": f"{shares['kept']:.1%}", **({"dropped": ", ".join(dropped)} if dropped else {})}
     if "step_time" in given:
         phases = [f"{name} {given[f'time/{name}']:.1f}" for name in PHASES if f"time/{name}" in given]
         figures["s/step"] = f"{given['step_time']:.1f}" + (f" ({', '.join(phases)})" if phases else "")

@@ -14,7 +14,7 @@ import json
 import logging
 import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,44 +82,8 @@ def generate_file(
     output that this function did not write, or wrote with other settings.
     """
     prompts = encode_rows([_wrap(row, wrap) for row in rows] if wrap else rows, sampler)
-    identities = [_identify(row.columns) for row in rows]
-    identify = lambda row: _identify(row) if _is_whole(row, config.num_samples) else None
-    settings = {**(model or {}), **dataclasses.asdict(config)}
-    agree("settings", digest_settings(settings))
-    agree_on_data(identities)
-    writes = distributed.is_writer()
-    if writes:
-        check_output(pathlib.Path(output), settings)
-    lock = pathlib.Path(output).with_name(f".{pathlib.Path(output).name}.lock")
-    with hold_lock(lock, str(output)) if writes else contextlib.nullcontext():
-        if writes:
-            journal = Journal(output, identities, identify)
-            replace_file(_settings_file(pathlib.Path(output)), json.dumps(settings, indent=2) + "\n")
-        distributed.wait("the output is open")  # the others read it once the first process has put it in order
-        if not writes:
-            journal = Journal(output, identities, identify, active=False)
-        return _complete(sampler, rows, prompts, journal, config)
-
-
-def _complete(
-    sampler: Sampler,
-    rows: Sequence[SourceRow],
-    prompts: Sequence[tuple[int, ...]],
-    journal: Journal,
-    config: Generation,
-) -> dict[str, float]:
-    """Completes the rows that the journal lacks, as determined by the first process. Returns in every process once the
-    output is complete.
-    """
-    output, todo = journal.path, np.zeros(len(rows), bool)
-    todo[journal.todo] = True
-    journal.todo = np.flatnonzero(distributed.from_first(todo)).tolist()
-    if len(journal.todo) < len(rows):
-        log.info("%s: keeping %d of %d rows that are complete", output, len(rows) - len(journal.todo), len(rows))
-    try:
-        counts = _fill(sampler, rows, prompts, journal, config)
-    finally:
-        journal.close()
+    with open_output(output, rows, config, model=model) as journal:
+        counts = _fill(sampler, rows, prompts, share_todo(journal, len(rows)), journal, config)
     distributed.wait("the output is complete")
     log.info(
         "%s: %d rows, %d completions and %d tokens in %.1f s, %.0f tokens/s",
@@ -127,6 +91,47 @@ def _complete(
         *(counts[name] for name in ("rows", "completions", "tokens", "seconds", "tokens_per_second")),
     )
     return counts
+
+
+@contextlib.contextmanager
+def open_output(
+    output: str | pathlib.Path,
+    rows: Sequence[SourceRow],
+    config: Generation,
+    *,
+    model: Mapping[str, str] | None = None,
+    unit: int = 1,
+    known: Mapping[str, str] | None = None,
+) -> Iterator[Journal | None]:
+    """Context with the journal of an output in the process that writes it, None in the others; with its lock, and its
+    settings beside it.
+
+    model: as of `generate_file`. unit, known: of the journal. Raises UserError for an output with other rows or
+    settings, and where processes differ in theirs.
+    """
+    output, identities = pathlib.Path(output), [_identify(row.columns) for row in rows]
+    settings = {**(model or {}), **dataclasses.asdict(config)}
+    agree("settings", digest_settings(settings))
+    agree_on_data(identities)
+    if not distributed.is_writer():
+        yield None
+        return
+    check_output(output, settings)
+    identify = lambda row: _identify(row) if _is_whole(row, config.num_samples) else None
+    with hold_lock(output.with_name(f".{output.name}.lock"), str(output)):
+        with contextlib.closing(Journal(output, identities, identify, unit=unit, known=known)) as journal:
+            replace_file(_settings_file(output), json.dumps(settings, indent=2) + "\n")
+            yield journal
+
+
+def share_todo(journal: Journal | None, count: int) -> list[int]:
+    """The inputs of `count` that the journal of the first process lacks, in every process."""
+    todo = np.zeros(count, bool)
+    if journal:
+        todo[journal.todo] = True
+        if len(journal.todo) < count:
+            log.info("%s: keeping %d of %d rows that are complete", journal.path, count - len(journal.todo), count)
+    return np.flatnonzero(distributed.from_first(todo)).tolist()
 
 
 def sample_prompts(
@@ -144,33 +149,57 @@ def sample_prompts(
     depend on how long the others are. on_row: called with (index, completions) as soon as a prompt has all of them.
     """
     todo = range(len(prompts)) if todo is None else todo
-    sampling, G = config.sampling(sampler.stop_ids), config.num_samples
-    # The prefix of all prompts, not only of the remaining ones: an interruption must not change the programs.
-    prefix, slots = find_prefix(prompts) if prompts else (), min(sampler.slots, len(prompts) * G)
-    shapes = plan_shapes(prompts, prefix, config.max_new_tokens) if few_shapes else Shapes(prefix)
-    if few_shapes:
-        slots = min(sampler.slots, -(-slots // 8) * 8)
-    step = max(1, WINDOW * slots // G)
+    windows = Windows(sampler, prompts, config, few_shapes=few_shapes)
     found: list[list[Completion]] = []
-    for first in range(0, len(todo), step):
-        numbers = todo[first : first + step]
-        groups: list[dict[int, Completion]] = [{} for _ in numbers]
+    for first in range(0, len(todo), windows.size):
+        found += windows.sample(todo[first : first + windows.size], on_row)
+    return found
 
-        def keep(request: int, completion: Completion, numbers: Any = numbers, groups: Any = groups) -> None:
+
+def window_size(slots: int, prompts: int, num_samples: int) -> int:
+    """Prompts whose samples are one call of the engine, of a list of so many."""
+    return max(1, WINDOW * min(slots, prompts * num_samples) // num_samples)
+
+
+class Windows:
+    """Samples of prompts, a window of them at a time; few_shapes: as of `sample_prompts`.
+
+    What all windows share follows from all prompts, not from the remaining ones: an interruption must not change the
+    programs. A window sampled again gives the same bits.
+    """
+
+    def __init__(
+        self, sampler: Sampler, prompts: Sequence[tuple[int, ...]], config: Generation, *, few_shapes: bool = False
+    ):
+        self._sampler, self._prompts, self._config = sampler, prompts, config
+        prefix, slots = find_prefix(prompts) if prompts else (), min(sampler.slots, len(prompts) * config.num_samples)
+        self._shapes = plan_shapes(prompts, prefix, config.max_new_tokens) if few_shapes else Shapes(prefix)
+        self._slots = min(sampler.slots, -(-slots // 8) * 8) if few_shapes else slots
+        self.size = window_size(self._slots, len(prompts), config.num_samples)
+
+    def sample(
+        self,
+        numbers: Sequence[int],
+        on_row: Callable[[int, list[Completion]], None] = lambda number, completions: None,
+    ) -> list[list[Completion]]:
+        """`num_samples` completions of each of these prompts; on_row: as of `sample_prompts`."""
+        groups: list[dict[int, Completion]] = [{} for _ in numbers]
+        G, sampling = self._config.num_samples, self._config.sampling(self._sampler.stop_ids)
+
+        def keep(request: int, completion: Completion) -> None:
             group = groups[request // G]
             group[request % G] = completion
             if len(group) == G:
                 on_row(numbers[request // G], [group[g] for g in range(G)])
 
         requests = [
-            Request(prompts[number], sampling, derive_seed(config.seed, number, g))
+            Request(self._prompts[number], sampling, derive_seed(self._config.seed, number, g))
             for number in numbers
             for g in range(G)
         ]
         with activity(f"sampling {len(requests)} completions"):
-            sampler.generate(requests, slots=slots, shapes=shapes, on_complete=keep)
-        found += [[group[g] for g in range(G)] for group in groups]
-    return found
+            self._sampler.generate(requests, slots=self._slots, shapes=self._shapes, on_complete=keep)
+        return [[group[g] for g in range(G)] for group in groups]
 
 
 def encode_rows(rows: Sequence[SourceRow], sampler: Sampler) -> list[tuple[int, ...]]:
@@ -193,23 +222,27 @@ def _fill(
     sampler: Sampler,
     rows: Sequence[SourceRow],
     prompts: Sequence[tuple[int, ...]],
-    journal: Journal,
+    todo: Sequence[int],
+    journal: Journal | None,
     config: Generation,
 ) -> dict[str, float]:
-    """Completes the rows that the journal lacks."""
+    """Completes the rows of `todo`."""
     begin = time.perf_counter()
     counts = {"rows": 0, "completions": 0, "tokens": 0}
-    todo, kept = journal.todo, len(rows) - len(journal.todo)
+    kept = len(rows) - len(todo)
     with console.Progress(len(rows), start=kept, title="rows", every=SHOW_SECONDS) as progress:
 
         def write(number: int, completions: list[Completion]) -> None:
-            journal.put(number, {**_input(rows[number].columns), **_results(completions, sampler)})
+            if journal:
+                journal.put(number, make_row(rows[number].columns, completions, sampler))
             for name, more in zip(counts, (1, len(completions), sum(len(c.tokens) for c in completions)), strict=True):
                 counts[name] += more
             speed = counts["tokens"] / (time.perf_counter() - begin)
             progress.update(kept + counts["rows"], {"rollout/tokens_per_second": speed})
 
-        sample_prompts(sampler, prompts, config, todo=todo, on_row=write)
+        windows = Windows(sampler, prompts, config)
+        for first in range(0, len(todo), windows.size):  # none is kept in memory once it is written
+            windows.sample(todo[first : first + windows.size], write)
     seconds = time.perf_counter() - begin
     return {**counts, "seconds": seconds, "tokens_per_second": counts["tokens"] / seconds if todo else 0.0}
 
@@ -233,8 +266,10 @@ def _encode(columns: Mapping[str, Any], sampler: Sampler) -> tuple[int, ...]:
     return tokens
 
 
-def _results(completions: Sequence[Completion], sampler: Sampler) -> dict[str, Any]:
+def make_row(columns: Mapping[str, Any], completions: Sequence[Completion], sampler: Sampler) -> dict[str, Any]:
+    """Output row of an input row with these columns."""
     return {
+        **_input(columns),
         "completions": [sampler.decode(c.tokens) for c in completions],
         "completion_tokens": [list(c.tokens) for c in completions],
         "logprobs": [[float(f"{value:.8g}") for value in c.logprobs] for c in completions],

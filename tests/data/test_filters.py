@@ -9,8 +9,10 @@ import pytest
 
 from r1jax.core.errors import UserError
 from r1jax.data.corpus import CorpusConfig, SourceConfig, load_corpus
-from r1jax.data.filters import FilterConfig, Trace, filter_traces, measure_repetition, write_set
+from r1jax.data.filters import FilterConfig, Finding, Screen, Selection, Trace, measure_repetition
+from r1jax.data.training_set import Position, SetWriter, find_pattern, is_finished
 from r1jax.text.tokenizer import Tokenizer
+from tests.data.make_traces import CONFIGS, GOLDEN, make_filters, make_traces
 
 LOOP = "and so we go on and on " * 20
 
@@ -22,6 +24,12 @@ def make(*completions: str, **fields: Any) -> list[Trace]:
         )
         for number, c in enumerate(completions)
     ]
+
+
+def filter_traces(traces: list[Trace], config: FilterConfig) -> tuple[list[Trace], dict[str, Any]]:
+    selection = Selection(config)
+    dropped = selection.decide(traces, Screen(config).examine(traces))
+    return [trace for trace, why in zip(traces, dropped, strict=True) if not why], selection.statistics()
 
 
 def kept(traces: list[Trace], **config: Any) -> list[str]:
@@ -112,18 +120,85 @@ def test_counts_of_everything():
     assert filter_traces([], FilterConfig())[1]["output"]["samples"] == 0
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_in_chunks_and_taken_up_again_they_keep_what_release_0_2_kept(name: str, tmp_path: pathlib.Path):
+    config, traces, golden = make_filters(name, tmp_path), make_traces(), json.loads(GOLDEN.read_text())[name]
+    screen, selection, found, decided = Screen(config), Selection(config), list[int](), []
+    for first in range(0, len(traces), 35):  # seven prompts
+        if first % 105 == 0:  # a restart: from what was written of each prompt
+            selection = Selection(config)
+            for one in decided:
+                selection.restore(*one)
+        chunk = traces[first : first + 35]
+        findings = [Finding(*facts) for facts in json.loads(json.dumps(screen.examine(chunk)))]
+        dropped = selection.decide(chunk, findings)
+        found += [first + place for place, why in enumerate(dropped) if not why]
+        for place in range(0, len(chunk), 5):
+            own = slice(place, place + 5)
+            facts = [Finding("", *finding[1:]) for finding in findings[own]]
+            decided.append(([t.reward for t in chunk[own]], [t.length for t in chunk[own]], facts, dropped[own]))
+    assert {"kept": found, "statistics": selection.statistics()} == golden
+    assert selection.kept == len(found) and selection.shares["kept"] == len(found) / len(traces)
+    assert sum(selection.shares.values()) == pytest.approx(1)
+
+
+ROWS = [{"prompt": f"question {number}", "completion": "y" * number} for number in range(11)]
+
+
+@pytest.mark.parametrize("shard", [0, 4])
+def test_a_set_is_the_same_wherever_its_writer_was_stopped(tmp_path: pathlib.Path, shard: int):
+    whole = SetWriter(tmp_path / "whole" / "set.jsonl", shard)
+    whole.resume()
+    whole.write(ROWS)
+    whole.finish({"kept": 11})
+    assert is_finished(tmp_path / "whole" / "set.jsonl", shard)
+    expected = {file.name: file.read_bytes() for file in (tmp_path / "whole").iterdir()}
+    names = [f"set-{number:05d}.jsonl" for number in range(3)] if shard else ["set.jsonl"]
+    assert sorted(expected) == sorted([*names, "set.stats.json"])
+    assert b"".join(expected[name] for name in names) == b"".join(json.dumps(row).encode() + b"\n" for row in ROWS)
+    pattern = find_pattern(tmp_path / "whole" / "set.jsonl", shard)
+    assert sorted(file.name for file in pattern.parent.glob(pattern.name)) == names
+
+    path, place = tmp_path / "other" / "set.jsonl", Position()
+    for first in range(0, len(ROWS), 3):  # each chunk is written, lost, and written again by another writer
+        for lost in (True, False):
+            writer = SetWriter(path, shard)
+            assert writer.holds(place) and not writer.holds(place._replace(size=10_000))
+            writer.resume(place)
+            reached = writer.write([{"lost": 1}] * 9 if lost else ROWS[first : first + 3])
+        place = reached
+    assert not is_finished(path, shard)
+    writer.finish({"kept": 11})
+    if shard:  # stopped before its statistics were written
+        (path.parent / "set.stats.json").unlink()
+        writer = SetWriter(path, shard)
+        assert writer.holds(place)
+        writer.resume(place)
+        writer.finish({"kept": 11})
+    assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == expected
+
+
+def test_a_set_whose_last_shard_is_full_has_no_empty_one(tmp_path: pathlib.Path):
+    writer = SetWriter(tmp_path / "set.jsonl", 4)
+    writer.resume()
+    assert writer.write(ROWS[:8]) == Position(2, 0, 0)
+    writer.finish({})
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["set-00000.jsonl", "set-00001.jsonl", "set.stats.json"]
+
+
 def test_the_set_is_what_supervised_training_reads(tmp_path: pathlib.Path):
-    traces = make("Yes, 4", "5")
-    found, statistics = filter_traces(traces, FilterConfig())
-    write_set(tmp_path / "new" / "set.jsonl", found, statistics)
-    assert json.loads((tmp_path / "new" / "set.stats.json").read_text()) == statistics
-    rows = [json.loads(line) for line in (tmp_path / "new" / "set.jsonl").read_text().splitlines()]
-    assert rows[0] == {"prompt": "question 0", "completion": "Yes, 4"}
-    config = CorpusConfig({"traces": SourceConfig(str(tmp_path / "new" / "set.jsonl"), template="plain")}, length=64)
+    writer = SetWriter(tmp_path / "new" / "set.jsonl", 1)
+    writer.resume()
+    writer.write({"prompt": trace.prompt, "completion": trace.completion} for trace in make("Yes, 4", "5"))
+    writer.finish({})
+    path = str(find_pattern(tmp_path / "new" / "set.jsonl", 1))
+    config = CorpusConfig({"traces": SourceConfig(path, template="plain")}, length=64)
     tokenizer = Tokenizer.of_bytes()
-    example = load_corpus(config, tokenizer).train[0][0]
-    assert tokenizer.decode(example.targets[example.weights > 0], skip_special=False) == "Yes, 4<|im_end|>"
-    assert len(list((tmp_path / "new").iterdir())) == 2
+    examples = load_corpus(config, tokenizer).train[0]
+    assert [tokenizer.decode(e.targets[e.weights > 0], skip_special=False) for e in examples] == [
+        "Yes, 4<|im_end|>",
+        "5<|im_end|>",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -132,6 +207,7 @@ def test_the_set_is_what_supervised_training_reads(tmp_path: pathlib.Path):
         ({"language": "xx"}, "config.filters.language must be one of en, "),
         ({"max_repetition": 1.5}, "config.filters.max_repetition must be from 0 to 1, got 1.5"),
         ({"ngram": 0}, "config.filters.ngram must be at least 1, got 0"),
+        ({"rows_per_shard": -1}, "config.filters.rows_per_shard must be at least 0, got -1"),
     ],
 )
 def test_a_mistake_names_its_key(changes: dict[str, Any], message: str):

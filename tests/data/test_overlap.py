@@ -4,7 +4,9 @@ import json
 import pathlib
 import random
 
-from r1jax.data.overlap import Contamination, find_near_duplicates, read_texts, split_words
+import numpy as np
+
+from r1jax.data.overlap import BANDS, HASHES, Contamination, NearDuplicates, read_texts, sign, split_words
 
 QUESTION = "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May."
 
@@ -35,6 +37,11 @@ def test_texts_of_benchmarks_whatever_their_columns(tmp_path: pathlib.Path):
     assert read_texts([str(tmp_path / "one.jsonl")], key="k") == ["a", "b", "user", "c"]
 
 
+def find_near_duplicates(texts: list[str], similarity: float) -> list[bool]:
+    near = NearDuplicates(similarity)
+    return [near.mark(sign(text)) for text in texts]
+
+
 def test_near_duplicates_are_those_of_a_high_jaccard_similarity():
     generator = random.Random(0)
     texts = [make(generator) for _ in range(40)]
@@ -46,6 +53,21 @@ def test_near_duplicates_are_those_of_a_high_jaccard_similarity():
 
 def test_equal_and_empty_texts():
     assert find_near_duplicates(["a b c d", "A b, c d!", "", "", "x"], 0.9) == [False, True, False, True, False]
+
+
+def test_the_table_of_bands_finds_what_a_dictionary_finds():
+    """Few values, so that many bands are equal and chains are long, and enough texts for the table to grow."""
+    generator = np.random.default_rng(0)
+    signatures = generator.integers(0, 5, (300, HASHES), dtype=np.uint32)
+    near, expected, tables = NearDuplicates(0.3), [], [dict[bytes, list[int]]() for _ in range(BANDS)]
+    for number, signature in enumerate(signatures):
+        keys = [band.tobytes() for band in signature.reshape(BANDS, -1)]
+        likely = {other for table, key in zip(tables, keys, strict=True) for other in table.get(key, ())}
+        expected.append(any((signatures[other] == signature).mean() >= 0.3 for other in likely))
+        if not expected[-1]:
+            for table, key in zip(tables, keys, strict=True):
+                table.setdefault(key, []).append(number)
+    assert [near.mark(signature) for signature in signatures] == expected and 0 < sum(expected) < 100
 
 
 def make(generator: random.Random) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from r1jax.core.errors import UserError
-from r1jax.runs.journal import Journal
+from r1jax.runs.journal import Journal, digest_line
 
 INPUTS = ["a", "b", "c", "d", "e"]
 
@@ -101,14 +101,37 @@ def test_rows_follow_their_inputs_wherever_these_moved(tmp_path: pathlib.Path, c
     assert [file.name for file in sorted(tmp_path.iterdir())] == ["out.jsonl", "out.jsonl.old-1", "out.jsonl.old-2"]
 
 
-def test_a_process_that_does_not_write_knows_what_is_to_do(tmp_path: pathlib.Path):
+def test_a_torn_unit_is_done_again_as_a_whole(tmp_path: pathlib.Path):
     path = tmp_path / "out.jsonl"
-    put(open_journal(path), 0)
-    other = open_journal(path, active=False)
-    assert other.todo == [1, 2, 3, 4]
-    put(other, 1, by="other")
-    other.close()
-    assert read(path) == [("a", "one")]
+    put(open_journal(path), 0, 1, 2)
+    journal = open_journal(path, unit=2)
+    assert journal.todo == [2, 3, 4] and len(journal.kept) == 2 and json.loads(journal.read(1))["input"] == "b"
+    put(journal, 3, 2, 4, by="two")
+    assert json.loads(journal.read(3)) == {"input": "d", "by": "two"}
+    journal.close()
+    assert open_journal(path, unit=2).todo == [], "the last unit may be a short one"
+    assert open_journal(path, [*INPUTS, "f", "g"], unit=2).todo == [4, 5, 6]
+
+
+def test_rows_of_other_places_are_not_a_torn_unit(tmp_path: pathlib.Path):
+    path = tmp_path / "out.jsonl"
+    put(open_journal(path), 0, 1, 2)
+    assert open_journal(path, ["b", "a", "c", "d"], unit=2).todo == [3]
+
+
+def test_a_known_line_is_not_parsed(tmp_path: pathlib.Path):
+    path, parsed = tmp_path / "out.jsonl", []
+    put(open_journal(path), 0, 1, 2)
+    lines = path.read_bytes().splitlines(keepends=True)
+
+    def identify(row: dict[str, Any]) -> Any:
+        parsed.append(row)
+        return row["input"]
+
+    known = {digest_line(line): name for line, name in zip(lines[:2], "ab", strict=True)}
+    journal = Journal(path, INPUTS, identify, known=known)
+    assert journal.todo == [3, 4] and [row["input"] for row in parsed] == ["c"]
+    assert journal.kept == [digest_line(line) for line in lines]
 
 
 def test_a_line_is_one_line_however_the_text_is_split(tmp_path: pathlib.Path):

@@ -2,9 +2,9 @@
 
     prompts -> teacher's samples -> rewards -> filters -> SFT set -> student, evaluated before and after
 
-Each part writes a file to the workdir and is not repeated: traces.jsonl (row by row), set.jsonl with its statistics
-(atomically), then the student's SFT run with its checkpoints. The workdir is thus the student's: a MODEL for any other
-command. (DeepSeek-R1, arXiv:2501.12948, section 2.4.)
+Each part writes files to the workdir and is not repeated: traces.jsonl, its scores and set.jsonl with its statistics,
+chunk by chunk (stages/collection.py), then the student's SFT run with its checkpoints. The workdir is thus the
+student's: a MODEL for any other command. (DeepSeek-R1, arXiv:2501.12948, section 2.4.)
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from r1jax.data.corpus import CorpusConfig, SourceConfig, without_weights
 from r1jax.data.filters import FilterConfig
 from r1jax.data.prepared.opening import open_corpus
 from r1jax.data.tasks import TaskConfig, load_task
+from r1jax.data.training_set import find_pattern, is_finished
 from r1jax.eval.held_out import EvalConfig, evaluate, make_problems
 from r1jax.learner.optimizer import OptimizerConfig
 from r1jax.learner.supervised import SupervisedConfig
@@ -36,13 +37,8 @@ from r1jax.runs.prologue import open_run
 from r1jax.runs.sampler import Sampler
 from r1jax.runs.workdir import check_config, write_config
 from r1jax.stages import sft
-from r1jax.stages.rejection_sampling import (
-    SET_FILE,
-    TeacherSampling,
-    collect,
-    list_sampler_programs,
-    outline_sampling,
-)
+from r1jax.stages.collection import SET_FILE, TeacherSampling, collect
+from r1jax.stages.rejection_sampling import list_sampler_programs, outline_sampling
 from r1jax.stages.sft_config import BatchConfig, HeldOutConfig, SFTConfig
 from r1jax.text.encoding import PromptEncoder, find_prefix
 
@@ -107,7 +103,7 @@ class TracesConfig:
 
     def supervised(self, workdir: pathlib.Path) -> SFTConfig:
         """Config of the student's SFT run on the set in the workdir and on the sources mixed in."""
-        traces = SourceConfig(str(workdir / SET_FILE), template="plain")
+        traces = SourceConfig(str(find_pattern(workdir / SET_FILE, self.filters.rows_per_shard)), template="plain")
         shared = ("steps", "seed", "mesh", "train", "loss", "lora", "optimizer", "checkpoint", "log")
         return SFTConfig(
             model=self.student,
@@ -155,12 +151,13 @@ def distil(settings: TracesConfig, workdir: pathlib.Path) -> None:
         log.warning(note)
     agree_on_data(task.train, task.held_out)
     log_golds(task.train, [reward.name for reward in rewards])
-    if not distributed.flag_from_first((workdir / SET_FILE).exists()):
+    if not distributed.flag_from_first(is_finished(workdir / SET_FILE, settings.filters.rows_per_shard)):
         if distributed.is_writer():
             write_config(settings, workdir)
         check_mixed_in(settings)
         rows = task.train[: settings.generate.prompts or None]
-        collect(settings.teacher, rows, settings.generate, rewards, settings.filters, workdir)
+        parts = settings.teacher, rows, settings.generate, rewards, settings.filters, workdir
+        collect(*parts, judged_by=settings.rewards)
     Student(settings, workdir, task.held_out).train()
 
 

@@ -23,9 +23,11 @@ from r1jax.eval.saved_config import CONFIG_FILE, FORMAT, translate
 from r1jax.runs.workdir import FREE_KEYS, MAKERS
 from r1jax.stages.pipeline.resolve import Planned, find_files, resolve_stage
 
-NO_INPUT = {*FREE_KEYS, "label"} - {"steps"}  # keys of a stage's config that do not affect its result
+NO_INPUT = {*FREE_KEYS, "label", "filters.rows_per_shard"} - {
+    "steps"
+}  # keys of a stage's config that do not affect its result
 DATA = (".jsonl", ".model")  # output files of a stage without a model
-NO_OUTPUT = {"metrics.jsonl", "samples.jsonl", "traces.jsonl", SAMPLES}
+NO_OUTPUT = {"metrics.jsonl", "samples.jsonl", "traces.jsonl", "traces.scores.jsonl", SAMPLES}
 LARGEST = 2**22  # numbers of one array that are hashed
 
 Entry = dict[str, Any]

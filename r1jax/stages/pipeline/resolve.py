@@ -26,8 +26,8 @@ from r1jax.core.resolution import resolve as resolve_dataclass
 from r1jax.core.sections import flatten, suggest, to_values, unpack
 from r1jax.core.sharding import MeshConfig
 from r1jax.data.tasks import TaskConfig
+from r1jax.stages.collection import TeacherSampling
 from r1jax.stages.registry import resolve_values
-from r1jax.stages.rejection_sampling import TeacherSampling
 
 MODELS = ("student", "model")  # sections that `init` can set: the trained model's, if the stage has both
 REFERENCE = "@"

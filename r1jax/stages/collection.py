@@ -1,0 +1,314 @@
+"""Collection of a training set: samples of a teacher, their rewards and the filters, chunk by chunk.
+
+    prompts -> samples -> traces.jsonl -> rewards, filters -> set.jsonl, traces.scores.jsonl
+
+A chunk is the prompts whose samples are one call of the engine. Its parts are written in this order, so that a restart
+after a kill at any moment goes on at the chunk where it was, and ends with the same bytes; memory is bounded by a
+chunk, with about 300 bytes a prompt and 150 a sample for digests. All devices sample together; each group is scored,
+and looked at by the filters that need no other prompt, in one process. The first process compares samples with earlier
+ones and writes; the others read no file of the workdir.
+
+A reward that compares the rows of a whole batch (`by_batch`) compares those of a chunk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import pathlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from r1jax.core import console, distributed
+from r1jax.core.buckets import staging
+from r1jax.core.errors import UserError
+from r1jax.core.startup.voice import activity
+from r1jax.core.structs import Completion
+from r1jax.data.filters import FilterConfig, Finding, Screen, Selection, Trace
+from r1jax.data.sources import SourceRow
+from r1jax.data.training_set import PART, SetWriter, statistics_file
+from r1jax.models.transformer import split
+from r1jax.rewards.base import Reward, score
+from r1jax.runs.generate import (
+    RESULTS,
+    SHOW_SECONDS,
+    Generation,
+    Windows,
+    encode_rows,
+    make_row,
+    open_output,
+    share_todo,
+    window_size,
+)
+from r1jax.runs.journal import Journal, digest_line, to_line
+from r1jax.runs.model_setup import ModelConfig, load_model
+from r1jax.runs.sampler import Sampler
+from r1jax.stages.score_journal import ScoreJournal
+from r1jax.text.prompts import fill_all
+from r1jax.weights.identity import identify_model
+from r1jax.weights.names import find_model
+from r1jax.weights.pretrained import require_tokenizer
+
+log = logging.getLogger(__name__)
+
+TRACES_FILE, SCORES_FILE, SET_FILE = "traces.jsonl", "traces.scores.jsonl", "set.jsonl"
+UPLOAD_SECONDS, UPLOAD_SHARE = 600.0, 0.05  # between uploads to a bucket, and of the time that they may take
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherSampling(Generation):
+    """Sampling of a model's answers to a task.
+
+    Attributes:
+      prompts: number of the task's prompts to use; 0 is all.
+      slots: sequences decoded at once, on all devices together.
+    """
+
+    prompts: int = 0
+    slots: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.prompts < 0 or self.slots < 1:
+            raise UserError("config.generate.prompts must be at least 0 and config.generate.slots at least 1")
+
+
+def collect(
+    model: ModelConfig,
+    rows: Sequence[dict[str, Any]],
+    generate: TeacherSampling,
+    rewards: Sequence[Reward],
+    filters: FilterConfig,
+    workdir: pathlib.Path,
+    *,
+    judged_by: Mapping[str, Any],
+    reply: str = "",
+) -> None:
+    """Writes the model's samples of task rows, their scores and the set, with its statistics beside it.
+
+    judged_by: the rewards in the words of the config, by which scores on file are known. reply: form of the set's
+    samples. Raises UserError in every process if no sample is left.
+    """
+    named = [SourceRow(f"prompt {number}", row) for number, row in enumerate(rows)]
+    judge = Judge(named, rewards, Screen(filters))
+    size = window_size(generate.slots, len(named), generate.num_samples)
+    scores = known = None
+    if distributed.is_writer():
+        settings = {"rewards": judged_by, "filters": dataclasses.asdict(filters), "reply": reply}
+        scores = ScoreJournal(workdir / SCORES_FILE, settings)
+        known = scores.read_known()
+    files = describe_teacher(model)
+    with open_output(workdir / TRACES_FILE, named, generate, model=files, unit=size, known=known) as journal:
+        record = Record(workdir, journal, scores, filters, reply) if journal and scores else None
+        missing = np.zeros(len(named), bool)
+        missing[share_todo(journal, len(named))] = True
+        teacher = Teacher(model, named, generate, missing)
+        begin = int(distributed.from_first(np.int64(record.done if record else 0)))
+        with console.Progress(len(named), start=begin, title="prompts", every=SHOW_SECONDS) as progress:
+            for first in range(begin - begin % size, len(named), size):
+                chunk = range(max(begin, first), min(first + size, len(named)))
+                show = lambda count, chunk=chunk: progress.update(chunk.start + count, describe(teacher, record))
+                lines = teacher.sample([number for number in chunk if missing[number]], journal, show)
+                traces, findings = judge.judge(chunk, [_read(number, lines, journal) for number in chunk])
+                if record:
+                    record.keep(chunk, traces, findings)
+                progress.update(chunk.stop, describe(teacher, record))
+        lacks = distributed.text_from_first(record.find_lack() if record else "")
+        if lacks:
+            raise UserError(lacks)
+        if record:
+            record.finish()
+    share(workdir)
+
+
+def describe(teacher: Teacher, record: Record | None) -> dict[str, float]:
+    """Figures of a collection for the line of its progress."""
+    shares = record.selection.shares if record else {}
+    speed = {"rollout/tokens_per_second": teacher.speed} if teacher.tokens else {}
+    return {**speed, **{f"collection/{name}": share for name, share in shares.items()}}
+
+
+class Teacher:
+    """The model that answers the missing ones of prompts; it is loaded for the first of them, if there is one."""
+
+    def __init__(self, model: ModelConfig, rows: Sequence[SourceRow], config: TeacherSampling, missing: np.ndarray):
+        self._model, self._rows, self._config, self._missing = model, rows, config, int(missing.sum())
+        self._parts: tuple[Sampler, Windows] | None = None
+        self.tokens, self._seconds = 0, 0.0
+
+    @property
+    def speed(self) -> float:
+        """Tokens a second while it samples."""
+        return self.tokens / max(self._seconds, 1e-9)
+
+    def sample(self, numbers: Sequence[int], journal: Journal | None, show: Callable[[int], None]) -> dict[int, bytes]:
+        """Lines of traces.jsonl for prompts, in every process, written to the journal in the one that has it.
+
+        show: called with the number of prompts so far.
+        """
+        if not numbers:
+            return {}
+        sampler, windows = self._parts = self._parts or self._load()
+        lines: dict[int, bytes] = {}
+        begin, before = time.perf_counter(), self._seconds
+
+        def keep(number: int, completions: list[Completion]) -> None:
+            lines[number] = to_line(make_row(self._rows[number].columns, completions, sampler))
+            if journal:
+                journal.put_line(number, lines[number])
+            self.tokens += sum(len(completion.tokens) for completion in completions)
+            self._seconds = before + time.perf_counter() - begin
+            show(len(lines))
+
+        windows.sample(numbers, keep)
+        return lines
+
+    def _load(self) -> tuple[Sampler, Windows]:
+        name = self._model.name
+        model, tokenizer = load_model(self._model)
+        tokenizer = require_tokenizer(tokenizer, name)
+        sampler = Sampler(*split(model), tokenizer, tokenizer.eos_ids, slots=self._config.slots)
+        log.info("the teacher %s answers %d of %d prompts", name, self._missing, len(self._rows))
+        return sampler, Windows(sampler, encode_rows(self._rows, sampler), self._config)
+
+
+class Judge:
+    """Rewards and the filters that need no other prompt, shared among the processes."""
+
+    def __init__(self, rows: Sequence[SourceRow], rewards: Sequence[Reward], screen: Screen):
+        self._rewards, self._screen = rewards, screen
+        names = dict.fromkeys(str(name) for row in rows for name in row.columns)
+        self._names = [name for name in names if name not in (*RESULTS, "prompt")]
+
+    def judge(self, numbers: Sequence[int], rows: Sequence[Row]) -> tuple[list[Trace], list[Finding]]:
+        """Samples with their rewards, and findings, of the prompts of these numbers; the same in every process."""
+        flat = [(row, sample) for row in rows for sample in range(len(row["completions"]))]
+        count = len(flat) // len(rows)
+        with activity(f"scoring {len(flat)} completions"):
+            scores = score(
+                self._rewards,
+                prompts=[row["prompt"] for row, _ in flat],
+                completions=[row["completions"][sample] for row, sample in flat],
+                completion_ids=[row["completion_tokens"][sample] for row, sample in flat],
+                columns={name: [row.get(name) for row, _ in flat] for name in self._names},
+                group_size=count,
+                processes=distributed,
+            )
+        totals = distributed.from_first(scores.total)  # deadlines may have passed in one process alone
+        traces = [
+            Trace(
+                numbers[place // count],
+                row["prompt"],
+                row["completions"][sample],
+                float(total),
+                len(row["completion_tokens"][sample]),
+                row["finish_reasons"][sample],
+            )
+            for place, ((row, sample), total) in enumerate(zip(flat, totals, strict=True))
+        ]
+        own = distributed.my_share(len(rows))
+        with activity(f"filtering {len(flat)} completions"):
+            found = self._screen.examine(traces[own.start * count : own.stop * count])
+        parts = distributed.texts_from_all(json.dumps(found))
+        return traces, [Finding(*facts) for part in parts for facts in json.loads(part)]
+
+
+class Record:
+    """Files of a collection but the samples', and the filters that compare samples: the first process's part."""
+
+    def __init__(
+        self, workdir: pathlib.Path, journal: Journal, scores: ScoreJournal, filters: FilterConfig, reply: str
+    ):
+        self._workdir, self._journal, self._scores, self._reply = workdir, journal, scores, reply
+        self._writer = SetWriter(workdir / SET_FILE, filters.rows_per_shard)
+        self.selection = Selection(filters)
+        self._writer.resume(scores.restore(journal.kept, self.selection, self._writer.holds))
+        if self.done:
+            log.info("%s: keeping the scores of %d prompts", workdir / SCORES_FILE, self.done)
+        self._upload = time.monotonic() + UPLOAD_SECONDS
+
+    @property
+    def done(self) -> int:
+        """Number of prompts that are sampled, scored and filtered."""
+        return self._scores.done
+
+    def keep(self, numbers: Sequence[int], traces: Sequence[Trace], findings: Sequence[Finding]) -> None:
+        """Decides on the samples of a chunk, and writes its rows of the set and its scores."""
+        dropped = self.selection.decide(traces, findings)
+        kept = [trace for trace, why in zip(traces, dropped, strict=True) if not why]
+        shown = [rewrite(trace, self._reply) if self._reply else trace for trace in kept]
+        position = self._writer.write({"prompt": trace.prompt, "completion": trace.completion} for trace in shown)
+        prompts = [(self._journal.identities[number], digest_line(self._journal.read(number))) for number in numbers]
+        self._scores.append(prompts, traces, findings, dropped, position)
+        begin = time.monotonic()
+        if begin >= self._upload and staging.is_staged(self._workdir):
+            staging.push(self._workdir)
+            took = time.monotonic() - begin
+            self._upload = time.monotonic() + max(UPLOAD_SECONDS, took / UPLOAD_SHARE)
+
+    def find_lack(self) -> str:
+        """The reason why there is no set; "" if there is one."""
+        counts = self.selection.statistics()
+        dropped = {name: count for name, count in counts["dropped"].items() if count}
+        total = counts["input"]["samples"]
+        if not self.selection.kept:
+            return (
+                f"none of the teacher's {total} samples is left, dropped were {dropped}: loosen config.filters, "
+                "or use a better config.teacher"
+            )
+        log.info("%d of %d samples are kept; dropped: %s", self.selection.kept, total, dropped or "none")
+        return ""
+
+    def finish(self) -> None:
+        """Gives the set its name, with its statistics beside it."""
+        self._writer.finish(self.selection.statistics())
+        log.info("%s and %s", self._workdir / SET_FILE, statistics_file(self._workdir / SET_FILE))
+        if staging.is_staged(self._workdir):
+            for place in staging.locate(self._workdir).glob(f"*{PART}"):
+                staging.remove(place)
+
+
+def _read(number: int, lines: Mapping[int, bytes], journal: Journal | None) -> Row:
+    """The row of a prompt without what only trainers read; from its new line, or from the first process's file."""
+    if number in lines:
+        row = json.loads(lines[number])
+        del row["logprobs"]
+        return row
+    row = json.loads(journal.read(number)) if journal else {}
+    row.pop("logprobs", None)
+    return json.loads(distributed.text_from_first(json.dumps(row)))
+
+
+def share(workdir: pathlib.Path) -> None:
+    """Waits until the files of the first process are whole for all; in a bucket the others download them."""
+    if distributed.is_writer():
+        staging.push(workdir)
+    distributed.wait("the first process has written")
+    if not distributed.is_writer():
+        staging.pull(workdir)
+
+
+def describe_teacher(teacher: ModelConfig) -> dict[str, str]:
+    """Settings of the model, saved beside its samples: name, digest of its content, and dtype."""
+    if teacher.preset:
+        return {"model": teacher.preset, "dtype": teacher.dtype}
+    found = find_model(teacher.name, teacher.fetch)
+    return {"model": teacher.name, "model_digest": identify_model(found), "dtype": teacher.dtype}
+
+
+def rewrite(trace: Trace, reply: str) -> Trace:
+    """The trace in the form of `reply`, with normalized white space; unchanged if it lacks one of the tags."""
+    _, opened, rest = trace.completion.partition("<think>")
+    reasoning, closed, rest = rest.partition("</think>")
+    _, asked, rest = rest.partition("<answer>")
+    answer, answered, _ = rest.partition("</answer>")
+    if not (opened and closed and asked and answered):
+        return trace
+    parts = {name: " ".join(text.split()) for name, text in {"reasoning": reasoning, "answer": answer}.items()}
+    return dataclasses.replace(trace, completion=fill_all(reply, **parts))
