@@ -13,6 +13,7 @@ from typing import Any
 
 from r1jax.core.errors import UserError
 from r1jax.core.metrics import METRICS_FILE, SAMPLES_FILE, Row, iterate_rows, read_rows
+from r1jax.eval.collected_set import STATISTICS_FILE
 from r1jax.eval.saved_config import CONFIG_FILE, read_config_file
 
 SAMPLE_LIMIT = 300  # samples on a page
@@ -50,20 +51,21 @@ class Samples:
 
 
 def read_run(workdir: str | Path) -> RecordedRun:
-    """Reads config and metrics of a run, named by its folder.
+    """Reads config and metrics of a run, named by its folder; one that has only collected a set has no metrics.
 
     Raises:
-      UserError: if the folder does not exist or has no metrics, or a file is malformed (with file and line).
+      UserError: if the folder does not exist or has neither, or a file is malformed (with file and line).
     """
     workdir = Path(workdir)
     path = workdir / METRICS_FILE
+    if not path.exists() and (workdir / STATISTICS_FILE).exists():
+        path = workdir / STATISTICS_FILE
     if not path.exists():
         lack = f"{workdir} has no {METRICS_FILE}" if workdir.is_dir() else f"no such folder: {workdir}"
         raise UserError(f"A report needs the workdir of a run: {lack}.")
     written = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-    return RecordedRun(
-        workdir.resolve().name, workdir, _read_config(workdir / CONFIG_FILE), _merge(read_rows(path)), written
-    )
+    rows = _merge(read_rows(path)) if path.name == METRICS_FILE else []
+    return RecordedRun(workdir.resolve().name, workdir, _read_config(workdir / CONFIG_FILE), rows, written)
 
 
 def choose_samples(workdir: str | Path, limit: int = SAMPLE_LIMIT, text_limit: int = TEXT_LIMIT) -> Samples:

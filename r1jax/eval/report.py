@@ -26,6 +26,7 @@ from r1jax.core.atomic_file import replace_file
 from r1jax.core.errors import UserError
 from r1jax.core.sections import flatten
 from r1jax.eval.charts import Section, plan_charts, plan_comparison
+from r1jax.eval.collected_set import describe_set
 from r1jax.eval.headline import Headline, find_headlines, format_change, format_value
 from r1jax.eval.record import SAMPLE_LIMIT, RecordedRun, Samples, choose_samples, read_run
 
@@ -100,6 +101,7 @@ def render_page(
             {"label": label, "color": number % COLORS, "facts": _facts(run)}
             for number, (label, run) in enumerate(zip(labels, runs, strict=True))
         ],
+        collected=describe_set(runs[0].workdir) if len(runs) == 1 else None,
         gains=_group_gains(labels, runs),
         sections=sections,
         config=_tabulate_configs([run.config for run in runs]),

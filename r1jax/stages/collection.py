@@ -150,7 +150,7 @@ class Teacher:
     def sample(self, numbers: Sequence[int], journal: Journal | None, show: Callable[[int], None]) -> dict[int, bytes]:
         """Lines of traces.jsonl for prompts, in every process, written to the journal in the one that has it.
 
-        show: called with the number of prompts so far.
+        show: called with the number of prompts so far, but for the last.
         """
         if not numbers:
             return {}
@@ -164,7 +164,8 @@ class Teacher:
                 journal.put_line(number, lines[number])
             self.tokens += sum(len(completion.tokens) for completion in completions)
             self._seconds = before + time.perf_counter() - begin
-            show(len(lines))
+            if len(lines) < len(numbers):
+                show(len(lines))
 
         windows.sample(numbers, keep)
         return lines

@@ -15,6 +15,7 @@ import pathlib
 from typing import Any
 
 from r1jax.core import distributed
+from r1jax.core.buckets.staging import push
 from r1jax.core.errors import UserError
 from r1jax.core.processes.agreement import agree_on_data
 from r1jax.core.sharding import MeshConfig
@@ -22,6 +23,7 @@ from r1jax.core.structs import Program
 from r1jax.data.filters import FilterConfig
 from r1jax.data.tasks import TaskConfig, load_task
 from r1jax.data.training_set import is_finished
+from r1jax.eval.report import write_report
 from r1jax.models.flops import count_work
 from r1jax.models.transformer import split
 from r1jax.rewards.base import load_rewards
@@ -97,6 +99,9 @@ def run(settings: CollectConfig, workdir: pathlib.Path) -> None:
         rows = task.train[: settings.generate.prompts or None]
         parts = settings.model, rows, settings.generate, rewards, settings.filters, workdir
         collect(*parts, judged_by=settings.rewards, reply=settings.reply)
+        if distributed.is_writer():
+            log.info("report: %s", write_report(workdir))
+            push(workdir)
 
 
 def programs(settings: CollectConfig, prompts: Prompts = ASSUMED) -> list[Program]:

@@ -10,14 +10,17 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
+from r1jax.core.errors import UserError
 from r1jax.core.sharding import make_mesh, use_mesh
 from r1jax.core.structs import Program
 from r1jax.data.tasks import load_task
 from r1jax.models.families import qwen3_moe
+from r1jax.rewards.base import load_rewards
 from r1jax.rollout.engine import Engine
 from r1jax.runs.abstract_model import Prompts, find_sizes
 from r1jax.runs.hardware import peak_flops
 from r1jax.stages import grpo, rejection_sampling, sft
+from r1jax.stages.collection import collect
 from r1jax.stages.distill import logits, on_policy, traces
 from r1jax.stages.pipeline import pipeline
 from r1jax.stages.registry import resolve_run
@@ -273,11 +276,13 @@ def test_rejection_sampling(
     generate = {"num_samples": 4, "max_new_tokens": 64, "slots": 4, "top_k": 5, "prompts": 2}
     data = {"source": "addition", "template": "plain", "args": {"low": 1, "high": 9}, "eval_problems": 2}
     values = {"model": {"name": str(tiny_model)}, "data": data, "generate": generate}
-    stage = {"stage": "rejection_sampling", "rewards": {"number_reward": 1.0}}
+    stage = {"stage": "rejection_sampling", "rewards": {"number_reward": 1.0}, "filters": {"min_reward": 2.0}}
     settings = resolve_run(ConfigDict({**stage, **values})).settings
     with use_mesh(make_mesh(settings.mesh, jax.devices()[:1])):
         rows = load_task(settings.data).train[:2]
-        rejection_sampling.ask_teacher(settings.model, rows, settings.generate, tmp_path / "traces.jsonl")
+        sampling = settings.model, rows, settings.generate, load_rewards(settings.rewards), settings.filters
+        with pytest.raises(UserError, match="none of the teacher's 8 samples"):
+            collect(*sampling, tmp_path, judged_by=settings.rewards)
         programs = rejection_sampling.programs(settings, find_prompts(engines[0]))
     assert names(programs) == [*ROLLS, "grow"]
     (decode,) = [program for program in programs if program.name == "decode"]

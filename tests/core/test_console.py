@@ -58,6 +58,9 @@ def test_figures_are_named_and_rounded() -> None:
     assert figures["format"] == "90%" and figures["addition/pass@1"] == "41.0% ± 3.5"
     assert figures["s/step"] == "7.1 (rollout 3.9, reward 0.0, train 3.1)"
     assert name_figures({"reward": None, "loss": 1.25}) == {"loss": "1.25"}
+    shares = {"collection/kept": 0.5, "collection/cut_off": 0.375, "collection/reward": 0.125}
+    assert name_figures(shares) == {"kept": "50.0%", "dropped": "cut off 37.5%, reward 12.5%"}
+    assert name_figures({"collection/kept": 1.0}) == {"kept": "100.0%"}
 
 
 @pytest.mark.parametrize(

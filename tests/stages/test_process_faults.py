@@ -28,20 +28,24 @@ KILLS, TERMS = (int(os.environ.get(f"R1JAX_TEST_{name}", 2)) for name in ("KILLS
 
 
 class Pair:
-    """Two processes of one run; each has a log. odd: flags, environment and folder of the second alone."""
+    """Two processes of one run; each has a log. odd: flags, environment and folder of the second alone. config: with
+    its flags, in place of the tiny GRPO's.
+    """
 
     def __init__(
         self,
         model: pathlib.Path,
         workdir: pathlib.Path,
         *flags: str,
+        config: tuple[pathlib.Path, list[str]] = (CONFIG, FLAGS),
         odd_workdir: pathlib.Path | None = None,
         folders: tuple[pathlib.Path, pathlib.Path] = (ROOT, ROOT),
         odd: dict[str, str] | None = None,
     ):
         shared = {**os.environ, "XLA_FLAGS": make_xla_flags(1), "PYTHONPATH": str(ROOT)}
         shared |= {"R1JAX_COORDINATOR": f"localhost:{free_port()}", "R1JAX_PROCESS_COUNT": "2"}
-        command = [sys.executable, "-m", "r1jax.train", f"--config={CONFIG}", f"--config.model.name={model}", *FLAGS]
+        command = [sys.executable, "-m", "r1jax.train", f"--config={config[0]}", f"--config.model.name={model}"]
+        command += config[1]
         self.logs = [workdir.with_suffix(f".{index}.log") for index in range(2)]
         self.processes = []
         for index, log in enumerate(self.logs):

@@ -1,12 +1,11 @@
-"""What a trace becomes before it is learnt; the rest of the stage runs in test_pipeline.py and test_distill.py."""
-
-import pathlib
+"""What a trace becomes before it is learnt; the rest of the stage runs in test_collection.py, test_pipeline.py and
+test_distill.py."""
 
 import pytest
 
 from r1jax.core.errors import UserError
 from r1jax.data.filters import Trace
-from r1jax.stages import rejection_sampling as collect
+from r1jax.stages import collection
 from r1jax.stages.registry import resolve_run
 
 FORM = "<think>\n{reasoning}\n</think>\n{answer}"
@@ -23,14 +22,7 @@ FORM = "<think>\n{reasoning}\n</think>\n{answer}"
 )
 def test_a_tagged_sample_takes_the_form_asked_for(said: str, kept: str):
     trace = Trace(0, "What is 1 + 1?", said, 1.0, 8)
-    assert collect.rewrite(trace, FORM).completion == kept
-
-
-def test_a_set_is_written_in_that_form(tmp_path: pathlib.Path):
-    traces = [Trace(0, "a", "<think>x  y</think><answer>2</answer>", 1.0, 8), Trace(1, "b", "wrong", 0.0, 2)]
-    collect.keep_best(traces, collect.FilterConfig(), tmp_path / "set.jsonl", reply=FORM)
-    text = (tmp_path / "set.jsonl").read_text()
-    assert text == '{"prompt": "a", "completion": "<think>\\nx y\\n</think>\\n2"}\n'
+    assert collection.rewrite(trace, FORM).completion == kept
 
 
 @pytest.mark.parametrize(
