@@ -15,7 +15,6 @@ import base64
 import collections
 import dataclasses
 import hashlib
-import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -230,8 +229,10 @@ class Selection:
     ) -> None:
         self._dropped.update(filter(None, dropped))
         self._input.add(groups, rewards, lengths)
-        kept = [not why for why in dropped]
-        self._output.add(*(list(itertools.compress(values, kept)) for values in (groups, rewards, lengths)))
+        kept = [place for place, why in enumerate(dropped) if not why]
+        self._output.add(
+            [groups[place] for place in kept], [rewards[place] for place in kept], [lengths[place] for place in kept]
+        )
 
 
 def measure_repetition(text: str) -> float:

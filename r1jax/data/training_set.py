@@ -58,10 +58,10 @@ class SetWriter:
             file.truncate(position.size)
         if self._most:
             stem = f"{self._path.stem}-"
-            for file in self._path.parent.glob(f"{stem}*{self._path.suffix}*"):
-                shard = file.name.removeprefix(stem).partition(".")[0]
+            for later in self._path.parent.glob(f"{stem}*{self._path.suffix}*"):
+                shard = later.name.removeprefix(stem).partition(".")[0]
                 if shard.isdigit() and int(shard) > number:
-                    file.unlink()
+                    later.unlink()
 
     def write(self, rows: Iterable[Mapping[str, Any]]) -> Position:
         """Appends rows; they are on disk when this returns the position behind them."""

@@ -111,14 +111,15 @@ def collect(
         teacher = Teacher(model, named, generate, missing)
         begin = int(distributed.from_first(np.int64(record.done if record else 0)))
         with console.Progress(len(named), start=begin, title="prompts", every=SHOW_SECONDS) as progress:
-            for first in range(begin - begin % size, len(named), size):
-                chunk = range(max(begin, first), min(first + size, len(named)))
+            while begin < len(named):
+                chunk = range(begin, min(begin - begin % size + size, len(named)))
                 show = lambda count, chunk=chunk: progress.update(chunk.start + count, describe(teacher, record))
                 lines = teacher.sample([number for number in chunk if missing[number]], journal, show)
                 traces, findings = judge.judge(chunk, [_read(number, lines, journal) for number in chunk])
                 if record:
                     record.keep(chunk, traces, findings)
-                progress.update(chunk.stop, describe(teacher, record))
+                begin = chunk.stop
+                progress.update(begin, describe(teacher, record))
         lacks = distributed.text_from_first(record.find_lack() if record else "")
         if lacks:
             raise UserError(lacks)

@@ -49,8 +49,9 @@ class ScoreJournal:
         position.
         """
         if self._path.exists() and not self._is_own():
-            os.replace(self._path, place := find_free_name(self._path.with_name(self._path.name + ".old")))
-            log.warning("%s was made by other rewards or filters and is now %s", self._path, place)
+            aside = find_free_name(self._path.with_name(self._path.name + ".old"))
+            os.replace(self._path, aside)
+            log.warning("%s was made by other rewards or filters and is now %s", self._path, aside)
         replace_file(self._beside, self._settings)
         size, position = 0, Position()
         chunk: list[Row] = []

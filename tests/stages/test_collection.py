@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import random
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -47,17 +48,25 @@ def read(workdir: pathlib.Path) -> Files:
 
 @pytest.fixture
 def teachers(monkeypatch: pytest.MonkeyPatch) -> list[StubWindows]:
+    """Those that a test loads."""
     stub_teacher.scored.clear()
     return stub_teacher.install(monkeypatch)
 
 
-@pytest.fixture
-def whole(teachers: list[StubWindows], tmp_path: pathlib.Path) -> Files:
-    files = collect(tmp_path / "whole")
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A run that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patched:
+        teachers = stub_teacher.install(patched)
+        collect(workdir)
     assert [len(teacher.sampled) for teacher in teachers] == [PROMPTS]
-    teachers.clear()
-    stub_teacher.scored.clear()
-    return files
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def whole(workdir: pathlib.Path) -> Files:
+    return read(workdir)
 
 
 def test_the_set_is_that_of_all_samples_filtered_at_once(whole: Files):
@@ -174,11 +183,16 @@ def test_an_edited_prompt_is_answered_anew_and_what_follows_is_judged_anew(
 
 
 def test_scores_of_other_rewards_are_set_aside(
-    whole: Files, teachers: list[StubWindows], tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+    workdir: pathlib.Path,
+    whole: Files,
+    teachers: list[StubWindows],
+    tmp_path: pathlib.Path,
+    caplog: pytest.LogCaptureFixture,
 ):
-    (tmp_path / "whole" / "set.jsonl").unlink()
+    shutil.copytree(workdir, tmp_path / "run")
+    (tmp_path / "run" / "set.jsonl").unlink()
     spec = {"words": {**SPEC["words"], "weight": 2.0}}
-    files = collect(tmp_path / "whole", judged_by=spec, filters={"min_reward": 1.7, "max_pass_rate": 1.98})
+    files = collect(tmp_path / "run", judged_by=spec, filters={"min_reward": 1.7, "max_pass_rate": 1.98})
     assert files["set.jsonl"] == whole["set.jsonl"] and not teachers
     assert files["traces.scores.jsonl.old-1"] == whole["traces.scores.jsonl"]
     assert "made by other rewards or filters" in caplog.text
@@ -206,7 +220,7 @@ def test_a_set_takes_the_form_that_is_asked_for(
     teachers: list[StubWindows], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(stub_teacher.StubSampler, "decode", lambda self, tokens: TAGGED.format(len(tokens)))
-    files = collect(tmp_path / "run", reply="{reasoning} so {answer}", filters={"near_duplicates": 0.0})
+    files = collect(tmp_path / "run", reply="{reasoning} so {answer}", filters={"max_pass_rate": None})
     rows = [json.loads(line) for line in files["set.jsonl"].splitlines()]
     assert rows and all(row["completion"].startswith("x y so ") for row in rows)
 
@@ -214,8 +228,8 @@ def test_a_set_takes_the_form_that_is_asked_for(
 TAGGED = "<think>x  y</think><answer>{}</answer>"
 
 
-def test_its_page_says_what_was_dropped(whole: Files, tmp_path: pathlib.Path):
-    page = write_report(tmp_path / "whole").read_text()
+def test_its_page_says_what_was_dropped(workdir: pathlib.Path, whole: Files, tmp_path: pathlib.Path):
+    page = write_report(workdir, tmp_path / "page.html").read_text()
     statistics = json.loads(whole["set.stats.json"])
     assert f"{statistics['output']['samples']} of 116 samples are kept" in page
     for name, count in statistics["dropped"].items():
