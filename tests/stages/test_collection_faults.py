@@ -119,13 +119,13 @@ collection.collect(*parts, judged_by=spec)
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_samples(tmp_path: pathlib.Path) -> None:
-    """$R1JAX_TEST_PROMPTS prompts (4,000), four samples each of 200 tokens on the average, and a reward of 50
-    microseconds a sample: what is remembered of a sample is its digest."""
+    """$R1JAX_TEST_PROMPTS prompts (4,000), four samples each of 200 tokens on the average, and a reward of half a
+    millisecond a sample: what is remembered of a sample is its digest."""
     count = os.environ.get("R1JAX_TEST_PROMPTS", "4000")
     done = subprocess.run(
         [sys.executable, "-c", MANY, count, "0", str(tmp_path / "run")],
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": make_xla_flags(1), "R1JAX_TEST_REWARD_SECONDS": "0.00005"},
+        env={**os.environ, "XLA_FLAGS": make_xla_flags(1), "R1JAX_TEST_REWARD_SECONDS": "0.0005"},
         capture_output=True,
         text=True,
     )
@@ -137,7 +137,8 @@ def test_memory_does_not_grow_with_the_samples(tmp_path: pathlib.Path) -> None:
     print(f"{slope:.0f} bytes a sample; {sizes[0, 1] / 1e6:.0f} MB at first, {sizes[-1, 1] / 1e6:.0f} at last")
     size = (tmp_path / "run" / "traces.jsonl").stat().st_size / (4 * int(count))
     print(f"{size:.0f} bytes a sample on file")
-    assert slope < 600 < size
+    assert slope < 1000 < size  # of few prompts the slope is that of Python's allocator, too
     shown = [line for line in done.stdout.splitlines() if line.startswith("prompts ")]
-    assert shown and "kept " in shown[-1] and "dropped reward " in shown[-1] and "elapsed" in shown[-1]
+    assert all(word in shown[-1] for word in ("tokens/s", "kept ", "dropped ", "reward ", "elapsed"))
+    assert any(" left " in line for line in shown)
     assert json.loads((tmp_path / "run" / "set.stats.json").read_text())["input"]["samples"] == 4 * int(count)

@@ -21,6 +21,6 @@ def get_config(arg: str = "") -> ConfigDict:
             },
             "generate": {"num_samples": 4, "temperature": 0.9, "max_new_tokens": 12, "prompts": 160, "slots": 4},
             "rewards": {"letters": {"function": "tests.stages.stub_teacher:letters_and_time_reward"}},
-            "filters": {"min_reward": 0.3, "min_pass_rate": 0.0, "near_duplicates": 0.8, "samples_per_prompt": 3},
+            "filters": {"min_reward": 0.05, "min_pass_rate": 0.0, "near_duplicates": 0.8, "samples_per_prompt": 3},
         }
     )
