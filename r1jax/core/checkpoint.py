@@ -9,11 +9,13 @@ checkpoint is moved to `checkpoints.damaged/` and the one before is used.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import pathlib
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -24,7 +26,7 @@ import tensorstore
 from r1jax.core import distributed
 from r1jax.core.buckets import staging
 from r1jax.core.buckets.staging import Place
-from r1jax.core.checksums import find_damage, has_checksums, write_checksums
+from r1jax.core.checksums import describe_files, find_damage, has_checksums, write_checksums
 from r1jax.core.errors import UserError
 from r1jax.core.processes.failures import describe_process
 
@@ -32,6 +34,7 @@ log = logging.getLogger(__name__)
 
 FOLDER, DAMAGED = "checkpoints", "checkpoints.damaged"
 STATE, FACTS = "state", "facts"  # the parts of a checkpoint: arrays, and metadata as JSON
+TREE_CACHE = 32 << 20  # bytes of a checkpoint's database that a reader keeps
 SETTLE_SECONDS = 10.0  # for processes to see the same checkpoints on a network file system
 
 
@@ -182,7 +185,7 @@ class SavedArrays:
     """The arrays of one checkpoint by their path in the saved state, for readers without the run's config.
 
     Any part of an array can be read separately; the chunks that contain it (shards of the run that wrote it) are read
-    whole.
+    whole, so who needs several parts goes by chunks.
     """
 
     def __init__(self, folder: Place):
@@ -195,6 +198,9 @@ class SavedArrays:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
         self._entries = {tuple(_read_key(key) for key in path): leaf for path, leaf in leaves}
         self._open: dict[tuple[str | int, ...], Any] = {}
+        self._lock = threading.Lock()
+        # One cache for all arrays, so that the tree of the database is read once.
+        self._context = tensorstore.Context({"cache_pool": {"total_bytes_limit": TREE_CACHE}})
 
     @property
     def paths(self) -> tuple[tuple[str | int, ...], ...]:
@@ -207,37 +213,84 @@ class SavedArrays:
     def dtype(self, path: tuple[str | int, ...]) -> np.dtype:
         return np.dtype(self._entries[path].dtype)
 
-    def read(self, path: tuple[str | int, ...], place: tuple[int, ...] = ()) -> np.ndarray:
+    def chunks(self, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[int, int], ...]]:
+        """The parts in which an array is stored, as (start, stop) on every axis."""
+        shape, steps = self.shape(path), self._store(path).chunk_layout.read_chunk.shape
+        grid = [range(0, size, step) for size, step in zip(shape, steps or (), strict=True)]
+        for corner in itertools.product(*grid):
+            parts = zip(corner, steps or (), shape, strict=True)
+            yield tuple((start, min(start + step, size)) for start, step, size in parts)
+
+    def read(self, path: tuple[str | int, ...], place: tuple[int | slice, ...] = ()) -> np.ndarray:
         """The array, or its part at the index `place` on the first axes. Raises UserError if its file is damaged."""
-        folder, name = self.path / STATE, ".".join(map(str, path))
+        store = self._store(path)
         try:
-            if path not in self._open:
-                store = {
-                    "driver": "ocdbt",
-                    "base": f"{folder}/" if staging.is_address(folder) else f"file://{folder}/",
-                    "path": f"{name}/",
-                }
-                self._open[path] = tensorstore.open({"driver": "zarr", "kvstore": store}, open=True).result()
-            return np.asarray(self._open[path][place].read().result())
+            return np.asarray(store[place].read().result())
         except ValueError as error:
-            reason = " ".join(str(error).split())[:160]
-            raise UserError(f"{self.path}: array {name!r} cannot be read ({reason})") from None
+            raise self._damaged(path, error) from None
+
+    def _store(self, path: tuple[str | int, ...]) -> Any:
+        with self._lock:
+            if path not in self._open:
+                folder, name = self.path / STATE, ".".join(map(str, path))
+                base = f"{folder}/" if staging.is_address(folder) else f"file://{folder}/"
+                store = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
+                spec = {"driver": "zarr", "kvstore": store}
+                try:
+                    self._open[path] = tensorstore.open(spec, open=True, context=self._context).result()
+                except ValueError as error:
+                    raise self._damaged(path, error) from None
+            return self._open[path]
+
+    def _damaged(self, path: tuple[str | int, ...], error: ValueError) -> UserError:
+        reason = " ".join(str(error).split())[:160]
+        return UserError(f"{self.path}: array {'.'.join(map(str, path))!r} cannot be read ({reason})")
 
 
 def newest_checkpoint(workdir: pathlib.Path) -> pathlib.Path | None:
     """Folder of a run's newest undamaged checkpoint, or None if it has saved none; changes nothing.
 
-    Damaged checkpoints are skipped with a warning. Raises UserError if all are damaged.
+    Damaged checkpoints are skipped with a warning. Files are read to verify them once a process; in a run of several
+    processes only their sizes are compared here, and `verify_share` reads a share of them. Raises UserError if all are
+    damaged.
     """
     home = staging.locate(workdir) / FOLDER
     steps = [folder for folder in home.iterdir() if folder.name.isdigit()] if home.is_dir() else []
     for folder in sorted(steps, key=lambda folder: int(folder.name), reverse=True):
-        if not (damage := _find_missing(folder) or find_damage(folder)):
+        if not (damage := _find_missing(folder) or _find_damage_once(folder, sizes=_count_processes() > 1)):
             return workdir / FOLDER / folder.name
         log.warning("%s is damaged (%s)", folder, damage)
     if steps:
         raise UserError(f"{home}: none of the {len(steps)} checkpoints is whole ({damage})")
     return None
+
+
+def verify_share(folder: Place) -> None:
+    """Reads every n-th file of a checkpoint that a run of n processes takes as its model. Raises UserError if one is
+    damaged.
+    """
+    if (count := _count_processes()) > 1:
+        place = folder if staging.is_address(folder) else staging.locate(folder)
+        if damage := _find_damage_once(place, index=jax.process_index(), count=count):
+            raise UserError(f"{folder} is damaged ({damage}); name an earlier checkpoint, WORKDIR/{FOLDER}/STEP")
+
+
+_verified: set[tuple[Any, ...]] = set()  # checkpoints found whole by this process, with their files' sizes and times
+
+
+def _find_damage_once(folder: Place, **how: Any) -> str:
+    """`find_damage`, which is asked again only for files that have changed since they were found whole."""
+    key = (str(folder), *sorted(how.items()), tuple(describe_files(folder)))
+    if key in _verified:
+        return ""
+    if not (damage := find_damage(folder, **how)):
+        _verified.add(key)
+    return damage
+
+
+def _count_processes() -> int:
+    """Processes of this run, without starting a device."""
+    return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
 def _make_context() -> ocp.Context:

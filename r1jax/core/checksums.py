@@ -35,10 +35,10 @@ def has_checksums(folder: Place, *, index: int = 0) -> bool:
     return (folder / f"{PREFIX}.{index}.json").is_file()
 
 
-def find_damage(folder: Place, *, index: int = 0, count: int = 1) -> str:
+def find_damage(folder: Place, *, index: int = 0, count: int = 1, sizes: bool = False) -> str:
     """The first file that differs from its checksum, and how; "" if there is none.
 
-    Reads every `count`-th listed file, starting with the `index`-th.
+    Reads every `count`-th listed file, starting with the `index`-th. sizes: only sizes are compared.
     """
     entries: dict[str, list[int]] = {}
     for sums in sorted(folder.glob(f"{PREFIX}.*.json")):
@@ -53,10 +53,16 @@ def find_damage(folder: Place, *, index: int = 0, count: int = 1) -> str:
             return f"{name} is missing"
         if (size := staging.find_size(file)) != entries[name][0]:
             return f"{name} has {size} bytes instead of {entries[name][0]}"
-    for name, found in zip(names, _measure(folder, names), strict=True):
+    for name, found in [] if sizes else zip(names, _measure(folder, names), strict=True):
         if list(found) != list(entries[name]):
             return f"{name} has a wrong checksum"
     return ""
+
+
+def describe_files(folder: Place) -> list[tuple[str, int, float]]:
+    """Relative path, size and time of change of every file in a checkpoint's folder."""
+    names = sorted(staging.list_files(folder))
+    return [(name, *staging.find_stamp(folder / name)) for name in names]
 
 
 def list_files(folder: Place) -> list[str]:

@@ -118,6 +118,7 @@ class Progress:
       start: the first step; steps before a resume do not count towards the speed.
       title: word before the bar.
       every: least number of seconds between the plain lines where there is no terminal; the last step has its own.
+      name_count: text of a step, where steps are another amount (`format_bytes`).
       console: where to print; the shared console by default.
       clock: seconds, for tests.
     """
@@ -131,11 +132,12 @@ class Progress:
         start: int = 0,
         title: str = "step",
         every: float = 0.0,
+        name_count: Callable[[int], str] = str,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._total, self._start, self._step, self._title = total, start, start, title
-        self._every = every
+        self._every, self._name_count = every, name_count
         self._console = console or shared_console()
         self._clock = clock
         self._begin = clock()
@@ -174,7 +176,7 @@ class Progress:
             self._shown[0]._live.refresh()
         elif now - self._printed >= self._every or step >= self._total:
             self._printed = now
-            words = [f"{self._title} {step}/{self._total}", *(f"{name} {value}" for name, value in figures.items())]
+            words = [self._title_count(), *(f"{name} {value}" for name, value in figures.items())]
             _print(self._console, "  ".join([*words, self._times()]))
 
     def count(self, *_: object) -> None:
@@ -188,6 +190,9 @@ class Progress:
         step, moment = self._first_done
         pace = (self._last_done - moment) / (self._step - step)
         return max(0.0, pace * (self._total - self._step) - (self._clock() - self._last_done))
+
+    def _title_count(self) -> str:
+        return f"{self._title} {self._name_count(self._step)}/{self._name_count(self._total)}"
 
     def _times(self) -> str:
         left = self.seconds_left()
@@ -209,7 +214,7 @@ class Progress:
     def _draw_bar(self) -> Table:
         bar = Table.grid(padding=(0, 1))
         bar.add_row(
-            Text(f"{self._title} {self._step}/{self._total}", style="bold"),
+            Text(self._title_count(), style="bold"),
             ProgressBar(total=max(1, self._total), completed=self._step, width=28),
             Text(self._times(), style="cyan"),
         )
@@ -306,6 +311,12 @@ def show_table(title: str, rows: Sequence[Mapping[str, Any]], *, console: Consol
 def show_piece(text: str, style: str = "", *, console: Console | None = None) -> None:
     """Prints a piece of a text that arrives in pieces, at once and without a line break of its own."""
     (console or shared_console()).print(Text(_clean(text), style=style), end="", soft_wrap=True)
+
+
+def format_bytes(size: int) -> str:
+    """Bytes as 1.2 GB, in powers of ten."""
+    unit, factor = next((pair for pair in (("GB", 1e9), ("MB", 1e6)) if size >= pair[1]), ("kB", 1e3))
+    return f"{size / factor:.1f} {unit}"
 
 
 def format_time(seconds: float) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import r1jax
 from r1jax.core.errors import UserError
 from r1jax.core.metrics import METRICS_FILE, read_rows
-from r1jax.core.tensor_reader import open_tensors
+from r1jax.core.tensors.tensor_reader import open_tensors
 from r1jax.eval.headline import find_headlines, tabulate_headlines
 from r1jax.eval.saved_config import CONFIG_FILE, read_config_file
 from r1jax.weights.names import find_local_hub, find_model, split_hub_name

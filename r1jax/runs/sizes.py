@@ -17,7 +17,7 @@ import re
 from typing import Any, Literal, NamedTuple
 
 from r1jax.core.errors import UserError
-from r1jax.core.tensor_reader import open_tensors
+from r1jax.core.tensors.tensor_reader import open_tensors
 
 Kind = Literal["cpu", "gpu", "tpu"]
 

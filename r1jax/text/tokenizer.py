@@ -23,7 +23,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from r1jax.core.errors import UserError
-from r1jax.core.tensor_reader import open_tensors
+from r1jax.core.tensors.tensor_reader import open_tensors
 from r1jax.text.chat_template import render
 from r1jax.text.sentencepiece_models import CONTROL, USER_DEFINED, Pieces, build_pieces, read_pieces
 from r1jax.text.special_tokens import ESCAPE, SpecialTokens, SpecialTokensInText, make_literal

@@ -23,12 +23,13 @@ from r1jax.core import distributed
 from r1jax.core.errors import UserError
 from r1jax.models.transformer import Params
 from r1jax.text.tokenizer import Tokenizer
-from r1jax.weights.hf import check_tensor
 from r1jax.weights.lora_base import Adapted
 from r1jax.weights.parameters import Parameters, family_of, of_arrays, of_shape
 from r1jax.weights.peft import write_adapters
+from r1jax.weights.pieces import check_tensor
 from r1jax.weights.pretrained import PROMPTING_FILE, Opened, open_model
-from r1jax.weights.safetensors_writer import SHARD_BYTES, Spec, write_tensors
+from r1jax.weights.safetensors_writer import SHARD_BYTES, Spec, fill_tensors, write_tensors
+from r1jax.weights.saved import SavedModel
 
 DTYPES = ("float32", "bfloat16", "float16")
 # Files of a model folder besides its config and weights.
@@ -75,7 +76,8 @@ def convert(
     shard_bytes: int = SHARD_BYTES,
     files: Mapping[str, str] | None = None,
 ) -> dict[str, Spec]:
-    """Writes any MODEL as the new `folder`, tensor by tensor; returns the tensors that were written.
+    """Writes any MODEL as the new `folder`, tensor by tensor, a checkpoint of ours chunk by chunk; returns the tensors
+    that were written.
 
     dtype: of floating tensors, except the router's correction bias; None: each tensor keeps its own, 8-bit blocks
     become bfloat16 and GGUF's quantized blocks float32. files: further texts by file name. Raises UserError, naming
@@ -89,8 +91,12 @@ def convert(
         check_tensor(tensors, theirs, needed.shape(name))
     specs = choose_specs(needed, lambda name: tensors.dtype(stored[name]), dtype)
     with new_folder(folder) as target:
-        write_tensors(target, specs, lambda name: tensors.read(stored[name]), shard_bytes=shard_bytes)
         if target is not None:
+            if isinstance(tensors, SavedModel):
+                fill = lambda open_tensor: tensors.fill(specs, open_tensor)
+                fill_tensors(target, specs, fill, shard_bytes=shard_bytes)
+            else:
+                write_tensors(target, specs, lambda name: tensors.read(stored[name]), shard_bytes=shard_bytes)
             describe(opened, target, specs)
             for name, text in (files or {}).items():
                 (target / name).write_text(text, "utf-8")

@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from r1jax.core.errors import UserError
-from r1jax.core.tensor_reader import TensorFile
+from r1jax.core.tensors.tensor_reader import TensorFile
 
 SUFFIX = "_scale_inv"
 
@@ -25,6 +25,7 @@ class BlockScaled:
 
     def __init__(self, file: TensorFile, block: tuple[int, int]):
         self.path, self._file, self._block = file.path, file, block
+        self.is_remote = file.is_remote
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -42,24 +43,42 @@ class BlockScaled:
         """The dtype that `read` should be stored in: bfloat16 for scaled tensors, which loses nothing relevant."""
         return np.dtype(ml_dtypes.bfloat16) if self._is_scaled(name) else self._file.dtype(name)
 
-    def read(self, name: str) -> np.ndarray:
-        """One tensor. Raises UserError if scales are missing or do not fit the tensor."""
-        weight = self._file.read(name)
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> np.ndarray:
+        """One tensor, or its rows from the first to before the second of `rows`, with the scales of their blocks alone.
+
+        Raises UserError if scales are missing or do not fit the tensor.
+        """
+        weight = self._file.read(name, rows)
         if not self._is_scaled(name):
             return weight
-        scales, (rows, columns) = name + SUFFIX, self._block
+        scales, (height, width), shape = name + SUFFIX, self._block, self._file.shape(name)
         if scales not in self._file:
             raise UserError(f"{self.path}: no tensor {scales!r}, the scales of the 8-bit tensor {name!r}")
-        want = tuple(-(-size // part) for size, part in zip(weight.shape, self._block, strict=True))
+        want = tuple(-(-size // part) for size, part in zip(shape, self._block, strict=True))
         if self._file.shape(scales) != want:
             raise UserError(
                 f"{self.path}: tensor {scales!r} has shape {self._file.shape(scales)}; {name!r} of shape "
-                f"{weight.shape} in blocks of {rows} x {columns} needs {want}"
+                f"{shape} in blocks of {height} x {width} needs {want}"
             )
+        start, stop = rows or (0, shape[0])
+        blocks = self._find_blocks(rows)
         out = weight.astype(np.float32)
-        for block, scale in enumerate(self._file.read(scales).astype(np.float32)):
-            out[block * rows : (block + 1) * rows] *= np.repeat(scale, columns)[: weight.shape[1]]
+        for block, scale in enumerate(self._file.read(scales, blocks).astype(np.float32), start // height):
+            part = slice(max(block * height, start) - start, min((block + 1) * height, stop) - start)
+            out[part] *= np.repeat(scale, width)[: shape[1]]
         return out
+
+    def count_bytes(self, name: str, rows: tuple[int, int] | None = None) -> int:
+        """Bytes of the file that `read` reads."""
+        scales = name + SUFFIX
+        size = self._file.count_bytes(name, rows)
+        if self._is_scaled(name) and scales in self._file:
+            size += self._file.count_bytes(scales, self._find_blocks(rows))
+        return size
+
+    def _find_blocks(self, rows: tuple[int, int] | None) -> tuple[int, int] | None:
+        """The rows of the scales that belong to rows of a tensor."""
+        return rows and (rows[0] // self._block[0], -(-rows[1] // self._block[0]))
 
     def _is_scaled(self, name: str) -> bool:
         return self._file.dtype(name).itemsize == 1 and len(self._file.shape(name)) == 2

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from r1jax.core.errors import UserError
-from r1jax.core.tensor_reader import TensorFile, unpermute_rope
+from r1jax.core.tensors.tensor_reader import TensorFile, unpermute_rope
 from r1jax.models.rope import RopeScaling, rope_frequencies, write_scaling
 
 _LAYER = {
@@ -56,9 +56,17 @@ class GGUFModel:
         """The dtype that `read` returns."""
         return self._file.dtype(self._names[name])
 
-    def read(self, name: str) -> np.ndarray:
-        """One tensor."""
-        array = self._file.read(self._names[name])
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> np.ndarray:
+        """One tensor, or some of its rows."""
+        part = None if any(kind in name for kind in (".q_proj.", ".k_proj.")) else rows  # permuted as a whole
+        array = self._permute(name, self._file.read(self._names[name], part))
+        return array if part == rows else array[slice(*rows)]  # type: ignore[misc]
+
+    def count_bytes(self, name: str, rows: tuple[int, int] | None = None) -> int:
+        """Bytes of the file that a tensor or some of its rows take."""
+        return self._file.count_bytes(self._names[name], rows)
+
+    def _permute(self, name: str, array: np.ndarray) -> np.ndarray:
         metadata = self._file.metadata
         architecture = metadata["general.architecture"]
         if architecture in _PERMUTED:

@@ -1,150 +1,169 @@
-"""Loading of Hugging Face tensors into parameters, driven by a family's table of names.
+"""Loading of Hugging Face tensors into parameters, straight into their shards.
 
-A table maps each of our parameters (a dotted path, `{}` for an index) to the tensor's name in the Hugging Face files
-and to the number of our leading axes that form the input side of their [out, in] matrix (0: theirs is a vector; None:
-both arrays are equal). Where their name has more indices than our path, ours is a stack whose first axis is their extra
-index (experts). Prediction depth i is their layer num_layers + i.
-
-Tensors are read one at a time; each is transposed, cast and copied into this process's shards before the next is read.
-Beyond the shards, host memory holds one tensor, however many form a stacked parameter.
+Bounds come before bytes: of each tensor only those rows are read, and of 8-bit blocks those are multiplied out, that
+devices of this process hold or that it passes on to others (exchange.py). They are transposed, cast and copied into
+the shards a piece at a time, and host memory is bounded (reading.py). A checkpoint of ours is read chunk by chunk
+(saved.py).
 """
 
 from __future__ import annotations
 
+import collections
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from r1jax.core.errors import UserError
 from r1jax.core.sharding import sharding
 from r1jax.models.families.hf_config import Names
 from r1jax.models.transformer import Params, logical_axes, merge, split
+from r1jax.weights.exchange import Exchange, Owner, find_exchange, find_process
+from r1jax.weights.pieces import Piece, Source, check_tensor, find_pieces, matrix_shape
+from r1jax.weights.reading import Group, Read, read_groups
+from r1jax.weights.saved import SavedModel, plan_chunks
+from r1jax.weights.targets import Box, Target, find_boxes
+
+READ_BYTES = 32 << 20  # of a tensor that is read at a time, as float32
+BLOCK = 128  # rows of the common blocks with a scale; a part of a tensor ends between them
 
 
-class Source(Protocol):
-    """Tensors by their Hugging Face names."""
+class Wanted(NamedTuple):
+    """A parameter to load: shape and dtype, sharding (None: one device), number of leading axes that index tensors,
+    and the tensors.
+    """
 
-    path: Any
+    leaf: jax.ShapeDtypeStruct
+    placed: NamedSharding | None
+    lead: int
+    pieces: list[Piece]
 
-    def __contains__(self, name: str) -> bool: ...
+    @property
+    def row(self) -> int:
+        """The axis whose parts are rows of a tensor."""
+        return self.lead + (self.pieces[0][2] or 0)
 
-    def shape(self, name: str) -> tuple[int, ...]: ...
-
-    def dtype(self, name: str) -> np.dtype: ...
-
-    def read(self, name: str) -> np.ndarray: ...
+    @property
+    def rows_each(self) -> int:
+        """Rows of a tensor in one index of that axis."""
+        return 1 if self.pieces[0][2] is None else math.prod(self.leaf.shape[self.row + 1 :])
 
 
 def load_weights(make: Callable[[], nnx.Module], names: Names, source: Source) -> Any:
     """The model that `make` builds (traced only, never run with arrays), with weights read from `source` straight into
-    their shards.
+    their shards. In a run of several processes every one of a mesh must call this.
 
     Raises UserError, naming file and tensor, for a missing tensor or a wrong shape.
     """
     model: Any = nnx.eval_shape(make)
     graph, shapes = split(model)
-    axes = logical_axes(model)
+    wanted = find_wanted(shapes, logical_axes(model), names, model.counts)
+    for want in wanted.values():
+        for _, name, inputs in want.pieces:
+            check_tensor(source, name, matrix_shape(want.leaf.shape[want.lead :], inputs))
+    if isinstance(source, SavedModel):
+        source.verify()
+        groups = plan_chunks({path: (want.leaf, want.placed) for path, want in wanted.items()}, source)
+    else:
+        groups = [plan_tensors(path, want, source) for path, want in wanted.items()]
+    arrays = read_groups(groups, is_remote=getattr(source, "is_remote", False))
+    return merge(graph, jax.tree_util.tree_map_with_path(lambda path, _: arrays[_keys(path)], shapes))
 
-    def load(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        keys = [entry.key for entry in path]
+
+def find_wanted(shapes: Params, axes: Params, names: Names, counts: Sequence[int]) -> dict[tuple, Wanted]:
+    """All parameters of a model by path, as the current layout places them."""
+    wanted = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+        keys = _keys(path)
         placed = sharding(_get(axes, keys), leaf.shape, name=".".join(map(str, keys)))
-        lead, pieces = find_pieces(keys, leaf.shape, names, model.counts)
-        tensors = ((at, _read(source, name, inputs, leaf.shape[lead:])) for at, name, inputs in pieces)
-        return _assemble(tensors, leaf, placed)
-
-    return merge(graph, jax.tree_util.tree_map_with_path(load, shapes))
+        wanted[keys] = Wanted(leaf, placed, *find_pieces(keys, leaf.shape, names, counts))
+    return wanted
 
 
-Piece = tuple[tuple[int, ...], str, int | None]
+def plan_exchange(want: Wanted, owner: Owner = find_process) -> Exchange | None:
+    """The exchange by which a parameter is loaded; None if each process reads its own part."""
+    if want.placed is None:
+        return None
+    size = math.prod(want.leaf.shape) * np.dtype(want.leaf.dtype).itemsize
+    return find_exchange(want.leaf.shape, size, want.placed, lead=want.lead, row=want.row, owner=owner)
 
 
-def find_pieces(
-    keys: Sequence[Any], shape: Sequence[int], names: Names, counts: Sequence[int]
-) -> tuple[int, list[Piece]]:
-    """Number of leading axes of a parameter that index tensors, and for each tensor its index on those axes, its name
-    in the files, and its `inputs` of the table.
+def count_bytes(want: Wanted, source: Source, devices: Sequence[jax.Device], owner: Owner) -> int:
+    """Bytes of `source` that the process with these devices reads for a parameter: its plan, without reading."""
+    plan = plan_exchange(want, owner)
+    boxes = find_boxes(want.leaf.shape, want.placed if plan is None else plan.between, devices)
+    each = want.rows_each
+    return sum(
+        source.count_bytes(name, (start * each, stop * each))
+        for _, name, _, parts in find_rows(want, boxes)
+        for start, stop in parts
+    )
 
-    keys, shape: of the parameter in either layout; counts: number of layers in each group of the model.
+
+def plan_tensors(path: tuple, want: Wanted, source: Source) -> Group:
+    """The reads of one parameter from its tensors in files."""
+    leaf, lead, row, each = want.leaf, want.lead, want.row, want.rows_each
+    target = Target(leaf, want.placed, plan_exchange(want))
+    tail = tuple((0, size) for size in leaf.shape[lead:])
+
+    def make(place: tuple[int, ...], name: str, inputs: int | None, start: int, stop: int) -> Read:
+        box = list((*((index, index + 1) for index in place), *tail))
+        box[row] = (start, stop)
+        shape = tuple(b - a for a, b in box)
+        rows = (start * each, stop * each)
+
+        def run() -> None:
+            array = source.read(name, rows)
+            target.put(tuple(box), (array if inputs is None else array.T).reshape(shape))
+
+        return Read(source.count_bytes(name, rows), 2 * math.prod(shape) * 4, run)
+
+    reads = [
+        make(place, name, inputs, start, stop)
+        for place, name, inputs, parts in find_rows(want, target.boxes)
+        for start, stop in parts
+    ]
+    return Group({path: target}, reads)
+
+
+def find_rows(want: Wanted, boxes: Sequence[Box]) -> Iterator[tuple[*Piece, list[tuple[int, int]]]]:
+    """For each tensor of a parameter that the parts `boxes` need: its piece, and the intervals on the axis `want.row`
+    to read, each of at most READ_BYTES.
     """
-    numbers, rest = [[key] for key in keys if isinstance(key, int)], list(keys)
-    stacked = keys[0] == "stacks"
-    if stacked:
-        first, rest = sum(counts[: keys[1]]), ["layers", *keys[1:]]
-        numbers[0] = list(range(first, first + shape[0]))
-    elif keys[0] == "mtp":
-        numbers[0] = [sum(counts) + keys[1]]
-    theirs, inputs = names[".".join("{}" if isinstance(key, int) else key for key in rest)]
-    lead = int(stacked)
-    while theirs.count("{}") > len(numbers):
-        numbers.append(list(range(shape[lead])))
-        lead += 1
-    places = itertools.product(*(range(size) for size in shape[:lead]))
-    filled = [theirs.format(*chosen) for chosen in itertools.product(*numbers)]
-    return lead, [(place, name, inputs) for place, name in zip(places, filled, strict=True)]
+    needed: dict[tuple[int, ...], set[tuple[int, int]]] = collections.defaultdict(set)
+    for box in boxes:
+        for place in itertools.product(*(range(*pair) for pair in box[: want.lead])):
+            needed[place].add(box[want.row])
+    shape = want.leaf.shape
+    step = max(1, READ_BYTES // max(1, 4 * math.prod(shape[want.lead :]) // max(1, shape[want.row])))
+    step = step // BLOCK * BLOCK or step
+    for place, name, inputs in want.pieces:
+        if place in needed:
+            joined = _join(needed[place])
+            parts = [(at, min(at + step, stop)) for start, stop in joined for at in range(start, stop, step)]
+            yield place, name, inputs, parts
 
 
-def _read(source: Source, name: str, inputs: int | None, shape: tuple[int, ...]) -> np.ndarray:
-    """One tensor in our shape, as a view of the source's array."""
-    check_tensor(source, name, matrix_shape(shape, inputs))
-    array = source.read(name)
-    return array if inputs is None else array.T.reshape(shape)
+def _join(intervals: set[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Intervals in order, those that touch made one."""
+    joined: list[tuple[int, int]] = []
+    for start, stop in sorted(intervals):
+        if joined and start <= joined[-1][1]:
+            joined[-1] = joined[-1][0], max(stop, joined[-1][1])
+        else:
+            joined.append((start, stop))
+    return joined
 
 
-def matrix_shape(shape: tuple[int, ...], inputs: int | None) -> tuple[int, ...]:
-    """Shape in the files of a tensor of ours."""
-    if inputs is None:
-        return shape
-    sides = (math.prod(shape[inputs:]), math.prod(shape[:inputs]))
-    return sides if inputs else sides[:1]
+def _keys(path: tuple) -> tuple:
+    return tuple(entry.key for entry in path)
 
 
-def check_tensor(source: Source, name: str, shape: tuple[int, ...]) -> None:
-    """Raises UserError unless the source has this tensor with this shape."""
-    if name not in source:
-        raise UserError(f"{source.path}: no tensor {name!r}, which the model needs")
-    if tuple(source.shape(name)) != tuple(shape):
-        raise UserError(f"{source.path}: tensor {name!r} has shape {source.shape(name)}, the model needs {shape}")
-
-
-def _assemble(
-    tensors: Iterator[tuple[tuple[int, ...], np.ndarray]], leaf: jax.ShapeDtypeStruct, placed: NamedSharding | None
-) -> jax.Array:
-    """The parameter built from its tensors, each at its index on the leading axes."""
-    everything = tuple(slice(0, size) for size in leaf.shape)
-    wanted = [everything] if placed is None else list(placed.addressable_devices_indices_map(leaf.shape).values())
-    indices = {_bounds(index, leaf.shape): None for index in wanted}
-    shards = {bounds: _allocate([stop - start for start, stop in bounds], leaf.dtype) for bounds in indices}
-    for place, tensor in tensors:
-        lead = len(place)
-        for bounds, shard in shards.items():
-            if all(start <= at < stop for at, (start, stop) in zip(place, bounds, strict=False)):
-                at = tuple(i - start for i, (start, _) in zip(place, bounds, strict=False))
-                shard[at] = tensor[tuple(slice(*pair) for pair in bounds[lead:])]
-    if placed is None:
-        return jax.device_put(shards.popitem()[1], may_alias=True)
-    return jax.make_array_from_callback(leaf.shape, placed, lambda index: shards[_bounds(index, leaf.shape)])
-
-
-def _bounds(index: Any, shape: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """(start, stop) on every axis of a shard's index."""
-    return tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
-
-
-def _allocate(shape: Sequence[int], dtype: Any) -> np.ndarray:
-    """An array aligned to 64 bytes, which XLA:CPU uses without a copy."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    raw = np.empty(size + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + size].view(dtype).reshape(shape)
-
-
-def _get(tree: Params, keys: list) -> Any:
+def _get(tree: Params, keys: Sequence[Any]) -> Any:
     for key in keys:
         tree = tree[key]
     return tree

@@ -6,6 +6,7 @@ other tensors come from the model that the run started from.
 
 from __future__ import annotations
 
+import functools
 from types import ModuleType
 from typing import Any
 
@@ -13,8 +14,8 @@ import numpy as np
 from flax import nnx
 
 from r1jax.core.checkpoint import SavedArrays
-from r1jax.weights.hf import Source, find_pieces
 from r1jax.weights.parameters import order_of
+from r1jax.weights.pieces import Source, find_pieces
 
 Path = tuple[str | int, ...]
 
@@ -39,6 +40,8 @@ class Adapted:
         self.path, self._base, self._saved = saved.path, base, saved
         self.rank, self.alpha, self.base_name = rank, alpha, base_name
         counts = nnx.eval_shape(lambda: family.build(config, rngs=nnx.Rngs(0), scan_layers=True)).counts
+        self.is_remote = getattr(base, "is_remote", False)
+        self._read_whole = functools.cache(saved.read)  # adapters are small, and their chunks hold all layers
         self._places: dict[str, tuple[Path, tuple[int, ...]]] = {}
         for path in _find_adapters(saved):
             _, pieces = find_pieces((*path[1:], "kernel"), saved.shape((*path, "a")), family.HF_NAMES, counts)
@@ -58,18 +61,22 @@ class Adapted:
     def dtype(self, name: str) -> np.dtype:
         return self._base.dtype(name)
 
-    def read(self, name: str) -> np.ndarray:
-        """One tensor, float32 if an adapter changes it."""
-        tensor = self._base.read(name)
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> np.ndarray:
+        """One tensor or some of its rows, float32 if an adapter changes it."""
+        tensor = self._base.read(name, rows)
         if name not in self._places:
             return tensor
         down, up = self.read_adapter(name)
-        return tensor.astype(np.float32) + self.alpha / self.rank * (down @ up).T
+        return tensor.astype(np.float32) + self.alpha / self.rank * (down @ up).T[slice(*(rows or (None,)))]
+
+    def count_bytes(self, name: str, rows: tuple[int, int] | None = None) -> int:
+        """Bytes of the base that `read` reads."""
+        return self._base.count_bytes(name, rows)
 
     def read_adapter(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """A [in, r] and B [r, out] of an adapted tensor [out, in], float32."""
         path, place = self._places[name]
-        down, up = (self._saved.read((*path, part), place).astype(np.float32) for part in ("a", "b"))
+        down, up = (self._read_whole((*path, part))[place].astype(np.float32) for part in ("a", "b"))
         return down.reshape(-1, down.shape[-1]), up.reshape(down.shape[-1], -1)
 
 

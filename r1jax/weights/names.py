@@ -1,22 +1,27 @@
 """Names of MODELs: local files and folders, and hub names with an optional revision (`org/name[@revision]`).
 
 A name means one thing: an existing file or folder, else a model of the hub (through huggingface_hub and its cache).
-Nothing else is taken in its place.
+Nothing else is taken in its place. Of a hub name or a bucket only the small files are copied to this host; weights are
+read where they are, unless the hub's cache has them already (`hf download org/name` puts them there).
 """
 
 from __future__ import annotations
 
+import logging
 import pathlib
 import re
 from typing import Any
 
 from r1jax.core.buckets.staging import is_address, stage
 from r1jax.core.errors import UserError
-from r1jax.core.tensor_reader import open_tensors
+from r1jax.core.tensors.ranges import is_served, serve_from_hub
+from r1jax.core.tensors.tensor_reader import open_tensors
+
+log = logging.getLogger(__name__)
 
 LOCAL = ("runs", "models")  # folders of our commands: a path in them is no hub name
 _HUB_NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?")
-_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+_PATTERNS = ["*.json", "*.jinja", "tokenizer.model"]
 
 
 def split_hub_name(name: str) -> tuple[str, str | None] | None:
@@ -37,12 +42,14 @@ def find_hub_name(name: str, fetch: str = "") -> tuple[str, str | None] | None:
 
 
 def find_model(name: str | pathlib.Path, fetch: str = "") -> pathlib.Path:
-    """Local folder or file of a MODEL; a hub name that is no local path is downloaded if the cache lacks it, and a run
-    in a bucket (`gs://`) gets a local folder that stands for it.
+    """Local folder or file of a MODEL; a hub name that is no local path, and a folder or run in a bucket (`gs://`), get
+    a local folder with their small files that stands for them.
 
     fetch: the command that creates this model, for the message. Raises UserError, with all places that were searched.
     """
     if is_address(name):
+        if str(name).endswith(".gguf"):
+            raise UserError(f"{name}: a .gguf file in a bucket is not read there; copy it here and name the copy")
         return stage(str(name))
     local, text = pathlib.Path(name), str(name)
     if text and local.exists():
@@ -81,14 +88,22 @@ def find_revision(folder: pathlib.Path) -> str:
 
 
 def _download(name: str, revision: str | None) -> pathlib.Path:
-    """Folder of a hub name in the local cache; a complete copy is not requested again."""
+    """Folder of a hub name in the local cache, with the small files at least; a complete copy is not requested again,
+    and what one lacks is read from the hub.
+    """
     from huggingface_hub import snapshot_download
 
     options: dict[str, Any] = {"revision": revision, "allow_patterns": _PATTERNS}
     try:
         folder = pathlib.Path(snapshot_download(name, local_files_only=True, **options))
+        if is_served(folder):
+            return folder
         if not any(folder.glob("adapter_model*.safetensors")):
             open_tensors(folder)  # the cache may hold other files only, or an interrupted download
         return folder
     except (FileNotFoundError, UserError):  # LocalEntryNotFoundError: not in the cache
-        return pathlib.Path(snapshot_download(name, **options))
+        folder = pathlib.Path(snapshot_download(name, **options))
+    serve_from_hub(folder, name)
+    if not any(folder.glob("*.safetensors")):
+        log.info("%s: weights are read from the hub at each start; `hf download %s` keeps them here", name, name)
+    return folder

@@ -1,12 +1,14 @@
 """Our parameters presented as tensors under Hugging Face names, for writing; hf.py is the inverse.
 
-The same view serves parameters in memory, those of a checkpoint, and those of a shape alone (names and shapes only).
+The same view serves parameters in memory, those of a checkpoint (saved.py), and those of a shape alone (names and
+shapes only).
 One tensor is made at a time.
 """
 
 from __future__ import annotations
 
 import importlib
+import math
 import re
 from collections.abc import Callable, Mapping
 from types import ModuleType
@@ -16,10 +18,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from r1jax.core.checkpoint import SavedArrays
 from r1jax.core.distributed import fetch
 from r1jax.models.transformer import Params, split
-from r1jax.weights.hf import find_pieces, matrix_shape
+from r1jax.weights.pieces import find_pieces, matrix_shape
 from r1jax.weights.safetensors_writer import Spec
 
 Path = tuple[str | int, ...]
@@ -37,7 +38,8 @@ class Piece(NamedTuple):
 class Parameters:
     """Tensors by Hugging Face name, in order of the layers; `read_part(path, place)` returns our array.
 
-    With prediction depths, the copies of embedding and head that released files contain are included.
+    With prediction depths, the copies of embedding and head that released files contain are included. `leaves`: shape
+    and dtype of each parameter by path; `pieces`: where each tensor is.
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class Parameters:
         *,
         path: Any = "",
     ):
-        self.path, self._leaves, self._read_part = path, leaves, read_part
+        self.path, self.leaves, self._read_part = path, leaves, read_part
         pieces: dict[str, Piece] = {}
         counts = _count_layers(leaves)
         for ours, leaf in leaves.items():
@@ -61,14 +63,14 @@ class Parameters:
                 if original in pieces:
                     self._copies[name.format(sum(counts) + depth)] = original
         pieces |= {name: pieces[original] for name, original in self._copies.items()}
-        self._pieces = dict(sorted(pieces.items(), key=lambda item: order_of(item[0])))
+        self.pieces = dict(sorted(pieces.items(), key=lambda item: order_of(item[0])))
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(self._pieces)
+        return tuple(self.pieces)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._pieces
+        return name in self.pieces
 
     def original(self, name: str) -> str:
         """The tensor that `name` is a copy of; `name` itself if it is not a copy."""
@@ -76,21 +78,27 @@ class Parameters:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor in the files, [out, in] for a matrix."""
-        return matrix_shape(self._pieces[name].shape, self._pieces[name].inputs)
+        return matrix_shape(self.pieces[name].shape, self.pieces[name].inputs)
 
     def dtype(self, name: str) -> np.dtype:
         """The dtype of our parameter."""
-        return self._leaves[self._pieces[name].path].dtype
+        return self.leaves[self.pieces[name].path].dtype
 
     def keeps_dtype(self, name: str) -> bool:
         """Whether a tensor stays float32 in any model dtype: a router's correction bias, whose updates are small."""
-        return self._pieces[name].path[-1] == "correction_bias"
+        return self.pieces[name].path[-1] == "correction_bias"
 
-    def read(self, name: str) -> np.ndarray:
-        """One tensor in the layout of the files."""
-        ours, place, _, inputs = self._pieces[name]
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> np.ndarray:
+        """One tensor in the layout of the files, or some of its rows (of the whole one, which is made first)."""
+        ours, place, _, inputs = self.pieces[name]
         array, shape = self._read_part(ours, place), self.shape(name)
-        return array.reshape(shape[::-1]).T if inputs else array.reshape(shape)
+        tensor = array.reshape(shape[::-1]).T if inputs else array.reshape(shape)
+        return tensor if rows is None else tensor[slice(*rows)]
+
+    def count_bytes(self, name: str, rows: tuple[int, int] | None = None) -> int:
+        """Bytes that a tensor or some of its rows take."""
+        shape = self.shape(name)
+        return math.prod(shape if rows is None else (rows[1] - rows[0], *shape[1:])) * self.dtype(name).itemsize
 
 
 def of_arrays(family: ModuleType, params: Params) -> Parameters:
@@ -98,13 +106,6 @@ def of_arrays(family: ModuleType, params: Params) -> Parameters:
     arrays = {_keys(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     leaves = {path: Spec(leaf.shape, np.dtype(leaf.dtype)) for path, leaf in arrays.items()}
     return Parameters(family, leaves, lambda path, place: np.asarray(fetch(arrays[path][place])))
-
-
-def of_checkpoint(family: ModuleType, saved: SavedArrays) -> Parameters:
-    """Parameters of a training state on disk, in either layout."""
-    paths = [path for path in saved.paths if path[0] == "params"]
-    leaves = {path[1:]: Spec(saved.shape(path), saved.dtype(path)) for path in paths}
-    return Parameters(family, leaves, lambda path, place: saved.read(("params", *path), place), path=saved.path)
 
 
 def of_shape(family: ModuleType, config: Any) -> Parameters:

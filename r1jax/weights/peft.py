@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 
 from r1jax.core.errors import UserError
-from r1jax.core.tensor_reader import open_tensors
-from r1jax.weights.hf import Source
+from r1jax.core.tensors.ranges import find_file
+from r1jax.core.tensors.tensor_reader import open_tensors
 from r1jax.weights.lora_base import Adapted
 from r1jax.weights.names import split_hub_name
+from r1jax.weights.pieces import Source
 from r1jax.weights.safetensors_writer import Spec, write_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -72,7 +73,7 @@ class PeftAdapted:
 
     def __init__(self, base: Source, folder: pathlib.Path, config: Mapping[str, Any]):
         self.path, self._base = folder, base
-        if not (folder / WEIGHTS).is_file():
+        if find_file(folder / WEIGHTS) is None:
             raise UserError(f"{folder}: {WEIGHTS} is missing (the older adapter_model.bin is not read)")
         self._saved = open_tensors(folder / WEIGHTS)
         self._config = config
@@ -130,14 +131,26 @@ class PeftAdapted:
     def dtype(self, name: str) -> np.dtype:
         return self._base.dtype(name)
 
-    def read(self, name: str) -> np.ndarray:
-        """One tensor, float32 if an adapter changes it."""
-        tensor = self._saved.read(self._whole[name]) if name in self._whole else self._base.read(name)
+    @property
+    def is_remote(self) -> bool:
+        """Whether base or adapters are read over the network."""
+        return self._saved.is_remote or getattr(self._base, "is_remote", False)
+
+    def count_bytes(self, name: str, rows: tuple[int, int] | None = None) -> int:
+        """Bytes of the tensor that `read` begins with."""
+        if name in self._whole:
+            return self._saved.count_bytes(self._whole[name], rows)
+        return self._base.count_bytes(name, rows)
+
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> np.ndarray:
+        """One tensor or some of its rows, float32 if an adapter changes it."""
+        tensor = self._saved.read(self._whole[name], rows) if name in self._whole else self._base.read(name, rows)
         if name not in self._pairs:
             return tensor
         down, up = (self._saved.read(self._pairs[name][part]).astype(np.float32) for part in "AB")
         product = up @ down
-        return tensor.astype(np.float32) + self._scale(name) * (product.T if name in self._embeddings else product)
+        product = (product.T if name in self._embeddings else product)[slice(*(rows or (None,)))]
+        return tensor.astype(np.float32) + self._scale(name) * product
 
 
 def _find(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:

@@ -23,7 +23,7 @@ from r1jax.core.buckets.staging import locate
 from r1jax.core.checkpoint import SavedArrays, newest_checkpoint
 from r1jax.core.errors import UserError
 from r1jax.core.sharding import current_mesh, use_mesh
-from r1jax.core.tensor_reader import open_tensors
+from r1jax.core.tensors.tensor_reader import open_tensors
 from r1jax.models.families.hf_config import Names, check_sizes
 from r1jax.models.families.registry import find_family
 from r1jax.models.layers import Dtypes
@@ -31,12 +31,13 @@ from r1jax.models.transformer import Transformer
 from r1jax.text.tokenizer import Tokenizer
 from r1jax.weights.fp8 import dequantize
 from r1jax.weights.gguf import GGUFModel
-from r1jax.weights.hf import Source, load_weights
+from r1jax.weights.hf import load_weights
 from r1jax.weights.lora_base import Adapted, holds_adapters
 from r1jax.weights.names import find_model, find_revision, split_hub_name
-from r1jax.weights.parameters import of_checkpoint
 from r1jax.weights.peft import CONFIG as ADAPTER_CONFIG
 from r1jax.weights.peft import PeftAdapted, is_adapter_folder, name_base, read_adapter_config
+from r1jax.weights.pieces import Source
+from r1jax.weights.saved import SavedModel
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +165,7 @@ def _open_run(step: pathlib.Path, family: ModuleType, config: Any) -> Any:
     """Tensors of a checkpoint; adapters are added to the model that the run started from."""
     saved = SavedArrays(step)
     if not holds_adapters(saved):
-        return of_checkpoint(family, saved)
+        return SavedModel(family, saved)
     run = _read_json(step.parents[1] / "config.json")
     model, lora = run.get("model") or run["student"], run["lora"]
     if model.get("preset") or model.get("layers"):

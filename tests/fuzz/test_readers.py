@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from r1jax.core.tensor_reader import open_tensors
+from r1jax.core.tensors.tensor_reader import open_tensors
 from r1jax.data.corpus import SourceConfig, make_encoder
 from r1jax.data.sources import RowErrors, SourceRow, read_jsonl
 from r1jax.text.tokenizer import Tokenizer

@@ -68,5 +68,8 @@ class _Arrays(dict):
     def shape(self, name: str) -> tuple[int, ...]:
         return self[name].shape
 
-    def read(self, name: str) -> np.ndarray:
-        return self[name]
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> np.ndarray:
+        return self[name] if rows is None else self[name][slice(*rows)]
+
+    def count_bytes(self, name: str, rows: tuple[int, int] | None = None) -> int:
+        return self.read(name, rows).nbytes

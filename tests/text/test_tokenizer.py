@@ -10,7 +10,7 @@ import tokenizers
 from tokenizers import AddedToken, models, pre_tokenizers
 
 from r1jax.core.errors import UserError
-from r1jax.core.tensor_reader import open_tensors
+from r1jax.core.tensors.tensor_reader import open_tensors
 from r1jax.text.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]

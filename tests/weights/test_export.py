@@ -172,7 +172,7 @@ def test_nothing_stays_of_an_export_that_fails(tmp_path: Path, monkeypatch: pyte
             raise UserError(f"{name}: the disk is gone")
         return np.zeros(self.shape(name))
 
-    monkeypatch.setattr("r1jax.core.tensor_reader.TensorFile.read", read)
+    monkeypatch.setattr("r1jax.core.tensors.tensor_reader.TensorFile.read", read)
     with pytest.raises(UserError, match="the disk is gone"):
         convert(write_tiny_model(tmp_path / "in"), tmp_path / "new" / "out")
     assert [path.name for path in tmp_path.iterdir() if path.name != "new"] == ["in"]

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from r1jax.core.errors import UserError
-from r1jax.core.tensor_reader import open_tensors
+from r1jax.core.tensors.tensor_reader import open_tensors
 from r1jax.models.transformer import split
 from r1jax.weights import load_pretrained
 from r1jax.weights.export import convert

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 SCHEME = "gs://"
 DIRECT = ("checkpoints", "checkpoints.damaged")  # folders that are in the bucket alone
 LARGE = ("tensorboard", "compiled")  # folders that no start reads: never downloaded
+WEIGHTS = (".safetensors", ".gguf")  # files that are read where they are (core/tensors/ranges.py): never downloaded
 
 Place = Any  # an epath.Path of a bucket, or a pathlib.Path
 
@@ -76,6 +77,8 @@ def pull(folder: pathlib.Path) -> None:
     if not is_staged(folder):
         return
     for file, name in _walk(locate(folder), skip=(*DIRECT, *LARGE)):
+        if name.endswith(WEIGHTS):
+            continue
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(file.read_bytes())
@@ -134,6 +137,12 @@ def find_size(file: Place) -> int:
     """Bytes of a file, here or in a bucket."""
     found = file.stat()
     return int(found.length if hasattr(found, "length") else found.st_size)
+
+
+def find_stamp(file: Place) -> tuple[int, float]:
+    """Bytes of a file, here or in a bucket, and when it last changed."""
+    found = file.stat()
+    return find_size(file), float(found.mtime if hasattr(found, "mtime") else found.st_mtime_ns)
 
 
 def _walk(folder: Place, skip: Iterable[str] = (), head: str = "") -> Iterator[tuple[Place, str]]:

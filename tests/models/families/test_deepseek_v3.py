@@ -95,8 +95,12 @@ class Gradients:
     def dtype(self, name: str) -> str:
         return "float32"
 
-    def read(self, name: str) -> np.ndarray:
-        return self.arrays[name] if name in self.arrays else np.zeros(8, np.float32)  # a buffer there, no parameter
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> np.ndarray:
+        whole = self.arrays[name] if name in self.arrays else np.zeros(8, np.float32)  # a buffer there, no parameter
+        return whole if rows is None else whole[slice(*rows)]
+
+    def count_bytes(self, name: str, rows: tuple[int, int] | None = None) -> int:
+        return self.read(name, rows).nbytes
 
 
 @pytest.mark.parametrize("options", [{}, {"attention_form": "absorbed", "remat": "full"}])

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from r1jax.core.errors import UserError
-from r1jax.core.tensor_reader import open_tensors
+from r1jax.core.tensors.tensor_reader import open_tensors
 from r1jax.models.families import llama
 from r1jax.models.rope import RopeScaling
 from r1jax.models.transformer import split

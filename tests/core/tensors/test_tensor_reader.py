@@ -14,9 +14,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from r1jax.core.errors import UserError
-from r1jax.core.tensor_reader import open_tensors, unpermute_rope
+from r1jax.core.tensors.tensor_reader import open_tensors, unpermute_rope
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TENSORS = {
     "a.weight": np.arange(12, dtype=np.float32).reshape(3, 4),
     "b.weight": np.linspace(-1, 1, 6).astype(ml_dtypes.bfloat16).reshape(2, 3),
