@@ -4,7 +4,8 @@
 
 The published index names the tensors; their shapes follow from the published config, and their formats from the names:
 matrices are 8-bit blocks of 128 x 128 with a scale each, but for embedding, head, gates and the joint of the prediction
-depth. The sum is checked against the index's own. A host has four chips, neighbours in the mesh.
+depth. The sum is shown beside that of the published files, which have headers too. A host has four chips, neighbours in
+the mesh.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from r1jax.weights.fp8 import SUFFIX, BlockScaled
 from r1jax.weights.hf import count_bytes, find_wanted
 from r1jax.weights.parameters import of_shape
 
-TOTAL = 688_586_727_753  # metadata.total_size of deepseek-ai/DeepSeek-V3's model.safetensors.index.json
+TOTAL = 688_586_727_753  # bytes of the .safetensors files of deepseek-ai/DeepSeek-V3, headers included
 BLOCK, CHIPS = 128, 4
 KEPT = ("embed_tokens", "lm_head", "shared_head.head", "mlp.gate.", "eh_proj", "norm")
 CONFIG = dataclasses.replace(deepseek_v3.VARIANTS["deepseek_v3_671b"], mtp_depths=1)
@@ -86,7 +87,7 @@ def tabulate() -> Iterator[str]:
     """The table, line by line."""
     files = PublishedFiles()
     total = sum(files.count_bytes(name) for name in files.names)
-    yield f"{len(files.names):,} tensors, {total:,} bytes (the index says {TOTAL:,})"
+    yield f"{len(files.names):,} tensors, {total:,} bytes (the files with their headers: {TOTAL:,})"
     yield ""
     yield "| layout | hosts | GB a host: least | most | all hosts, of the files | without exchange: most a host |"
     yield "| --- | --- | --- | --- | --- | --- |"

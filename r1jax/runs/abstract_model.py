@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from flax import nnx
 
+from r1jax.core.buckets.staging import is_address
 from r1jax.core.errors import UserError
 from r1jax.core.sharding import abstract_tree
 from r1jax.models.families.presets import find_preset, replace_sizes
@@ -16,6 +17,7 @@ from r1jax.models.families.registry import find_family, load_families
 from r1jax.models.layers import Dtypes
 from r1jax.models.transformer import Transformer, logical_axes, merge, split
 from r1jax.runs.model_setup import ModelConfig, expert_options
+from r1jax.weights.names import find_model
 from r1jax.weights.pretrained import find_description, open_model
 
 
@@ -56,7 +58,8 @@ def find_sizes(config: ModelConfig, key: str = "model") -> tuple[Any, Any]:
 def _find_sizes(config: ModelConfig, key: str) -> tuple[Any, Any]:
     if config.preset:
         return find_preset(config.preset)
-    if config.name and (path := pathlib.Path(config.name)).exists():
+    if config.name and (is_address(config.name) or pathlib.Path(config.name).exists()):
+        path = find_model(config.name)
         file = find_description(path) / "config.json"
         if not file.is_file():  # a .gguf file, or no model
             opened = open_model(path)

@@ -23,15 +23,18 @@ Axes = tuple[str, ...]
 
 
 class Exchange(NamedTuple):
-    """A parameter's sharding as it is read (`between`) and as it is `placed`, and the way from one to the other: the
-    mesh axes `copied` are gathered on the array axis `at`, then those of each array axis of `moved` change places.
+    """A parameter's shape and sharding as it is read (`shape`, `between`), its sharding as it is `placed`, and the way
+    from one to the other: the mesh axes `copied` are gathered on the array axis `at`, then those of each array axis of
+    `moved` change places, and the last axis becomes the axes of sizes `split`.
     """
 
+    shape: tuple[int, ...]
     between: NamedSharding
     placed: NamedSharding
     at: int
     copied: Axes
     moved: tuple[tuple[int, Axes], ...]
+    split: tuple[int, ...] = ()
 
 
 Owner = Callable[[jax.Device], int]
@@ -43,34 +46,47 @@ def find_process(device: jax.Device) -> int:
 
 
 def find_exchange(
-    shape: Sequence[int], size: int, placed: NamedSharding, *, lead: int, row: int, owner: Owner = find_process
+    shape: Sequence[int],
+    size: int,
+    placed: NamedSharding,
+    *,
+    lead: int,
+    row: int,
+    joined: bool = False,
+    owner: Owner = find_process,
 ) -> Exchange | None:
-    """The exchange of a parameter of `size` bytes; None where each process reads its own part as well, or nothing
-    divides.
+    """The exchange of a parameter of `size` bytes that shares out its rows most; None where each process reads its own
+    part as well, or nothing divides.
 
-    lead: number of first axes that index tensors. row: the axis whose parts are rows of a tensor. owner: the process of
-    a device.
+    lead: number of first axes that index tensors. row: the axis whose parts are rows of a tensor. joined: whether the
+    axes after it are rows too. owner: the process of a device.
     """
     mesh = placed.mesh
     assert isinstance(mesh, Mesh)
     crossing = _find_crossing(mesh, owner)
-    if not crossing:
-        return None
     own = [_names(part) for part in placed.spec] + [()] * (len(shape) - len(placed.spec))
-    columns = [axis for axis in range(lead, len(shape)) if axis != row]
-    moved = tuple((axis, own[axis]) for axis in columns if crossing & set(own[axis]))
     held = {name for names in own for name in names}
     copies = tuple(name for name in mesh.axis_names if name in crossing and name not in held)
-    for copied in (copies, ()) if size >= LEAST_BYTES else ((),):
-        added = (*(name for _, names in moved for name in names), *copied)
-        for at in (*range(lead), row) if added else ():
-            names = (*own[at], *added)
-            if shape[at] % math.prod(mesh.shape[name] for name in names) == 0:
-                spec = [() if axis in dict(moved) else part for axis, part in enumerate(own)]
-                spec[at] = names
-                between = NamedSharding(mesh, PartitionSpec(*(part or None for part in spec)))
-                return Exchange(between, placed, at, copied, moved)
-    return None
+    shape, split = tuple(shape), tuple(shape[row + 1 :])
+    if joined and split and not any(own[row + 1 :]):
+        shape, own = (*shape[:row], math.prod(shape[row:])), own[: row + 1]
+    else:
+        split = ()
+    columns = [axis for axis in range(lead, len(shape)) if axis != row and crossing & set(own[axis])]
+    parts = lambda names: math.prod(mesh.shape[name] for name in names)
+    best: Exchange | None = None
+    most = 1
+    for kept in range(max((len(own[axis]) for axis in columns), default=0) + 1):  # mesh axes that stay on columns
+        moved = tuple((axis, own[axis][kept:]) for axis in columns if own[axis][kept:])
+        for copied in (copies, ()) if size >= LEAST_BYTES else ((),):  # one order in all processes
+            added = (*(name for _, names in moved for name in names), *copied)
+            for at in (*range(lead), row):
+                if parts(added) > most and shape[at] % parts((*own[at], *added)) == 0:
+                    spec = [names[:kept] if axis in columns else names for axis, names in enumerate(own)]
+                    spec[at] = (*own[at], *added)
+                    between = NamedSharding(mesh, PartitionSpec(*(names or None for names in spec)))
+                    best, most = Exchange(shape, between, placed, at, copied, moved, split), parts(added)
+    return best
 
 
 def exchange(array: jax.Array, plan: Exchange) -> jax.Array:
@@ -85,7 +101,7 @@ def _compile(plan: Exchange) -> jax.stages.Wrapped:
             part = jax.lax.all_gather(part, plan.copied, axis=plan.at, tiled=True)
         for axis, names in reversed(plan.moved):
             part = jax.lax.all_to_all(part, names, split_axis=axis, concat_axis=plan.at, tiled=True)
-        return part
+        return part.reshape(*part.shape[:-1], -1, *plan.split) if plan.split else part
 
     mesh, specs = plan.placed.mesh, (plan.between.spec, plan.placed.spec)
     run = jax.shard_map(move, mesh=mesh, in_specs=specs[0], out_specs=specs[1], check_vma=False)

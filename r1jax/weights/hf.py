@@ -47,10 +47,9 @@ class Wanted(NamedTuple):
         """The axis whose parts are rows of a tensor."""
         return self.lead + (self.pieces[0][2] or 0)
 
-    @property
-    def rows_each(self) -> int:
-        """Rows of a tensor in one index of that axis."""
-        return 1 if self.pieces[0][2] is None else math.prod(self.leaf.shape[self.row + 1 :])
+    def count_rows(self, shape: Sequence[int]) -> int:
+        """Rows of a tensor in one index of that axis, in the parameter's shape or with the axes of rows joined."""
+        return 1 if self.pieces[0][2] is None else math.prod(shape[self.row + 1 :])
 
 
 def load_weights(make: Callable[[], nnx.Module], names: Names, source: Source) -> Any:
@@ -88,27 +87,28 @@ def plan_exchange(want: Wanted, owner: Owner = find_process) -> Exchange | None:
     """The exchange by which a parameter is loaded; None if each process reads its own part."""
     if want.placed is None:
         return None
-    size = math.prod(want.leaf.shape) * np.dtype(want.leaf.dtype).itemsize
-    return find_exchange(want.leaf.shape, size, want.placed, lead=want.lead, row=want.row, owner=owner)
+    leaf, joined = want.leaf, want.pieces[0][2] is not None
+    size = math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
+    return find_exchange(leaf.shape, size, want.placed, lead=want.lead, row=want.row, joined=joined, owner=owner)
 
 
 def count_bytes(want: Wanted, source: Source, devices: Sequence[jax.Device], owner: Owner) -> int:
     """Bytes of `source` that the process with these devices reads for a parameter: its plan, without reading."""
     plan = plan_exchange(want, owner)
-    boxes = find_boxes(want.leaf.shape, want.placed if plan is None else plan.between, devices)
-    each = want.rows_each
+    shape, sharding = (want.leaf.shape, want.placed) if plan is None else (plan.shape, plan.between)
+    each = want.count_rows(shape)
     return sum(
         source.count_bytes(name, (start * each, stop * each))
-        for _, name, _, parts in find_rows(want, boxes)
+        for _, name, _, parts in find_rows(want, shape, find_boxes(shape, sharding, devices))
         for start, stop in parts
     )
 
 
 def plan_tensors(path: tuple, want: Wanted, source: Source) -> Group:
     """The reads of one parameter from its tensors in files."""
-    leaf, lead, row, each = want.leaf, want.lead, want.row, want.rows_each
-    target = Target(leaf, want.placed, plan_exchange(want))
-    tail = tuple((0, size) for size in leaf.shape[lead:])
+    target = Target(want.leaf, want.placed, plan_exchange(want))
+    each, row = want.count_rows(target.shape), want.row
+    tail = tuple((0, size) for size in target.shape[want.lead :])
 
     def make(place: tuple[int, ...], name: str, inputs: int | None, start: int, stop: int) -> Read:
         box = list((*((index, index + 1) for index in place), *tail))
@@ -124,21 +124,22 @@ def plan_tensors(path: tuple, want: Wanted, source: Source) -> Group:
 
     reads = [
         make(place, name, inputs, start, stop)
-        for place, name, inputs, parts in find_rows(want, target.boxes)
+        for place, name, inputs, parts in find_rows(want, target.shape, target.boxes)
         for start, stop in parts
     ]
     return Group({path: target}, reads)
 
 
-def find_rows(want: Wanted, boxes: Sequence[Box]) -> Iterator[tuple[*Piece, list[tuple[int, int]]]]:
-    """For each tensor of a parameter that the parts `boxes` need: its piece, and the intervals on the axis `want.row`
-    to read, each of at most READ_BYTES.
+def find_rows(
+    want: Wanted, shape: Sequence[int], boxes: Sequence[Box]
+) -> Iterator[tuple[*Piece, list[tuple[int, int]]]]:
+    """For each tensor of a parameter that the parts `boxes` of its `shape` need: its piece, and the intervals on the
+    axis `want.row` to read, each of at most READ_BYTES.
     """
     needed: dict[tuple[int, ...], set[tuple[int, int]]] = collections.defaultdict(set)
     for box in boxes:
         for place in itertools.product(*(range(*pair) for pair in box[: want.lead])):
             needed[place].add(box[want.row])
-    shape = want.leaf.shape
     step = max(1, READ_BYTES // max(1, 4 * math.prod(shape[want.lead :]) // max(1, shape[want.row])))
     step = step // BLOCK * BLOCK or step
     for place, name, inputs in want.pieces:

@@ -22,7 +22,7 @@ class Target:
     """
 
     def __init__(self, leaf: jax.ShapeDtypeStruct, placed: NamedSharding | None, plan: Exchange | None = None):
-        self.shape, self.dtype = tuple(leaf.shape), np.dtype(leaf.dtype)
+        self.shape, self.dtype = tuple(leaf.shape) if plan is None else plan.shape, np.dtype(leaf.dtype)
         self._plan, self._sharding = plan, placed if plan is None else plan.between
         self.boxes = find_boxes(self.shape, self._sharding, None)
         self._shards: dict[Box, np.ndarray] = {}

@@ -4,6 +4,11 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +16,20 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from safetensors.numpy import load_file
 
 from r1jax.core.sharding import MeshConfig, make_mesh
 from r1jax.weights import exchange
 from r1jax.weights.exchange import find_exchange
+from tests.core.buckets.test_staging import MISSING, Bucket
+from tests.core.buckets.test_staging import bucket as bucket
 from tests.core.test_distributed import free_port
 from tests.environment import ROOT, make_xla_flags
+from tests.stages import runs
+from tests.stages.test_resume import FLAGS, assert_same_run, finish
 from tests.tiny_model import write_tiny_model
 from tests.weights.hub import serve
+from tests.weights.test_fp8 import GOLDEN, quantize, write
 
 PROGRAM = """
 import json, sys
@@ -112,6 +123,91 @@ def test_four_processes_read_each_byte_of_a_hub_once(tmp_path: Path) -> None:
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
+@pytest.mark.slow
+def test_four_processes_multiply_out_only_their_share_of_8_bit_experts(tmp_path: Path) -> None:
+    folder = write(tmp_path / "fp8", quantize(load_file(GOLDEN / "model.safetensors"))[0])
+    meshes = [dict(data=1, expert=4), dict(data=1, fsdp=2, expert=2), dict(data=1, fsdp=4)]
+    cases = [{"mesh": mesh, "dtype": "float32", "scan_layers": scan} for mesh in meshes for scan in (False, True)]
+    for case in load_in_four(str(folder), folder, cases, lambda: 0):
+        assert 0 < case["scaled"] <= 1.1 * case["held"], case
+
+
+class Proxy:
+    """Passes requests on to `host`, and counts the bytes of objects named *.safetensors that come back."""
+
+    def __init__(self, host: str):
+        self.sent, self.asked, lock = 0, 0, threading.Lock()
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                headers = {name: value for name, value in self.headers.items() if name.lower() not in ("host",)}
+                request = urllib.request.Request(host + self.path, body or None, headers, method=self.command)
+                try:
+                    reply = urllib.request.urlopen(request)
+                except urllib.error.HTTPError as error:
+                    reply = error
+                content = reply.read()
+                if ".safetensors" in self.path and "alt=media" in self.path:
+                    with lock:
+                        proxy.sent += len(content)
+                        proxy.asked += 1
+                self.send_response(reply.status)
+                for name, value in reply.headers.items():
+                    if name.lower() not in ("content-length", "transfer-encoding", "connection"):
+                        self.send_header(name, value)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(content)
+
+            do_HEAD = do_POST = do_PUT = do_DELETE = do_PATCH = do_GET  # noqa: N815 (the server's names)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+def upload(bucket: Bucket, folder: Path, prefix: str) -> None:
+    for file in folder.iterdir():
+        query = urllib.parse.urlencode({"uploadType": "media", "name": f"{prefix}/{file.name}"})
+        place = f"{bucket.host}/upload/storage/v1/b/runs/o?{query}"
+        urllib.request.urlopen(urllib.request.Request(place, file.read_bytes(), method="POST")).read()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(MISSING), reason="needs gcsfs and the emulator of a bucket")
+def test_four_processes_read_each_byte_of_a_bucket_once(bucket: Bucket, tmp_path: Path) -> None:
+    folder = write_tiny_model(tmp_path / "there", tie_word_embeddings=False)
+    stored = (folder / "model.safetensors").stat().st_size
+    upload(bucket, folder, "models/tiny")
+    proxy = Proxy(bucket.host)
+    cases = [{"mesh": mesh, "dtype": "float32", "scan_layers": False} for mesh in MESHES]
+    environment = {"STORAGE_EMULATOR_HOST": proxy.address, "TMPDIR": str(tmp_path)}
+    found = load_in_four("gs://runs/models/tiny", folder, cases, lambda: proxy.sent, **environment)
+    proxy.server.shutdown()
+    assert len(found) == len(cases) and all(0 < case["sent"] <= 1.2 * stored for case in found), found
+    held = [file for place in tmp_path.glob("r1jax-bucket-*") for file in place.rglob("*.safetensors")]
+    assert not held, "no weights on the disk"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(MISSING), reason="needs gcsfs and the emulator of a bucket")
+def test_a_run_with_model_and_workdir_in_a_bucket(bucket: Bucket, tiny_model: Path, tmp_path: Path) -> None:
+    upload(bucket, tiny_model, "models/tiny")
+    expected, log = tmp_path / "expected", tmp_path / "log"
+    finish(runs.start(tiny_model, expected, *FLAGS), expected)
+    command = runs.start("gs://runs/models/tiny", log, "--workdir=gs://runs/a/run", *FLAGS)  # type: ignore[arg-type]
+    finish(command, log)
+    assert_same_run(bucket.download("a/run/", tmp_path / "found"), expected)
+
+
 def test_copies_and_columns_are_exchanged_where_processes_meet(monkeypatch: pytest.MonkeyPatch) -> None:
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     place = lambda *spec: NamedSharding(mesh, PartitionSpec(*spec))
@@ -122,7 +218,9 @@ def test_copies_and_columns_are_exchanged_where_processes_meet(monkeypatch: pyte
     assert plan is not None and plan.between.spec == PartitionSpec(None, ("tensor", "fsdp", "data"))
     assert (plan.at, plan.copied, plan.moved) == (1, ("data",), ((0, ("fsdp",)),))
     rows_alone = find((8, 4), "fsdp", "tensor")
-    assert rows_alone is not None and rows_alone.copied == () and rows_alone.between.spec[1] == ("tensor", "fsdp")
+    assert rows_alone is not None and rows_alone.between.spec[1] in (("tensor", "fsdp"), ("tensor", "data"))
+    heads = find_exchange((8, 2, 8), 1 << 30, place("fsdp", "tensor"), lead=0, row=1, joined=True)
+    assert heads is not None and heads.shape == (8, 16) and heads.split == (8,)
     stacked = find((4, 8, 2), None, "fsdp", "tensor", lead=1, row=2)
     assert (
         stacked is not None

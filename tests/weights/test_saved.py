@@ -98,7 +98,7 @@ def test_each_chunk_is_read_once(deep: Path, tmp_path: Path, count: collections.
 
 
 def test_experts_and_depths_go_the_same_way(tmp_path: Path, count: collections.Counter) -> None:
-    mesh = make_mesh(MeshConfig(data=1, fsdp=2, expert=4))
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, expert=2))
     golden = GOLDENS / "deepseek" / "v3_latent"
     workdir = save(golden, tmp_path / "run", mesh=mesh, dtype="bfloat16", scan_layers=True)
     stored = stored_bytes(workdir)
