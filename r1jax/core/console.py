@@ -3,8 +3,6 @@
 On a terminal the bar stays at the bottom and everything else scrolls above it. Otherwise (a CI log, a file) the same
 facts are plain lines. Texts written by a model are never read as markup and lose their control characters, because an
 escape sequence in a completion could control the reader's terminal.
-
-Left out: the measurements themselves. Callers pass rows under the names they are written with.
 """
 
 import functools

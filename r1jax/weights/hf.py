@@ -22,9 +22,9 @@ from jax.sharding import NamedSharding
 from r1jax.core.sharding import sharding
 from r1jax.models.families.hf_config import Names
 from r1jax.models.transformer import Params, logical_axes, merge, split
-from r1jax.weights.exchange import Exchange, Owner, find_exchange, find_process
 from r1jax.weights.pieces import Piece, Source, check_tensor, find_pieces, matrix_shape
 from r1jax.weights.reading import Group, Read, read_groups
+from r1jax.weights.row_exchange import Exchange, Owner, find_exchange, find_process
 from r1jax.weights.saved import SavedModel, plan_chunks
 from r1jax.weights.targets import Box, Target, find_boxes
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from r1jax.weights.exchange import Exchange, exchange
+from r1jax.weights.row_exchange import Exchange, exchange
 
 Box = tuple[tuple[int, int], ...]  # (start, stop) on every axis
 

@@ -19,8 +19,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import load_file
 
 from r1jax.core.sharding import MeshConfig, make_mesh
-from r1jax.weights import exchange
-from r1jax.weights.exchange import find_exchange
+from r1jax.weights import row_exchange
+from r1jax.weights.row_exchange import find_exchange
 from tests.core.buckets.test_staging import MISSING, Bucket
 from tests.core.buckets.test_staging import bucket as bucket
 from tests.core.test_distributed import free_port
@@ -37,10 +37,10 @@ import jax, numpy as np
 from r1jax.core import distributed
 from r1jax.core.sharding import MeshConfig, make_mesh
 from r1jax.models.transformer import split
-from r1jax.weights import exchange, load_pretrained
+from r1jax.weights import load_pretrained, row_exchange
 from r1jax.weights.fp8 import BlockScaled
 distributed.start()
-exchange.LEAST_BYTES = 10_000
+row_exchange.LEAST_BYTES = 10_000
 scaled, read = [], BlockScaled.read
 def count(self, name, rows=None):
     array = read(self, name, rows)
@@ -213,7 +213,7 @@ def test_copies_and_columns_are_exchanged_where_processes_meet(monkeypatch: pyte
     place = lambda *spec: NamedSharding(mesh, PartitionSpec(*spec))
     find = lambda shape, *spec, lead=0, row=1: find_exchange(shape, 1 << 30, place(*spec), lead=lead, row=row)
     assert find((8, 16), "fsdp", "tensor") is None, "one process"
-    monkeypatch.setattr(exchange, "_find_crossing", lambda *_: {"data", "fsdp"})
+    monkeypatch.setattr(row_exchange, "_find_crossing", lambda *_: {"data", "fsdp"})
     plan = find((8, 16), "fsdp", "tensor")
     assert plan is not None and plan.between.spec == PartitionSpec(None, ("tensor", "fsdp", "data"))
     assert (plan.at, plan.copied, plan.moved) == (1, ("data",), ((0, ("fsdp",)),))
@@ -235,10 +235,10 @@ def test_copies_and_columns_are_exchanged_where_processes_meet(monkeypatch: pyte
 def test_values_arrive_where_they_belong(monkeypatch: pytest.MonkeyPatch, spec: tuple, crossing: set[str]) -> None:
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     placed = NamedSharding(mesh, PartitionSpec(*spec))
-    monkeypatch.setattr(exchange, "_find_crossing", lambda *_: crossing)
+    monkeypatch.setattr(row_exchange, "_find_crossing", lambda *_: crossing)
     values = np.arange(8 * 16 * 4, dtype=np.float32).reshape(8, 16, 4)
     plan = find_exchange(values.shape, 1 << 30, placed, lead=0, row=1)
     assert plan is not None
-    found = exchange.exchange(jax.device_put(values, plan.between), plan)
+    found = row_exchange.exchange(jax.device_put(values, plan.between), plan)
     assert found.sharding == placed
     np.testing.assert_array_equal(found, values)
