@@ -1,7 +1,10 @@
-"""Atomic writing of files: readers, and a restart after a kill or a power cut, see the old or the new content."""
+"""Atomic writing of files: readers, and a restart after a kill or a power cut, see the old or the new content. Full disks
+among errors.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
 from collections.abc import Iterable
@@ -24,3 +27,20 @@ def replace_file(path: str | os.PathLike[str], content: str | Iterable[bytes]) -
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
+
+
+FULL = {errno.ENOSPC: "no space is left on the disk", errno.EDQUOT: "no space is left in the quota"}
+_WORDS = {"No space left on device": errno.ENOSPC, "Disk quota exceeded": errno.EDQUOT}  # of libraries that are no OSError
+
+
+def find_full_disk(error: BaseException) -> str:
+    """Words for the full disk, with the file if it is known, that is the cause of an error; "" if none is."""
+    seen: BaseException | None = error
+    while seen is not None:
+        number = seen.errno if isinstance(seen, OSError) else None
+        number = number or next((number for words, number in _WORDS.items() if words in str(seen)), None)
+        if number in FULL:
+            file = f" for {seen.filename}" if isinstance(seen, OSError) and seen.filename else ""
+            return FULL[number] + file
+        seen = seen.__cause__ or seen.__context__
+    return ""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import logging
 import os
 import pathlib
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 FOLDER, DAMAGED = "checkpoints", "checkpoints.damaged"
 STATE, FACTS = "state", "facts"  # the parts of a checkpoint: arrays, and metadata as JSON
 TREE_CACHE = 32 << 20  # bytes of a checkpoint's database that a reader keeps
+SAVED_STEP = "saved_step"  # in the metadata: the step, by which a renamed folder is known
 SETTLE_SECONDS = 10.0  # for processes to see the same checkpoints on a network file system
 
 
@@ -64,17 +66,17 @@ class Checkpoints:
         to `checkpoints.damaged/` and logged. Raises UserError if checkpoints exist and all are damaged, and in every
         process if one does not see what another sees.
         """
-        moved = 0
         while (step := self._agree_on_latest()) is not None:
             if not (damage := self._find_damage(step)):
                 return step
             place = self._set_aside(step)
             log.warning("the checkpoint of step %d is damaged (%s); moved to %s", step, damage, place)
-            moved += 1
-        if moved:
+        aside = self._workdir / DAMAGED
+        count = len([*aside.iterdir()]) if aside.is_dir() else 0
+        if distributed.any_process(count > 0):
             raise UserError(
-                f"no whole checkpoint is left in {self._workdir / FOLDER}: {moved} damaged ones are in "
-                f"{self._workdir / DAMAGED}; name another --workdir to start from scratch"
+                f"no whole checkpoint is left in {self._workdir / FOLDER}: {count} damaged ones are in {aside}; to start "
+                "from scratch name another --workdir or delete that folder"
             )
         return None
 
@@ -105,8 +107,8 @@ class Checkpoints:
     def _find_damage(self, step: int) -> str:
         """Description of the damage that any process found; "" if none did."""
         folder = self.folder(step)
-        if missing := self._agree(lambda: (why := _find_missing(folder)) and f"step {step} in part ({why})"):
-            return missing
+        if flaw := self._agree(lambda: (why := _find_flaw(folder)) and f"step {step} in part ({why})"):
+            return flaw
         damage = find_damage(folder, index=jax.process_index(), count=jax.process_count())
         anywhere = distributed.any_process(bool(damage))
         return damage or ("found by another process" if anywhere else "")
@@ -134,7 +136,7 @@ class Checkpoints:
     def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
         """Starts saving; arrays may be donated once this returns."""
         self._seal()
-        parts = {STATE: state, FACTS: metadata}
+        parts = {STATE: state, FACTS: metadata | {SAVED_STEP: step}}
         if self._asynchronous:
             self._manager.save_checkpointables_async(step, parts, force=True)
         else:
@@ -154,7 +156,8 @@ class Checkpoints:
                 f"the checkpoint of step {step} in {self._manager.directory} does not fit this run ({reason[:200]}); "
                 "resume with the same model and optimizer or start in another --workdir"
             ) from None
-        return restored[STATE], restored[FACTS]
+        metadata = {key: value for key, value in restored[FACTS].items() if key != SAVED_STEP}
+        return restored[STATE], metadata
 
     def _check_dtypes(self, step: int, abstract_state: Any) -> None:
         """Raises ValueError if an array was saved in another dtype, which restoring would silently round."""
@@ -257,7 +260,7 @@ def newest_checkpoint(workdir: pathlib.Path) -> pathlib.Path | None:
     home = staging.locate(workdir) / FOLDER
     steps = [folder for folder in home.iterdir() if folder.name.isdigit()] if home.is_dir() else []
     for folder in sorted(steps, key=lambda folder: int(folder.name), reverse=True):
-        if not (damage := _find_missing(folder) or _find_damage_once(folder, sizes=_count_processes() > 1)):
+        if not (damage := _find_flaw(folder) or _find_damage_once(folder, sizes=_count_processes() > 1)):
             return workdir / FOLDER / folder.name
         log.warning("%s is damaged (%s)", folder, damage)
     if steps:
@@ -314,11 +317,19 @@ def _read_shapes(folder: Place) -> Any:
     return tree
 
 
-def _find_missing(folder: Place) -> str:
-    """Name of a part that every checkpoint has and this one lacks; "" if it is complete."""
+def _find_flaw(folder: Place) -> str:
+    """Name of a part that every checkpoint has and this one lacks, or the other step whose state it has; "" if neither."""
     parts = [(f"{STATE}/_METADATA",), (f"{STATE}/manifest.ocdbt",), (f"{FACTS}/data.json", f"{FACTS}/metadata")]
     missing = (names[0] for names in parts if not any((folder / name).is_file() for name in names))
-    return next((f"{name} is missing" for name in missing), "")
+    if name := next(missing, ""):
+        return f"{name} is missing"
+    if not (facts := folder / FACTS / "data.json").is_file():  # of interface v0
+        return ""
+    try:
+        step = json.loads(facts.read_text()).get(SAVED_STEP)
+    except (OSError, ValueError, AttributeError):
+        return f"{FACTS}/data.json cannot be read"
+    return "" if step in (None, int(folder.name)) else f"it has the state of step {step}"
 
 
 def _read_key(entry: Any) -> str | int:

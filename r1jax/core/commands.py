@@ -5,12 +5,24 @@ that returns the exit code, so that tests can call it.
 """
 
 import contextlib
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 
 from absl import flags
 
-from r1jax.core.errors import DIVERGED, DONE, INTERRUPTED, MISTAKE, DivergedError, PreemptedError, UserError
+from r1jax.core.atomic_file import find_full_disk
+from r1jax.core.errors import (
+    DIVERGED,
+    DONE,
+    INTERRUPTED,
+    MISTAKE,
+    DivergedError,
+    PreemptedError,
+    UserError,
+    stop_at_signal,
+)
 from r1jax.core.processes import failures
 from r1jax.core.startup import program_cache
 from r1jax.core.startup.voice import Voice
@@ -31,8 +43,8 @@ def run_command(
 ) -> int:
     """Parses `arguments` into `values`, calls `action` with the positional arguments, and returns the exit code.
 
-    0 on success, 2 with `error: ...` for a user's mistake, 75 after SIGTERM, 130 with `stopped` for Ctrl-C
-    (core/errors.py). Help consists of `document`, the main's docstring, and the flags. Positional arguments are a
+    0 on success, 2 with `error: ...` for a user's mistake or a full disk, 75 after SIGTERM, 130 with `stopped` for
+    Ctrl-C (core/errors.py). Help consists of `document`, the main's docstring, and the flags. Positional arguments are a
     mistake unless the command is `positional`. A command that `computes` says what it does where it would be silent for
     long and, if it `keeps_programs`, gets the flag --compile_cache: compiled programs are kept for the next start.
     """
@@ -47,7 +59,7 @@ def run_command(
         given = _parse(values, arguments, positional)
         if keeps_programs:
             program_cache.keep_programs(values[program_cache.FLAG].value)
-        with Voice("loading r1jax and jax") if computes else contextlib.nullcontext():
+        with _stop_at_sigterm(), Voice("loading r1jax and jax") if computes else contextlib.nullcontext():
             action(given)
     except UserError as error:
         return _end(MISTAKE, " ".join(str(error).split()), "error: ")
@@ -58,9 +70,24 @@ def run_command(
     except KeyboardInterrupt:
         return _end(INTERRUPTED, stopped, "\n")
     except Exception as error:
+        if full := find_full_disk(error):
+            return _end(MISTAKE, f"{full}: make room and repeat the command; what is on file is kept", "error: ")
         failures.leave_by_error(error)
         raise
     return DONE
+
+
+@contextlib.contextmanager
+def _stop_at_sigterm() -> Iterator[None]:
+    """Context in which SIGTERM ends the command with its documented code, also before and after a loop of steps."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop_at_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)  # None: a handler outside Python
 
 
 def _end(code: int, cause: str, head: str) -> int:

@@ -20,7 +20,7 @@ import numpy as np
 from jax._src import distributed as _jax_distributed  # its client has no public name
 from jax.sharding import NamedSharding
 
-from r1jax.core.errors import PreemptedError, UserError
+from r1jax.core.errors import UserError, stop_at_signal
 from r1jax.core.processes import failures
 
 # Time limits for joining the run and between heartbeats; a process that exceeds one ends the run for all.
@@ -61,12 +61,7 @@ def start() -> None:
     if state.num_processes and state.num_processes > 1:
         failures.listen(state.client, state.process_id or 0, state.num_processes)
         if threading.current_thread() is threading.main_thread():  # jax's preemption service would swallow the signal
-            signal.signal(signal.SIGTERM, _stop)
-
-
-def _stop(*_: object) -> None:
-    """Ends the run at SIGTERM where no loop of steps saves first (interrupts.py)."""
-    raise PreemptedError("what is on file is kept; the same command resumes")
+            signal.signal(signal.SIGTERM, stop_at_signal)
 
 
 def find_cluster(environment: Mapping[str, str]) -> dict[str, Any] | None:

@@ -35,5 +35,10 @@ class PreemptedError(SystemExit):
         return self.message
 
 
+def stop_at_signal(*_: object) -> None:
+    """Handler of SIGTERM that ends a command where no loop of steps saves first (interrupts.py)."""
+    raise PreemptedError("what is on file is kept; the same command resumes")
+
+
 class DivergedError(Exception):
     """Stop of a run because its updates were no longer finite."""

@@ -4,8 +4,8 @@ A checkpoint contains the stage's state and the metadata to continue from; every
 resume, so a resumed run ends with the same files as an uninterrupted one. A run is evaluated before training, every N
 steps, and at the end.
 
-A step with an evaluation is saved before the evaluation if a save is due, with its row in the checkpoint's metadata: a
-run that dies during the evaluation loses no training. Signals wait for the end of a step (core/interrupts.py), and if a
+A step with an evaluation is saved before the evaluation if a save is due. A step that is saved before its row is
+written has the row in the checkpoint's metadata: a run that dies during the evaluation loses no training and no row. Signals wait for the end of a step (core/interrupts.py), and if a
 step raises, the last finished step is saved if the state is still that step's.
 """
 
@@ -36,13 +36,14 @@ from r1jax.learner.step import measure_norm
 from r1jax.runs import hosts
 from r1jax.runs.first_step import START
 from r1jax.runs.model_setup import CheckpointConfig, LogConfig, is_due
-from r1jax.runs.workdir import check_config, set_aside, write_config
+from r1jax.runs.workdir import check_config, compare_records, name_faults, set_aside, write_config
 from r1jax.weights.restore import restore_state
 
 _log = logging.getLogger(__name__)
 
 
-PENDING = "pending_row"  # in a checkpoint's metadata: the metrics of a step saved before its evaluation
+# In a checkpoint's metadata: the metrics of a step saved before its row was written, and the bytes of the records.
+PENDING, RECORDS = "pending_row", "records"
 
 
 class Stage(Protocol):
@@ -91,16 +92,19 @@ class Loop:
             hold_lock(self.workdir / ".lock", f"--workdir={locate(self.workdir)}") if distributed.is_writer() else None
         )
         watchdog = Watchdog(self.watchdog_minutes)
-        with lock or contextlib.nullcontext(), watchdog, Interrupts() as interrupts:
+        with name_faults(self.workdir), lock or contextlib.nullcontext(), watchdog, Interrupts() as interrupts:
             checkpoints = Checkpoints(self.workdir, keep=self.checkpoint.keep)
             hosts.describe_alone()
             START.enter("restore")
-            start, pending = self._restore(checkpoints, stage)
+            start, facts = self._restore(checkpoints, stage)
             START.enter("evaluate")
             writer = self._open_writer(start)
-            saves = _Saves(self.workdir, checkpoints, stage, self.checkpoint, interrupts, start or 0)
-            if pending is not None and start is not None:
-                self._finish_row(writer, start, pending, stage)
+            saves = _Saves(self.workdir, checkpoints, stage, self.checkpoint, interrupts, writer, start or 0)
+            if start is not None:
+                if distributed.is_writer():
+                    compare_records(self.workdir, start, facts.get(RECORDS, {}), pending=PENDING in facts)
+                if PENDING in facts:
+                    self._finish_row(writer, start, facts[PENDING], stage)
             if start is None and (before := stage.evaluate()):
                 writer.write(0, before)
             START.enter("step")
@@ -111,14 +115,15 @@ class Loop:
                         _log.info(START.finish())
                     kept = self.log.samples_per_step
                     writer.write_samples(step, samples if kept < 0 else samples[:kept])
-                    saves.note(step)
+                    saves.note(step, dict(metrics))
                     due = saves.is_due(step, self.steps)
                     if is_due(step, self.eval_every, self.steps):
                         if due:
-                            saves.save(step, {PENDING: metrics})
+                            saves.save(step)
                         metrics |= stage.evaluate()
                         due = False
                     writer.write(step, metrics)
+                    saves.row = None
                     progress.update(step, metrics)
                     voice.settle()
                     if samples and self.log.show_every_steps and step % self.log.show_every_steps == 0:
@@ -137,29 +142,29 @@ class Loop:
             push(self.workdir)
             _log.info("report: %s", locate(report))
 
-    def _restore(self, checkpoints: Checkpoints, stage: Stage) -> tuple[int | None, Row | None]:
-        """The restored step, and its row if that was not yet written; None for a fresh start."""
+    def _restore(self, checkpoints: Checkpoints, stage: Stage) -> tuple[int | None, Row]:
+        """The restored step, and the loop's own part of its metadata; None for a fresh start."""
         start = checkpoints.find_whole()
         if start is None:
             if distributed.is_writer():
                 set_aside(self.workdir)
             distributed.wait("set aside")
-            return None, None
+            return None, {}
         check_config(self.settings, self.workdir)
         stage.state, metadata = restore_state(checkpoints, start, stage.abstract_state())
-        pending = metadata.pop(PENDING, None)
+        facts = {key: metadata.pop(key) for key in (PENDING, RECORDS) if key in metadata}
         stage.resume(metadata)
         if start >= self.steps:
             _log.info("%s is finished: step %d of %d is done", locate(self.workdir), start, self.steps)
         else:
             _log.info("resuming %s from step %d of %d", locate(self.workdir), start, self.steps)
-        return start, pending
+        return start, facts
 
     def _finish_row(self, writer: MetricsWriter, step: int, row: Row, stage: Stage) -> None:
-        """Evaluates a step that was saved before its evaluation, unless its row is already written."""
+        """Writes the row of a step that was saved before it, with its evaluation, unless it is already written."""
         there = any(row["step"] == step for row in read_rows(self.workdir / METRICS_FILE))
         if not distributed.flag_from_first(there):
-            writer.write(step, row | stage.evaluate())
+            writer.write(step, row | stage.evaluate() if is_due(step, self.eval_every, self.steps) else row)
 
     def _open_writer(self, step: int | None) -> MetricsWriter:
         """The metrics writer, with everything after the checkpoint of `step` removed (None: nothing is saved)."""
@@ -185,17 +190,20 @@ class _Saves:
         stage: Stage,
         config: CheckpointConfig,
         interrupts: Interrupts,
+        writer: MetricsWriter,
         start: int,
     ):
-        self.workdir = workdir
+        self.workdir, self.writer = workdir, writer
+        self.row: Row | None = None  # of the last finished step, until it is written
         self.checkpoints, self.stage, self.config, self.interrupts = checkpoints, stage, config, interrupts
         self.saved = self.finished = start
         self._metadata: Row = {}
         self._updates = -1
         self._time = time.monotonic()
 
-    def note(self, step: int) -> None:
-        """Notes that a step is finished and not saved."""
+    def note(self, step: int, row: Row) -> None:
+        """Notes that a step is finished, not saved, and its row not written."""
+        self.row = row
         self.finished, self._metadata, self._updates = step, self.stage.metadata(), _count_updates(self.stage.state)
         self.interrupts.unsaved = True
 
@@ -207,9 +215,9 @@ class _Saves:
         late = minutes > 0 and time.monotonic() - self._time >= 60 * minutes
         return distributed.flag_from_first(late)
 
-    def save(self, step: int, more: Row | None = None) -> None:
-        """Saves the state after `step`, unless that is done; `more` is added to the stage's metadata. Raises
-        DivergedError if the parameters are not finite.
+    def save(self, step: int) -> None:
+        """Saves the state after `step`, unless that is done, with the stage's metadata and what is not yet written.
+        Raises DivergedError if the parameters are not finite.
         """
         if step == self.saved:
             return
@@ -218,9 +226,12 @@ class _Saves:
                 f"the parameters are not finite after step {step}, which is not saved; {self._describe_newest()}. "
                 "Lower config.optimizer.learning_rate"
             )
+        facts: Row = {RECORDS: self.writer.sync()}  # rows first: a checkpoint must not be ahead of them
         if distributed.is_writer():
-            push(self.workdir)  # rows first: a checkpoint must not be ahead of them
-        self.checkpoints.save(step, self.stage.state, self._metadata | (more or {}))
+            push(self.workdir)
+        if self.row is not None:
+            facts[PENDING] = self.row
+        self.checkpoints.save(step, self.stage.state, self._metadata | facts)
         self.saved, self._time, self.interrupts.unsaved = step, time.monotonic(), False
         beat()
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from r1jax.core.atomic_file import replace_file
+from r1jax.core.atomic_file import find_full_disk, replace_file
 from r1jax.core.buckets.staging import locate, move
 from r1jax.core.errors import UserError
 from r1jax.core.metrics import METRICS_FILE, SAMPLES_FILE, read_rows
@@ -68,6 +69,22 @@ def _write_prompting(values: Mapping[str, Any], description: pathlib.Path) -> No
         replace_file(description / PROMPTING_FILE, prompting.to_text())
 
 
+@contextlib.contextmanager
+def name_faults(workdir: pathlib.Path) -> Iterator[None]:
+    """Context that raises a UserError for a file of the workdir that cannot be read or written; full disks are left to
+    the command (core/commands.py).
+    """
+    try:
+        yield
+    except OSError as error:
+        named = pathlib.Path(str(error.filename)).absolute()
+        if error.filename is None or not named.is_relative_to(workdir.absolute()) or find_full_disk(error):
+            raise
+        raise UserError(
+            f"{error.filename}: {error.strerror}; a run must be able to read and write the files of its --workdir"
+        ) from error
+
+
 def set_aside(workdir: pathlib.Path) -> None:
     """Moves files of an earlier start without a checkpoint to WORKDIR.earlier-N, and logs it."""
     if not any(_has_rows(workdir / name) for name in (METRICS_FILE, SAMPLES_FILE)):
@@ -77,6 +94,27 @@ def set_aside(workdir: pathlib.Path) -> None:
     place.mkdir()
     move(workdir, RECORDS, place)
     log.warning("%s has rows of a run without a checkpoint; they were moved to %s", locate(workdir), locate(place))
+
+
+def compare_records(workdir: pathlib.Path, step: int, sizes: Mapping[str, int], *, pending: bool) -> None:
+    """Logs a warning for each file of rows that lost some from before a checkpoint: they cannot be made again.
+
+    sizes: bytes of the files when the checkpoint was saved ({}: not known). pending: the row of `step` was not written.
+    """
+    steps = {row["step"] for row in read_rows(workdir / METRICS_FILE)}
+    lost = sorted({*range(1, step + (not pending))} - steps)
+    for name in (METRICS_FILE, SAMPLES_FILE):
+        file = workdir / name
+        short = sizes.get(name, 0) - (file.stat().st_size if file.exists() else 0)
+        if short > 0 or (lost and name == METRICS_FILE):
+            which = f" (steps {', '.join(map(str, lost[:8]))}{', …' * (len(lost) > 8)})" if lost else ""
+            log.warning(
+                "%s has lost rows%s since step %d was saved%s; training goes on, and the record stays incomplete",
+                locate(file),
+                which if name == METRICS_FILE else "",
+                step,
+                f", {short} bytes" if short > 0 else "",
+            )
 
 
 def _has_rows(file: pathlib.Path) -> bool:
@@ -104,15 +142,14 @@ def _bind_example(values: dict[str, Any]) -> dict[str, Any]:
 
 def read_config(settings: Any, workdir: pathlib.Path) -> dict[str, Any]:
     """Dotted key -> value of the settings of the run in `workdir`, without `FREE_KEYS` and in the form of the dataclass
-    of `settings`; {} if there are none or their file is torn. Values of a run of another stage are returned as in its
+    of `settings`; {} if their file is missing or torn, with a warning. Values of a run of another stage are returned as in its
     file.
     """
     try:
         values, _ = read_config_file(workdir / CONFIG_FILE)
-    except FileNotFoundError:
-        return {}
-    except ValueError:
-        log.warning("%s is torn: resuming without comparing configs", workdir / CONFIG_FILE)
+    except (FileNotFoundError, ValueError) as error:
+        state = "missing" if isinstance(error, FileNotFoundError) else "torn"
+        log.warning("%s is %s: resuming without comparing configs", workdir / CONFIG_FILE, state)
         return {}
     values = drop_free(values)
     if all(values.get(key) == getattr(settings, key, None) for key in ("stage", "method")):

@@ -17,7 +17,7 @@ import pytest
 from r1jax.core.checkpoint import newest_checkpoint
 from r1jax.core.errors import PREEMPTED, DivergedError, PreemptedError, UserError
 from r1jax.core.locks import hold_lock
-from r1jax.core.metrics import read_rows
+from r1jax.core.metrics import MetricsWriter, read_rows
 from r1jax.runs.loop import Loop
 from r1jax.runs.model_setup import CheckpointConfig, LogConfig
 
@@ -178,6 +178,35 @@ def test_an_evaluation_that_dies_loses_no_training(tmp_path: Path, whole: tuple,
     assert newest_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoints" / str(step)
     stage = run(tmp_path / "run", every_steps=2)
     assert read_record(tmp_path / "run") == whole and int(stage.state.updates) == STEPS
+
+
+def test_a_step_that_is_saved_because_its_evaluation_dies_keeps_its_row(tmp_path: Path, whole: tuple) -> None:
+    """No save is due at step 3: that of the error is the only one."""
+    stage = Counter()
+
+    def die() -> None:
+        if stage.position == 3:
+            raise BrokenError
+
+    stage.on_evaluate = die
+    with pytest.raises(BrokenError):
+        run(tmp_path / "run", stage, every_steps=0)
+    assert newest_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoints" / "3"
+    run(tmp_path / "run")
+    assert read_record(tmp_path / "run") == whole
+
+
+def test_a_row_that_cannot_be_written_is_made_up_for(
+    tmp_path: Path, whole: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a step without an evaluation, which the restart must not add."""
+    with monkeypatch.context() as patched, pytest.raises(BrokenError):
+        write = MetricsWriter.write
+        patched.setattr(MetricsWriter, "write", lambda self, step, row: break_at(4)(step) or write(self, step, row))
+        run(tmp_path / "run", every_steps=0)
+    assert newest_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoints" / "4"
+    run(tmp_path / "run")
+    assert read_record(tmp_path / "run") == whole
 
 
 def test_minutes_are_told_by_the_clock(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from r1jax.core.checkpoint import SavedArrays, newest_checkpoint
 from r1jax.core.config import load_config
 from r1jax.core.metrics import read_rows
 from r1jax.core.sharding import make_mesh, use_mesh
@@ -60,6 +61,24 @@ def start(
 
 def untimed(rows: Rows) -> Rows:
     return [{key: row[key] for key in row if not any(part in key for part in TIMED)} for row in rows]
+
+
+def last_step(workdir: pathlib.Path) -> int:
+    """The step of the last row of metrics.jsonl; -1 without one."""
+    return max((row["step"] for row in read_rows(workdir / "metrics.jsonl")), default=-1)
+
+
+def assert_same_run(one: pathlib.Path, other: pathlib.Path) -> None:
+    """Bit-identical arrays of the newest checkpoint, metrics (but timings) and samples. The arrays are read without their
+    shardings, which may name devices of several processes.
+    """
+    read = lambda workdir: path.read_bytes() if (path := workdir / "samples.jsonl").exists() else b""
+    assert read(one) == read(other)
+    assert untimed(read_rows(one / "metrics.jsonl")) == untimed(read_rows(other / "metrics.jsonl"))
+    found, expected = (SavedArrays(newest_checkpoint(workdir)) for workdir in (one, other))
+    assert found.paths == expected.paths and found.path.name == expected.path.name
+    for path in expected.paths:
+        assert found.read(path).tobytes() == expected.read(path).tobytes(), path
 
 
 def read_completions(workdir: pathlib.Path) -> list[str]:

@@ -13,14 +13,11 @@ import time
 import numpy as np
 import pytest
 
-from r1jax.core.checkpoint import SavedArrays, newest_checkpoint
 from r1jax.core.errors import LOST, MISTAKE, PREEMPTED, STALLED
-from r1jax.core.metrics import read_rows
 from tests.core.test_distributed import free_port
 from tests.environment import make_xla_flags
 from tests.stages.letters import HANG, RAISE
-from tests.stages.runs import CONFIG, ROOT, untimed
-from tests.stages.test_resume import last_step
+from tests.stages.runs import CONFIG, ROOT, assert_same_run, last_step
 
 FLAGS = ["--config.steps=8", "--config.checkpoint.every_steps=2", "--config.eval.every_steps=0", "--config.mesh.data=2"]
 SECONDS = 60  # within which both end
@@ -94,21 +91,10 @@ def uninterrupted(tiny_model: pathlib.Path, tmp_path_factory: pytest.TempPathFac
     return workdir
 
 
-def assert_same_end(one: pathlib.Path, other: pathlib.Path) -> None:
-    """Bit-identical arrays of the newest checkpoint, metrics (but timings) and samples. The arrays are read without
-    their shardings, which name devices of two processes."""
-    assert (one / "samples.jsonl").read_bytes() == (other / "samples.jsonl").read_bytes()
-    assert untimed(read_rows(one / "metrics.jsonl")) == untimed(read_rows(other / "metrics.jsonl"))
-    found, expected = (SavedArrays(newest_checkpoint(workdir)) for workdir in (one, other))
-    assert found.paths == expected.paths and found.path.name == expected.path.name
-    for path in expected.paths:
-        assert found.read(path).tobytes() == expected.read(path).tobytes(), path
-
-
 def finish(model: pathlib.Path, workdir: pathlib.Path, expected: pathlib.Path) -> None:
     codes, logs = Pair(model, workdir).end()
     assert codes == [0, 0], logs
-    assert_same_end(workdir, expected)
+    assert_same_run(workdir, expected)
 
 
 @pytest.mark.slow
@@ -130,7 +116,7 @@ def test_one_process_killed_at_any_moment(
         time.sleep(generator.uniform(0, 0.6))
         if pair.processes[victim].poll() is not None:  # it was finished: from the start
             assert pair.end()[0] == [0, 0]
-            assert_same_end(workdir, uninterrupted)
+            assert_same_run(workdir, uninterrupted)
             shutil.rmtree(workdir)
             continue
         pair.processes[victim].kill()

@@ -8,15 +8,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 
 from r1jax.core.errors import UserError
-from r1jax.core.metrics import read_rows
 from tests.stages import runs
 from tests.stages.conftest import LEARNING
 from tests.stages.letters import HANG
-from tests.stages.runs import read_params, train, untimed
+from tests.stages.runs import assert_same_run, last_step, train
 
 # Two updates a step, a checkpoint every two steps, an evaluation every three.
 FLAGS = [
@@ -64,26 +62,11 @@ def finish(process: subprocess.Popen, workdir: pathlib.Path) -> str:
     return workdir.with_suffix(".log").read_text()
 
 
-def last_step(workdir: pathlib.Path) -> int:
-    return max((row["step"] for row in read_rows(workdir / "metrics.jsonl")), default=-1)
-
-
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() in (None, 0) and time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def assert_same_run(one: pathlib.Path, other: pathlib.Path) -> None:
-    """Bit-identical parameters, metrics (but timings) and samples."""
-    assert (one / "samples.jsonl").read_bytes() == (other / "samples.jsonl").read_bytes()
-    assert untimed(read_rows(one / "metrics.jsonl")) == untimed(read_rows(other / "metrics.jsonl"))
-    expected = read_params(other)
-    found = read_params(one)
-    assert found.keys() == expected.keys()
-    for name in expected:
-        assert found[name].tobytes() == expected[name].tobytes(), name
 
 
 @pytest.fixture(scope="module")
@@ -107,23 +90,4 @@ def test_killed_and_started_again_ends_bit_for_bit_the_same(
     assert last_step(workdir) == 5
     said = finish(start(tiny_model, workdir), workdir)
     assert "from step 4 of 6" in said
-    assert_same_run(workdir, uninterrupted)
-
-
-@pytest.mark.slow
-def test_killed_at_any_moment_again_and_again(
-    tiny_model: pathlib.Path, uninterrupted: pathlib.Path, tmp_path: pathlib.Path
-):
-    """Also while a checkpoint is written and before the first one."""
-    workdir, generator = tmp_path / "run", np.random.default_rng(0)
-    for _ in range(8):
-        process = start(tiny_model, workdir)
-        begun = last_step(workdir)
-        try:
-            wait_for(lambda begun=begun, process=process: last_step(workdir) != begun or process.poll() == 0, process)
-            time.sleep(generator.uniform(0, 1.0))
-        finally:
-            process.kill()
-            process.wait()
-    finish(start(tiny_model, workdir), workdir)
     assert_same_run(workdir, uninterrupted)

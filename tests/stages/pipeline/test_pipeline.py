@@ -3,11 +3,9 @@
 import json
 import os
 import pathlib
-import random
 import shutil
 import subprocess
 import sys
-import time
 from typing import Any
 
 import pytest
@@ -206,31 +204,3 @@ def test_a_mistake_gets_one_line_before_anything_runs(tmp_path: pathlib.Path, ch
     with pytest.raises(UserError, match=message):
         pipeline.run(load(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.slow
-def test_killed_at_any_moment_it_ends_the_same(whole: pathlib.Path, tmp_path: pathlib.Path):
-    draw, workdir = random.Random(0), tmp_path / "run"
-    total = sum(entry["seconds"] for entry in read_record(whole).values())
-    kills = 0
-    while True:
-        process = subprocess.Popen(
-            command(workdir), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        if kills == 5:
-            assert process.wait() == 0
-            break
-        begun = (workdir / "pipeline.json").exists()
-        while not (workdir / "pipeline.json").exists():  # not while it is still importing
-            time.sleep(0.1)
-        time.sleep(draw.uniform(0.1, total / 3) + (3 if begun else 0))
-        if process.poll() is None:
-            process.kill()
-            kills += 1
-            process.wait()
-        else:  # it was faster than the first run: begin anew with one kill the less to come
-            shutil.rmtree(workdir)
-    expected, found = read_record(whole), read_record(workdir)
-    for name, entry in expected.items():
-        assert found[name]["outputs"] == entry["outputs"], name
-        assert found[name]["metrics"] == entry["metrics"], name
