@@ -1,5 +1,5 @@
-"""Atomic writing of files: readers, and a restart after a kill or a power cut, see the old or the new content. Full disks
-among errors.
+"""Atomic writing of files: readers, and a restart after a kill or a power cut, see the old or the new content; and
+the full disk among errors.
 """
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import os
 import pathlib
+import re
 from collections.abc import Iterable
 
 
@@ -30,7 +31,7 @@ def replace_file(path: str | os.PathLike[str], content: str | Iterable[bytes]) -
 
 
 FULL = {errno.ENOSPC: "no space is left on the disk", errno.EDQUOT: "no space is left in the quota"}
-_WORDS = {"No space left on device": errno.ENOSPC, "Disk quota exceeded": errno.EDQUOT}  # of libraries that are no OSError
+_WORDS = {"No space left on device": errno.ENOSPC, "Disk quota exceeded": errno.EDQUOT}  # in errors of libraries
 
 
 def find_full_disk(error: BaseException) -> str:
@@ -40,7 +41,8 @@ def find_full_disk(error: BaseException) -> str:
         number = seen.errno if isinstance(seen, OSError) else None
         number = number or next((number for words, number in _WORDS.items() if words in str(seen)), None)
         if number in FULL:
-            file = f" for {seen.filename}" if isinstance(seen, OSError) and seen.filename else ""
-            return FULL[number] + file
+            quoted = re.search(r'"(/[^"]+)"', str(seen))
+            file = seen.filename if isinstance(seen, OSError) else quoted[1] if quoted else ""
+            return FULL[number] + (f" for {file}" if file else "")
         seen = seen.__cause__ or seen.__context__
     return ""

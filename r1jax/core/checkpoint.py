@@ -48,6 +48,8 @@ class Checkpoints:
         self._asynchronous = jax.default_backend() != "cpu"
         place = staging.locate(workdir)
         self._workdir: Place = place if staging.is_address(place) else workdir.resolve()
+        if (home := self._workdir / FOLDER).is_file():
+            raise UserError(f"{home} must be the folder of the run's checkpoints, but it is a file")
         newest = ocp.training.preservation_policies.LatestN(keep)
         self._manager = ocp.training.Checkpointer(
             self._workdir / FOLDER, context=_make_context(), preservation_policy=newest
@@ -75,8 +77,8 @@ class Checkpoints:
         count = len([*aside.iterdir()]) if aside.is_dir() else 0
         if distributed.any_process(count > 0):
             raise UserError(
-                f"no whole checkpoint is left in {self._workdir / FOLDER}: {count} damaged ones are in {aside}; to start "
-                "from scratch name another --workdir or delete that folder"
+                f"no whole checkpoint is left in {self._workdir / FOLDER}: {count} damaged ones are in {aside}; to "
+                "start from scratch name another --workdir or delete that folder"
             )
         return None
 
@@ -258,7 +260,7 @@ def newest_checkpoint(workdir: pathlib.Path) -> pathlib.Path | None:
     damaged.
     """
     home = staging.locate(workdir) / FOLDER
-    steps = [folder for folder in home.iterdir() if folder.name.isdigit()] if home.is_dir() else []
+    steps = [folder for folder in home.iterdir() if folder.name.isdecimal()] if home.is_dir() else []
     for folder in sorted(steps, key=lambda folder: int(folder.name), reverse=True):
         if not (damage := _find_flaw(folder) or _find_damage_once(folder, sizes=_count_processes() > 1)):
             return workdir / FOLDER / folder.name
@@ -318,7 +320,7 @@ def _read_shapes(folder: Place) -> Any:
 
 
 def _find_flaw(folder: Place) -> str:
-    """Name of a part that every checkpoint has and this one lacks, or the other step whose state it has; "" if neither."""
+    """Flaw of a checkpoint's parts: one is missing, or they are those of another step; "" if there is none."""
     parts = [(f"{STATE}/_METADATA",), (f"{STATE}/manifest.ocdbt",), (f"{FACTS}/data.json", f"{FACTS}/metadata")]
     missing = (names[0] for names in parts if not any((folder / name).is_file() for name in names))
     if name := next(missing, ""):

@@ -44,9 +44,9 @@ def run_command(
     """Parses `arguments` into `values`, calls `action` with the positional arguments, and returns the exit code.
 
     0 on success, 2 with `error: ...` for a user's mistake or a full disk, 75 after SIGTERM, 130 with `stopped` for
-    Ctrl-C (core/errors.py). Help consists of `document`, the main's docstring, and the flags. Positional arguments are a
-    mistake unless the command is `positional`. A command that `computes` says what it does where it would be silent for
-    long and, if it `keeps_programs`, gets the flag --compile_cache: compiled programs are kept for the next start.
+    Ctrl-C (core/errors.py). Help consists of `document`, the main's docstring, and the flags. Positional arguments are
+    a mistake unless the command is `positional`. A command that `computes` says what it does where it would be silent
+    for long and, if it `keeps_programs`, gets the flag --compile_cache: compiled programs are kept for the next start.
     """
     keeps_programs &= computes
     if keeps_programs and program_cache.FLAG not in values:

@@ -23,6 +23,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from r1jax.core.atomic_file import find_full_disk
 from r1jax.core.startup import voice
 
 PHASES = ("rollout", "reward", "train")
@@ -93,6 +94,8 @@ class _ConsoleHandler(logging.Handler):
         self.setFormatter(logging.Formatter(f"%(asctime)s {before}%(message)s", datefmt="%H:%M:%S"))
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and record.exc_info[1] and find_full_disk(record.exc_info[1]):
+            return  # a library's traceback, one a thread of it; the command says it in one line (core/commands.py)
         voice.spoke()
         line = self.format(record)
         if record.levelno >= logging.WARNING:

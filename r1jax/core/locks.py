@@ -101,10 +101,9 @@ def _hold_lease(place: Place, what: str) -> Iterator[None]:
 
 def _read_lease(place: Place) -> dict[str, Any]:
     try:
-        lease = json.loads(place.read_text()) if place.exists() else {}
+        return _parse(place.read_text()) if place.exists() else {}
     except (OSError, ValueError):
         return {}
-    return lease if isinstance(lease, dict) else {}
 
 
 def _take(handle: int, what: str) -> None:
@@ -117,11 +116,16 @@ def _take(handle: int, what: str) -> None:
 
 
 def _read(handle: int) -> dict[str, Any]:
+    return _parse(os.pread(handle, 4096, 0))
+
+
+def _parse(text: str | bytes) -> dict[str, Any]:
+    """The lease in a lock's file; {} for anything else."""
     try:
-        lease = json.loads(os.pread(handle, 4096, 0))
+        lease = json.loads(text)
     except ValueError:
         return {}
-    return lease if isinstance(lease, dict) else {}
+    return lease if isinstance(lease, dict) and isinstance(lease.get("time"), int | float) else {}
 
 
 def _write(handle: int) -> None:

@@ -5,8 +5,9 @@ resume, so a resumed run ends with the same files as an uninterrupted one. A run
 steps, and at the end.
 
 A step with an evaluation is saved before the evaluation if a save is due. A step that is saved before its row is
-written has the row in the checkpoint's metadata: a run that dies during the evaluation loses no training and no row. Signals wait for the end of a step (core/interrupts.py), and if a
-step raises, the last finished step is saved if the state is still that step's.
+written has the row in the checkpoint's metadata: a run that dies during the evaluation loses no training and no row.
+Signals wait for the end of a step (core/interrupts.py), and if a step raises, the last finished step is saved if the
+state is still that step's.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any, Protocol
 import jax
 
 from r1jax.core import console, distributed
+from r1jax.core.atomic_file import find_full_disk
 from r1jax.core.buckets.staging import locate, push
 from r1jax.core.checkpoint import Checkpoints
 from r1jax.core.errors import DivergedError
@@ -242,9 +244,9 @@ class _Saves:
         """
         try:
             yield
-        except (Exception, KeyboardInterrupt):
+        except (Exception, KeyboardInterrupt) as error:
             if self.finished > self.saved:
-                if jax.process_count() == 1 and self._is_whole():
+                if jax.process_count() == 1 and self._is_whole() and not find_full_disk(error):
                     self.save(self.finished)
                     self.checkpoints.close()
                     _log.warning("step %d was saved before the error below ended the run", self.finished)

@@ -142,8 +142,8 @@ def _bind_example(values: dict[str, Any]) -> dict[str, Any]:
 
 def read_config(settings: Any, workdir: pathlib.Path) -> dict[str, Any]:
     """Dotted key -> value of the settings of the run in `workdir`, without `FREE_KEYS` and in the form of the dataclass
-    of `settings`; {} if their file is missing or torn, with a warning. Values of a run of another stage are returned as in its
-    file.
+    of `settings`; {} if their file is missing or torn, with a warning. Values of a run of another stage are returned
+    as in its file.
     """
     try:
         values, _ = read_config_file(workdir / CONFIG_FILE)

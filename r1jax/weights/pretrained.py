@@ -209,7 +209,7 @@ def find_step(path: pathlib.Path) -> pathlib.Path | None:
 
     Raises UserError for a workdir without a checkpoint.
     """
-    if path.parent.name == "checkpoints" and path.name.isdigit():
+    if path.parent.name == "checkpoints" and path.name.isdecimal():
         return path
     if not (locate(path) / "checkpoints").is_dir():
         return None

@@ -67,8 +67,9 @@ def wait_until(condition: Callable[[], bool], attempt: Attempt, seconds: float =
 
 
 def wait_for(place: str, draw: Callable[[float, float], float], watch: Watch, pace: Pace, attempt: Attempt) -> bool:
-    """Waits for a random moment of a part of the run: start, step, save, seal or evaluation; whether the run still runs.
-    draw: a random number between two.
+    """Waits for a random moment of a part of the run (start, step, save, seal or evaluation); whether it still runs.
+
+    draw: gives a random number between two.
     """
     if place == "start":
         delay = draw(0, pace.start)

@@ -1,11 +1,10 @@
 """A process that has imported r1jax and forks a child for every run: a start without the seconds of its imports.
 
-    python -m tests.chaos.spawner     reads `{"arguments", "log", "environment"}` as lines of JSON, one run at a time; answers
-                                      with the child's process id at once, and with its exit code (negative: a signal) at
-                                      its end
+    python -m tests.chaos.spawner
 
-The child runs the command's main to the end of Python, with no device opened before the fork. What the imports do is left
-out of the kills: they touch no file of a run.
+It reads `{"arguments", "log", "environment"}` as lines of JSON, one run at a time, and answers with the child's process
+id at once and with its exit code (negative: a signal) at its end. The child runs the command's main to the end of
+Python; no device was opened before the fork. No kill falls into the imports, which touch no file of a run.
 """
 
 import json
@@ -88,8 +87,8 @@ class Spawner:
 
 
 def serve() -> list[str]:
-    """Serves orders until the input ends. Returns in every child, with the arguments of its command, and in the parent at
-    the end, with none.
+    """Serves orders until the input ends. Returns in every child, with the arguments of its command, and in the parent
+    at the end, with none.
     """
     for line in sys.stdin:
         order: dict[str, Any] = json.loads(line)

@@ -1,5 +1,5 @@
-"""A pipeline of every kind of stage killed at random moments: started again, it ends with the same models, sets, metrics
-and evaluations. R1JAX_TEST_PIPELINE_KILLS times (3).
+"""A pipeline of every kind of stage killed at random moments: started again, it ends with the same models, sets,
+metrics and evaluations. R1JAX_TEST_PIPELINE_KILLS times (3).
 """
 
 import collections

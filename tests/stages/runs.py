@@ -69,8 +69,8 @@ def last_step(workdir: pathlib.Path) -> int:
 
 
 def assert_same_run(one: pathlib.Path, other: pathlib.Path) -> None:
-    """Bit-identical arrays of the newest checkpoint, metrics (but timings) and samples. The arrays are read without their
-    shardings, which may name devices of several processes.
+    """Bit-identical arrays of the newest checkpoint, metrics (but timings) and samples. The arrays are read without
+    their shardings, which may name devices of several processes.
     """
     read = lambda workdir: path.read_bytes() if (path := workdir / "samples.jsonl").exists() else b""
     assert read(one) == read(other)
