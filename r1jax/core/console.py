@@ -119,7 +119,7 @@ class Progress:
       start: the first step; steps before a resume do not count towards the speed.
       title: word before the bar.
       every: least number of seconds between the plain lines where there is no terminal; the last step has its own.
-      name_count: text of a step, where steps are another amount (`format_bytes`).
+      name_count: text of a step, where steps are another amount (bytes).
       console: where to print; the shared console by default.
       clock: seconds, for tests.
     """
@@ -312,12 +312,6 @@ def show_table(title: str, rows: Sequence[Mapping[str, Any]], *, console: Consol
 def show_piece(text: str, style: str = "", *, console: Console | None = None) -> None:
     """Prints a piece of a text that arrives in pieces, at once and without a line break of its own."""
     (console or shared_console()).print(Text(_clean(text), style=style), end="", soft_wrap=True)
-
-
-def format_bytes(size: int) -> str:
-    """Bytes as 1.2 GB, in powers of ten."""
-    unit, factor = next((pair for pair in (("GB", 1e9), ("MB", 1e6)) if size >= pair[1]), ("kB", 1e3))
-    return f"{size / factor:.1f} {unit}"
 
 
 def format_time(seconds: float) -> str:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import jax
 
-from r1jax.core.console import Progress, format_bytes
+from r1jax.core.console import Progress
 from r1jax.weights.targets import Target
 
 WINDOW = STAGING = 512 << 20  # bytes
@@ -138,7 +138,13 @@ class _Bar:
 
     def _show(self) -> None:
         if self._shown is None and time.monotonic() - self._begin >= QUIET_SECONDS:
-            bar = Progress(self._total, title="weights", every=10.0, name_count=format_bytes)
+            bar = Progress(self._total, title="weights", every=10.0, name_count=_format_bytes)
             self._shown = self._stack.enter_context(bar)
         if self._shown is not None:
             self._shown.update(self._done, {})
+
+
+def _format_bytes(size: int) -> str:
+    """Bytes as 1.2 GB, in powers of ten."""
+    unit, factor = next((pair for pair in (("GB", 1e9), ("MB", 1e6)) if size >= pair[1]), ("kB", 1e3))
+    return f"{size / factor:.1f} {unit}"

@@ -287,7 +287,7 @@ REFUSED: dict[str, tuple[Damage, dict[str, Any], str]] = {
 
 
 def list_contents(workdir: pathlib.Path) -> dict[str, Any]:
-    """The content of every file but the lock; of the samples without those beyond the checkpoint, which are made again."""
+    """The content of every file but the lock; samples beyond the checkpoint, which are made again, are left out."""
     names = [path for path in workdir.rglob("*") if path.is_file() and path.name != ".lock"]
     found: dict[str, Any] = {path.relative_to(workdir).as_posix(): path.read_bytes() for path in names}
     samples = found.get("samples.jsonl", b"").splitlines()

@@ -43,8 +43,6 @@ def disk(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-
-
 class Long(Counter):
     """A stage whose samples are longer than the rest of a page."""
 
@@ -100,8 +98,8 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
 ) -> None:
     workdir, kind = disk / "run", KINDS[place]
     run(tmp_path / "whole", kind(), steps=STEPS)
-    code = f"import pathlib, sys; from {__name__} import begin; sys.exit(begin({place!r}, pathlib.Path({str(workdir)!r})))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    code = f"import pathlib, sys; from {__name__} import begin; sys.exit(begin({place!r}, pathlib.Path(sys.argv[1])))"
+    done = subprocess.run([sys.executable, "-c", code, str(workdir)], cwd=ROOT, capture_output=True, text=True)
     errors = done.stderr.splitlines()
     assert done.returncode == MISTAKE, done.stderr
     assert errors[-1].startswith("error: no space is left on the disk for /") and "repeat the command" in errors[-1]
