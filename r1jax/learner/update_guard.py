@@ -126,6 +126,9 @@ class UpdateGuard:
         self._in_a_row = state["in_a_row"]
 
     def _bound(self) -> float:
+        """Norm above which a norm is a spike; infinite after too few norms, or where almost all were 0 (nothing is left
+        to learn).
+        """
         if not self.config.spike_factor or len(self._norms) < LEAST:
             return math.inf
-        return self.config.spike_factor * float(np.quantile(self._norms, 0.95))
+        return self.config.spike_factor * float(np.quantile(self._norms, 0.95)) or math.inf

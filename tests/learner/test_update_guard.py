@@ -29,6 +29,9 @@ def test_a_spike_stands_out_from_the_norms_before_it(spikes: str, made: bool, ca
     expected = {"guards/spikes": 1.0} | ({} if made else {"guards/skipped_updates": 1.0})
     assert guard.take_metrics() == expected and "is a spike" in caplog.text
     assert UpdateGuard(GuardsConfig(spike_factor=0)).admit(1e30)
+    guard = UpdateGuard(guard.config)
+    assert all(guard.admit(0.0) for _ in range(LEAST)), "nothing is left to learn"
+    assert guard.admit(1e-9) and guard.take_metrics() == {}
 
 
 def test_a_resumed_guard_decides_alike() -> None:
