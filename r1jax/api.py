@@ -24,7 +24,7 @@ from r1jax.eval.benchmarks import load_benchmark
 from r1jax.eval.prompting import RUN, Prompting, choose_prompting, name_prompting
 from r1jax.rewards.registry import name_rewards
 from r1jax.runs.conversation import Conversation, choose_turns
-from r1jax.runs.evaluate import measure, write_scores
+from r1jax.runs.evaluate import check_scores, measure, write_scores
 from r1jax.runs.generate import Generation, encode_rows, sample_prompts
 from r1jax.runs.likelihood import Likelihood
 from r1jax.runs.sampler import Sampler, load_sampler, place_sampler
@@ -202,6 +202,8 @@ class Model:
         problems = dict(
             load_benchmark(spec, template=template or "chat", limit=limit, prompting=asked) for spec in specs
         )
+        if output is not None:
+            check_scores(output)
         scores, rows = measure(self._stopping(asked), problems, config, asked)
         if output is not None:
             write_scores(output, self.name, scores, rows)

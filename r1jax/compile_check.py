@@ -28,6 +28,7 @@ from absl import flags
 from r1jax.core.commands import run_command
 from r1jax.core.errors import UserError
 from r1jax.core.extras import install_line
+from r1jax.core.outputs.ownership import check_output, check_writable, has_keys, write_output
 from r1jax.runs.chips import CHIPS, Topology, read_topology
 from r1jax.train import resolve, split_overrides
 
@@ -54,6 +55,7 @@ def main(argv: Sequence[str]) -> int:
                 f"--topology is missing, as in --topology=v5p:4x4x4; chips: {', '.join(CHIPS)} (see --help)"
             )
         topology = read_topology(values.topology, values.num_slices)
+        check_outputs(values.output, values.dump_hlo)
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         wanted = values.programs.split(",") if values.programs else None
@@ -82,6 +84,23 @@ def define_flags() -> flags.FlagValues:
     return values
 
 
+def check_outputs(output: str | None, dump: str | None) -> None:
+    """Raises UserError if a file of another hand stands where figures or programs go, or none can be written there."""
+    if output:
+        check_output(pathlib.Path(output), lambda path: has_keys(path, ("chip", "devices", "programs")))
+    if dump:
+        check_writable(pathlib.Path(dump) / "program.txt", flag="--dump_hlo")
+        folder = pathlib.Path(dump)
+        for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if not (file.is_file() and _begins_as_program(file)):
+                raise UserError(f"{file} is no compiled program; name another folder, or a new one (--dump_hlo)")
+
+
+def _begins_as_program(file: pathlib.Path) -> bool:
+    with open(file, "rb") as stream:
+        return file.suffix == ".txt" and stream.read(9) == b"HloModule" or ".txt.old-" in file.name
+
+
 def check_run(
     settings: Any, topology: Topology, *, wanted: Sequence[str] | None, output: str | None, dump: str | None
 ) -> bool:
@@ -101,14 +120,11 @@ def check_run(
             report.add(program.name, compiled)
             print(report.line(program.name), flush=True)
             if dump and compiled.text:
-                folder = pathlib.Path(dump)
-                folder.mkdir(parents=True, exist_ok=True)
-                (folder / f"{program.name}.txt").write_text(compiled.text)
+                write_output({pathlib.Path(dump) / f"{program.name}.txt": compiled.text}, flag="--dump_hlo")
         costs = find_step_costs(settings, report.programs, topology)
     report.further = costs.as_dict() if costs else {}
     if output:
-        pathlib.Path(output).parent.mkdir(parents=True, exist_ok=True)
-        pathlib.Path(output).write_text(json.dumps(report.as_dict(), indent=1) + "\n")
+        write_output({pathlib.Path(output): json.dumps(report.as_dict(), indent=1) + "\n"})
     print(*(costs.lines() if costs else ()), *report.advice(), sep="\n")
     return report.fits
 

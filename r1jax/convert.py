@@ -64,6 +64,8 @@ def convert(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     """Converts a model by the arguments; jax is imported only after they are checked."""
     if len(arguments) != 2:
         raise UserError(f"two arguments are needed, SRC and DST, got {len(arguments)} (see --help)")
+    if not all(arguments):
+        raise UserError("SRC names a model and DST a new folder; one of them is empty (see --help)")
     if values.adapter and values.dtype:
         raise UserError("--adapter writes float32; leave --dtype out")
     from r1jax.core.distributed import is_writer

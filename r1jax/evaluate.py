@@ -71,6 +71,8 @@ def evaluate(values: flags.FlagValues) -> None:
         raise UserError("--output is missing (see --help)")
     if bool(values.model) == bool(values.samples):
         raise UserError("exactly one of --model and --samples must be given (see --help)")
+    if values.num_samples is not None and values.num_samples < 1:
+        raise UserError(f"num_samples must be at least 1, got {values.num_samples}")
     if values.limit < 0:
         raise UserError(f"limit must be at least 0, got {values.limit}")
     if values.reward and not values.samples:
@@ -84,8 +86,9 @@ def evaluate(values: flags.FlagValues) -> None:
 
 
 def _score_samples(values: flags.FlagValues) -> None:
-    from r1jax.runs.evaluate import read_samples, score_benchmarks, show_scores, write_scores
+    from r1jax.runs.evaluate import check_scores, read_samples, score_benchmarks, show_scores, write_scores
 
+    check_scores(values.output)
     name = values.benchmarks or pathlib.Path(values.samples).stem
     answered = {name: read_samples(values.samples, limit=values.limit)}
     scores, rows = score_benchmarks(answered, values.num_samples or 0)
@@ -107,7 +110,7 @@ def _measure_model(values: flags.FlagValues) -> None:
         raise UserError("--benchmarks is missing, as in --benchmarks=gsm8k=FILE.jsonl (see --help)")
     from r1jax.eval.benchmarks import load_benchmark
     from r1jax.eval.prompting import choose_prompting
-    from r1jax.runs.evaluate import measure, show_scores, write_scores
+    from r1jax.runs.evaluate import check_scores, measure, show_scores, write_scores
     from r1jax.runs.generate import Generation
     from r1jax.runs.sampler import load_sampler, place_sampler
 
@@ -120,6 +123,8 @@ def _measure_model(values: flags.FlagValues) -> None:
         if name in problems:
             raise UserError(f"--benchmarks names {name} twice")
         problems[name] = found
+    if values.output:
+        check_scores(values.output)
     with place_sampler(values.mesh):
         stop_ids = prompting.stop_ids if prompting else ()
         if prompting:

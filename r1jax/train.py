@@ -29,6 +29,7 @@ from r1jax.core.commands import run_command
 from r1jax.core.config import load_config
 from r1jax.core.errors import UserError
 from r1jax.core.metrics import check_tracker
+from r1jax.core.outputs.ownership import check_writable, shorten
 from r1jax.core.resolution import Resolved
 from r1jax.stages.registry import find_stage, find_trackers, resolve_run, stage_of
 
@@ -49,6 +50,8 @@ def main(argv: Sequence[str]) -> int:
             for line in describe_run(resolved, workdir):
                 print(line)
             return
+        if not is_staged(workdir):
+            check_writable(workdir / "config.json", flag="--workdir")
         start(resolved.settings, workdir)
 
     stopped = "stopped; the same command resumes from the last checkpoint"
@@ -68,11 +71,17 @@ def start(settings: Any, workdir: pathlib.Path) -> None:
     distributed.wait("the end of the run")
 
 
+def is_staged(workdir: pathlib.Path) -> bool:
+    """Whether a workdir stands for one in a bucket."""
+    staging = sys.modules.get("r1jax.core.buckets.staging")  # imported where there is such a workdir
+    return staging is not None and staging.is_staged(workdir)
+
+
 def upload(workdir: pathlib.Path) -> None:
     """Uploads the records of a workdir that stands for one in a bucket, by the first process."""
-    staging = sys.modules.get("r1jax.core.buckets.staging")  # imported where there is such a workdir
-    if staging is not None and staging.is_staged(workdir) and "jax" in sys.modules:
+    if is_staged(workdir) and "jax" in sys.modules:
         from r1jax.core import distributed
+        from r1jax.core.buckets import staging
 
         if distributed.is_writer():
             staging.push(workdir)
@@ -143,9 +152,13 @@ def check_workdir(workdir: str | pathlib.Path) -> pathlib.Path:
 
         return stage(str(workdir))
     folder = pathlib.Path(workdir)
-    for path in (folder, *folder.parents):
-        if path.exists() and not path.is_dir():
-            raise UserError(f"--workdir={folder} must name a folder, but {path} is a file")
+    try:
+        for path in (folder, *folder.parents):
+            if path.exists() and not path.is_dir():
+                raise UserError(f"--workdir={folder} must name a folder, but {path} is a file")
+    except (OSError, ValueError) as error:  # a name too long, or with a zero byte
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--workdir={shorten(folder)} names no folder: {reason}") from None
     return folder
 
 

@@ -72,6 +72,10 @@ def run_command(
     except Exception as error:
         if full := find_full_disk(error):
             return _end(MISTAKE, f"{full}: make room and repeat the command; what is on file is kept", "error: ")
+        from r1jax.core.startup.memory import describe_shortage  # imports jax
+
+        if shortage := describe_shortage(error):
+            return _end(MISTAKE, shortage, "error: ")
         failures.leave_by_error(error)
         raise
     return DONE

@@ -64,7 +64,7 @@ def load_config(spec: str) -> ConfigDict:
         config = get_config(arg) if has_arg or get_config.__code__.co_argcount else get_config()
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(_describe(path, error)) from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config must return an ml_collections.ConfigDict, got {type(config).__name__}")
@@ -108,7 +108,7 @@ def _load_function(path: str) -> Callable[..., Any]:
     return module.get_config
 
 
-def _describe(path: str, error: Exception) -> str:
+def _describe(path: str, error: BaseException) -> str:
     """`FILE:LINE: Type: message` of an error inside a config file."""
     message = " ".join(str(error).split())
     if isinstance(error, SyntaxError):

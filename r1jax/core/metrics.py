@@ -233,6 +233,8 @@ def iterate_rows(path: str | os.PathLike[str]) -> Iterator[tuple[bytes, Row]]:
     """The rows of a JSONL file one at a time, each with its line. Same rules as `read_rows`."""
     if not Path(path).exists():
         return
+    if not Path(path).is_file():
+        raise UserError(f"{path} is not a file; move it away or name another folder.")
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             row = _parse(line)
@@ -245,7 +247,7 @@ def iterate_rows(path: str | os.PathLike[str]) -> Iterator[tuple[bytes, Row]]:
 def _parse(line: bytes) -> Row | None:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 

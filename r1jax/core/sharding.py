@@ -137,20 +137,20 @@ _in_use: dict[object, Layout] = {}  # multi-device layouts that threads have ent
 _traced_for = jax.make_user_context(None)
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh over all devices. Raises UserError if the sizes do not multiply to the number of devices."""
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None, *, key: str = "config.mesh") -> Mesh:
+    """The mesh over all devices. Raises UserError, naming `key`, if the sizes do not multiply to their number."""
     devices = list(jax.devices() if devices is None else devices)
     sizes = config.sizes()
     free = [axis for axis, size in sizes.items() if size == -1]
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
-        raise UserError(f"config.mesh: sizes must be positive and at most one may be -1, got {sizes}")
+        raise UserError(f"{key}: sizes must be positive and at most one may be -1, got {sizes}")
     if free:
         sizes[free[0]] = max(1, len(devices) // fixed)
     if math.prod(sizes.values()) != len(devices):
         raise UserError(
-            f"config.mesh: the axes {sizes} need {math.prod(sizes.values())} devices but there are {len(devices)}; "
-            f"set one of config.mesh.{'/'.join(MESH_AXES)} to -1 or change the sizes"
+            f"{key}: the axes {sizes} need {math.prod(sizes.values())} devices but there are {len(devices)}; "
+            f"set one of {'/'.join(MESH_AXES)} to -1 or change the sizes"
         )
     arranged = _arrange(devices, tuple(sizes[axis] for axis in MESH_AXES))
     return Mesh(arranged, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))

@@ -51,10 +51,10 @@ class SamplingConfig:
         greedy = self.temperature == 0 and "0" in lowest
         rules = {
             "temperature": (greedy or 0 < self.temperature < math.inf, lowest),
-            "top_k": (self.top_k >= 0, "must be 0 (off) or more"),
+            "top_k": (0 <= self.top_k < 2**31, "must be 0 (off) or more" if self.top_k < 0 else "must be below 2**31"),
             "top_p": (0 < self.top_p <= 1, "must be above 0 and at most 1 (off)"),
             "min_p": (0 <= self.min_p <= 1, "must be from 0 (off) to 1"),
-            "max_new_tokens": (self.max_new_tokens >= 1, "must be at least 1"),
+            "max_new_tokens": (1 <= self.max_new_tokens <= 2**24, "must be from 1 to 2**24"),
         }
         for name, (is_right, rule) in rules.items():
             if not is_right:

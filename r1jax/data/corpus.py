@@ -24,6 +24,8 @@ from r1jax.data.tasks import RowError, check_prompt, choose_template, draw_probl
 from r1jax.text.prompts import TAGGED_REPLY, fill_all
 from r1jax.text.tokenizer import Tokenizer
 
+LONGEST = 2**24  # tokens of a row, above what any model reads
+
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
@@ -84,6 +86,14 @@ class CorpusConfig:
     epochs: int | None = None
     on_error: Literal["raise", "skip"] = "raise"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, lowest in {"length": 2, "bins": 1, "read_ahead": 0, "eval_rows": 0}.items():
+            value = getattr(self, name)
+            if value < lowest:
+                raise UserError(f"config.data.{name} must be at least {lowest}, got {value}")
+        if self.length > LONGEST:
+            raise UserError(f"config.data.length must be at most {LONGEST} tokens, got {self.length}")
 
 
 @dataclasses.dataclass(frozen=True)

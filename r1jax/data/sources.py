@@ -110,6 +110,8 @@ def find_half_character(text: str) -> str:
 
 # --- Procedural tasks ---
 
+MOST_PAIRS = 10_000_000
+
 
 def draw_addition(
     eval_problems: int, seed: int, *, low: int = 10, high: int = 99, question: str = "What is {a} + {b}?"
@@ -123,6 +125,11 @@ def draw_addition(
     """
     if low > high:
         raise UserError(f"addition needs low <= high, got low={low}, high={high} (config.data.args)")
+    if (count := (high - low + 1) * (high - low + 2) // 2) > MOST_PAIRS:
+        raise UserError(
+            f"addition has {count:,} pairs of numbers from low={low} to high={high}, of at most {MOST_PAIRS:,} "
+            "(config.data.args): narrow the range"
+        )
     if not ("{a}" in question and "{b}" in question):
         raise UserError(
             f'the question of addition must contain {{a}} and {{b}}, got "{question}" (config.data.args.question)'

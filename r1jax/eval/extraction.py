@@ -12,7 +12,7 @@ from typing import Literal
 from r1jax.rewards import verifier
 from r1jax.rewards.reader import golds
 from r1jax.rewards.reader.choices import find_choice, find_last_letter, read_gold_choice
-from r1jax.rewards.reader.comparing import compare_answer
+from r1jax.rewards.reader.comparing import MAX_ASKED, compare_answer
 from r1jax.rewards.reader.kinds import read_answer
 from r1jax.rewards.reader.numerals import find_last_numeral, same_last_value
 from r1jax.rewards.reader.places import find_line, find_place
@@ -73,6 +73,23 @@ def compare(pairs: Sequence[tuple[str, str, Kind]]) -> list[bool]:
     boxed = [(rf"\boxed{{{plain_latex(pairs[n][1])}}}", rf"\boxed{{{plain_latex(pairs[n][0])}}}") for n in asked]
     verdicts = dict(zip(asked, verifier.verify(boxed) if boxed else (), strict=True))
     return [verdicts[n] == 1.0 if same is None else same for n, same in enumerate(known)]
+
+
+def find_unread(solutions: Sequence[str]) -> list[bool]:
+    """For each gold, whether it cannot be read, so that no answer could be found right but one spelled like it: it is
+    neither a choice, a number nor words, and too long or not parsed by math-verify.
+    """
+    readings = [None if read_gold_choice(gold) is not None else read_answer(gold) for gold in solutions]
+    formulas = {n: r for n, r in enumerate(readings) if r is not None and r.kind not in ("number", "base", "text")}
+    unread = [False] * len(solutions)
+    for n, reading in formulas.items():
+        unread[n] = reading.kind in ("nothing", "unreadable") or len(reading.text) > MAX_ASKED
+    asked = [n for n in formulas if not unread[n]]
+    boxed = [rf"\boxed{{{plain_latex(solutions[n])}}}" for n in asked]
+    verdicts = verifier.verify([(gold, gold) for gold in boxed]) if asked else []
+    for n, verdict in zip(asked, verdicts, strict=True):
+        unread[n] = verdict is None
+    return unread
 
 
 def explain(answer: str | None, gold: str) -> str:

@@ -35,7 +35,11 @@ def describe_model(source: str | pathlib.Path, folder: str | pathlib.Path, *, ad
         head = _head(find_licence(source), {"library_name": "transformers", "base_model": _hub_name(str(source))})
         return f"{head}# {title}\n\n`{source}`, converted by r1jax {r1jax.__version__}.\n\n{_say_licence(source)}"
     workdir, number = step.parents[1], int(step.name)
-    values = read_config_file(workdir / CONFIG_FILE).values
+    try:
+        values = read_config_file(workdir / CONFIG_FILE).values
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)[:200]
+        raise UserError(f"{workdir / CONFIG_FILE} cannot be read ({reason}); a run's checkpoint needs it") from None
     base, stage = _find_base(values), str(values.get("stage"))
     head = _head(
         find_licence(base),

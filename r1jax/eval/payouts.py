@@ -15,6 +15,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
+import r1jax
 from r1jax.core.errors import UserError
 from r1jax.rewards.answers import explain_answer
 from r1jax.rewards.base import load_rewards, score
@@ -29,6 +30,8 @@ _SAME = 1e-9
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
+<meta name="generator" content="r1jax {{ version }}">
+<meta name="subject" content="{{ subject }}">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 <style>
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; }
@@ -108,8 +111,11 @@ def compare_graders(payouts: Payouts) -> list[dict[str, Any]]:
     return table
 
 
-def render_payouts(payouts: Payouts, title: str) -> str:
-    """HTML of the page: both tables, and the completions for which two rewards differ (all, for a single reward)."""
+def render_payouts(payouts: Payouts, title: str, subject: str = "") -> str:
+    """HTML of the page: both tables, and the completions for which two rewards differ (all, for a single reward).
+
+    subject: digest by which the page is known again (eval/report.py).
+    """
     values = np.array([np.nan_to_num(values, nan=0.0) for values in payouts.values.values()])
     chosen = (
         np.flatnonzero(_differ(values.min(0), values.max(0))) if len(values) > 1 else np.arange(len(payouts.places))
@@ -121,6 +127,8 @@ def render_payouts(payouts: Payouts, title: str) -> str:
     environment = jinja2.Environment(autoescape=True)
     return environment.from_string(_PAGE).render(
         title=title,
+        version=r1jax.__version__,
+        subject=subject,
         summary=summarize(payouts),
         pairs=compare_graders(payouts),
         note=note,

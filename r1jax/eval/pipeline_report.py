@@ -22,7 +22,7 @@ from r1jax.core.errors import UserError
 from r1jax.core.metrics import METRICS_FILE
 from r1jax.eval.headline import format_value
 from r1jax.eval.record import SAMPLE_LIMIT, choose_samples, read_run
-from r1jax.eval.report import REPORT_FILE, read_part, render_page, write_page
+from r1jax.eval.report import REPORT_FILE, check_page, name_subject, read_part, render_page, write_page
 
 RECORD_FILE = "pipeline.json"
 EVALUATION_FILE = "evaluation.json"
@@ -30,6 +30,8 @@ SAMPLES = "evaluation.samples.jsonl"
 PROBLEMS = 4  # number of problems whose replies by all models are shown
 TEXT_LIMIT = 1200  # characters of one reply
 SHARED_LIMIT = 80  # a common beginning of all problems longer than this is left out
+
+_NEEDED = {"name", "folder", "stage", "label", "init", "takes", "status"}  # keys of every entry
 
 Entry = Mapping[str, Any]
 
@@ -47,6 +49,8 @@ def write_story(workdir: str | Path, output: str | Path | None = None, *, refres
     Raises UserError for a folder without a readable pipeline.json, or if `output` cannot be written.
     """
     workdir = Path(workdir)
+    if output is not None:
+        check_page(Path(output))
     output = Path(output or workdir / REPORT_FILE)
     record = read_record(workdir)
     entries = record["stages"]
@@ -61,6 +65,7 @@ def write_story(workdir: str | Path, output: str | Path | None = None, *, refres
         title=workdir.resolve().name,
         story=render_story(workdir, record),
         style=read_part("story.css"),
+        subject=name_subject([workdir]),
         refresh=refresh,
     )
     return write_page(output, page)
@@ -69,11 +74,15 @@ def write_story(workdir: str | Path, output: str | Path | None = None, *, refres
 def read_record(workdir: Path) -> dict[str, Any]:
     """Content of pipeline.json. Raises UserError if it is missing or invalid."""
     try:
-        return json.loads((workdir / RECORD_FILE).read_text("utf-8"))
+        record = json.loads((workdir / RECORD_FILE).read_text("utf-8"))
     except FileNotFoundError:
         raise UserError(f"{workdir} has no {RECORD_FILE}: it is not the workdir of a pipeline") from None
-    except ValueError as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise UserError(f"{workdir / RECORD_FILE} is not valid JSON ({error})") from None
+    stages = record.get("stages") if isinstance(record, dict) else None
+    if not isinstance(stages, list) or not all(isinstance(entry, dict) and _NEEDED <= set(entry) for entry in stages):
+        raise UserError(f"{workdir / RECORD_FILE} is not the record of a pipeline: it lacks its list of stages")
+    return record
 
 
 def render_story(workdir: Path, record: Mapping[str, Any]) -> Markup:

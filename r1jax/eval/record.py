@@ -5,6 +5,7 @@ malformed files. The samples of a long run fit neither on a page nor in memory, 
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -142,4 +143,5 @@ def _read_config(path: Path) -> Mapping[str, Any]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether a value is a finite number; NaN and infinity have no place on a curve."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

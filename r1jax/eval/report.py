@@ -24,6 +24,7 @@ from markupsafe import Markup
 import r1jax
 from r1jax.core.atomic_file import replace_file
 from r1jax.core.errors import UserError
+from r1jax.core.outputs.ownership import check_output, set_aside, shorten
 from r1jax.core.sections import flatten
 from r1jax.eval.charts import Section, plan_charts, plan_comparison
 from r1jax.eval.collected_set import describe_set
@@ -34,6 +35,7 @@ REPORT_FILE = "report.html"
 COMPARISON_FILE = "comparison.html"
 COLORS = 8  # number of run and line colours in page.css
 POINT_LIMIT = 1500  # points of one curve on a page
+GENERATOR, SUBJECT = '<meta name="generator" content="r1jax ', '<meta name="subject" content="'
 SCRIPTS = ("shapes.js", "charts.js", "samples.js", "page.js")
 
 
@@ -43,7 +45,9 @@ def write_report(workdir: str | Path, output: str | Path | None = None, *, refre
     Raises:
       UserError: if the folder has no metrics, or a file is malformed.
     """
-    return write_comparison([workdir], output or Path(workdir) / REPORT_FILE, refresh=refresh)
+    if output is None:
+        return _write_runs([workdir], Path(workdir) / REPORT_FILE, refresh=refresh)
+    return write_comparison([workdir], output, refresh=refresh)
 
 
 def write_comparison(workdirs: Sequence[str | Path], output: str | Path, *, refresh: int = 0) -> Path:
@@ -54,18 +58,52 @@ def write_comparison(workdirs: Sequence[str | Path], output: str | Path, *, refr
     Raises:
       UserError: if a folder has no metrics, a file is malformed, or `output` cannot be written.
     """
+    check_page(Path(output))
+    return _write_runs(workdirs, Path(output), refresh=refresh)
+
+
+def _write_runs(workdirs: Sequence[str | Path], output: Path, *, refresh: int) -> Path:
     runs = [read_run(workdir) for workdir in workdirs]
     samples = [choose_samples(workdir, SAMPLE_LIMIT // len(runs)) for workdir in workdirs]
-    return write_page(Path(output), render_page(runs, samples, refresh=refresh))
+    return write_page(output, render_page(runs, samples, subject=name_subject(workdirs), refresh=refresh))
+
+
+def name_subject(places: Sequence[str | Path]) -> str:
+    """Short digest of the folders or files that a page is about, by which a page is known again."""
+    return hashlib.sha256("\n".join(str(Path(place).resolve()) for place in places).encode()).hexdigest()[:16]
+
+
+def check_page(output: Path) -> None:
+    """Raises UserError if a page cannot be written to `output`, or if a file there is no page of ours."""
+    if not output.parent.is_dir():
+        raise UserError(f"The report cannot be written to {shorten(output)}: there is no such folder (--output)")
+    check_output(output, lambda path: GENERATOR in _read_head(path))
 
 
 def write_page(output: Path, page: str) -> Path:
-    """Writes a page atomically and returns its path. Raises UserError if it cannot be written."""
+    """Writes a page atomically and returns its path; a page of another subject in its place is set aside, and so is any
+    other file. Raises UserError if it cannot be written.
+    """
     try:
+        there, subject = _read_head(output), _find_subject(page)
+        if output.exists() and (GENERATOR not in there or _find_subject(there) not in ("", subject)):
+            set_aside([output])
         replace_file(output, [page.encode("utf-8", "backslashreplace")])  # half a surrogate pair has no UTF-8
     except OSError as error:
-        raise UserError(f"The report cannot be written to {output}: {error.strerror}.") from error
+        raise UserError(f"The report cannot be written to {shorten(output)}: {error.strerror}.") from error
     return output
+
+
+def _find_subject(page: str) -> str:
+    return page.partition(SUBJECT)[2].partition('"')[0]
+
+
+def _read_head(page: Path) -> str:
+    try:
+        with open(page, encoding="utf-8", errors="replace") as file:
+            return file.read(4096)
+    except OSError:
+        return ""
 
 
 def render_page(
@@ -76,12 +114,13 @@ def render_page(
     title: str = "",
     story: Markup | None = None,
     style: str = "",
+    subject: str = "",
     refresh: int = 0,
 ) -> str:
     """HTML of the page of these runs and their selected samples.
 
     labels, title: names of the runs and the page (default: from their folders). story: HTML placed above the curves,
-    with its own `style`. refresh: seconds after which the page reloads itself; 0: never.
+    with its own `style`. subject: of `name_subject`. refresh: seconds after which the page reloads itself; 0: never.
     """
     labels = labels if labels is not None else _distinguish([run.workdir.resolve() for run in runs])
     script = "\n".join(read_part(name) for name in SCRIPTS)
@@ -93,6 +132,7 @@ def render_page(
         heading=title or (labels[0] if len(runs) == 1 else f"{len(runs)} runs compared"),
         story=story,
         version=r1jax.__version__,
+        subject=subject,
         refresh=refresh,
         style=Markup(read_part("page.css") + style),
         script=Markup(script),

@@ -12,6 +12,8 @@ from r1jax.eval.extraction import find_number, find_strict
 from r1jax.eval.held_out import EvalConfig, judge, make_problems
 from r1jax.eval.score import Answered, Graded, Grader, grade
 
+_READ_BY_US = frozenset(("answer_reward", "accuracy_reward"))  # rewards that read a gold as evaluation does
+
 
 def make_grader(config: EvalConfig) -> Grader:
     """Grader by the rewards of an `eval` section: they decide what is strictly and leniently correct, and the format.
@@ -33,7 +35,10 @@ def make_grader(config: EvalConfig) -> Grader:
             taken = {name: [bool(next(values)) for _ in grades.answers] for name, values in verdicts.items()}
             rules = [f"{' and '.join(config.strict)}: {'yes' if right else 'no'}" for right in taken["strict"]]
             formed = taken.get("format")
-            graded.append(Graded(grades.answers, taken["strict"], taken["lenient"], grades.votes, rules, formed))
+            unread = grades.unread and _READ_BY_US.issuperset(config.strict)
+            graded.append(
+                Graded(grades.answers, taken["strict"], taken["lenient"], grades.votes, rules, formed, unread)
+            )
         return graded
 
     return grade_by_rewards

@@ -6,12 +6,15 @@
     lenient_pass@1 the last number or letter counts, anywhere in the text
     format_rate    share of completions with an answer in the requested place
 
+A problem whose reference answer cannot be read is left out of all figures, counted as `unread_golds` and logged.
+
 Answers vote together when they are equal by value. A completion has no vote without an answer, or with an answer of
 another kind where a number is required.
 """
 
 import dataclasses
 import itertools
+import logging
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
@@ -19,7 +22,9 @@ from typing import Any
 import numpy as np
 
 from r1jax.core.errors import UserError
-from r1jax.eval.extraction import Kind, compare, explain, find_kind, find_strict, find_vote, is_lenient
+from r1jax.eval.extraction import Kind, compare, explain, find_kind, find_strict, find_unread, find_vote, is_lenient
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +47,8 @@ class Answered:
 class Graded:
     """A problem's graded completions: extracted answers, strict and lenient correctness; `votes[i]` is the index of the
     first completion with the same answer (None: no answer); `rules[i]` is the rule that decided, in words; `formed[i]`
-    is whether the format is right (None: whether there is an answer).
+    is whether the format is right (None: whether there is an answer); unread: the gold cannot be read, so that the rest
+    says nothing.
     """
 
     answers: list[str | None]
@@ -51,6 +57,7 @@ class Graded:
     votes: list[int | None]
     rules: list[str] = dataclasses.field(default_factory=list)
     formed: list[bool] | None = None
+    unread: bool = False
 
     @property
     def formats(self) -> list[bool]:
@@ -67,7 +74,7 @@ def score(
     """Scores of a benchmark, and one row per problem for samples.jsonl.
 
     k: of pass@k and cons@k; 0: the smallest number of completions of a problem. grader: decides what is correct (None:
-    `grade`). Raises UserError if a problem has fewer.
+    `grade`). Raises UserError if a problem has fewer, or if no reference answer can be read.
     """
     least = min((len(problem.completions) for problem in problems), default=0)
     if not least:
@@ -75,6 +82,10 @@ def score(
     if k > least:
         raise UserError(f"num_samples is {k}, but a problem has only {least} completions")
     k, graded = k or least, (grader or grade)(problems)
+    rows = [_describe(problem, grades) for problem, grades in zip(problems, graded, strict=True)]
+    count = _note_unread(problems, graded)
+    whole = [(problem, grades) for problem, grades in zip(problems, graded, strict=True) if not grades.unread]
+    problems, graded = [problem for problem, _ in whole], [grades for _, grades in whole]
     means = [float(np.mean(grades.correct)) for grades in graded]
     pass_1, stderr = mean_and_stderr(means)
     lengths = [length for problem in problems for length in problem.lengths or ()]
@@ -92,7 +103,20 @@ def score(
         "mean_length": float(np.mean(lengths)) if lengths else None,
         "truncated": sum(reason == "length" for reason in reasons) / len(reasons) if reasons else None,
     }
-    return scores, [_describe(problem, grades) for problem, grades in zip(problems, graded, strict=True)]
+    return scores | ({"unread_golds": count} if count else {}), rows
+
+
+def _note_unread(problems: Sequence[Answered], graded: Sequence[Graded]) -> int:
+    """Logs how many reference answers cannot be read, and returns it. Raises UserError if that is all of them."""
+    golds = [problem.gold for problem, grades in zip(problems, graded, strict=True) if grades.unread]
+    if len(golds) == len(problems):
+        raise UserError(f"none of the {len(golds)} solutions can be read as an answer, e.g. {golds[0][:80]!r}")
+    if golds:
+        shown = ", ".join(repr(gold[:60]) for gold in golds[:3])
+        log.warning(
+            "%d of %d solutions cannot be read and are left out of the scores: %s", len(golds), len(problems), shown
+        )
+    return len(golds)
 
 
 def grade(problems: Sequence[Answered], find_answer: Callable[[str, Kind], str | None] = find_strict) -> list[Graded]:
@@ -107,13 +131,13 @@ def grade(problems: Sequence[Answered], find_answer: Callable[[str, Kind], str |
     given = [(p, s) for p, found in enumerate(answers) for s, answer in enumerate(found) if answer is not None]
     verdicts = compare([(answers[p][s] or "", problems[p].gold, kinds[p]) for p, s in given])
     right = {place for place, verdict in zip(given, verdicts, strict=True) if verdict}
-    votes = _group_votes(problems, answers, kinds)
+    votes, unread = _group_votes(problems, answers, kinds), find_unread([problem.gold for problem in problems])
     graded = []
     for p, (problem, kind) in enumerate(zip(problems, kinds, strict=True)):
         correct = [(p, s) in right for s in range(len(answers[p]))]
         lenient = [is_lenient(t, problem.gold, kind, c) for t, c in zip(problem.completions, correct, strict=True)]
         rules = [explain(answer, problem.gold) for answer in answers[p]]
-        graded.append(Graded(answers[p], correct, lenient, votes[p], rules))
+        graded.append(Graded(answers[p], correct, lenient, votes[p], rules, unread=unread[p]))
     return graded
 
 
@@ -178,5 +202,7 @@ def _describe(problem: Answered, grades: Graded) -> dict[str, Any]:
         "lenient_correct": grades.lenient,
         "rules": grades.rules,
     }
+    if grades.unread:
+        row["unread_gold"] = True
     known = {"lengths": problem.lengths, "finish_reasons": problem.finish_reasons}
     return row | {name: list(values) for name, values in known.items() if values is not None}

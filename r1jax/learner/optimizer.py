@@ -7,6 +7,7 @@ that they update, are float32 in any parameter dtype (learner/precision.py).
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 import jax
@@ -46,11 +47,25 @@ class OptimizerConfig:
     clip_norm: float = 1.0
     offload: bool = False
 
+    def __post_init__(self) -> None:
+        if self.learning_rate < 0 or self.warmup_updates < 0:
+            raise UserError("config.optimizer: learning_rate and warmup_updates must be at least 0")
+        rules = {
+            "learning_rate": (0 <= self.learning_rate < math.inf, "must be 0 or more, and finite"),
+            "final_share": (0 <= self.final_share < math.inf, "must be 0 or more, and finite"),
+            "beta1": (0 <= self.beta1 < 1, "must be from 0 to below 1"),
+            "beta2": (0 <= self.beta2 < 1, "must be from 0 to below 1"),
+            "epsilon": (0 <= self.epsilon < math.inf, "must be 0 or more, and finite"),
+            "weight_decay": (0 <= self.weight_decay < math.inf, "must be 0 or more, and finite"),
+            "clip_norm": (self.clip_norm >= 0, "must be 0 (no bound) or more"),
+        }
+        for name, (is_right, rule) in rules.items():
+            if not is_right:
+                raise UserError(f"config.optimizer.{name} {rule}, got {getattr(self, name)!r}")
+
 
 def make_schedule(config: OptimizerConfig, total_updates: int) -> optax.Schedule:
     """Function from update number to learning rate."""
-    if config.learning_rate < 0 or config.warmup_updates < 0:
-        raise UserError("config.optimizer: learning_rate and warmup_updates must be at least 0")
     peak, rest = config.learning_rate, max(1, total_updates - config.warmup_updates)
     after = {
         "constant": optax.constant_schedule(peak),

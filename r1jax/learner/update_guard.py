@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from r1jax.core import distributed
-from r1jax.core.errors import DivergedError
+from r1jax.core.errors import DivergedError, UserError
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,12 @@ class GuardsConfig:
     spike_factor: float = 10.0
     spikes: Literal["log", "skip"] = "log"
     rewards: Literal["lenient", "strict"] = "lenient"
+
+    def __post_init__(self) -> None:
+        if self.max_skipped < 1:
+            raise UserError(f"config.guards.max_skipped must be at least 1, got {self.max_skipped}")
+        if not self.spike_factor >= 0:
+            raise UserError(f"config.guards.spike_factor must be 0 (off) or more, got {self.spike_factor}")
 
 
 class UpdateGuard:

@@ -28,6 +28,15 @@ class RopeScaling:
     original_positions: int = 8192
 
 
+def find_positions(max_positions: int, scaling: RopeScaling | YaRN | None) -> int:
+    """Positions that a model was made for: those that its config names, or those that its scaling stretches to."""
+    if isinstance(scaling, YaRN):
+        return max(max_positions, int(scaling.factor * scaling.original_positions))
+    if scaling is not None and scaling.kind == "linear":
+        return max(max_positions, int(scaling.factor * max_positions))
+    return max_positions
+
+
 @dataclasses.dataclass(frozen=True)
 class YaRN:
     """YaRN scaling: frequencies with fewer than `beta_slow` turns within `original_positions` are divided by `factor`,

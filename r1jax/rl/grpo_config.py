@@ -22,7 +22,7 @@ from r1jax.losses.policy import PRESETS, PolicyLossConfig
 from r1jax.models.lora import LoRAConfig
 from r1jax.rl.curriculum import CurriculumConfig
 from r1jax.rl.policy_judge import JudgeConfig
-from r1jax.runs.model_setup import CheckpointConfig, LogConfig, ModelConfig, check, check_divides
+from r1jax.runs.model_setup import CheckpointConfig, LogConfig, ModelConfig, check, check_divides, check_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +143,8 @@ class TrainConfig:
     difference_alarm: float = 1e-3
 
 
+MOST_COMPLETIONS = 2**24  # completions of a step: more do not fit in any host's memory
+
 # Settings that a loss preset (losses/policy.py) implies for the rest of the run.
 RUN_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "r1": {"train": {"updates_per_step": 16}, "reference": {"every_updates": 400}},
@@ -231,11 +233,22 @@ class GRPOConfig:
 
 def check_settings(settings: GRPOConfig) -> None:
     """Raises UserError for impossible combinations."""
+    check_run(settings)
     rollout, train = settings.rollout, settings.train
-    for name in ("prompts_per_step", "slots", "prefill_batch"):
+    for name in ("prompts_per_step", "slots", "prefill_batch", "cache_pieces"):
         check(f"rollout.{name}", value := getattr(rollout, name), value >= 1, "must be at least 1")
+        check(f"rollout.{name}", value, value <= MOST_COMPLETIONS, f"must be at most {MOST_COMPLETIONS}")
     for name in ("updates_per_step", "micro_batch_size", "completions_per_row"):
         check(f"train.{name}", value := getattr(train, name), value >= 1, "must be at least 1")
+    for name in ("logits_chunk", "min_group_std", "difference_alarm", "bias_rate"):
+        check(f"train.{name}", value := getattr(train, name), 0 <= value < math.inf, "must be 0 or more, and finite")
+    check(
+        "rollout.prompts_per_step",
+        rollout.prompts_per_step,
+        rollout.completions <= MOST_COMPLETIONS,
+        f"x config.rollout.group_size = {rollout.group_size} must be at most {MOST_COMPLETIONS} completions a step",
+    )
+    check("lora.rank", settings.lora.rank, 0 <= settings.lora.rank <= 2**16, "must be from 0 (off) to 65536")
     check("steps", settings.steps, settings.steps >= 1, "must be at least 1")
     check("rollout.group_size", rollout.group_size, rollout.group_size >= 2, "must be at least 2 to compare answers")
     heat = settings.eval.temperature
@@ -270,6 +283,11 @@ def check_settings(settings: GRPOConfig) -> None:
 def _check_controls(settings: GRPOConfig) -> None:
     """Checks the settings of sampling schedules, loss and reference."""
     rollout, train, loss, reference = settings.rollout, settings.train, settings.loss, settings.reference
+    curriculum = settings.curriculum
+    for name in ("skip", "low", "high"):
+        check(f"curriculum.{name}", value := getattr(curriculum, name), 0 <= value <= 1, "must be from 0 to 1")
+    for name in ("kl_coefficient", "entropy_coefficient"):
+        check(f"loss.{name}", value := getattr(loss, name), abs(value) < math.inf, "must be finite")
     for name in ("clip_low", "clip_high", "clip_delta", "kl_coefficient", "importance_correction_low"):
         check(f"loss.{name}", value := getattr(loss, name), value >= 0, "must be 0 or more")
     check(

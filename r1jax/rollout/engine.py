@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from flax import nnx
 from r1jax.core.distributed import fetch
 from r1jax.core.errors import UserError
 from r1jax.core.sharding import abstract_array, batch_parts, constrain, current_layout, in_layout
+from r1jax.core.startup.memory import check_memory
 from r1jax.core.structs import Completion, Program, Request, Sampling
 from r1jax.core.watchdog import beat
 from r1jax.models.flops import Work
@@ -64,6 +66,7 @@ class Engine:
         self._grow = jax.jit(functools.partial(_grow, graph, config), static_argnames="columns")
         self._insert = jax.jit(insert, donate_argnums=0)
         self._decode = jax.jit(functools.partial(_decode, graph, config), donate_argnums=2, static_argnames="filtered")
+        self._fits = False
 
     @in_layout
     def generate(
@@ -79,6 +82,7 @@ class Engine:
         """
         for request in requests:
             self._check(request)
+        self.check_memory(params)
         scheduler = Scheduler(requests, self.config)
         length, *longer = self.config.cache_lengths
         prefix = self._prefix(params) if self.config.prefix else None
@@ -133,6 +137,20 @@ class Engine:
         """Slots with the cache of a length of `EngineConfig.cache_lengths`, as shapes with shardings."""
         make = functools.partial(self._init, columns=self.config.cache_lengths[piece])
         return abstract_slots(jax.eval_shape(make, params))
+
+    def check_memory(self, params: Params) -> None:
+        """Raises UserError if even the shortest cache exceeds the devices' memory. params: arrays or shapes."""
+        if self._fits:
+            return
+        config = self.config
+        head = "the cache of the sampler"
+        cure = f"the tokens of completions (max_new_tokens, {config.max_new_tokens:,}), the sequences at once "
+        cure += f"(config.rollout.slots or --batch_size, {config.slots:,}), or the prompts' length"
+        slots = jax.eval_shape(functools.partial(self._init, columns=config.cache_lengths[0]), params)
+        size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(slots))
+        devices = self.layout.mesh.size if self.layout.mesh is not None else 1
+        check_memory(size // devices, head, cure)
+        self._fits = True
 
     def _check(self, request: Request) -> None:
         config, sampling = self.config, request.sampling

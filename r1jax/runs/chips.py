@@ -74,6 +74,8 @@ def read_topology(text: str, slices: int = 1) -> Topology:
     a chip), `slices` times. Raises UserError for an unknown chip or an invalid shape.
     """
     spelled = text.strip().lower()
+    if len(spelled) > 100:
+        raise UserError(f"--topology={text[:60]}…: too long for a slice; write it as in --topology=v5p:8x8x8")
     if found := re.fullmatch(r"([a-z0-9]+)-([1-9]\d*)", spelled):
         spelled = _spell_type(text, found[1], int(found[2]))
     name, _, rest = spelled.partition(":")

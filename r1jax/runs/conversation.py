@@ -14,7 +14,7 @@ from r1jax.core.seeds import derive_seed
 from r1jax.core.structs import Sampling
 from r1jax.eval.prompting import Prompting
 from r1jax.rollout.stream import Stream
-from r1jax.runs.generate import Generation
+from r1jax.runs.generate import Generation, check_length
 from r1jax.runs.sampler import Sampler
 from r1jax.text.encoding import encode_prompt
 from r1jax.text.increments import TextIncrements, ThoughtSplitter
@@ -100,10 +100,13 @@ class Conversation:
         tokenizer = require_tokenizer(self.sampler.tokenizer, "the model")
         system = [{"role": "system", "content": self.system}] if self.system else []
         question = self.prompting.wrap(self.messages[-1]["content"])
-        tokens = encode_prompt(tokenizer, [*system, *self.messages] if self.prompting.takes_turns else question)
+        try:
+            tokens = encode_prompt(tokenizer, [*system, *self.messages] if self.prompting.takes_turns else question)
+        except (UnicodeEncodeError, TypeError):
+            raise UserError("the prompt has half a character, which no tokenizer reads: write it anew") from None
         if not tokens:
             raise UserError("the message has no tokens")
-        return tokens
+        return check_length(tokens, self.sampler)
 
 
 def choose_turns(sampler: Sampler, prompting: Prompting | None) -> Prompting:

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from r1jax.core import console, distributed
-from r1jax.core.atomic_file import replace_file
 from r1jax.core.errors import UserError
+from r1jax.core.outputs.ownership import check_output, has_keys, write_output
 from r1jax.core.processes.agreement import agree_on_data
 from r1jax.core.structs import Completion
 from r1jax.data.files import read_rows
@@ -21,6 +21,7 @@ from r1jax.eval.extraction import read_gold
 from r1jax.eval.headline import format_value
 from r1jax.eval.payouts import compare_graders, pay, render_payouts, summarize
 from r1jax.eval.prompting import Prompting
+from r1jax.eval.report import check_page, name_subject, write_page
 from r1jax.eval.reward_grading import make_grader
 from r1jax.eval.score import Answered, score
 from r1jax.runs.generate import SHOW_SECONDS, Generation, encode_rows, sample_prompts
@@ -69,10 +70,14 @@ def read_samples(path: str, *, limit: int = 0) -> list[Answered]:
             raise UserError(f"{place}: completions must be a list of texts, got {str(completions)[:60]} (--samples)")
         if isinstance(solution, float) and solution.is_integer():
             solution = int(solution)
-        gold = "" if solution is None else read_gold(str(solution))
+        gold = "" if solution is None or isinstance(solution, (list, dict)) else read_gold(str(solution))
         if not gold:
             raise UserError(f"{place}: no solution to compare with (--samples)")
         tokens, reasons = columns.get("completion_tokens"), columns.get("finish_reasons")
+        if not (tokens is None or _fits(tokens, completions, list)):
+            raise UserError(f"{place}: completion_tokens must be a list of ids for each completion (--samples)")
+        if not (reasons is None or _fits(reasons, completions, str)):
+            raise UserError(f"{place}: finish_reasons must be a text for each completion (--samples)")
         problem = columns.get("prompt", columns.get("problem"))
         problems.append(Answered(problem, gold, completions, tokens and [len(ids) for ids in tokens], reasons))
     if not problems:
@@ -80,11 +85,19 @@ def read_samples(path: str, *, limit: int = 0) -> list[Answered]:
     return problems
 
 
+def _fits(values: Any, completions: Sequence[str], kind: type) -> bool:
+    is_whole = isinstance(values, list) and len(values) == len(completions)
+    return is_whole and all(isinstance(value, kind) for value in values)
+
+
 def ask_rewards(samples: pathlib.Path, names: Sequence[str], output: pathlib.Path, *, limit: int = 0) -> None:
     """Asks rewards about the completions of a file: tables on the console, and a page of where they differ.
 
     Raises UserError for a missing file, an unknown reward, a row without completions or without a needed column.
     """
+    check_page(output)
+    if not names:
+        raise UserError("--reward names no reward, as in --reward=answer_reward (see --help)")
     rows = [columns for _, columns in read_rows(str(samples), key="--samples")[: limit or None]]
     if not rows:
         raise UserError(f"{samples} has no row (--samples)")
@@ -92,11 +105,7 @@ def ask_rewards(samples: pathlib.Path, names: Sequence[str], output: pathlib.Pat
     console.show_table("rewards", summarize(payouts))
     if len(names) > 1:
         console.show_table("where rewards differ", compare_graders(payouts))
-    try:
-        page = render_payouts(payouts, f"Rewards of {samples.name}")
-        replace_file(output, [page.encode("utf-8", "backslashreplace")])  # half a surrogate pair has no UTF-8
-    except OSError as error:
-        raise UserError(f"{output} cannot be written: {error.strerror} (--output)") from error
+    write_page(output, render_payouts(payouts, f"Rewards of {samples.name}", name_subject([samples])))
     console.shared_console().print(f"page: {output}")
 
 
@@ -126,21 +135,28 @@ def score_benchmarks(
     return scores, rows
 
 
+def check_scores(output: str | pathlib.Path) -> None:
+    """Raises UserError if OUT.json or OUT.samples.jsonl cannot be written, or is a file of another hand."""
+    if distributed.is_writer():
+        output = pathlib.Path(output)
+        check_output(output, lambda path: has_keys(path, ("model", "benchmarks")))
+        check_output(samples_file(output), lambda path: has_keys(path, ("gold", "answers", "correct"), first_line=True))
+
+
 def write_scores(output: str | pathlib.Path, model: str, scores: Scores, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes OUT.json and OUT.samples.jsonl, each atomically. Raises UserError if that fails."""
+    """Writes OUT.json and OUT.samples.jsonl, each atomically; other scores in their place are set aside.
+
+    Raises UserError if that fails, or if a file of another hand is there.
+    """
     output = pathlib.Path(output)
     if not distributed.is_writer():
         return
+    check_scores(output)
     texts = {
         samples_file(output): "".join(json.dumps(row) + "\n" for row in rows),
         output: json.dumps({"model": model, "benchmarks": scores}, indent=2) + "\n",
     }
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        for path, text in texts.items():
-            replace_file(path, text)
-    except OSError as error:
-        raise UserError(f"{output} cannot be written: {error.strerror}") from error
+    write_output(texts)
 
 
 def samples_file(output: pathlib.Path) -> pathlib.Path:

@@ -23,6 +23,7 @@ from r1jax.core import console, distributed
 from r1jax.core.atomic_file import replace_file
 from r1jax.core.errors import UserError
 from r1jax.core.locks import hold_lock
+from r1jax.core.outputs.ownership import check_writable
 from r1jax.core.processes.agreement import agree, agree_on_data, digest_settings
 from r1jax.core.seeds import derive_seed
 from r1jax.core.startup.voice import activity
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 RESULTS = ("completions", "completion_tokens", "logprobs", "finish_reasons")
 WINDOW = 16  # requests per engine call, in multiples of the slots: at the end of a window some slots are idle
 SHOW_SECONDS = 10.0
+MOST_SAMPLES = 1_000_000  # of a row: they are in memory until the row is complete
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Generation(SamplingConfig):
     def __post_init__(self) -> None:
         if self.num_samples < 1:
             raise UserError(f"num_samples must be at least 1, got {self.num_samples}")
+        if self.num_samples > MOST_SAMPLES:
+            raise UserError(f"num_samples must be at most {MOST_SAMPLES:,}, got {self.num_samples}")
         self.check_sampling()
 
     def sampling(self, stop_ids: tuple[int, ...]) -> Sampling:
@@ -82,6 +86,7 @@ def generate_file(
     output that this function did not write, or wrote with other settings.
     """
     prompts = encode_rows([_wrap(row, wrap) for row in rows] if wrap else rows, sampler)
+    note_length(prompts, config.max_new_tokens, sampler)
     with open_output(output, rows, config, model=model) as journal:
         counts = _fill(sampler, rows, prompts, share_todo(journal, len(rows)), journal, config)
     distributed.wait("the output is complete")
@@ -203,14 +208,49 @@ class Windows:
 
 
 def encode_rows(rows: Sequence[SourceRow], sampler: Sampler) -> list[tuple[int, ...]]:
-    """Token ids of every row's prompt. Raises UserError, naming the row, for one without a usable prompt."""
+    """Token ids of every row's prompt. Raises UserError, naming the row, for one without a usable prompt, or with one
+    that is longer than the model's positions.
+    """
     prompts = []
     for place, columns in rows:
         try:
-            prompts.append(_encode(columns, sampler))
+            prompts.append(check_length(_encode(columns, sampler), sampler))
         except UserError as error:
             raise UserError(f"{place}: {error}") from None
     return prompts
+
+
+def check_length(tokens: tuple[int, ...], sampler: Sampler) -> tuple[int, ...]:
+    """Returns a prompt's ids. Raises UserError if they fill the model's positions."""
+    if sampler.positions and len(tokens) >= sampler.positions:
+        raise UserError(
+            f"the prompt has {len(tokens)} tokens, but the model was made for sequences of {sampler.positions} "
+            "(max_position_embeddings of its config.json): shorten it"
+        )
+    return tokens
+
+
+def note_length(prompts: Sequence[tuple[int, ...]], limit: int, sampler: Sampler) -> None:
+    """Logs a warning if completions of `limit` tokens go beyond the model's positions."""
+    longest = max(map(len, prompts), default=0)
+    if sampler.positions and longest + limit > sampler.positions:
+        log.warning(
+            "prompts of up to %d tokens and max_new_tokens=%d exceed the %d positions that the model was made for",
+            longest,
+            limit,
+            sampler.positions,
+        )
+
+
+def _check_messages(messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Returns messages unchanged. Raises UserError for one without role, or without content or tool calls."""
+    for number, message in enumerate(messages, 1):
+        content = message.get("content")
+        if not isinstance(message.get("role"), str):
+            raise UserError(f"message {number} of prompt needs a role (a text), got {str(message)[:60]}")
+        if not (isinstance(content, str | list) or content is None and message.get("tool_calls")):
+            raise UserError(f"message {number} of prompt needs content (a text), got {str(message)[:60]}")
+    return messages
 
 
 def _wrap(row: SourceRow, wrap: Callable[[Any], Any]) -> SourceRow:
@@ -260,7 +300,7 @@ def _encode(columns: Mapping[str, Any], sampler: Sampler) -> tuple[int, ...]:
         raise UserError(f"a row needs prompt (a text or a list of messages) or tokens (a list of ids), got {got}")
     if sampler.tokenizer is None:
         raise UserError("the model has no tokenizer, so a row needs tokens (a list of ids) instead of prompt")
-    tokens = encode_prompt(sampler.tokenizer, prompt)
+    tokens = encode_prompt(sampler.tokenizer, _check_messages(prompt) if is_messages else prompt)
     if not tokens:
         raise UserError(f"the prompt {str(prompt)[:60]!r} has no tokens")
     return tokens
@@ -295,10 +335,11 @@ def _settings_file(output: pathlib.Path) -> pathlib.Path:
 
 
 def check_output(output: pathlib.Path, settings: Mapping[str, Any]) -> None:
-    """Raises UserError if `output` has anything but rows made with these settings."""
+    """Raises UserError if `output` has anything but rows made with these settings, or cannot be written."""
+    check_writable(output)
     if not output.exists() or (output.is_file() and not output.stat().st_size):
         return
-    cure = "name another output, or move it away"
+    cure = "name another output, or move it away (--output)"
     try:
         before = json.loads(_settings_file(output).read_text("utf-8"))
         assert isinstance(before, dict)

@@ -38,7 +38,14 @@ from r1jax.learner.step import measure_norm
 from r1jax.runs import hosts
 from r1jax.runs.first_step import START
 from r1jax.runs.model_setup import CheckpointConfig, LogConfig, is_due
-from r1jax.runs.workdir import check_config, compare_records, name_faults, set_aside, write_config
+from r1jax.runs.workdir import (
+    check_config,
+    check_folders,
+    compare_records,
+    name_faults,
+    set_aside,
+    write_config,
+)
 from r1jax.weights.restore import restore_state
 
 _log = logging.getLogger(__name__)
@@ -146,6 +153,7 @@ class Loop:
 
     def _restore(self, checkpoints: Checkpoints, stage: Stage) -> tuple[int | None, Row]:
         """The restored step, and the loop's own part of its metadata; None for a fresh start."""
+        check_folders(self.workdir)
         start = checkpoints.find_whole()
         if start is None:
             if distributed.is_writer():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 from types import ModuleType
 from typing import Any, Literal
@@ -103,6 +104,7 @@ class CheckpointConfig:
         check("checkpoint.keep", self.keep, self.keep >= 2, "must be at least 2, for the newest may be damaged")
         check("checkpoint.every_steps", self.every_steps, self.every_steps >= 0, "must be 0 (off) or more")
         check("checkpoint.every_minutes", self.every_minutes, self.every_minutes >= 0, "must be 0 (off) or more")
+        check("checkpoint.every_minutes", self.every_minutes, self.every_minutes < math.inf, "must be finite; 0 is off")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +124,10 @@ class LogConfig:
     tensorboard: bool = True
     wandb_project: str = ""
     trackio_project: str = ""
+
+    def __post_init__(self) -> None:
+        check("log.samples_per_step", self.samples_per_step, self.samples_per_step >= -1, "must be -1 (all) or more")
+        check("log.show_every_steps", self.show_every_steps, self.show_every_steps >= 0, "must be 0 (none) or more")
 
     @property
     def trackers(self) -> dict[str, dict[str, str]]:
@@ -214,6 +220,18 @@ def check(key: str, value: Any, is_right: bool, rule: str) -> None:
     """Raises UserError `config.{key} {rule}, got {value}` unless `is_right`."""
     if not is_right:
         raise UserError(f"config.{key} {rule}, got {value!r}")
+
+
+def check_run(settings: Any) -> None:
+    """Raises UserError for values that no run can have: of `seed`, `watchdog_minutes`, and of `eval` and `data`."""
+    check("seed", settings.seed, 0 <= settings.seed < 2**32, "must be from 0 to 2**32 - 1")
+    minutes = settings.watchdog_minutes
+    check("watchdog_minutes", minutes, 0 <= minutes < math.inf, "must be 0 (never) or more, and finite")
+    for section in ("data", "corpus"):
+        seed = getattr(getattr(settings, section, None), "seed", 0)
+        check(f"{section}.seed", seed, 0 <= seed < 2**32, "must be from 0 to 2**32 - 1")
+    every = getattr(getattr(settings, "eval", None), "every_steps", 0)
+    check("eval.every_steps", every, every >= 0, "must be 0 (before and after the run only) or more")
 
 
 def check_divides(whole_name: str, whole: int, part_name: str, part: int) -> None:

@@ -23,6 +23,7 @@ from r1jax.core.sharding import MESH_AXES, MeshConfig, batch_parts, current_layo
 from r1jax.core.startup.voice import activity
 from r1jax.core.structs import Completion, Program, Request, Sampling
 from r1jax.models.flops import Work
+from r1jax.models.rope import find_positions
 from r1jax.models.transformer import Params, split
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.slots import EngineConfig
@@ -78,7 +79,8 @@ def plan_shapes(prompts: Sequence[tuple[int, ...]], prefix: tuple[int, ...], lim
 class Sampler:
     """A model's structure and weights with its tokenizer (None: tokens only), stop ids, and engines.
 
-    slots: sequences decoded at once, rounded up to a multiple of the mesh's batch shards.
+    slots: sequences decoded at once, rounded up to a multiple of the mesh's batch shards. positions: longest sequence
+    that the model was made for (0: not known).
     """
 
     def __init__(
@@ -89,7 +91,9 @@ class Sampler:
         stop_ids: tuple[int, ...],
         *,
         slots: int = 64,
+        positions: int = 0,
     ):
+        self.positions = positions
         self.graph, self.params, self.tokenizer, self.stop_ids = graph, params, tokenizer, stop_ids
         self.slots, self.layout = slots, current_layout()
         self._engines: dict[tuple[int, int, int, int, tuple[int, ...]], Engine] = {}
@@ -185,7 +189,7 @@ def place_sampler(mesh: str = "") -> Iterator[None]:
     if not mesh and jax.default_backend() == "cpu" and jax.process_count() == 1:
         yield
         return
-    with use_mesh(make_mesh(_read_mesh(mesh))):
+    with use_mesh(make_mesh(_read_mesh(mesh), key="--mesh")):
         yield
 
 
@@ -194,7 +198,7 @@ def _read_mesh(text: str) -> MeshConfig:
     for part in filter(None, text.split(",")):
         axis, _, size = part.partition("=")
         if axis not in MESH_AXES or not re.fullmatch(r"-?[0-9]+", size):
-            raise UserError(f"a mesh must be axis=size,... with axes {', '.join(MESH_AXES)}, got {text!r}")
+            raise UserError(f"a mesh must be axis=size,... with axes {', '.join(MESH_AXES)}, got {text!r} (--mesh)")
         sizes[axis] = int(size)
     return MeshConfig(**{"data": 1 if -1 in sizes.values() else -1, **sizes})
 
@@ -212,9 +216,10 @@ def load_sampler(
         raise UserError(f"batch_size must be at least 1, got {slots}")
     with activity(f"loading {path}"):
         model, tokenizer = load_pretrained(path, dtype=dtype)
+    positions = find_positions(model.config.max_positions, model.config.rope_scaling)
     if not stop_ids:
         stop_ids = read_stop_ids(find_description(find_model(path))) if tokenizer is None else tokenizer.eos_ids
-    return Sampler(*split(model), tokenizer, stop_ids, slots=slots)
+    return Sampler(*split(model), tokenizer, stop_ids, slots=slots, positions=positions)
 
 
 def read_stop_ids(folder: pathlib.Path) -> tuple[int, ...]:
@@ -225,9 +230,11 @@ def read_stop_ids(folder: pathlib.Path) -> tuple[int, ...]:
         if file.is_file():
             try:
                 value = json.loads(file.read_text("utf-8")).get("eos_token_id")
-            except (ValueError, AttributeError):
+            except (ValueError, AttributeError, RecursionError):
                 raise UserError(f"{file}: not a JSON object") from None
             found += value if isinstance(value, list) else [] if value is None else [value]
+            if not all(type(item) is int and item >= 0 for item in found):
+                raise UserError(f"{file}: eos_token_id must be whole numbers from 0 on, got {str(value)[:60]}")
     return tuple(dict.fromkeys(found))
 
 

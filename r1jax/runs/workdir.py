@@ -89,8 +89,7 @@ def set_aside(workdir: pathlib.Path) -> None:
     """Moves files of an earlier start without a checkpoint to WORKDIR.earlier-N, and logs it."""
     if not any(_has_rows(workdir / name) for name in (METRICS_FILE, SAMPLES_FILE)):
         return
-    places = (workdir.with_name(f"{workdir.name}.earlier-{n}") for n in itertools.count(1))
-    place = next(place for place in places if not locate(place).exists())
+    place = find_earlier(workdir)
     place.mkdir()
     move(workdir, RECORDS, place)
     log.warning("%s has rows of a run without a checkpoint; they were moved to %s", locate(workdir), locate(place))
@@ -115,6 +114,19 @@ def compare_records(workdir: pathlib.Path, step: int, sizes: Mapping[str, int], 
                 step,
                 f", {short} bytes" if short > 0 else "",
             )
+
+
+def check_folders(workdir: pathlib.Path) -> None:
+    """Raises UserError if a file stands where the run keeps a folder: found now, and not at the first save."""
+    for name in ("checkpoints", "tensorboard", DESCRIPTION):
+        if (workdir / name).exists() and not (workdir / name).is_dir():
+            raise UserError(f"{workdir / name} must be a folder, but is a file: move it away (--workdir)")
+
+
+def find_earlier(folder: pathlib.Path) -> pathlib.Path:
+    """The first of FOLDER.earlier-1, FOLDER.earlier-2, … that does not exist, here or in a bucket."""
+    places = (folder.with_name(f"{folder.name}.earlier-{n}") for n in itertools.count(1))
+    return next(place for place in places if not locate(place).exists() and not place.exists())
 
 
 def _has_rows(file: pathlib.Path) -> bool:

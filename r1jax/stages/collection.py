@@ -74,7 +74,10 @@ class TeacherSampling(Generation):
     slots: int = 64
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except UserError as error:
+            raise UserError(f"config.generate.{error}") from None
         if self.prompts < 0 or self.slots < 1:
             raise UserError("config.generate.prompts must be at least 0 and config.generate.slots at least 1")
 

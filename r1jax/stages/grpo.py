@@ -33,6 +33,7 @@ from r1jax.learner.state import TrainState
 from r1jax.learner.trainable import Trainable
 from r1jax.learner.update_guard import SKIPPED
 from r1jax.losses.advantage import group_advantages
+from r1jax.models.rope import find_positions
 from r1jax.rewards.base import connect_rewards, read_rewards
 from r1jax.rewards.reader.golds import log_golds
 from r1jax.rl.curriculum import Curriculum
@@ -100,6 +101,7 @@ class GRPORun:
         self.encode = PromptEncoder(self.tokenizer)
         task, prefix, longest = self._survey(task)
         model, _ = load_model(model_config)
+        self._check_positions(find_positions(model.config.max_positions, model.config.rope_scaling))
         trainable = Trainable(model, settings.lora, seed=settings.seed)
         self.graph, routed = trainable.graph, model.routing[0] > 0
         check("train.replay_experts", True, routed or not settings.train.replay_experts, "needs a model with experts")
@@ -118,6 +120,7 @@ class GRPORun:
             settings, trainable, longest, prefix, tokenizer=self.tokenizer, make_objective=make_objective
         )
         self.updates.guard.folder = workdir / SKIPPED
+        self.engine.check_memory(jax.eval_shape(self.updates.weights))
         curriculum = Curriculum(settings.curriculum, self.loader, settings.seed)
         self.rollouts = Rollouts(settings, self.engine, curriculum, self.encode, self.tokenizer, connected)
         self.eval = dataclasses.replace(settings.eval, name=settings.eval.name or settings.data.name)
@@ -151,9 +154,28 @@ class GRPORun:
             task, needed = leave_out_long(task, measure, limit, self.settings.data, rule=rule)
         for note in task.notes:
             log.warning(note)
+        self.longest_prompt = needed
         prefix = search.find()
         behind = -(-(needed - len(prefix)) // 8) * 8  # rounded up to a multiple of 8
         return task, prefix, limit or len(prefix) + behind
+
+    def _check_positions(self, positions: int) -> None:
+        """Raises UserError if a prompt fills the model's positions, and logs if completions may go beyond them."""
+        needed, limit = self.longest_prompt, self.settings.rollout.max_new_tokens
+        if needed >= positions:
+            raise UserError(
+                f"a prompt of config.data has {needed} tokens, but the model was made for sequences of {positions} "
+                f"(max_position_embeddings of its config.json): config.rollout.max_prompt_tokens={positions - 1} with "
+                "config.data.long_prompts=skip leaves such prompts out"
+            )
+        if needed + limit > positions:
+            log.warning(
+                "prompts of up to %d tokens and config.rollout.max_new_tokens=%d exceed the %d positions that the "
+                "model was made for",
+                needed,
+                limit,
+                positions,
+            )
 
     # --- Interface of the loop ---
 

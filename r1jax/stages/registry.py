@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
@@ -65,6 +66,9 @@ def resolve_run(config: Mapping[str, Any] | ConfigDict, flags: Mapping[str, str]
     """
     resolved = resolve_values(config, flags)
     resolved.settings.check()
+    for key, value in flatten(to_values(resolved.settings)).items():
+        if isinstance(value, float) and math.isnan(value):  # passes most comparisons of the checks above
+            raise UserError(f"config.{key} must be a number, got nan")
     return resolved
 
 

@@ -11,7 +11,7 @@ from r1jax.learner.optimizer import OptimizerConfig
 from r1jax.learner.supervised import SupervisedConfig
 from r1jax.learner.update_guard import GuardsConfig
 from r1jax.models.lora import LoRAConfig
-from r1jax.runs.model_setup import CheckpointConfig, LogConfig, ModelConfig, check_divides
+from r1jax.runs.model_setup import CheckpointConfig, LogConfig, ModelConfig, check_divides, check_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +93,7 @@ class SFTConfig:
 
 def check_settings(settings: SFTConfig) -> None:
     """Raises UserError for impossible combinations."""
+    check_run(settings)
     train = settings.train
     if settings.steps < 0 or (settings.steps > 0) == (settings.data.epochs is not None):
         raise UserError(
@@ -107,3 +108,5 @@ def check_settings(settings: SFTConfig) -> None:
         check_divides("data.length", settings.data.length, "train.logits_chunk", train.logits_chunk)
     if settings.lora.rank < 0:
         raise UserError(f"config.lora.rank must be at least 0, got {settings.lora.rank}")
+    if settings.lora.rank > 2**16:
+        raise UserError(f"config.lora.rank must be at most 65536, got {settings.lora.rank}")

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
+import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -24,13 +26,35 @@ TEXT_LIMIT = 20_000_000  # characters of its text
 SIZE_LIMIT = 10_000_000  # items of a repeated sequence; bits of a power
 
 
-class BoundedEnvironment(ImmutableSandboxedEnvironment):
-    """Jinja's immutable sandbox with bounded powers and products."""
+_WIDTH = re.compile(r"[%{:.][^a-zA-Z%{}]{0,20}[0-9]{6,}")  # of a format, or its precision
 
-    intercepted_binops = frozenset(("**", "*"))
+
+class BoundedEnvironment(ImmutableSandboxedEnvironment):
+    """Jinja's immutable sandbox with bounded powers, products, sums and formats, and text methods and filters whose
+    numbers are bounded.
+    """
+
+    intercepted_binops = frozenset(("**", "*", "+", "%"))
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        for name in ("center", "indent", "replace", "format", "wordwrap", "batch", "slice", "truncate"):
+            self.filters[name] = _bound(name, self.filters[name])
+
+    def call(self, context: Any, function: Any, *arguments: Any, **named: Any) -> Any:
+        """Calls a function. Raises TemplateError for a method of a text whose result would be huge."""
+        owner = getattr(function, "__self__", None)
+        if isinstance(owner, (str, bytes)):
+            _check_arguments(getattr(function, "__name__", ""), (owner, *arguments, *named.values()))
+        return super().call(context, function, *arguments, **named)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Computes `left ** right` or `left * right`. Raises TemplateError for a huge result."""
+        """Computes `left operator right`. Raises TemplateError for a huge result."""
+        if operator == "+" and isinstance(left, (str, list, tuple)) and isinstance(right, (str, list, tuple)):
+            if len(left) + len(right) > SIZE_LIMIT:
+                raise jinja2.TemplateError("a text or list is too long")
+        elif operator == "%" and isinstance(left, str):
+            _check_arguments("%", (left,))
         if operator == "**" and isinstance(left, int) and isinstance(right, int):
             if right > 0 and max(1, abs(left).bit_length()) * right > SIZE_LIMIT:
                 raise jinja2.TemplateError("a power is too large")
@@ -39,6 +63,30 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
                 if isinstance(count, int) and hasattr(item, "__len__") and len(item) * count > SIZE_LIMIT:
                     raise jinja2.TemplateError("a repeated text or list is too long")
         return super().call_binop(context, operator, left, right)
+
+
+def _bound(name: str, filter_: Any) -> Any:
+    """A filter of Jinja that rejects arguments whose result would be huge."""
+
+    @functools.wraps(filter_)  # with its marks, by which Jinja passes a context or an environment
+    def call(*arguments: Any, **named: Any) -> Any:
+        _check_arguments(name, (*arguments, *named.values()))
+        return filter_(*arguments, **named)
+
+    return call
+
+
+def _check_arguments(name: str, arguments: Sequence[Any]) -> None:
+    """Raises TemplateError for arguments of a text's method or filter that could make a huge text: a large number, a
+    format with a large width, or two long texts, one of which may replace each character of the other.
+    """
+    texts = [argument for argument in arguments if isinstance(argument, (str, bytes))]
+    if any(isinstance(argument, int) and abs(argument) > SIZE_LIMIT for argument in arguments):
+        raise jinja2.TemplateError("a number is too large for a text")
+    if name in ("format", "format_map", "%") and any(isinstance(text, str) and _WIDTH.search(text) for text in texts):
+        raise jinja2.TemplateError("the width of a format is too large")
+    if name == "replace" and len(texts) > 1 and len(texts[0]) * max(map(len, texts[1:])) > SIZE_LIMIT * 100:
+        raise jinja2.TemplateError("a replaced text is too long")
 
 
 def render_bounded(template: jinja2.Template, variables: Mapping[str, Any]) -> str:
@@ -87,8 +135,9 @@ def _deadline() -> Iterator[None]:
 
 def _watch() -> None:
     """Ends late renderings; the exception reaches their thread at its next step of Python code."""
+    pause = threading.Event()
     while True:
-        time.sleep(min(1.0, TIME_LIMIT / 4))
+        pause.wait(min(1.0, TIME_LIMIT / 4))
         with _lock:
             for thread in [thread for thread, end in _deadlines.items() if time.monotonic() > end]:
                 del _deadlines[thread]

@@ -235,7 +235,7 @@ def _assemble(
     bos_id = backend.token_to_id(named["bos_token"]) if "bos_token" in named else None
     known = [stop for stop in stops if stop is not None]
     if odd := [stop for stop in known if type(stop) is not int or not 0 <= stop < 2**31]:
-        raise UserError(f"an EOS id must be a whole number from 0 on, got {str(odd[0])[:60]!r}")
+        raise UserError(f"eos_token_id must be a whole number from 0 on, got {str(odd[0])[:60]!r}")
     known += _find_turn_end(template, specials, named)
     eos_ids = tuple(dict.fromkeys(known))
     pad_id = _choose_padding(backend, named, specials, {*eos_ids, bos_id}, template or "")
@@ -369,9 +369,11 @@ def _read_json(file: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file}: not valid JSON: {error}") from None
-    return content if isinstance(content, dict) else {}
+    except (ValueError, RecursionError, OSError) as error:
+        raise UserError(f"{file}: not valid JSON: {str(error)[:200]}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: must be a JSON object, got {type(content).__name__}")
+    return content
 
 
 def _token_text(token: str | Mapping[str, Any]) -> str:

@@ -21,10 +21,12 @@ import numpy as np
 
 from r1jax.core import distributed
 from r1jax.core.errors import UserError
+from r1jax.core.outputs.ownership import check_writable
 from r1jax.models.transformer import Params
 from r1jax.text.tokenizer import Tokenizer
 from r1jax.weights.lora_base import Adapted
 from r1jax.weights.parameters import Parameters, family_of, of_arrays, of_shape
+from r1jax.weights.peft import CONFIG as ADAPTER_CONFIG
 from r1jax.weights.peft import write_adapters
 from r1jax.weights.pieces import check_tensor
 from r1jax.weights.pretrained import PROMPTING_FILE, Opened, open_model
@@ -195,9 +197,21 @@ def choose_specs(needed: Parameters, stored: Callable[[str], np.dtype], dtype: s
 
 def check_new(folder: str | pathlib.Path) -> None:
     """Raises UserError if the folder exists already."""
+    if not str(folder):
+        raise UserError("DST is empty; name a new folder")
+    check_writable(pathlib.Path(folder), flag="DST")
     folder = pathlib.Path(folder)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder} exists already; name a new folder")
+
+
+def _remove_partial(folder: pathlib.Path) -> None:
+    """Removes what an earlier export that was killed left. Raises UserError for a folder with files of another hand."""
+    ours = {*SIDECARS, "config.json", "README.md", "model.safetensors.index.json", ADAPTER_CONFIG}
+    for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if not file.is_file() or file.name not in ours and file.suffix != ".safetensors":
+            raise UserError(f"{folder} is in the way of the export and holds {file.name}: move it away")
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -209,7 +223,7 @@ def new_folder(folder: str | pathlib.Path) -> Iterator[pathlib.Path | None]:
     if not distributed.is_writer():
         yield None
     else:
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove_partial(partial)
         try:
             partial.mkdir(parents=True)
             yield partial

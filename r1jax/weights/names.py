@@ -14,6 +14,7 @@ from typing import Any
 
 from r1jax.core.buckets.staging import is_address, stage
 from r1jax.core.errors import UserError
+from r1jax.core.outputs.ownership import shorten
 from r1jax.core.tensors.ranges import is_served, serve_from_hub
 from r1jax.core.tensors.tensor_reader import open_tensors
 
@@ -52,8 +53,12 @@ def find_model(name: str | pathlib.Path, fetch: str = "") -> pathlib.Path:
             raise UserError(f"{name}: a .gguf file in a bucket is not read there; copy it here and name the copy")
         return stage(str(name))
     local, text = pathlib.Path(name), str(name)
-    if text and local.exists():
-        return local
+    try:
+        if text and local.exists():
+            return local
+    except (OSError, ValueError) as error:  # a name too long, or with a zero byte
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"no model {shorten(text)}: {reason} (--model, config.model.name)") from None
     cure = f"; `{fetch}` makes it" if fetch else ""
     hub = find_hub_name(text, fetch)
     if hub is None:

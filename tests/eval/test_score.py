@@ -5,6 +5,7 @@ import math
 import pytest
 
 from r1jax.core.errors import UserError
+from r1jax.eval import extraction
 from r1jax.eval.score import Answered, mean_and_stderr, pass_at_k, score
 
 PROBLEMS = [
@@ -106,3 +107,26 @@ def test_nothing_to_score(problems: list[Answered]):
 def test_more_samples_asked_for_than_there_are():
     with pytest.raises(UserError, match="num_samples is 5, but a problem has only 4 completions"):
         score(PROBLEMS, k=5)
+
+
+def test_a_problem_whose_gold_cannot_be_read_is_left_out_counted_and_told(caplog: pytest.LogCaptureFixture):
+    broken = Answered("d", " + ".join(["x^2"] * 400), ["\\boxed{5}", "\\boxed{6}", "7", "8"], [9] * 4, ["length"] * 4)
+    scores, rows = score([*PROBLEMS, broken])
+    expected, _ = score(PROBLEMS)
+    assert scores == {**expected, "unread_golds": 1} and list(expected) == list(scores)[:-1]
+    assert [row.get("unread_gold", False) for row in rows] == [False] * 3 + [True]
+    assert "1 of 4 solutions cannot be read and are left out" in caplog.text
+    with pytest.raises(UserError, match="none of the 1 solutions can be read"):
+        score([broken])
+
+
+def test_a_gold_that_math_verify_does_not_parse_is_not_read(monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    def verify(pairs: list[tuple[str, str]]) -> list[float | None]:
+        asked.extend(pairs)
+        return [None if "y" in gold else 1.0 for gold, _ in pairs]
+
+    monkeypatch.setattr(extraction.verifier, "verify", verify)
+    assert extraction.find_unread(["y^2+1", "x^2+1", "4", "C", "San Marino"]) == [True, False, False, False, False]
+    assert asked == [("\\boxed{y^2+1}",) * 2, ("\\boxed{x^2+1}",) * 2]

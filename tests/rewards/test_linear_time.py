@@ -36,6 +36,12 @@ def test_a_sample():
     read_all([TEXTS[name] for name in SAMPLE])
 
 
+@pytest.mark.parametrize("words", ["a" * 400, "5 (" + "a" * 400, "abc " * 100, "5 (" + "abc-" * 100 + ")"])
+def test_long_words_in_an_answer(words: str):
+    """A pattern that may split a word anywhere tries all ways to do so, in texts too short for the bound on length."""
+    read_all([rf"\boxed{{{words}}}", f"<answer>{words}</answer>"])
+
+
 @pytest.mark.slow
 def test_all_of_them():
     read_all(list(TEXTS.values()))

@@ -17,6 +17,15 @@ COSTLY = {
     "range": "{% for i in range(10 ** 9) %}x{% endfor %}",
     "silent loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
     "loops that print": "{% for i in range(99999) %}{% for j in range(99999) %}{{ messages }}{% endfor %}{% endfor %}",
+    "padding": "{{ 'a'.ljust(10 ** 10) }}",
+    "center": "{{ 'a' | center(10 ** 10) }}",
+    "replaced": "{{ ('a' * 10 ** 6).replace('a', 'b' * 10 ** 6) }}",
+    "replacing filter": "{{ ('a' * 10 ** 6) | replace('a', 'b' * 10 ** 6) }}",
+    "width": "{{ '%9999999999d' % 1 }}",
+    "width of format": "{{ '{:9999999999}'.format(1) }}",
+    "width of a filter": "{{ '%9999999999d' | format(1) }}",
+    "doubled text": "{% set n = namespace(t='aa') %}{% for i in range(64) %}{% set n.t = n.t + n.t %}{% endfor %}",
+    "doubled list": "{% set n = namespace(t=[1]) %}{% for i in range(64) %}{% set n.t = n.t + n.t %}{% endfor %}",
     "endless macro": "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
 }
 BROKEN = {

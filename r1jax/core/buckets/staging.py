@@ -16,17 +16,20 @@ import logging
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from etils import epath
 
+from r1jax.core.errors import UserError
 from r1jax.core.extras import check_installed
 
 log = logging.getLogger(__name__)
 
 SCHEME = "gs://"
 DIRECT = ("checkpoints", "checkpoints.damaged")  # folders that are in the bucket alone
+REACH_SECONDS = 45.0  # for the first answer of a bucket
 LARGE = ("tensorboard", "compiled")  # folders that no start reads: never downloaded
 WEIGHTS = (".safetensors", ".gguf")  # files that are read where they are (core/tensors/ranges.py): never downloaded
 
@@ -53,8 +56,29 @@ def stage(address: str) -> pathlib.Path:
     local = base / remote.name
     local.mkdir()
     _remotes[local] = remote
-    pull(local)
+    _reach(remote, lambda: pull(local))
     return local
+
+
+def _reach(remote: Place, act: Callable[[], None]) -> None:
+    """Calls `act`. Raises UserError if the bucket does not answer; the clients would try for many minutes."""
+    failures: list[BaseException] = []
+
+    def attempt() -> None:
+        try:
+            next(iter(remote.iterdir()), None) if remote.is_dir() else None
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=attempt, name="first request to a bucket", daemon=True)
+    thread.start()
+    thread.join(REACH_SECONDS)
+    if thread.is_alive():
+        raise UserError(f"{remote} does not answer within {REACH_SECONDS:.0f} s: check the network and the credentials")
+    if failures:
+        reason = " ".join(str(failures[0]).split())[:200] or type(failures[0]).__name__
+        raise UserError(f"{remote} cannot be read ({reason}): check its name and the credentials") from failures[0]
+    act()
 
 
 def locate(path: pathlib.Path) -> Place:

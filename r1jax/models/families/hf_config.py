@@ -34,6 +34,8 @@ _LARGEST = {
     "v_head_dim": 2**14,
 }
 _NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+_FLAGS = ("tie_word_embeddings", "attention_bias", "use_sliding_window", "norm_topk_prob")
+_SCALES = ("rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 _POSITIVE = ("rms_norm_eps", "rope_theta", "initializer_range")
 
 
@@ -49,6 +51,15 @@ def check_sizes(hf: Mapping[str, Any]) -> None:
         value = hf.get(key)
         if value is not None and (type(value) is not int or not 1 <= value <= largest):
             raise UserError(f"config.json: {key} must be a whole number from 1 to {largest}, got {str(value)[:60]!r}")
+    for key in _FLAGS:
+        if type(hf.get(key, False)) not in (bool, type(None)):
+            raise UserError(f"config.json: {key} must be true or false, got {str(hf[key])[:60]!r}")
+    for key in ("rope_scaling", "rope_parameters"):
+        scaling = hf.get(key) or {}
+        for name in _SCALES if isinstance(scaling, Mapping) else ():
+            value = scaling.get(name)
+            if value is not None and (type(value) not in (int, float) or not 0 < value < math.inf):
+                raise UserError(f"config.json: {key}.{name} must be a positive number, got {str(value)[:60]!r}")
     for key in _POSITIVE:
         value = hf.get(key)
         if value is not None and (type(value) not in (int, float) or not 0 < value < math.inf):

@@ -21,7 +21,7 @@ _SYMBOL = re.compile(
 _FREE_LETTER = re.compile(r"[a-df-hj-zA-Z]")  # neither e nor i is a variable
 _NO_COMMAND_LETTERS = re.compile(r"\\[a-zA-Z]+|\\(?:begin|end) ?\{[a-z]+\}")
 _GREEK = re.compile(r"\\(?:alpha|beta|gamma|delta|theta|lambda|mu|sigma|phi|omega|Delta|Sigma|Omega|infty)(?![a-zA-Z])")
-_MAX_ASKED = 600
+MAX_ASKED = 600
 
 
 class Verdict(NamedTuple):
@@ -54,7 +54,7 @@ def compare_answer(answer: str, gold: str) -> Verdict:
         return Verdict(True, f"{found.told}, spelled alike")
     if "unreadable" in (found.kind, wanted.kind):
         return Verdict(False, f"{found.told} for {wanted.told}", by_kind=True)
-    if len(found.text) > _MAX_ASKED or len(wanted.text) > _MAX_ASKED:
+    if len(found.text) > MAX_ASKED or len(wanted.text) > MAX_ASKED:
         return Verdict(False, "too long to calculate", by_kind=True)
     if not _can_be_equal(found, wanted):
         return Verdict(False, f"{found.told} for {wanted.told}", by_kind=True)
@@ -79,7 +79,7 @@ def _compare_with_number(found: Reading, wanted: Reading) -> Verdict:
         return Verdict(False, "an equation for a number", by_kind=True)
     if found.kind != "expression":
         return Verdict(False, f"{found.told} for a number", by_kind=True)
-    if _has_variable(found.text) or len(found.text) > _MAX_ASKED:
+    if _has_variable(found.text) or len(found.text) > MAX_ASKED:
         return Verdict(False, "an expression with variables for a number", by_kind=True)
     return Verdict(None, f"{found.told} by algebra")
 

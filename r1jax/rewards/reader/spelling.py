@@ -34,8 +34,8 @@ _INTRODUCTION = re.compile(
     r"\**(?: ?[:=])?\**:? ?",
     re.IGNORECASE,
 )
-_READ_ALOUD = re.compile(r"(?<=\d) ?\((?:[a-z]+[ -]?){1,8}\)$", re.IGNORECASE)
-_SAID_BEFORE = re.compile(r"(?:[a-z]{3,}[ -]?){1,8}\((-?[0-9.,]+)\)", re.IGNORECASE)
+_READ_ALOUD = re.compile(r"(?<=\d) ?\([a-z]+(?:[ -][a-z]+){0,7}[ -]?\)$", re.IGNORECASE)
+_SAID_BEFORE = re.compile(r"[a-z]{3,}(?:[ -][a-z]{3,}){0,7}[ -]?\((-?[0-9.,]+)\)", re.IGNORECASE)
 _MAX_LAYERS = 12
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -76,10 +77,23 @@ class Record:
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
+    """Content of pipeline.json; {} if there is none.
+
+    Raises UserError for a record that is damaged or of a later format: without it finished stages would be done again.
+    """
+    cure = "move it away to begin all stages anew, or name another --workdir"
     try:
-        return json.loads(path.read_text("utf-8"))
-    except (FileNotFoundError, ValueError):
+        record = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
         return {}
+    except (ValueError, RecursionError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())[:200]}); {cure}") from None
+    stages = record.get("stages") if isinstance(record, dict) else None
+    whole = isinstance(stages, list) and all(isinstance(entry, dict) and "name" in entry for entry in stages)
+    number = record.get("format", 1) if whole else None
+    if type(number) is not int or number > FORMAT:
+        raise UserError(f"{path} is not a record of this release, which writes format {FORMAT}; {cure}")
+    return record
 
 
 def hash_inputs(planned: Planned, entries: Mapping[str, Entry]) -> dict[str, str]:
@@ -109,7 +123,7 @@ def _renew_hashes(entries: Mapping[str, Entry], workdir: pathlib.Path, number: i
     config.json of the same format has the hashed values. A stage whose hash differs from that of its section there was
     made with another config, and keeps a hash that no config has.
     """
-    before = _read(workdir / CONFIG_FILE)
+    before = _read_config(workdir / CONFIG_FILE)
     if not before or before.get("format", 1) != number:
         return
     sections = translate(before, number).get("stages", {})
@@ -125,6 +139,14 @@ def _renew_hashes(entries: Mapping[str, Entry], workdir: pathlib.Path, number: i
                 inputs["config"] = hash_config(resolve_stage(now, {})[0])
             except UserError:  # the section is not valid today
                 continue
+
+
+def _read_config(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def hash_outputs(folder: pathlib.Path) -> dict[str, str]:
@@ -147,6 +169,12 @@ def hash_model(checkpoint: pathlib.Path) -> str:
         digest.update(f"{path} {shape} {saved.dtype(path)}".encode())
         digest.update(saved.read(path, place).tobytes())
     return digest.hexdigest()[:16]
+
+
+def find_missing(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Files and folders that a stage used and still names, as its config is the same, but that are away."""
+    same = before.get("config") == now.get("config")
+    return [name for name in before if name not in now and same and "/" in name and not os.path.exists(name)]
 
 
 def compare_inputs(before: Mapping[str, str], now: Mapping[str, str]) -> str:

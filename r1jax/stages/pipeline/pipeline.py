@@ -17,14 +17,14 @@ import json
 import logging
 import os
 import pathlib
-import shutil
 import time
 from typing import Any
 
 import jax
 
 from r1jax.core import console, distributed
-from r1jax.core.buckets.staging import is_staged, locate, push, remove
+from r1jax.core.buckets.staging import is_staged, locate, move_remote, push
+from r1jax.core.errors import UserError
 from r1jax.core.sections import to_values
 from r1jax.core.sharding import MeshConfig, make_mesh, use_mesh
 from r1jax.core.structs import Program
@@ -32,9 +32,17 @@ from r1jax.eval.headline import format_value
 from r1jax.eval.pipeline_report import tabulate, write_story
 from r1jax.runs.abstract_model import ASSUMED, Prompts
 from r1jax.runs.prologue import open_run
-from r1jax.runs.workdir import write_config
+from r1jax.runs.workdir import find_earlier, write_config
 from r1jax.stages.pipeline.evaluate_stage import measure_model, measure_training
-from r1jax.stages.pipeline.manifest import Entry, Record, compare_inputs, hash_inputs, hash_outputs, hash_values
+from r1jax.stages.pipeline.manifest import (
+    Entry,
+    Record,
+    compare_inputs,
+    find_missing,
+    hash_inputs,
+    hash_outputs,
+    hash_values,
+)
 from r1jax.stages.pipeline.resolve import MeasureConfig, PipelineConfig, Planned, make_plan, trace_shapes
 from r1jax.stages.pipeline.resolve import resolve as resolve
 from r1jax.stages.registry import stage_of
@@ -114,11 +122,19 @@ def key_of_programs(settings: Any) -> str:
 
 
 def _decide(planned: Planned, record: Record, asked: bool) -> tuple[dict[str, str], str]:
-    """Hashes of a stage's inputs, and why it must run again ("": it need not); the first process decides."""
+    """Hashes of a stage's inputs, and why it must run again ("": it need not); the first process decides.
+
+    Raises UserError if a file that a started stage was made with is missing: that is no reason to do it again.
+    """
     found: tuple[dict[str, str], str] = {}, ""
     if distributed.is_writer():
         inputs = hash_inputs(planned, record.entries)
         entry = record.entries[planned.name]
+        if entry["status"] in ("done", "running") and (missing := find_missing(entry["inputs"], inputs)):
+            raise UserError(
+                f"stage {planned.name}: {missing[0]} is missing, which the stage was made with; bring it back, start "
+                f"in the folder where the pipeline began, or name another file (config.stages.{planned.name})"
+            )
         found = inputs, "config.rerun names it" if asked else find_reason(entry, inputs, planned.folder)
     inputs, why = json.loads(distributed.text_from_first(json.dumps(found)))
     return inputs, why
@@ -140,9 +156,7 @@ def run_stage(planned: Planned, entry: Entry, inputs: dict[str, str], why: str, 
     spent = 0.0
     if why:
         if distributed.is_writer():
-            shutil.rmtree(planned.folder, ignore_errors=True)
-            if is_staged(planned.folder):
-                remove(locate(planned.folder))
+            set_aside_stage(planned.folder)
         distributed.wait(f"cleared {planned.name}")
     elif entry["status"] == "running":
         spent = entry["seconds"] + _find_duration(planned.folder, entry["started"])
@@ -155,6 +169,16 @@ def run_stage(planned: Planned, entry: Entry, inputs: dict[str, str], why: str, 
     stage_of(planned.settings).run(planned.settings, planned.folder)
     distributed.wait(f"ran {planned.name}")
     _forget()
+
+
+def set_aside_stage(folder: pathlib.Path) -> None:
+    """Moves the folder of a stage that is done again to FOLDER.earlier-N, and logs it."""
+    place, home = find_earlier(folder), locate(folder)
+    if folder.is_dir() and any(folder.iterdir()):
+        folder.rename(place)
+        log.warning("%s was moved to %s; delete it if it is not needed", home, locate(place))
+    if is_staged(folder) and home.exists():
+        move_remote(home, locate(place))
 
 
 def finish_stage(planned: Planned, entry: Entry, record: Record) -> None:

@@ -150,6 +150,45 @@ def test_outputs_that_were_changed_are_made_again(copy: pathlib.Path, runs: Runs
     )
 
 
+def test_a_missing_input_is_an_error_and_no_reason_to_do_a_stage_again(
+    copy: pathlib.Path, runs: Runs, tmp_path: pathlib.Path
+):
+    problems = shutil.copy(copy / "01_data" / "problems.jsonl", tmp_path / "problems.jsonl")
+    own = load(stages__zero__data__path=problems)
+    pipeline.run(own, copy)
+    assert "zero" in runs.reasons
+    record = json.loads((copy / "pipeline.json").read_text())
+    for entry in record["stages"]:
+        entry |= {"status": "done", "outputs": hash_outputs(copy / entry["folder"])}
+    (copy / "pipeline.json").write_text(json.dumps(record))
+    os.rename(problems, tmp_path / "away.jsonl")
+    runs.reasons.clear()
+    with pytest.raises(UserError, match=r"stage zero: .*problems.jsonl is missing.*config.stages.zero"):
+        pipeline.run(own, copy)
+    assert runs.reasons == {} and (copy / "04_zero" / "checkpoints").is_dir()
+
+
+def test_the_folder_of_a_stage_that_is_done_again_is_set_aside(tmp_path: pathlib.Path):
+    folder = tmp_path / "04_zero"
+    for number in (1, 2):
+        folder.mkdir()
+        (folder / "metrics.jsonl").write_text(str(number))
+        pipeline.set_aside_stage(folder)
+    pipeline.set_aside_stage(folder)
+    assert {path.name: (path / "metrics.jsonl").read_text() for path in tmp_path.iterdir()} == {
+        "04_zero.earlier-1": "1",
+        "04_zero.earlier-2": "2",
+    }
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": 99, "stages": []}'])
+def test_a_record_that_cannot_be_read_ends_the_run(copy: pathlib.Path, runs: Runs, text: str):
+    (copy / "pipeline.json").write_text(text)
+    with pytest.raises(UserError, match="pipeline.json .*; move it away to begin all stages anew"):
+        pipeline.run(load(), copy)
+    assert runs.reasons == {} and (copy / "pipeline.json").read_text() == text
+
+
 def test_a_stage_can_be_done_again_once_by_one_command(copy: pathlib.Path, runs: Runs, monkeypatch: pytest.MonkeyPatch):
     def stop(*arguments: Any) -> None:
         runs._note(*arguments)
