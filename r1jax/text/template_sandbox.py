@@ -43,9 +43,10 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def call(self, context: Any, function: Any, *arguments: Any, **named: Any) -> Any:
         """Calls a function. Raises TemplateError for a method of a text whose result would be huge."""
-        owner = getattr(function, "__self__", None)
+        method = getattr(function, "__wrapped__", function)  # Jinja wraps `format` of a text
+        owner = getattr(method, "__self__", None)
         if isinstance(owner, (str, bytes)):
-            _check_arguments(getattr(function, "__name__", ""), (owner, *arguments, *named.values()))
+            _check_arguments(method.__name__, (owner, *arguments, *named.values()))
         return super().call(context, function, *arguments, **named)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -83,7 +84,9 @@ def _check_arguments(name: str, arguments: Sequence[Any]) -> None:
     texts = [argument for argument in arguments if isinstance(argument, (str, bytes))]
     if any(isinstance(argument, int) and abs(argument) > SIZE_LIMIT for argument in arguments):
         raise jinja2.TemplateError("a number is too large for a text")
-    if name in ("format", "format_map", "%") and any(isinstance(text, str) and _WIDTH.search(text) for text in texts):
+    nested = any(isinstance(text, str) and re.search(r"[:.]\{", text) for text in texts)
+    wide = lambda text: isinstance(text, str) and (_WIDTH.search(text) or (nested and re.search(r"[0-9]{6,}", text)))
+    if name in ("format", "format_map", "%") and any(map(wide, texts)):
         raise jinja2.TemplateError("the width of a format is too large")
     if name == "replace" and len(texts) > 1 and len(texts[0]) * max(map(len, texts[1:])) > SIZE_LIMIT * 100:
         raise jinja2.TemplateError("a replaced text is too long")

@@ -23,6 +23,7 @@ COSTLY = {
     "replacing filter": "{{ ('a' * 10 ** 6) | replace('a', 'b' * 10 ** 6) }}",
     "width": "{{ '%9999999999d' % 1 }}",
     "width of format": "{{ '{:9999999999}'.format(1) }}",
+    "width in an argument": "{{ '{:{}}'.format(1, '9999999999') }}",
     "width of a filter": "{{ '%9999999999d' | format(1) }}",
     "doubled text": "{% set n = namespace(t='aa') %}{% for i in range(64) %}{% set n.t = n.t + n.t %}{% endfor %}",
     "doubled list": "{% set n = namespace(t=[1]) %}{% for i in range(64) %}{% set n.t = n.t + n.t %}{% endfor %}",
