@@ -49,7 +49,9 @@ class Checkpoints:
         place = staging.locate(workdir)
         self._workdir: Place = place if staging.is_address(place) else workdir.resolve()
         if (home := self._workdir / FOLDER).is_file():
-            raise UserError(f"{home} must be the folder of the run's checkpoints, but it is a file")
+            raise UserError(
+                f"{home} must be the folder of the run's checkpoints, but it is a file: move it away (--workdir)"
+            )
         newest = ocp.training.preservation_policies.LatestN(keep)
         self._manager = ocp.training.Checkpointer(
             self._workdir / FOLDER, context=_make_context(), preservation_policy=newest

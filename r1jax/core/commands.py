@@ -83,7 +83,9 @@ def run_command(
 
 @contextlib.contextmanager
 def _stop_at_sigterm() -> Iterator[None]:
-    """Context in which SIGTERM ends the command with its documented code, also before and after a loop of steps."""
+    """Context in which SIGTERM ends the command with its documented code, also before and after a loop of steps. A
+    program that has ended keeps its exit code: while Python shuts down, SIGTERM does nothing.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -91,6 +93,8 @@ def _stop_at_sigterm() -> Iterator[None]:
     try:
         yield
     finally:
+        if getattr(sys.modules["__main__"], "__package__", None) == "r1jax":  # python -m r1jax.COMMAND
+            before = signal.SIG_IGN
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)  # None: a handler outside Python
 
 

@@ -22,7 +22,7 @@ import jinja2
 from markupsafe import Markup
 
 import r1jax
-from r1jax.core.atomic_file import replace_file
+from r1jax.core.atomic_file import find_full_disk, replace_file
 from r1jax.core.errors import UserError
 from r1jax.core.outputs.ownership import check_output, set_aside, shorten
 from r1jax.core.sections import flatten
@@ -82,7 +82,7 @@ def check_page(output: Path) -> None:
 
 def write_page(output: Path, page: str) -> Path:
     """Writes a page atomically and returns its path; a page of another subject in its place is set aside, and so is any
-    other file. Raises UserError if it cannot be written.
+    other file. Raises UserError if it cannot be written, and OSError on a full disk.
     """
     try:
         there, subject = _read_head(output), _find_subject(page)
@@ -90,6 +90,8 @@ def write_page(output: Path, page: str) -> Path:
             set_aside([output])
         replace_file(output, [page.encode("utf-8", "backslashreplace")])  # half a surrogate pair has no UTF-8
     except OSError as error:
+        if find_full_disk(error):
+            raise
         raise UserError(f"The report cannot be written to {shorten(output)}: {error.strerror}.") from error
     return output
 

@@ -102,8 +102,10 @@ class Conversation:
         question = self.prompting.wrap(self.messages[-1]["content"])
         try:
             tokens = encode_prompt(tokenizer, [*system, *self.messages] if self.prompting.takes_turns else question)
-        except (UnicodeEncodeError, TypeError):
-            raise UserError("the prompt has half a character, which no tokenizer reads: write it anew") from None
+        except (UserError, UnicodeEncodeError, TypeError) as error:
+            if all(not 0xD800 <= ord(character) < 0xE000 for character in self.messages[-1]["content"]):
+                raise
+            raise UserError("the prompt has half a character, which no tokenizer reads: write it anew") from error
         if not tokens:
             raise UserError("the message has no tokens")
         return check_length(tokens, self.sampler)

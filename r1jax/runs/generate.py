@@ -32,6 +32,7 @@ from r1jax.data.sources import SourceRow
 from r1jax.runs.journal import Journal
 from r1jax.runs.sampler import Sampler, Shapes, plan_shapes
 from r1jax.text.encoding import encode_prompt, find_prefix
+from r1jax.text.message_forms import is_parts
 
 log = logging.getLogger(__name__)
 
@@ -248,8 +249,10 @@ def _check_messages(messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[s
         content = message.get("content")
         if not isinstance(message.get("role"), str):
             raise UserError(f"message {number} of prompt needs a role (a text), got {str(message)[:60]}")
-        if not (isinstance(content, str | list) or content is None and message.get("tool_calls")):
-            raise UserError(f"message {number} of prompt needs content (a text), got {str(message)[:60]}")
+        if not (isinstance(content, str) or is_parts(content) or content is None and message.get("tool_calls")):
+            raise UserError(
+                f"message {number} of prompt needs content (a text, or text parts), got {str(message)[:60]}"
+            )
     return messages
 
 
@@ -302,7 +305,9 @@ def _encode(columns: Mapping[str, Any], sampler: Sampler) -> tuple[int, ...]:
         raise UserError("the model has no tokenizer, so a row needs tokens (a list of ids) instead of prompt")
     tokens = encode_prompt(sampler.tokenizer, _check_messages(prompt) if is_messages else prompt)
     if not tokens:
-        raise UserError(f"the prompt {str(prompt)[:60]!r} has no tokens")
+        raise UserError(
+            f"the prompt {str(prompt)[:60]!r} has no tokens{' in its chat template' if is_messages else ''}"
+        )
     return tokens
 
 

@@ -118,7 +118,7 @@ def compare_records(workdir: pathlib.Path, step: int, sizes: Mapping[str, int], 
 
 def check_folders(workdir: pathlib.Path) -> None:
     """Raises UserError if a file stands where the run keeps a folder: found now, and not at the first save."""
-    for name in ("checkpoints", "tensorboard", DESCRIPTION):
+    for name in ("tensorboard", DESCRIPTION):
         if (workdir / name).exists() and not (workdir / name).is_dir():
             raise UserError(f"{workdir / name} must be a folder, but is a file: move it away (--workdir)")
 

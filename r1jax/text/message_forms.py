@@ -56,7 +56,7 @@ class MessageForms:
     def _fit_content(self, content: Any) -> Any:
         if isinstance(content, str) and not self._reads_text and self._reads_parts:
             return [{"type": "text", "text": content}]
-        if _is_text_parts(content) and not self._reads_parts:
+        if is_parts(content) and not self._reads_parts:
             return join_parts(content)
         return content
 
@@ -118,10 +118,11 @@ def _call(content: str | None, arguments: Any) -> list[Message]:
 
 def join_parts(content: Any) -> Any:
     """The text of a content made of text parts; any other content unchanged."""
-    return "".join(part["text"] for part in content) if _is_text_parts(content) else content
+    return "".join(part["text"] for part in content) if is_parts(content) else content
 
 
-def _is_text_parts(content: Any) -> bool:
+def is_parts(content: Any) -> bool:
+    """Whether a content is a list of text parts."""
     return (
         isinstance(content, list)
         and bool(content)
