@@ -25,7 +25,9 @@ def replace_file(path: str | os.PathLike[str], content: str | Iterable[bytes]) -
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError):
+            error.filename = error.filename or os.fspath(path)
         draft.unlink(missing_ok=True)
         raise
 

@@ -112,4 +112,5 @@ if __name__ == "__main__":
 
     if arguments := serve():
         sys.argv = arguments
+        sys.modules["__main__"].__package__ = "r1jax"  # as in `python -m r1jax.train`
         sys.exit(r1jax.train.main(arguments))
