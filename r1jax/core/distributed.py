@@ -23,8 +23,9 @@ from jax.sharding import NamedSharding
 from r1jax.core.errors import UserError, stop_at_signal
 from r1jax.core.processes import failures
 
-# Time limits for joining the run and between heartbeats; a process that exceeds one ends the run for all.
-CONNECT_SECONDS, HEARTBEAT_SECONDS = 300, 30
+# Time limits for joining the run and between heartbeats; a process that exceeds one ends the run for all. At the end
+# processes wait for each other as long as they live: on a loaded machine one may end minutes after another.
+CONNECT_SECONDS, HEARTBEAT_SECONDS, SHUTDOWN_SECONDS = 300, 30, 300
 
 
 def start() -> None:
@@ -50,7 +51,7 @@ def start() -> None:
             **arguments,
             initialization_timeout=seconds,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
         raise UserError(
