@@ -28,6 +28,7 @@ LIMIT = ("--time=4", "--signal=B:USR1@60")  # the notice comes 150 to 180 s afte
 # The run's program, slowed down so that a time limit comes before its end.
 PROGRAM = """
 import os, sys, time
+__package__ = "r1jax"  # as in python -m r1jax.train
 from r1jax import train
 from r1jax.core.checkpoint import SavedArrays, newest_checkpoint
 from r1jax.core.metrics import MetricsWriter
