@@ -39,6 +39,7 @@ SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
 SchedulerParameters=sched_interval=5,bf_interval=5
 JobRequeue=1
+MinJobAge=86400
 KillWait=60
 ReturnToService=2
 PreemptType=preempt/partition_prio
