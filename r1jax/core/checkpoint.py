@@ -137,15 +137,15 @@ class Checkpoints:
         """Folder of a step."""
         return self._workdir / FOLDER / str(step)
 
-    def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
-        """Starts saving; arrays may be donated once this returns."""
-        self._seal()
+    def save(self, step: int, state: Any, metadata: dict[str, Any], *, kept: bool = False) -> None:
+        """Starts saving; arrays may be donated once this returns, or with `kept` once `finish` does."""
+        self.finish()
         parts = {STATE: state, FACTS: metadata | {SAVED_STEP: step}}
-        if self._asynchronous:
+        if self._asynchronous or kept:
             self._manager.save_checkpointables_async(step, parts, force=True)
         else:
             self._manager.save_checkpointables(step, parts, force=True)
-            self._seal()
+            self.finish()
 
     def restore(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
         """State with the shardings of `abstract_state`, and metadata. Raises UserError if it does not fit this run's
@@ -173,13 +173,12 @@ class Checkpoints:
                 raise ValueError(f"{name(path)} was saved as {dtype}, this run has {leaf.dtype}")
 
     def close(self) -> None:
-        """Waits for a pending save."""
-        self._manager.wait()
-        self._seal()
+        """Waits for a save under way; nothing can be saved afterwards."""
+        self.finish()
         self._manager.close()
 
-    def _seal(self) -> None:
-        """Writes this process's checksums of complete checkpoints that lack them."""
+    def finish(self) -> None:
+        """Waits for a save under way and writes this process's checksums of complete checkpoints that lack them."""
         self._manager.wait()
         index, count = jax.process_index(), jax.process_count()
         for checkpoint in self._manager.checkpoints:

@@ -127,9 +127,8 @@ class Loop:
                     saves.note(step, dict(metrics))
                     due = saves.is_due(step, self.steps)
                     if is_due(step, self.eval_every, self.steps):
-                        if due:
-                            saves.save(step)
-                        metrics |= stage.evaluate()
+                        with saves.beside(step) if due else contextlib.nullcontext():
+                            metrics |= stage.evaluate()
                         due = False
                     writer.write(step, metrics)
                     saves.row = None
@@ -225,9 +224,21 @@ class _Saves:
         late = minutes > 0 and time.monotonic() - self._time >= 60 * minutes
         return distributed.flag_from_first(late)
 
-    def save(self, step: int) -> None:
-        """Saves the state after `step`, unless that is done, with the stage's metadata and what is not yet written.
-        Raises DivergedError if the parameters are not finite.
+    @contextlib.contextmanager
+    def beside(self, step: int) -> Iterator[None]:
+        """Context whose body runs while the state after `step`, which it does not change, is being written."""
+        before, _ = self.saved, self.save(step, kept=True)
+        try:
+            yield
+        finally:
+            self.saved = before
+            self.checkpoints.finish()
+            self.saved = step
+
+    def save(self, step: int, *, kept: bool = False) -> None:
+        """Saves the state after `step`, unless that is done, with the stage's metadata and what is not yet written;
+        kept: returns while it is being written, since the state stays as it is until `checkpoints.finish`. Raises
+        DivergedError if the parameters are not finite.
         """
         if step == self.saved:
             return
@@ -241,7 +252,7 @@ class _Saves:
             push(self.workdir)
         if self.row is not None:
             facts[PENDING] = self.row
-        self.checkpoints.save(step, self.stage.state, self._metadata | facts)
+        self.checkpoints.save(step, self.stage.state, self._metadata | facts, kept=kept)
         self.saved, self._time, self.interrupts.unsaved = step, time.monotonic(), False
         beat()
 

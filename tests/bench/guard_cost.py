@@ -82,7 +82,7 @@ def main() -> None:
     args = parser.parse_args()
     from r1jax.rewards import base
 
-    for name in ("save", "close", "find_whole", "restore"):
+    for name in ("save", "finish", "close", "find_whole", "restore"):
         time_calls("saves and checksums", checkpoint.Checkpoints, name)
     for name in ("is_due", "note", "save"):
         time_calls("saves and checksums", loop._Saves, name)

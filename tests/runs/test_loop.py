@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from r1jax.core.checkpoint import newest_checkpoint
+from r1jax.core.checksums import has_checksums
 from r1jax.core.errors import PREEMPTED, DivergedError, PreemptedError, UserError
 from r1jax.core.locks import hold_lock
 from r1jax.core.metrics import MetricsWriter, read_rows
@@ -163,19 +164,26 @@ def test_a_signal_with_nothing_to_lose_stops_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("evaluation", [2, 3])  # of step 3 and of step 6, which is the last
-def test_an_evaluation_that_dies_loses_no_training(tmp_path: Path, whole: tuple, evaluation: int) -> None:
+@pytest.mark.parametrize("by_signal", [False, True])
+def test_an_evaluation_that_dies_loses_no_training(
+    tmp_path: Path, whole: tuple, evaluation: int, by_signal: bool
+) -> None:
+    """The checkpoint is written while the evaluation runs: it is waited for."""
     count = 0
 
     def die() -> None:
         nonlocal count
         count += 1
         if count == evaluation:
+            if by_signal:
+                os.kill(os.getpid(), signal.SIGTERM)
             raise BrokenError
 
-    with pytest.raises(BrokenError):
+    with pytest.raises(PreemptedError if by_signal else BrokenError):
         run(tmp_path / "run", Counter(on_evaluate=die), every_steps=3)
     step = 3 * (evaluation - 1)
     assert newest_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoints" / str(step)
+    assert has_checksums(tmp_path / "run" / "checkpoints" / str(step))
     stage = run(tmp_path / "run", every_steps=2)
     assert read_record(tmp_path / "run") == whole and int(stage.state.updates) == STEPS
 
