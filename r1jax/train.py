@@ -31,11 +31,13 @@ from r1jax.core.errors import UserError
 from r1jax.core.metrics import check_tracker
 from r1jax.core.outputs.ownership import check_writable, shorten
 from r1jax.core.resolution import Resolved
+from r1jax.core.startup.heap import share_arena
 from r1jax.stages.registry import find_stage, find_trackers, resolve_run, stage_of
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line `argv` (program name first) and returns the exit code: 0, 2 for a user's mistake, 130."""
+    share_arena()
     arguments, overrides = split_overrides(argv[1:])
     values = define_flags()
 
