@@ -96,6 +96,7 @@ def test_gguf_of_damaged_bytes(data, folder, gguf_bytes):
 
 @FUZZ
 @given(index=altered(INDEX))
+@example(index={**INDEX, "weight_map": []})
 def test_indexes(index, folder):
     place = folder.parent / "sharded"
     place.mkdir(exist_ok=True)

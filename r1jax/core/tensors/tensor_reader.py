@@ -192,6 +192,8 @@ def _list_weights(folder: Path) -> tuple[list[str], dict[str, str], dict[str, An
         metadata = dict(content.get("metadata") or {})
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{index}: not an index of safetensors ({type(error).__name__}: {error})") from None
+    if not weight_map:
+        raise UserError(f"{index}: names no tensor (weight_map is empty)")
     for shard in weight_map.values():
         if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", ".", ".."):
             raise UserError(f"{index}: a shard must be the name of a file beside the index, got {str(shard)[:80]!r}")
