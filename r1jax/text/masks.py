@@ -127,12 +127,31 @@ class _Marker:
         ids = tokenizer.encode(text[: spans[0][0]])
         mask = [False] * len(ids)
         for (start, stop), (following, _) in zip(spans, [*spans[1:], (len(text), 0)], strict=True):
-            said, turn = tokenizer.encode_more(text[start:stop]), tokenizer.encode_more(text[start:following])
-            if turn[: len(said)] != said:  # the end of the words is inside a token
-                turn = [*said, *tokenizer.encode_more(text[stop:following])]
-            ids += turn
-            mask += [place < len(said) for place in range(len(turn))]
+            said = tokenizer.encode_more(text[start:stop])
+            after = self._encode_after(text, (start, stop), following, said)
+            ids += [*said, *after]
+            mask += [True] * len(said) + [False] * len(after)
         return ids, mask
+
+    def _encode_after(self, text: str, span: Span, following: int, said: list[int]) -> list[int]:
+        """Ids of the text from a span's end to `following`, where `said` are those of the span."""
+        start, stop = span
+        if stop == following:
+            return []
+        # What stands before a special token does not change how the text behind it is encoded, so that the words, which
+        # may be long, are not encoded again.
+        specials = self._tokenizer.specials
+        end = max(
+            (end for end in self._stops if end in specials and text.endswith(end, start, stop)), default="", key=len
+        )
+        if end and said[-1:] == [specials[end]]:
+            ids = self._tokenizer.encode_more(text[stop - len(end) : following])
+            if ids[0] == said[-1]:
+                return ids[1:]
+        turn = self._tokenizer.encode_more(text[start:following])
+        if turn[: len(said)] == said:
+            return turn[len(said) :]
+        return self._tokenizer.encode_more(text[stop:following])  # the end of the words is inside a token
 
     # --- Where the assistant's part begins and ends ---
 

@@ -6,6 +6,7 @@ from itertools import groupby
 from pathlib import Path
 
 import pytest
+import tokenizers
 
 from r1jax.core.errors import UserError
 from r1jax.text.chat_template import render, render_spans
@@ -228,3 +229,32 @@ def test_mistakes_are_said() -> None:
     strict = "{% for m in messages %}{{ raise_exception('no') if m.role == 'tool' }}{{ m.content }}{% endfor %}"
     with pytest.raises(UserError, match="rejects these messages"):
         mark_assistant(make_bytes(strict), [{"role": "tool", "content": "x"}, PLAIN])
+
+
+# --- What is encoded ---
+
+
+def test_words_are_encoded_once_and_as_with_what_follows(smollm: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the end token takes the white space behind it (Phi-3's does), or is a text that goes on."""
+    greedy = dataclasses.replace(smollm, backend=tokenizers.Tokenizer.from_str(smollm.backend.to_str()))
+    greedy.backend.add_special_tokens([tokenizers.AddedToken("<|im_end|>", rstrip=True)])
+    longer = dataclasses.replace(smollm, backend=tokenizers.Tokenizer.from_str(smollm.backend.to_str()))
+    longer.backend.add_special_tokens(["<|im_end|>\n"])
+    spelt = {"role": "user", "content": "is <|im_end|> a token?"}
+    words = {"role": "assistant", "content": "a long thought " * 500}
+    encode, sizes = Tokenizer.encode_more, list[int]()
+
+    def count(self: Tokenizer, text: str) -> list[int]:
+        sizes.append(len(text))
+        return encode(self, text)
+
+    monkeypatch.setattr(Tokenizer, "encode_more", count)
+    for tokenizer in (smollm, greedy, longer):
+        sizes.clear()
+        [(ids, mask)] = mark_assistant(tokenizer, [ASK, words, spelt, PLAIN])
+        if tokenizer is not longer:
+            assert sum(sizes) < 1.1 * len(words["content"])
+            text = render(smollm, [ASK, words, spelt, PLAIN], add_generation_prompt=False)
+            assert ids == tokenizer.encode(text)
+        said = tokenizer.decode([id_ for id_, learnt in zip(ids, mask, strict=True) if learnt], skip_special=False)
+        assert said == f"{words['content']}<|im_end|>It is 4.<|im_end|>"
