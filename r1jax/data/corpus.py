@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from r1jax.core.errors import UserError
-from r1jax.data.examples import Example, LossOn, Truncation, encode_row, truncate
+from r1jax.data.examples import Example, LossOn, Truncation, encode_row, list_columns, truncate
 from r1jax.data.files import read_rows
 from r1jax.data.sources import RowErrors, SourceRow
 from r1jax.data.tasks import RowError, check_prompt, choose_template, draw_problems, extract_gsm8k
@@ -329,7 +329,7 @@ def make_encoder(source: SourceConfig, tokenizer: Tokenizer) -> Encoder:
         built = dict(row.columns)
         for ours, theirs in columns.items():
             if theirs not in row.columns:
-                has = " ".join(", ".join(row.columns).split())[:200]
+                has = list_columns(row.columns)
                 raise RowError(f'no column "{theirs}" for {ours} (config.data.sources.*.columns); it has {has}')
             built[ours] = row.columns[theirs]
         if "messages" not in built and "prompt" in built and "completion" in built:

@@ -48,9 +48,13 @@ def encode_row(row: Mapping[str, Any], tokenizer: Tokenizer, *, loss_on: LossOn 
         ids = _end(tokenizer.encode(row["text"], add_special=True), tokenizer)
         marked = [(ids, [True] * len(ids))]
     else:
-        has = " ".join(", ".join(row).split())[:200]
-        raise UserError(f"an SFT row needs messages, prompt and completion, or text; got {has or 'no column'}")
+        raise UserError(f"an SFT row needs messages, prompt and completion, or text; got {list_columns(row)}")
     return [_shift(ids, mask if loss_on == "completion" else [True] * len(ids)) for ids, mask in marked]
+
+
+def list_columns(row: Mapping[str, Any]) -> str:
+    """The names of a row's columns, in a line."""
+    return " ".join(", ".join(row).split())[:200] or "no column"
 
 
 def check_messages(value: Any) -> list[Mapping[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import pathlib
 from types import ModuleType
@@ -18,7 +19,7 @@ from r1jax.models.init import init_weights
 from r1jax.models.layers import Dtypes
 from r1jax.models.transformer import Transformer
 from r1jax.text.special_tokens import SpecialTokensInText
-from r1jax.text.tokenizer import Tokenizer
+from r1jax.text.tokenizer import SPELT, Tokenizer
 from r1jax.weights.export import describe, describe_shape
 from r1jax.weights.layer_pruning import keep_layers
 from r1jax.weights.names import find_model
@@ -145,9 +146,15 @@ def expert_options(config: ModelConfig) -> dict[str, Any]:
 def load_tokenizer(config: ModelConfig) -> Tokenizer:
     """The tokenizer of a config's `model` section, without its weights. Raises UserError if there is none."""
     if config.preset:
-        return _find_shape(config)[2]
+        return _ask(config, _find_shape(config)[2])
     check("model.name", config.name, bool(config.name), "must name a model, or config.model.preset a shape")
-    return require_tokenizer(open_model(config.name, fetch=config.fetch).read_tokenizer(), config.name)
+    found = open_model(config.name, fetch=config.fetch).read_tokenizer()
+    return _ask(config, require_tokenizer(found, config.name))
+
+
+def _ask(config: ModelConfig, tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer, which reads special tokens in texts as the config says."""
+    return dataclasses.replace(tokenizer, special_tokens_in_text=config.special_tokens_in_text)
 
 
 def load_model(config: ModelConfig, **options: Any) -> tuple[Transformer, Tokenizer | None]:
@@ -168,16 +175,14 @@ def load_model(config: ModelConfig, **options: Any) -> tuple[Transformer, Tokeni
     else:
         family, sizes, tokenizer = _find_shape(config)
         model = init_weights(lambda: family.build(sizes, rngs=nnx.Rngs(config.seed), **shared))
-    if tokenizer is not None:
-        tokenizer = dataclasses.replace(tokenizer, special_tokens_in_text=config.special_tokens_in_text)
-    return model, tokenizer
+    return model, None if tokenizer is None else _ask(config, tokenizer)
 
 
 def describe_model(config: ModelConfig, folder: pathlib.Path) -> None:
     """Writes config.json and tokenizer files of a config's `model` section, for readers of the run's checkpoints."""
     if config.preset:
         _, sizes, tokenizer = _find_shape(config)
-        describe_shape(sizes, tokenizer, folder)
+        describe_shape(sizes, _ask(config, tokenizer), folder)
         return
     opened = open_model(config.name, fetch=config.fetch)
     if config.layers:
@@ -188,7 +193,17 @@ def describe_model(config: ModelConfig, folder: pathlib.Path) -> None:
             hf={**hf, "num_hidden_layers": config.layers},
         )
     describe(opened, folder)
+    _note_spelling(config, folder)
     write_revision(config.name, folder)
+
+
+def _note_spelling(config: ModelConfig, folder: pathlib.Path) -> None:
+    """Says in tokenizer_config.json how this run reads special tokens in texts, for whoever asks its model."""
+    file = folder / "tokenizer_config.json"
+    if config.special_tokens_in_text == "control" or file.exists():
+        values = json.loads(file.read_text("utf-8")) if file.exists() else {}
+        if values.get(SPELT, "text") != config.special_tokens_in_text:
+            file.write_text(json.dumps({**values, SPELT: config.special_tokens_in_text}, indent=2) + "\n", "utf-8")
 
 
 def _find_shape(config: ModelConfig) -> tuple[ModuleType, Any, Tokenizer]:

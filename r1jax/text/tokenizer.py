@@ -15,7 +15,7 @@ import contextlib
 import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ SPLITS: dict[str, str] = {
     "deepseek-r1-qwen": QWEN2_SPLIT,
 }
 GGUF_STOP_KEYS = ("eos_token_id", "eos_token_ids", "eot_token_id", "eom_token_id")
+SPELT = "special_tokens_in_text"  # in tokenizer_config.json; other programs pass it over
 TEMPLATE_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
@@ -138,6 +139,8 @@ class Tokenizer:
             config["pad_token"] = self.backend.id_to_token(self.declared_pad_id)
         if max_length is not None:
             config["model_max_length"] = max_length
+        if self.special_tokens_in_text != "text":
+            config[SPELT] = self.special_tokens_in_text
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
         if self.chat_template is not None:
             (folder / "chat_template.jinja").write_text(self.chat_template, "utf-8")
@@ -177,7 +180,8 @@ class Tokenizer:
         stops = [backend.token_to_id(named["eos_token"])] if "eos_token" in named else []
         for file in ("generation_config.json", "config.json"):
             stops += _as_list(_read_json(path / file).get("eos_token_id"))
-        return _assemble(backend, named, stops, _read_template(path, config))
+        found = _assemble(backend, named, stops, _read_template(path, config))
+        return replace(found, special_tokens_in_text="control" if config.get(SPELT) == "control" else "text")
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> "Tokenizer":

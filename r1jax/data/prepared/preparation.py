@@ -33,13 +33,14 @@ from r1jax.data.files import watch
 from r1jax.data.formats import Piece, identify_file, split_file
 from r1jax.data.prepared.set_key import make_key, write_shared
 from r1jax.data.prepared.shard_worker import MISTAKEN, Job, send_job
-from r1jax.data.prepared.shards import name_shard
+from r1jax.data.prepared.shards import name_index
 from r1jax.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
 PLAN = "plan.json"
-PIECE_BYTES = 16 << 20  # of a source, a shard
+PIECE_BYTES = 16 << 20  # of a source, a shard at most
+_LEAST_PIECE, _PIECES = 1 << 20, 128  # pieces are smaller where a set would have fewer: many cores end together
 FOLDER = "R1JAX_PREPARED"  # environment: folder of prepared sets, or off
 
 
@@ -54,7 +55,13 @@ def find_set(files: Sequence[str], source: SourceConfig, config: CorpusConfig, t
     folder = find_folder()
     if folder is None:
         raise UserError(f"{FOLDER}=off leaves no folder for prepared sets")
-    return folder / make_key(files, source, config, tokenizer, PIECE_BYTES, folder / "contents")
+    return folder / make_key(files, source, config, tokenizer, choose_piece_bytes(files), folder / "contents")
+
+
+def choose_piece_bytes(files: Sequence[str]) -> int:
+    """Bytes of a source that make a shard, by the size of its files."""
+    size = sum(identify_file(file)[0] for file in files)
+    return min(PIECE_BYTES, max(_LEAST_PIECE, size // _PIECES))
 
 
 def read_plan(folder: pathlib.Path) -> list[Piece]:
@@ -68,7 +75,7 @@ def read_plan(folder: pathlib.Path) -> list[Piece]:
 def list_missing(folder: pathlib.Path, pieces: Sequence[Piece]) -> list[int]:
     """Numbers of the shards that are not whole."""
     there = {name for name in os.listdir(folder) if name.endswith(".index")}
-    return [number for number in range(len(pieces)) if name_shard(folder, number)[1].name not in there]
+    return [number for number in range(len(pieces)) if name_index(number) not in there]
 
 
 def is_whole(folder: pathlib.Path) -> bool:
@@ -97,7 +104,8 @@ def prepare_set(
     watched = list(zip(files, map(identify_file, files), strict=True))
     pieces = read_plan(folder)
     if not pieces:
-        pieces = [piece for file in watch(files, key) for piece in split_file(file, PIECE_BYTES)]
+        size = choose_piece_bytes(files)
+        pieces = [piece for file in watch(files, key) for piece in split_file(file, size)]
         write_shared(folder / PLAN, json.dumps({"name": name, "pieces": pieces}) + "\n")
     # A set is found by content, so the files may be copies of those that it was planned with.
     names = dict(zip(dict.fromkeys(piece.file for piece in pieces), files, strict=True))
@@ -128,12 +136,10 @@ def _work(job: Job, name: str) -> int:
                 last_start = time.monotonic()
                 if not _has_mistake(workers):  # its message is on its way
                     workers[:] = [_start(job, said, slot) for slot in _take_slots(folder, len(missing))]
-            with contextlib.suppress(queue.Empty):
-                while True:
-                    word = said.get(timeout=0.1)
-                    if "mistake" in word:
-                        raise UserError(word["mistake"])
-                    tokens += word["tokens"]
+            for word in _take_words(said, 0.1):
+                if "mistake" in word:
+                    raise UserError(word["mistake"])
+                tokens += word["tokens"]
             beat()
             left = list_missing(folder, job.pieces)
             if len(left) != len(missing) or not left:
@@ -143,6 +149,14 @@ def _work(job: Job, name: str) -> int:
     while not said.empty():
         tokens += said.get().get("tokens", 0)
     return tokens
+
+
+def _take_words(said: queue.Queue[dict[str, Any]], seconds: float) -> Iterator[dict[str, Any]]:
+    """Words of the workers by now, after at most so many seconds for the first. Many workers never cease to speak."""
+    with contextlib.suppress(queue.Empty):
+        yield said.get(timeout=seconds)
+        for _ in range(said.qsize()):
+            yield said.get_nowait()
 
 
 def _take_slots(folder: pathlib.Path, most: int) -> Iterator[int]:

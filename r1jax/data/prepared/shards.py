@@ -64,7 +64,12 @@ class Index(NamedTuple):
 
 def name_shard(folder: pathlib.Path, number: int) -> tuple[pathlib.Path, pathlib.Path]:
     """(records, index) of a shard."""
-    return folder / f"{number:05d}.arrayrecord", folder / f"{number:05d}.index"
+    return folder / f"{number:05d}.arrayrecord", folder / name_index(number)
+
+
+def name_index(number: int) -> str:
+    """The name of a shard's index."""
+    return f"{number:05d}.index"
 
 
 def write_shard(
