@@ -1,6 +1,7 @@
 """Pieces of a file hold its rows once and in order; 40 hostile rows are each refused by place, or each counted."""
 
 import gzip
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -94,26 +95,63 @@ def test_hostile_rows_are_counted_or_refused(tmp_path: Path, suffix: str) -> Non
     config = CorpusConfig({"main": SourceConfig(str(path), template="plain")}, length=64, on_error="skip")
     corpus = load_corpus(config, with_template())
     assert len(corpus.train[0]) == 300 and any("40 malformed rows left out" in note for note in corpus.notes)
-    for number in range(0, 40, 13):
-        write(path, mix(HOSTILE[number : number + 1]))
+    for hostile in HOSTILE:
+        write(path, mix([hostile])[:10])
         with pytest.raises(UserError, match=rf"rows{suffix}:8: ") as caught:
             load_corpus(CorpusConfig({"main": SourceConfig(str(path))}, length=64), with_template())
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
-def test_hostile_rows_of_parquet(tmp_path: Path) -> None:
-    """Missing texts, and bytes that are no text: the latter in a row group of good rows."""
-    path = tmp_path / "rows.parquet"
-    nulls = [row for row in ODD if row.get("prompt", "a") is None or row.get("completion", "a") is None]
-    bad = pyarrow.array([b"\xff\xfe", b"a", b"\xc0"], pyarrow.binary()).view(pyarrow.string())
-    prompts = pyarrow.concat_arrays(
-        [pyarrow.array(["q", "r"]), bad, pyarrow.array([row.get("prompt") for row in nulls])]
-    )
-    completions = pyarrow.array(["a"] * 5 + [row.get("completion") for row in nulls])
-    pyarrow.parquet.write_table(pyarrow.table({"prompt": prompts, "completion": completions}), path)
+NO_TEXT = (b"\xff\xfe", b"\xc0", b"a\xed\xa0\x80", b"\xf5\x80\x80\x80", b"\xe2\x82", b"\x80", b"ok \xc3\x28")
+PAIRS = [  # prompt, completion
+    *((None, b"a"), (b"a", None), (None, None), (b"", b"a"), (b"  ", b"a"), (b"\n\t", b"a")),
+    *((text, b"a") for text in NO_TEXT),
+    *((b"a", text) for text in NO_TEXT),
+]
+TALKS = [  # (role, content) of each message
+    *(None, [], [None], [(None, None)], [(None, b"a")], [(b"user", b"a")], [(b"user", b"a"), None], [(b"tool", b"a")]),
+    *([(b"user", b"a"), (b"assistant", text)] for text in NO_TEXT),
+    *([(b"user", b"a"), (b"\xffassistant", b"b")], [(b"\xc0", b"a"), (b"assistant", b"b")]),
+    *([(b"user", b"\xff"), (b"assistant", b"b")], [(b"system", b"a")], [(b"user", b"a"), (None, b"b")]),
+]
+assert len(PAIRS) + len(TALKS) == 40
+GOOD_TALK = [(b"user", b"a"), (b"assistant", b"b")]
+
+
+def as_text(values: list[bytes | None]) -> Any:
+    """A column of strings from bytes that may be none."""
+    return pyarrow.array(values, pyarrow.binary()).view(pyarrow.string())
+
+
+def make_table(pairs: list[Any], talks: list[Any]) -> Any:
+    """A table of prompts and completions, or of messages."""
+    if pairs:
+        prompts, completions = (as_text([pair[place] for pair in pairs]) for place in (0, 1))
+        return pyarrow.table({"prompt": prompts, "completion": completions})
+    said = [message for talk in talks for message in talk or []]
+    parts = [as_text([message and message[place] for message in said]) for place in (0, 1)]
+    absent = pyarrow.array([message is None for message in said])
+    messages = pyarrow.StructArray.from_arrays(parts, ["role", "content"], mask=absent)
+    ends = itertools.accumulate((len(talk or []) for talk in talks), initial=0)
+    offsets = [None if talk is None else end for talk, end in itertools.zip_longest([*talks, []], ends)]
+    return pyarrow.table({"messages": pyarrow.ListArray.from_arrays(pyarrow.array(offsets, "int32"), messages)})
+
+
+@pytest.mark.parametrize("kind", ["pairs", "talks"])
+def test_hostile_rows_of_parquet(tmp_path: Path, kind: str) -> None:
+    """Missing texts, and bytes that are no text, among good rows of their row group."""
+    path, hostile = tmp_path / "rows.parquet", PAIRS if kind == "pairs" else TALKS
+    good = [(b"q", b"a")] if kind == "pairs" else [GOOD_TALK]
+    make = lambda rows: make_table(rows, []) if kind == "pairs" else make_table([], rows)
+    rows = [row for odd in hostile for row in [*good * 7, odd]]
+    pyarrow.parquet.write_table(make(rows), path, row_group_size=50)
     config = CorpusConfig({"main": SourceConfig(str(path), template="plain")}, length=64, on_error="skip")
     corpus = load_corpus(config, with_template())
-    assert len(corpus.train[0]) == 3
-    assert any(f"{2 + len(nulls)} malformed rows left out, the first: {path}:3: " in note for note in corpus.notes)
-    with pytest.raises(UserError, match=r"rows\.parquet:3: not a row of texts"):
-        load_corpus(CorpusConfig({"main": SourceConfig(str(path))}, length=64), with_template())
+    assert len(corpus.train[0]) == 7 * len(hostile)
+    note = f"{len(hostile)} malformed rows left out, the first: {path}:"
+    assert any(note in line for line in corpus.notes), corpus.notes
+    for odd in hostile:
+        pyarrow.parquet.write_table(make([*good * 7, odd, *good]), path)
+        with pytest.raises(UserError, match=r"rows\.parquet:8: ") as caught:
+            load_corpus(CorpusConfig({"main": SourceConfig(str(path))}, length=64), with_template())
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 400

@@ -5,14 +5,17 @@ import json
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from r1jax.core.errors import UserError
 from r1jax.data import row_store
+from r1jax.data.formats import SUFFIXES
 from r1jax.data.loader import PromptLoader, compute_checksum
 from r1jax.data.row_store import RowStore, choose_rows, store_rows
 from r1jax.data.tasks import Task, TaskConfig, leave_out_long, load_task
+from tests.data.test_formats import write
 from tests.data.test_golden_batches import say
 
 ROWS = [{"prompt": say(i, 4), "solution": i, "tests": [i, None, "ä"]} for i in range(70)]
@@ -67,7 +70,24 @@ def test_the_checksum_covers_every_column() -> None:
     PromptLoader(edited, 4).set_state(state)
 
 
-def test_one_long_prompt_among_ten_thousand() -> None:
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_one_long_prompt_among_ten_thousand_of_a_file(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"p{suffix}"
+    texts = [f"q{i}" if i != 777 else "q" * 100 for i in range(10_000)]
+    write(path, [json.dumps({"prompt": text, "completion": "a"}).encode() for text in texts])
+    settings: dict[str, Any] = {"columns": {"solution": "completion"}, "template": "plain", "eval_problems": 5}
+    config = TaskConfig("file", str(path), **settings)
+    task = load_task(config)
+    assert sorted(row["prompt"] for row in [*task.train, *task.held_out]) == sorted(texts)
+    with pytest.raises(UserError, match=r"limit = 50, but a prompt of config\.data has 100 tokens.*long_prompts=skip"):
+        leave_out_long(task, len, 50, config, rule="limit")
+    skipping = TaskConfig("file", str(path), long_prompts="skip", **settings)
+    kept, longest = leave_out_long(load_task(skipping), len, 50, skipping, rule="limit")
+    assert sorted(row["prompt"] for row in [*kept.train, *kept.held_out]) == sorted({*texts} - {"q" * 100})
+    assert longest == 5 and "prompts of more than 50 tokens are left out" in kept.notes[-1]
+
+
+def test_what_is_too_long_is_counted() -> None:
     rows = [{"prompt": f"q{i}"} for i in range(10_000)]
     rows[777] = {"prompt": "q" * 100}
     task, config = Task(rows, rows[:5]), TaskConfig("file", "x.jsonl")
