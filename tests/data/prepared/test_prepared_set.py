@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import queue
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -185,6 +186,26 @@ def test_sets_are_made_by_a_start_above_a_size_alone(tmp_path: Path, monkeypatch
     assert not isinstance(opening.open_corpus(config, with_template()).train[0], list)
     monkeypatch.setenv(preparation.FOLDER, "off")
     assert isinstance(opening.open_corpus(config, with_template()).train[0], list)
+
+
+def test_shards_fit_the_size_of_a_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparation, "PIECE_BYTES", 16 << 20)
+    monkeypatch.setattr(preparation, "identify_file", lambda file: (int(file),))
+    choose = lambda *sizes: preparation.choose_piece_bytes([str(size) for size in sizes])
+    assert choose(10**6) == choose(64 << 20, 64 << 20) == 1 << 20
+    assert choose(200 << 20, 120 << 20) == 2_621_440 and choose(10**10, 10**10) == 16 << 20
+
+
+def test_words_of_workers_that_never_cease_are_taken_in_turns() -> None:
+    said: queue.Queue[dict[str, Any]] = queue.Queue()
+    for number in range(5):
+        said.put({"tokens": number})
+    found = []
+    for word in preparation._take_words(said, 0.1):
+        found.append(word["tokens"])
+        said.put({"tokens": 9})
+    assert found[:5] == [0, 1, 2, 3, 4] and len(found) <= 6
+    assert list(preparation._take_words(queue.Queue(), 0.01)) == []
 
 
 def test_a_record_holds_an_example() -> None:
