@@ -30,7 +30,7 @@ from r1jax.stages.pipeline.manifest import Record, hash_config
 from r1jax.stages.pipeline.resolve import PipelineConfig, make_plan, trace_shapes
 from r1jax.stages.registry import find_trackers
 from r1jax.stages.vocabulary import VocabularyConfig
-from r1jax.weights.names import find_hub_name, find_local_hub
+from r1jax.weights.names import describe_fetch, find_hub_name, find_local_hub
 from r1jax.weights.pretrained import find_description
 
 _CREDENTIALS = re.compile(r"://[^\s/@\"]{1,1000}@")
@@ -213,7 +213,7 @@ def _find_missing_model(where: str, name: str, fetch: str) -> Iterator[str]:
         return
     way = f"no such file or folder; name another with --{where}=MODEL"
     if fetch:
-        way = f"`{fetch}` makes it"
+        way = describe_fetch(fetch)
     elif find_hub_name(name):
         way = f"no such folder here; the run fetches {name} from the hub at its start"
     yield f"{where} = {name}: {way}"

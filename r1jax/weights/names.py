@@ -59,7 +59,7 @@ def find_model(name: str | pathlib.Path, fetch: str = "") -> pathlib.Path:
     except (OSError, ValueError) as error:  # a name too long, or with a zero byte
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"no model {shorten(text)}: {reason} (--model, config.model.name)") from None
-    cure = f"; `{fetch}` makes it" if fetch else ""
+    cure = f"; {describe_fetch(fetch)}" if fetch else ""
     hub = find_hub_name(text, fetch)
     if hub is None:
         raise UserError(f"no model {text}: there is no file or folder {local.absolute()}{cure}")
@@ -71,6 +71,12 @@ def find_model(name: str | pathlib.Path, fetch: str = "") -> pathlib.Path:
             f"no model {text}: there is no file or folder {local.absolute()}, and the hub does not give it "
             f"({reason}){cure}"
         ) from None
+
+
+def describe_fetch(fetch: str) -> str:
+    """Words for the command that makes a model; an installed package lacks the scripts of launch/."""
+    is_here = all(pathlib.Path(part).exists() for part in fetch.split() if part.startswith("launch/"))
+    return f"`{fetch}` makes it{'' if is_here else ' (in a clone of r1jax)'}"
 
 
 def find_local_hub(name: str) -> pathlib.Path | None:

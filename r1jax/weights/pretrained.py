@@ -116,7 +116,7 @@ def open_model(path: str | pathlib.Path, *, fetch: str = "") -> Opened:
     find_source: Callable[[ModuleType, Any], Any]
     if path.suffix == ".gguf":
         gguf = GGUFModel(open_tensors(path))
-        with _one_line(f"{path}: the header"):
+        with _check_values(f"{path}: the header"):
             hf, folder, find_source = gguf.config(), None, lambda *_: gguf
     elif (step := find_step(path)) is not None:
         folder = step.parents[1] / DESCRIPTION
@@ -125,7 +125,7 @@ def open_model(path: str | pathlib.Path, *, fetch: str = "") -> Opened:
         hf, folder, find_source = _read_json(path / "config.json"), path, lambda *_: dequantize(open_tensors(path), hf)
     family = find_family(hf.get("model_type"), path)
     try:
-        with _one_line("config.json"):
+        with _check_values("config.json"):
             check_sizes(hf)
             config = family.from_hf(hf)
     except UserError as error:
@@ -136,7 +136,7 @@ def open_model(path: str | pathlib.Path, *, fetch: str = "") -> Opened:
 
 
 @contextlib.contextmanager
-def _one_line(what: str) -> Iterator[None]:
+def _check_values(what: str) -> Iterator[None]:
     """Makes a UserError of the errors that values of a wrong kind cause."""
     try:
         yield

@@ -61,7 +61,9 @@ def test_sizes_steps_and_missing_files(described: dict[str, str]):
     assert "missing: config.data.path: no file is named; give one with --config.data.path=FILE" in text
     text = described["configs/grpo_zero.py"]
     gguf = "models/SmolLM2-135M-Instruct.Q4_1.gguf"
-    assert f"missing: config.model.name = {gguf}: `python launch/fetch_demo.py` makes it\n" in text
+    assert (
+        f"missing: config.model.name = {gguf}: `python launch/fetch_demo.py` makes it (in a clone of r1jax)\n" in text
+    )
     assert f"model: {gguf}, 134.5 M parameters" in text
     assert 'config.train.old_logprobs = "sampler"  (file; over default "trainer")' in text
     pipeline = described["configs/r1_pipeline.py"]

@@ -20,8 +20,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from etils import epath
-
 from r1jax.core.errors import UserError
 from r1jax.core.extras import check_installed
 
@@ -35,7 +33,7 @@ WEIGHTS = (".safetensors", ".gguf")  # files that are read where they are (core/
 
 Place = Any  # an epath.Path of a bucket, or a pathlib.Path
 
-_remotes: dict[pathlib.Path, epath.Path] = {}  # local folder -> what it stands for
+_remotes: dict[pathlib.Path, Place] = {}  # local folder -> what it stands for
 _sent: dict[pathlib.Path, tuple[int, int]] = {}  # local file -> size and time when it was uploaded
 
 
@@ -46,6 +44,8 @@ def is_address(name: object) -> bool:
 
 def stage(address: str) -> pathlib.Path:
     """Local folder that stands for the folder at `address`, with its records. Raises UserError without the package."""
+    from etils import epath  # slow to import, and needed for buckets alone
+
     check_installed("gcsfs", "gcs", address)
     remote = epath.Path(address.rstrip("/"))
     known = [local for local, place in _remotes.items() if place == remote]

@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 
 import pytest
+from etils import epath
 
 from r1jax.core.buckets import staging
 from r1jax.core.errors import UserError
@@ -37,7 +38,7 @@ def test_a_local_path_stands_for_itself(tmp_path: pathlib.Path) -> None:
 
 def test_places_of_a_staged_folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     local = tmp_path / "run"
-    monkeypatch.setitem(staging._remotes, local, staging.epath.Path("gs://bucket/path/run"))
+    monkeypatch.setitem(staging._remotes, local, epath.Path("gs://bucket/path/run"))
     places = [staging.locate(path) for path in (local, local / "checkpoints" / "4", tmp_path / "run.earlier-1")]
     assert [str(place) for place in places] == [
         "gs://bucket/path/run",
