@@ -2,9 +2,11 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from r1jax.text import masks
 from r1jax.text.chat_template import render
 from r1jax.text.encoding import encode_prompt
 from r1jax.text.masks import mark_assistant
@@ -90,3 +92,20 @@ def test_other_texts_keep_their_ids(tokenizer: Tokenizer) -> None:
     assert render(tokenizer, messages) == render(asked, messages)
     text = f"{ESCAPE}no token follows"
     assert tokenizer.encode(text) == tokenizer.backend.encode(text, add_special_tokens=False).ids
+
+
+def test_what_follows_the_words_is_encoded_as_with_them(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An end token separates them, whatever space the vocabulary puts before a text."""
+    words = ("a b", "  two  spaces ", "\n\nlines\n", "ä<|im_start|>x", "<|im_end|>", "")
+    talks = [[{"role": "user", "content": a}, {"role": "assistant", "content": b}] for a in words for b in words if b]
+    talks.append([message for talk in talks for message in talk])
+    templates = [CHAT, CHAT.replace("<|im_end|>\n", "<|im_end|>"), CHAT.replace("<|im_end|>\n", "<|im_end|> \n  ")]
+    apart = [mark_assistant(dataclasses.replace(tokenizer, chat_template=t), talk) for t in templates for talk in talks]
+
+    def encode_whole(self: Any, text: str, span: tuple[int, int], following: int, said: list[int]) -> list[int]:
+        turn = tokenizer.encode_more(text[span[0] : following])
+        return turn[len(said) :] if turn[: len(said)] == said else tokenizer.encode_more(text[span[1] : following])
+
+    monkeypatch.setattr(masks._Marker, "_encode_after", encode_whole)
+    whole = [mark_assistant(dataclasses.replace(tokenizer, chat_template=t), talk) for t in templates for talk in talks]
+    assert apart == whole
