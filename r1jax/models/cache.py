@@ -1,14 +1,15 @@
 """The KV cache, an argument and a result of the model, never hidden state.
 
-All rows write their next tokens at a common `column`, so an append is one contiguous in-place update on every platform.
-A row's `visible` mask says which columns it attends to; positions are given by the caller. The rollout engine uses the
-columns after the prompt as a ring buffer: a row that restarts hides its old columns, and no row is longer than the
-ring.
+All rows write their next tokens at a common `column`, so an append is one contiguous in-place update on every platform;
+or each row at a column of its own, for sequences that pause and go on (rollout/continuous.py). A row's `visible` mask
+says which columns it attends to; positions are given by the caller. The rollout engine uses the columns after the
+prompt as a ring buffer: a row that restarts hides its old columns, and no row is longer than the ring.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import chex
@@ -27,7 +28,7 @@ class Cache:
       layers: each layer's attention arrays [B, K, ...] (grouped-query: keys [B, K, H, S], values [B, K, S, H]), as a
         list or as one stack [L, B, K, ...].
       visible: [B, S], columns that contain a token of the row.
-      column: int32 scalar, where the next tokens are written.
+      column: int32, where the next tokens are written: one scalar for all rows, or [B].
     """
 
     layers: Any
@@ -53,20 +54,27 @@ def layer_axes(x: Any) -> Axes:
 
 
 def append(buffer: jax.Array, new: jax.Array, column: jax.Array, *, axis: int) -> jax.Array:
-    """Writes `new` into `buffer` at `column` along `axis`, in place if the buffer is donated or a loop carry."""
+    """Writes `new` into `buffer` at `column` along `axis`, in place if the buffer is donated or a loop carry.
+
+    column: a scalar, or [B] for the rows of the first axis.
+    """
     others = [d for d in range(buffer.ndim) if d != axis]
     chex.assert_equal_shape(
         [buffer, new], dims=others, custom_message="what is appended must be of the cache's shape but for its columns"
     )
-    return jax.lax.dynamic_update_slice_in_dim(buffer, new.astype(buffer.dtype), column, axis=axis)
+    new = new.astype(buffer.dtype)
+    if column.ndim:
+        write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=axis - 1)
+        return jax.vmap(write)(buffer, new, column)
+    return jax.lax.dynamic_update_slice_in_dim(buffer, new, column, axis=axis)
 
 
 def cache_mask(cache: Cache, tokens: int) -> tuple[jax.Array, jax.Array]:
     """Mask [B, T, S] for `tokens` new tokens per row (earlier visible columns, and the new ones causally), and
     `visible` [B, S] after them.
     """
-    columns = jnp.arange(cache.length)
-    new_TS = (columns >= cache.column) & (columns <= cache.column + jnp.arange(tokens)[:, None])
-    written_S = (columns >= cache.column) & (columns < cache.column + tokens)
-    before_BS = cache.visible & ~written_S
-    return before_BS[:, None, :] | new_TS, before_BS | written_S
+    columns, first_B1 = jnp.arange(cache.length), cache.column.reshape(-1, 1)  # one row for all, or B
+    new_BTS = (columns >= first_B1[..., None]) & (columns <= first_B1[..., None] + jnp.arange(tokens)[:, None])
+    written_BS = (columns >= first_B1) & (columns < first_B1 + tokens)
+    before_BS = cache.visible & ~written_BS
+    return before_BS[:, None, :] | new_BTS, before_BS | written_BS

@@ -1,0 +1,365 @@
+"""Continuous batching: sequences that arrive at any time, pause, go on with given tokens, and leave.
+
+Each slot is a row of the cache with a length of its own. A sequence is opened with its first tokens, which are fed in
+chunks; it is sampled until a stop id or a limit, then its slot is parked and keeps its keys and values. `extend` goes
+on with tokens that were given (a tool's reply, a user's next message), `close` frees the slot. Every token is computed
+once: a sampled token is fed with what follows it, so the cache of a parked slot lacks the last one.
+
+All programs have one shape whatever the slots hold, and each row's columns begin at 0. So a sampled token is a function
+of weights, tokens, sampling and seed: neither the sequences beside it nor the time of their arrival changes a bit. Only
+the number of its slot may, where a device rounds the rows of a product differently.
+
+Left out: shared prefixes, pages, replayed experts. The engine (engine.py) samples a batch that is known beforehand.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from r1jax.core.distributed import fetch
+from r1jax.core.errors import UserError
+from r1jax.core.sharding import batch_parts, constrain, current_layout, in_layout
+from r1jax.core.structs import FinishReason, Sampling
+from r1jax.core.watchdog import beat
+from r1jax.models.cache import Cache, constrain_layers
+from r1jax.models.transformer import Params, merge
+from r1jax.rollout.sampling import SamplingArrays, sample
+from r1jax.rollout.slots import row_axes
+
+
+@dataclasses.dataclass(frozen=True)
+class ContinuousConfig:
+    """Static shapes.
+
+    Attributes:
+      slots: sequences held at once, sampled or parked.
+      max_tokens: longest sequence, given and sampled tokens together.
+      chunk: given tokens of a sequence that are fed at once.
+      feed_rows: sequences that are fed at once; where the rows are split over devices, all slots are.
+      burst: most tokens that a call of `step` samples for each sequence.
+      max_stop_ids: most stop ids of a sequence.
+    """
+
+    slots: int = 16
+    max_tokens: int = 2048
+    chunk: int = 64
+    feed_rows: int = 4
+    burst: int = 16
+    max_stop_ids: int = 8
+
+    @property
+    def columns(self) -> int:
+        """Columns of the cache; a chunk is written whole, also where it holds fewer tokens."""
+        return self.max_tokens + self.chunk
+
+
+@dataclasses.dataclass(frozen=True)
+class Burst:
+    """Tokens that a call of `step` sampled for a slot, with their log-probs; finish_reason: "" while it goes on."""
+
+    slot: int
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: FinishReason | Literal[""]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Rows:
+    """Changing state on the devices, one row a slot.
+
+    layers: of the cache; token: next id to feed; length: tokens fed so far, the position of `token`; done: ids sampled
+    so far; limit: the `done` at which sampling ends; active: being sampled; seed, stop [B, Z], knobs: how.
+    """
+
+    layers: Any
+    token: jax.Array
+    length: jax.Array
+    done: jax.Array
+    limit: jax.Array
+    active: jax.Array
+    seed: jax.Array
+    stop: jax.Array
+    knobs: SamplingArrays
+
+
+@dataclasses.dataclass
+class _Sequence:
+    """The host's view of a slot: how it is sampled, the number of tokens sampled so far, given tokens that wait to be
+    fed, the number of tokens in the cache, and the last token sampled.
+    """
+
+    sampling: Sampling
+    seed: int
+    done: int
+    waiting: list[int]
+    length: int = 0
+    last: int = -1
+    is_sampled: bool = False
+
+
+class ContinuousEngine:
+    """Samples sequences from a model structure and weights, in the layout current at construction.
+
+    computed: tokens that went through the model for some sequence so far. One thread at a time may use an engine.
+    """
+
+    def __init__(self, graph: nnx.GraphDef, params: Params, config: ContinuousConfig):
+        if config.slots % (parts := batch_parts()):
+            raise UserError(f"slots must be divisible by the {parts} shards of the batch axes, got {config.slots}")
+        self.config, self.layout, self.computed = config, current_layout(), 0
+        self._fed_rows = min(config.feed_rows, config.slots) if parts == 1 else config.slots
+        self._feed = jax.jit(functools.partial(_feed, graph, config), donate_argnums=1)
+        self._start = jax.jit(_start, donate_argnums=0)
+        self._stop = jax.jit(_stop, donate_argnums=0)
+        self._decode = jax.jit(functools.partial(_decode, graph, config), donate_argnums=1, static_argnames="filtered")
+        self._params = params
+        self._rows: Rows = jax.jit(functools.partial(_init, graph, config))(params)
+        self._held: dict[int, _Sequence] = {}
+
+    @property
+    def free(self) -> int:
+        """Number of free slots."""
+        return self.config.slots - len(self._held)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether all sequences are parked."""
+        return not any(held.waiting or held.is_sampled for held in self._held.values())
+
+    def open(self, tokens: Sequence[int], sampling: Sampling, seed: int, *, done: int = 0) -> int:
+        """Takes a free slot for a sequence that begins with `tokens` and is sampled then; returns the slot.
+
+        done: how many of the tokens were sampled under this seed before, of a sequence that is computed anew. Raises
+        UserError if no slot is free, for an empty sequence, and for one that could become longer than `max_tokens`.
+        """
+        if not self.free:
+            raise UserError(f"all {self.config.slots} slots are taken")
+        if not tokens:
+            raise UserError("a sequence must begin with at least one token")
+        self._check(len(tokens), sampling)
+        slot = next(slot for slot in range(self.config.slots) if slot not in self._held)
+        self._held[slot] = _Sequence(sampling, seed, done, [*tokens])
+        return slot
+
+    def extend(self, slot: int, tokens: Sequence[int], sampling: Sampling) -> None:
+        """Goes on with a parked sequence: `tokens` follow what it holds, then it is sampled up to a limit that counts
+        from here. Raises UserError if it is not parked, or could become too long.
+        """
+        held = self._held[slot]
+        if held.waiting or held.is_sampled:
+            raise UserError(f"slot {slot} is being sampled: only a parked sequence can be extended")
+        self._check(held.length + 1 + len(tokens), sampling)
+        held.waiting, held.sampling = [held.last, *tokens], sampling
+
+    def close(self, slot: int) -> None:
+        """Frees a slot, whatever it does."""
+        if self._held.pop(slot).is_sampled:
+            self._rows = self._stop(self._rows, np.int32(slot))
+
+    @in_layout
+    def step(self, steps: int = 0, *, ends: int = 0) -> list[Burst]:
+        """Feeds what waits, then samples up to `steps` tokens (0: a burst) of every sequence that is not parked.
+
+        Returns what was sampled; earlier, once as many sequences as `ends` have ended (0: all).
+        """
+        self._feed_waiting()
+        live = {slot: held for slot, held in self._held.items() if held.is_sampled}
+        if not live:
+            return []
+        steps = min(steps or self.config.burst, self.config.burst)
+        left = np.int32(max(0, len(live) - ends) if ends else 0)
+        filtered = any(held.sampling.is_filtered for held in live.values())
+        self._rows, *sampled = self._decode(self._params, self._rows, np.int32(steps), left, filtered=filtered)
+        active, count, tokens, logprobs = fetch((self._rows.active, *sampled))
+        beat()
+        found = []
+        for slot, held in live.items():
+            ids = tuple(tokens[slot, : count[slot]].tolist())
+            held.length, held.done, held.last = held.length + len(ids), held.done + len(ids), ids[-1]
+            held.is_sampled, self.computed = bool(active[slot]), self.computed + len(ids)
+            reason: FinishReason = "stop" if held.last in held.sampling.stop_ids else "length"
+            spent = tuple(logprobs[slot, : count[slot]].tolist())
+            found.append(Burst(slot, ids, spent, "" if held.is_sampled else reason))
+        return found
+
+    def _check(self, given: int, sampling: Sampling) -> None:
+        if given + sampling.max_new_tokens > self.config.max_tokens:
+            raise UserError(
+                f"a sequence must have at most {self.config.max_tokens} tokens, got {given} given and up to "
+                f"{sampling.max_new_tokens} to be sampled"
+            )
+        if len(sampling.stop_ids) > self.config.max_stop_ids:
+            raise UserError(f"at most {self.config.max_stop_ids} stop ids are possible, got {len(sampling.stop_ids)}")
+
+    def _feed_waiting(self) -> None:
+        """Feeds all given tokens in order of arrival, and starts their sequences."""
+        waiting = {slot: held for slot, held in self._held.items() if held.waiting}
+        while fed := [slot for slot, held in waiting.items() if len(held.waiting) > 1][: self._fed_rows]:
+            self._feed_once(fed)
+        if waiting:
+            self._rows = self._start(self._rows, *self._describe(waiting))
+        for held in waiting.values():
+            held.waiting, held.is_sampled = [], True
+
+    def _feed_once(self, slots: Sequence[int]) -> None:
+        """Feeds a chunk of each of these slots."""
+        config, count = self.config, self._fed_rows
+        is_whole = count == config.slots  # then row and slot have one number
+        at = np.full(count, config.slots, np.int32)  # out of range: no slot
+        first, tokens = np.zeros(count, np.int32), np.zeros((count, config.chunk), np.int32)
+        if is_whole:
+            at = np.arange(count, dtype=np.int32)
+            first[:] = [self._held[slot].length if slot in self._held else 0 for slot in range(count)]
+        for row, slot in enumerate(slots):
+            held, row = self._held[slot], slot if is_whole else row
+            size = min(config.chunk, len(held.waiting) - 1)
+            chunk, held.waiting = held.waiting[:size], held.waiting[size:]
+            at[row], first[row], tokens[row, : len(chunk)] = slot, held.length, chunk
+            held.length, self.computed = held.length + len(chunk), self.computed + len(chunk)
+        self._rows = self._feed(self._params, self._rows, at, tokens, first)
+
+    def _describe(self, waiting: dict[int, _Sequence]) -> tuple[np.ndarray, np.ndarray, np.ndarray, SamplingArrays]:
+        """Slots to start (out of range: none), with token, length, done, limit and seed [5, B], stop ids, and knobs."""
+        B, pad = self.config.slots, self.config.slots - len(waiting)
+        slots = np.array([*waiting, *[B] * pad], np.int32)
+        numbers, stop = np.zeros((5, B), np.int64), np.full((B, self.config.max_stop_ids), -1, np.int32)
+        for row, held in enumerate(waiting.values()):
+            limit = held.done + held.sampling.max_new_tokens
+            numbers[:, row] = held.waiting[0], held.length, held.done, limit, held.seed % 2**32
+            stop[row, : len(held.sampling.stop_ids)] = held.sampling.stop_ids
+        knob = lambda name: [*(getattr(held.sampling, name) for held in waiting.values()), *[0] * pad]
+        knobs = SamplingArrays(
+            np.array(knob("temperature"), np.float32),
+            np.array(knob("top_k"), np.int32),
+            np.array(knob("top_p"), np.float32),
+            np.array(knob("min_p"), np.float32),
+        )
+        return slots, numbers.astype(np.uint32), stop, knobs
+
+
+def _init(graph: nnx.GraphDef, config: ContinuousConfig, params: Params) -> Rows:
+    """All slots free."""
+    B = config.slots
+    zeros = lambda dtype=jnp.int32: jnp.zeros((B,), dtype)
+    return _constrain(
+        Rows(
+            layers=merge(graph, params).init_cache(B, config.columns).layers,
+            token=zeros(),
+            length=zeros(),
+            done=zeros(),
+            limit=zeros(),
+            active=zeros(bool),
+            seed=zeros(jnp.uint32),
+            stop=jnp.full((B, config.max_stop_ids), -1, jnp.int32),
+            knobs=SamplingArrays(zeros(jnp.float32), zeros(), jnp.ones((B,), jnp.float32), zeros(jnp.float32)),
+        )
+    )
+
+
+def _constrain(rows: Rows) -> Rows:
+    """Sharding constraint: rows over the batch axes, and the cache like the model's."""
+    fields = {f.name: getattr(rows, f.name) for f in dataclasses.fields(Rows) if f.name != "layers"}
+    fields = jax.tree.map(lambda x: constrain(x, row_axes(x), name="slots"), fields)
+    return Rows(layers=constrain_layers(rows.layers), **fields)
+
+
+def _start(rows: Rows, at: jax.Array, numbers: jax.Array, stop: jax.Array, knobs: SamplingArrays) -> Rows:
+    """Begins to sample the slots `at`; the other arguments are of `ContinuousEngine._describe`."""
+    put = lambda old, new: old.at[at].set(new.astype(old.dtype), mode="drop")
+    names = ("token", "length", "done", "limit", "seed")
+    started = {name: put(getattr(rows, name), new) for name, new in zip(names, numbers, strict=True)}
+    active, knobs = rows.active.at[at].set(True, mode="drop"), jax.tree.map(put, rows.knobs, knobs)
+    return _constrain(dataclasses.replace(rows, **started, active=active, stop=put(rows.stop, stop), knobs=knobs))
+
+
+def _stop(rows: Rows, slot: jax.Array) -> Rows:
+    return _constrain(dataclasses.replace(rows, active=rows.active.at[slot].set(False)))
+
+
+def _feed(
+    graph: nnx.GraphDef,
+    config: ContinuousConfig,
+    params: Params,
+    rows: Rows,
+    at: jax.Array,
+    tokens_PT: jax.Array,
+    first_P: jax.Array,
+) -> Rows:
+    """Writes keys and values of `tokens_PT` into the slots `at` [P] (out of range: none) from the columns `first_P` on.
+
+    Where all slots are fed, row and slot have one number, and no row moves between devices.
+    """
+    is_whole = tokens_PT.shape[0] == config.slots
+    row_axis = lambda x: x.ndim - 4  # scanned layers carry a leading layer axis
+    take = lambda x: jnp.take(x, at, axis=row_axis(x), mode="clip")
+    put = lambda x, new: x.at[(*[slice(None)] * row_axis(x), at)].set(new, mode="drop")
+    layers = rows.layers if is_whole else jax.tree.map(take, rows.layers)
+    positions_PT = first_P[:, None] + jnp.arange(tokens_PT.shape[1])
+    cache = _make_cache(config, layers, first_P)
+    fed = merge(graph, params).hidden(tokens_PT, positions=positions_PT, cache=cache).cache
+    assert fed is not None
+    layers = fed.layers if is_whole else jax.tree.map(put, rows.layers, fed.layers)
+    return _constrain(dataclasses.replace(rows, layers=layers))
+
+
+def _make_cache(config: ContinuousConfig, layers: Any, length: jax.Array) -> Cache:
+    """Cache of rows that hold `length` [B] tokens each."""
+    return Cache(layers, jnp.arange(config.columns) < length[:, None], length)
+
+
+def _decode(
+    graph: nnx.GraphDef,
+    config: ContinuousConfig,
+    params: Params,
+    rows: Rows,
+    steps: jax.Array,
+    left: jax.Array,
+    *,
+    filtered: bool,
+) -> tuple[Rows, jax.Array, jax.Array, jax.Array]:
+    """Samples up to `steps` tokens of each active row, or until at most `left` rows are active: the rows, how many were
+    sampled [B], and these tokens and log-probs [B, burst].
+    """
+    model, before_B = merge(graph, params), rows.done
+    B, row_B = config.slots, jnp.arange(config.slots)
+
+    def step(carry: tuple) -> tuple:
+        index, rows, tokens, logprobs = carry
+        states = model.hidden(
+            rows.token[:, None],
+            positions=rows.length[:, None],
+            cache=_make_cache(config, rows.layers, rows.length),
+        )
+        logits_BV = constrain(model.unembed(states.hidden[:, 0]), ("batch", "vocab"), name="logits")
+        uniform = jax.vmap(lambda seed, done: jax.random.uniform(jax.random.fold_in(jax.random.key(seed), done)))
+        token_B, logprob_B = sample(logits_BV, uniform(rows.seed, rows.done), rows.knobs, filtered=filtered)
+        at = jnp.where(rows.active, index, config.burst)  # out of range for parked rows, which write nothing
+        done = rows.done + rows.active
+        stopped = (token_B[:, None] == rows.stop).any(-1)
+        changed = dataclasses.replace(
+            rows,
+            layers=states.cache.layers,
+            token=jnp.where(rows.active, token_B, rows.token),
+            length=rows.length + rows.active,
+            done=done,
+            active=rows.active & ~stopped & (done < rows.limit),
+        )
+        tokens = tokens.at[row_B, at].set(token_B, mode="drop")
+        return index + 1, _constrain(changed), tokens, logprobs.at[row_B, at].set(logprob_B, mode="drop")
+
+    def is_on(carry: tuple) -> jax.Array:
+        index, rows, *_ = carry
+        return (index < steps) & (rows.active.sum() > left)
+
+    empty = jnp.zeros((B, config.burst), jnp.int32), jnp.zeros((B, config.burst), jnp.float32)
+    _, rows, tokens, logprobs = jax.lax.while_loop(is_on, step, (jnp.int32(0), rows, *empty))
+    return rows, rows.done - before_B, tokens, logprobs

@@ -1,0 +1,197 @@
+"""Sequences that arrive, pause, go on and leave at random, against each by itself: a forward pass for every token."""
+
+import collections
+import dataclasses
+import functools
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from r1jax.core.errors import UserError
+from r1jax.core.sharding import MeshConfig, make_mesh, use_mesh
+from r1jax.core.structs import Sampling
+from r1jax.models.transformer import merge, split
+from r1jax.rollout.continuous import Burst, ContinuousConfig, ContinuousEngine
+from r1jax.weights import load_pretrained
+from tests.models import test_mla
+from tests.rollout.naive import draw, draw_uniform
+
+CONFIG = ContinuousConfig(slots=4, max_tokens=48, chunk=5, feed_rows=2, burst=4)
+STOPS = (114, 89, 171, 154, 169, 97, 263, 17)  # the ids that the tiny model likes best, and one of the latent model
+WAYS = [
+    Sampling(),
+    Sampling(temperature=0.0),
+    Sampling(temperature=0.6, stop_ids=STOPS),
+    Sampling(temperature=1.2, top_k=40, top_p=0.9, min_p=0.02),
+]
+
+
+@pytest.fixture(scope="module", params=["plain", "scanned", "latent"])
+def model(tiny_model: Path, request: pytest.FixtureRequest) -> tuple[Any, Any]:
+    if request.param == "latent":
+        return test_mla.build("auto", scan_layers=True)
+    return split(load_pretrained(tiny_model, scan_layers=request.param == "scanned")[0])
+
+
+@functools.cache
+def compile_forward(graph: Any) -> Callable[..., jax.Array]:
+    return jax.jit(lambda params, tokens: merge(graph, params)(tokens))
+
+
+def find_logits(model: tuple[Any, Any], tokens: Sequence[int]) -> np.ndarray:
+    """Logits [V] of what follows the tokens, by the whole forward pass without a cache."""
+    padded = np.zeros((1, CONFIG.max_tokens), np.int32)
+    padded[0, : len(tokens)] = tokens
+    return np.asarray(compile_forward(model[0])(model[1], padded))[0, len(tokens) - 1]
+
+
+@dataclasses.dataclass
+class Naive:
+    """A sequence as the naive loop knows it: all tokens, the sampling of its last part, and how many were sampled."""
+
+    tokens: list[int]
+    sampling: Sampling
+    seed: int
+    uncomputed: int  # tokens that the engine has not fed, but the last, which is fed with the next sampled one
+    sampled: int = 0
+    part: int = 0  # sampled since the limit began to count
+    is_over: bool = False
+
+    def check(self, model: tuple[Any, Any], burst: Burst) -> int:
+        """Compares a burst token by token; returns the number of tokens that had to be computed for it."""
+        computed, self.uncomputed = self.uncomputed + len(burst.tokens), 0
+        for found, logprob in zip(burst.tokens, burst.logprobs, strict=True):
+            assert not self.is_over
+            uniform = draw_uniform(self.seed, self.sampled)
+            token, expected = draw(find_logits(model, self.tokens), self.sampling, uniform)
+            assert found == token
+            assert logprob == pytest.approx(expected, abs=1e-5)
+            self.tokens.append(token)
+            self.sampled, self.part = self.sampled + 1, self.part + 1
+            self.is_over = token in self.sampling.stop_ids or self.part == self.sampling.max_new_tokens
+        reason = "stop" if self.tokens[-1] in self.sampling.stop_ids else "length"
+        assert burst.finish_reason == (reason if self.is_over else "")
+        return computed
+
+
+class Mixture:
+    """Random calls of an engine, each beside the naive loop."""
+
+    def __init__(self, model: tuple[Any, Any], seed: int):
+        self.model, self.draw = model, random.Random(seed)
+        self.engine = ContinuousEngine(*model, CONFIG)
+        self.live: dict[int, Naive] = {}
+        self.computed = self.opened = 0
+        self.done = collections.Counter[str]()
+
+    def run(self, calls: int) -> None:
+        for _ in range(calls):
+            name = self.draw.choice(["open", "open", "extend", "extend", "step", "step", "step", "close", "preempt"])
+            self.done[name] += getattr(self, name)()
+        assert self.engine.computed == self.computed
+
+    def open(self) -> bool:
+        if not self.engine.free:
+            with pytest.raises(UserError, match="all 4 slots are taken"):
+                self.engine.open([4], WAYS[0], 0)
+            return False
+        tokens, sampling = self._draw_tokens(1), self._draw_sampling()
+        self.live[self.engine.open(tokens, sampling, self.opened)] = Naive(
+            tokens, sampling, self.opened, len(tokens) - 1
+        )
+        self.opened += 1
+        return True
+
+    def extend(self) -> bool:
+        parked = [slot for slot, one in self.live.items() if one.is_over]
+        if not parked:
+            return False
+        one, tokens, sampling = self.live[slot := self.draw.choice(parked)], self._draw_tokens(0), self._draw_sampling()
+        if len(one.tokens) + len(tokens) + sampling.max_new_tokens > CONFIG.max_tokens:
+            with pytest.raises(UserError, match="a sequence must have at most 48 tokens"):
+                self.engine.extend(slot, tokens, sampling)
+            return False
+        self.engine.extend(slot, tokens, sampling)
+        one.tokens += tokens
+        one.sampling, one.part, one.is_over, one.uncomputed = sampling, 0, False, len(tokens)
+        return True
+
+    def step(self) -> bool:
+        expected = {slot for slot, one in self.live.items() if not one.is_over}
+        assert self.engine.is_idle == (not expected)
+        bursts = self.engine.step(self.draw.randint(0, 5), ends=self.draw.randint(0, 2))
+        assert {burst.slot for burst in bursts} == expected
+        self.computed += sum(self.live[burst.slot].check(self.model, burst) for burst in bursts)
+        return bool(bursts)
+
+    def close(self) -> bool:
+        """Frees a slot at any moment."""
+        if not self.live:
+            return False
+        slot = self.draw.choice(sorted(self.live))
+        self.engine.close(slot)
+        del self.live[slot]
+        return True
+
+    def preempt(self) -> bool:
+        """Frees a slot and computes its sequence anew in another."""
+        going = [slot for slot, one in self.live.items() if not one.is_over]
+        if not going:
+            return False
+        one = self.live.pop(slot := self.draw.choice(going))
+        self.engine.close(slot)
+        one.sampling = dataclasses.replace(one.sampling, max_new_tokens=one.sampling.max_new_tokens - one.part)
+        one.part, one.uncomputed = 0, len(one.tokens) - 1
+        self.live[self.engine.open(one.tokens, one.sampling, one.seed, done=one.sampled)] = one
+        return True
+
+    def _draw_tokens(self, least: int) -> list[int]:
+        return [self.draw.randrange(4, 64) for _ in range(self.draw.randint(least, 13))]
+
+    def _draw_sampling(self) -> Sampling:
+        return dataclasses.replace(self.draw.choice(WAYS), max_new_tokens=self.draw.randint(1, 9))
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_any_mixture_gives_what_each_sequence_gives_by_itself(model: tuple[Any, Any], seed: int) -> None:
+    mixture = Mixture(model, seed)
+    mixture.run(70)
+    assert min(mixture.done[name] for name in ("open", "extend", "step", "close", "preempt")) >= 2
+
+
+def test_neighbours_and_times_of_arrival_change_no_bit(model: tuple[Any, Any]) -> None:
+    """In the same slot; another slot's number may round differently, and gives the same tokens."""
+    engine, sampling = ContinuousEngine(*model, CONFIG), Sampling(max_new_tokens=12)
+    prompt, other = [5, 6, 7, 8, 9, 10, 11, 12], [30, 40, 50]
+
+    def run(before: int, after: int) -> tuple[list[int], list[float]]:
+        neighbours = [engine.open(other[: number + 1], sampling, number) for number in range(before)]
+        engine.step(before)
+        slot, found = engine.open(prompt, sampling, 7), list[Burst]()
+        for number in range(6):
+            if number < after:
+                neighbours.append(engine.open(other, sampling, number))
+            found += [burst for burst in engine.step(3) if burst.slot == slot]
+        for each in (slot, *neighbours):
+            engine.close(each)
+        return [t for burst in found for t in burst.tokens], [p for burst in found for p in burst.logprobs]
+
+    alone = run(0, 0)
+    assert len(alone[0]) == 12 and run(0, 3) == run(0, 1) == alone
+    for before in (1, 3):
+        moved = run(before, 0)
+        assert moved[0] == alone[0]
+        np.testing.assert_allclose(moved[1], alone[1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("mesh", [{"data": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=["data", "fsdp"])
+def test_rows_on_several_devices_give_the_same(tiny_model: Path, mesh: dict[str, int]) -> None:
+    with use_mesh(make_mesh(MeshConfig(**mesh))):
+        mixture = Mixture(split(load_pretrained(tiny_model)[0]), seed=5)
+        mixture.run(30)
+        assert mixture.done["extend"]
