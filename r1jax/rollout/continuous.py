@@ -63,12 +63,17 @@ class ContinuousConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Burst:
-    """Tokens that a call of `step` sampled for a slot, with their log-probs; finish_reason: "" while it goes on."""
+    """Tokens that a call of `step` sampled for a slot, with their log-probs.
+
+    finish_reason: "" while it goes on. alternatives: for each token the likeliest ids at its place and their log-probs,
+    where they were asked for.
+    """
 
     slot: int
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: FinishReason | Literal[""]
+    alternatives: tuple[dict[int, float], ...] = ()
 
 
 @jax.tree_util.register_dataclass
@@ -120,7 +125,8 @@ class ContinuousEngine:
         self._feed = jax.jit(functools.partial(_feed, graph, config), donate_argnums=1)
         self._start = jax.jit(_start, donate_argnums=0)
         self._stop = jax.jit(_stop, donate_argnums=0)
-        self._decode = jax.jit(functools.partial(_decode, graph, config), donate_argnums=1, static_argnames="filtered")
+        static = ("filtered", "alternatives")
+        self._decode = jax.jit(functools.partial(_decode, graph, config), donate_argnums=1, static_argnames=static)
         self._params = params
         self._rows: Rows = jax.jit(functools.partial(_init, graph, config))(params)
         self._held: dict[int, _Sequence] = {}
@@ -166,10 +172,11 @@ class ContinuousEngine:
             self._rows = self._stop(self._rows, np.int32(slot))
 
     @in_layout
-    def step(self, steps: int = 0, *, ends: int = 0) -> list[Burst]:
+    def step(self, steps: int = 0, *, ends: int = 0, alternatives: int = 0) -> list[Burst]:
         """Feeds what waits, then samples up to `steps` tokens (0: a burst) of every sequence that is not parked.
 
-        Returns what was sampled; earlier, once as many sequences as `ends` have ended (0: all).
+        Returns what was sampled; earlier, once as many sequences as `ends` have ended (0: all). alternatives: number of
+        likeliest ids to return for each token; another number is another program.
         """
         self._feed_waiting()
         live = {slot: held for slot, held in self._held.items() if held.is_sampled}
@@ -178,8 +185,9 @@ class ContinuousEngine:
         steps = min(steps or self.config.burst, self.config.burst)
         left = np.int32(max(0, len(live) - ends) if ends else 0)
         filtered = any(held.sampling.is_filtered for held in live.values())
-        self._rows, *sampled = self._decode(self._params, self._rows, np.int32(steps), left, filtered=filtered)
-        active, count, tokens, logprobs = fetch((self._rows.active, *sampled))
+        limits, static = (np.int32(steps), left), {"filtered": filtered, "alternatives": alternatives}
+        self._rows, *sampled = self._decode(self._params, self._rows, *limits, **static)
+        active, count, tokens, logprobs, others, values = fetch((self._rows.active, *sampled))
         beat()
         found = []
         for slot, held in live.items():
@@ -188,7 +196,9 @@ class ContinuousEngine:
             held.is_sampled, self.computed = bool(active[slot]), self.computed + len(ids)
             reason: FinishReason = "stop" if held.last in held.sampling.stop_ids else "length"
             spent = tuple(logprobs[slot, : count[slot]].tolist())
-            found.append(Burst(slot, ids, spent, "" if held.is_sampled else reason))
+            pairs = zip(others[slot, : count[slot]].tolist(), values[slot, : count[slot]].tolist(), strict=True)
+            likeliest = tuple(dict(zip(*pair, strict=True)) for pair in pairs) if alternatives else ()
+            found.append(Burst(slot, ids, spent, "" if held.is_sampled else reason, likeliest))
         return found
 
     def _check(self, given: int, sampling: Sampling) -> None:
@@ -325,15 +335,16 @@ def _decode(
     left: jax.Array,
     *,
     filtered: bool,
-) -> tuple[Rows, jax.Array, jax.Array, jax.Array]:
+    alternatives: int,
+) -> tuple[Rows, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
     """Samples up to `steps` tokens of each active row, or until at most `left` rows are active: the rows, how many were
-    sampled [B], and these tokens and log-probs [B, burst].
+    sampled [B], these tokens and log-probs [B, burst], and the likeliest ids and log-probs [B, burst, alternatives].
     """
     model, before_B = merge(graph, params), rows.done
     B, row_B = config.slots, jnp.arange(config.slots)
 
     def step(carry: tuple) -> tuple:
-        index, rows, tokens, logprobs = carry
+        index, rows, tokens, logprobs, others, values = carry
         states = model.hidden(
             rows.token[:, None],
             positions=rows.length[:, None],
@@ -353,13 +364,18 @@ def _decode(
             done=done,
             active=rows.active & ~stopped & (done < rows.limit),
         )
-        tokens = tokens.at[row_B, at].set(token_B, mode="drop")
-        return index + 1, _constrain(changed), tokens, logprobs.at[row_B, at].set(logprob_B, mode="drop")
+        put = lambda old, new: old.at[row_B, at].set(new, mode="drop")
+        if alternatives:
+            heat_B1 = jnp.where(rows.knobs.temperature > 0, rows.knobs.temperature, 1.0)[:, None]
+            top = jax.lax.top_k(jax.nn.log_softmax(jax.lax.optimization_barrier(logits_BV) / heat_B1), alternatives)
+            values, others = put(values, top[0]), put(others, top[1])
+        return index + 1, _constrain(changed), put(tokens, token_B), put(logprobs, logprob_B), others, values
 
     def is_on(carry: tuple) -> jax.Array:
         index, rows, *_ = carry
         return (index < steps) & (rows.active.sum() > left)
 
-    empty = jnp.zeros((B, config.burst), jnp.int32), jnp.zeros((B, config.burst), jnp.float32)
-    _, rows, tokens, logprobs = jax.lax.while_loop(is_on, step, (jnp.int32(0), rows, *empty))
-    return rows, rows.done - before_B, tokens, logprobs
+    empty = lambda *shape: (jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
+    carry = jnp.int32(0), rows, *empty(B, config.burst), *empty(B, config.burst, alternatives)
+    _, rows, *sampled = jax.lax.while_loop(is_on, step, carry)
+    return rows, rows.done - before_B, *sampled

@@ -19,7 +19,7 @@ from r1jax.models.transformer import merge, split
 from r1jax.rollout.continuous import Burst, ContinuousConfig, ContinuousEngine
 from r1jax.weights import load_pretrained
 from tests.models import test_mla
-from tests.rollout.naive import draw, draw_uniform
+from tests.rollout.naive import draw, draw_uniform, scaled
 
 CONFIG = ContinuousConfig(slots=4, max_tokens=48, chunk=5, feed_rows=2, burst=4)
 STOPS = (114, 89, 171, 154, 169, 97, 263, 17)  # the ids that the tiny model likes best, and one of the latent model
@@ -195,3 +195,24 @@ def test_rows_on_several_devices_give_the_same(tiny_model: Path, mesh: dict[str,
         mixture = Mixture(split(load_pretrained(tiny_model)[0]), seed=5)
         mixture.run(30)
         assert mixture.done["extend"]
+
+
+def test_the_likeliest_ids_come_with_each_token_and_change_nothing(model: tuple[Any, Any]) -> None:
+    engine, prompt = ContinuousEngine(*model, CONFIG), [5, 6, 7, 8]
+    ways = [Sampling(max_new_tokens=6, temperature=0.7), Sampling(max_new_tokens=6, temperature=0.0)]
+    plain, told = [], []
+    for alternatives, found in ((0, plain), (4, told)):
+        slots = [engine.open(prompt, way, 3) for way in ways]
+        bursts = [burst for _ in range(2) for burst in engine.step(alternatives=alternatives)]
+        for slot in slots:
+            found.append([burst for burst in bursts if burst.slot == slot])
+            engine.close(slot)
+    for way, before, after in zip(ways, plain, told, strict=True):
+        assert [(b.tokens, b.logprobs) for b in before] == [(b.tokens, b.logprobs) for b in after]
+        tokens = list(prompt)
+        for burst in after:
+            for token, likeliest in zip(burst.tokens, burst.alternatives, strict=True):
+                expected = scaled(find_logits(model, tokens), way)
+                assert list(likeliest) == np.argsort(-expected, kind="stable")[:4].tolist()
+                np.testing.assert_allclose(list(likeliest.values()), expected[list(likeliest)], rtol=0, atol=1e-5)
+                tokens.append(token)
