@@ -41,7 +41,15 @@ CORE = [
     "tensorstore>=0.1.80,<0.2",
     "tokenizers>=0.22,<0.24",
 ]
+SERVE = [
+    "fastapi>=0.120,<1",
+    "jsonschema>=4,<5",
+    "prometheus-client>=0.22,<1",
+    "pydantic>=2.11,<3",
+    "uvicorn>=0.34,<1",
+]
 DEV = [
+    *SERVE,
     "hypothesis>=6.150,<7",
     "jaxtyping>=0.3,<0.4",
     "mypy>=2.4,<2.5",
@@ -91,6 +99,7 @@ setup(
         "gpu-cuda12": ["jax[cuda12]"],
         "wandb": ["wandb>=0.20,<0.32"],
         "trackio": ["trackio>=0.30,<0.44"],
+        "serve": SERVE,
         "dev": DEV,
     },
 )

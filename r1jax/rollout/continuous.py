@@ -377,5 +377,5 @@ def _decode(
 
     empty = lambda *shape: (jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
     carry = jnp.int32(0), rows, *empty(B, config.burst), *empty(B, config.burst, alternatives)
-    _, rows, *sampled = jax.lax.while_loop(is_on, step, carry)
-    return rows, rows.done - before_B, *sampled
+    _, rows, tokens, logprobs, others, values = jax.lax.while_loop(is_on, step, carry)
+    return rows, rows.done - before_B, tokens, logprobs, others, values

@@ -227,7 +227,8 @@ class _Saves:
     @contextlib.contextmanager
     def beside(self, step: int) -> Iterator[None]:
         """Context whose body runs while the state after `step`, which it does not change, is being written."""
-        before, _ = self.saved, self.save(step, kept=True)
+        before = self.saved
+        self.save(step, kept=True)
         try:
             yield
         finally:

@@ -1,0 +1,93 @@
+"""The HTTP application: routes, an API key, errors, and metrics for Prometheus."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+
+from r1jax.core.errors import UserError
+from r1jax.serving.limits import BodyLimit
+from r1jax.serving.metrics import Metrics
+from r1jax.serving.model_host import ModelHost
+from r1jax.serving.openai_api import OpenAIApi
+from r1jax.serving.request_errors import ApiError, describe_error, read_mistake
+from r1jax.serving.requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from r1jax.serving.worker import BusyError, Worker
+
+OPEN = {"/health"}  # paths that need no key
+
+
+def make_app(host: ModelHost, worker: Worker, *, key: str = "", seconds: float = 600.0) -> FastAPI:
+    """The application. key: that clients must send; "" for none. seconds: longest time of a request."""
+    app = FastAPI(title="r1jax", description="OpenAI's API over a model of r1jax.", version="1")
+    metrics = Metrics(worker)
+    api = OpenAIApi(host, worker, metrics, seconds)
+    app.add_middleware(BodyLimit)
+
+    @app.middleware("http")
+    async def admit(request: Request, call: Callable[[Request], Any]) -> Response:
+        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
+        if key and request.url.path not in OPEN and not hmac.compare_digest(given, key.encode()):
+            answer: Response = describe_error(ApiError(401, "the key in the Authorization header is missing or wrong"))
+        else:
+            answer = await call(request)
+        metrics.count(_find_path(request), answer.status_code)
+        return answer
+
+    app.add_exception_handler(ApiError, lambda _, error: describe_error(error))
+    app.add_exception_handler(UserError, lambda _, error: describe_error(ApiError(400, str(error))))
+    app.add_exception_handler(RequestValidationError, lambda _, error: describe_error(read_mistake(error)))
+    app.add_exception_handler(HTTPException, lambda _, e: describe_error(ApiError(e.status_code, str(e.detail))))
+    app.add_exception_handler(BusyError, lambda *_: describe_error(ApiError(429, "the queue is full: try again later")))
+    app.add_exception_handler(Exception, lambda *_: describe_error(ApiError(500, "the server failed; see its log")))
+
+    @app.get("/health")
+    async def health() -> Response:
+        return Response(status_code=200 if worker.error is None else 503)
+
+    @app.get("/metrics")
+    async def show_metrics() -> Response:
+        return Response(metrics.render(), media_type=Metrics.media_type)
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [api.describe_model()]}
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> dict[str, Any]:
+        api.check_model(name)
+        return api.describe_model()
+
+    @app.post("/v1/completions")
+    async def completions(body: CompletionRequest, request: Request) -> Any:
+        return await api.complete(body, request)
+
+    @app.post("/v1/chat/completions")
+    async def chat(body: ChatRequest, request: Request) -> Any:
+        return await api.chat(body, request)
+
+    @app.post("/tokenize")
+    async def tokenize(body: TokenizeRequest) -> dict[str, Any]:
+        if body.messages is not None:
+            encode = lambda: host.encode_messages(body.messages or [], add_generation_prompt=body.add_generation_prompt)
+        else:
+            encode = lambda: host.encode_prompt(body.prompt or "", add_special=body.add_special_tokens)
+        ids = list(await run_in_threadpool(encode))
+        return {"tokens": ids, "count": len(ids), "max_model_len": host.config.max_tokens}
+
+    @app.post("/detokenize")
+    async def detokenize(body: DetokenizeRequest) -> dict[str, Any]:
+        return {"prompt": host.tokenizer.decode(body.tokens, skip_special=False)}
+
+    return app
+
+
+def _find_path(request: Request) -> str:
+    """The route of a request for the metrics; clients choose paths, so others share one name."""
+    return getattr(request.scope.get("route"), "path", "other")
