@@ -12,8 +12,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from r1jax.core.errors import UserError
-from r1jax.serving.limits import BodyLimit
-from r1jax.serving.metrics import Metrics
+from r1jax.serving.body_limit import BodyLimit
+from r1jax.serving.request_counts import Metrics
 from r1jax.serving.model_host import ModelHost
 from r1jax.serving.openai_api import OpenAIApi
 from r1jax.serving.request_errors import ApiError, describe_error, read_mistake

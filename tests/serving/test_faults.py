@@ -14,7 +14,7 @@ import pytest
 
 from r1jax.core.structs import Sampling
 from r1jax.rollout.continuous import ContinuousEngine
-from r1jax.serving.limits import MOST_BYTES
+from r1jax.serving.body_limit import MOST_BYTES
 from r1jax.serving.worker import BusyError, Job, Worker
 from tests.serving.server import Server
 
