@@ -13,9 +13,9 @@ from starlette.exceptions import HTTPException
 
 from r1jax.core.errors import UserError
 from r1jax.serving.body_limit import BodyLimit
-from r1jax.serving.request_counts import Metrics
 from r1jax.serving.model_host import ModelHost
 from r1jax.serving.openai_api import OpenAIApi
+from r1jax.serving.request_counts import Metrics
 from r1jax.serving.request_errors import ApiError, describe_error, read_mistake
 from r1jax.serving.requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from r1jax.serving.worker import BusyError, Worker

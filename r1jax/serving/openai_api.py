@@ -15,9 +15,9 @@ from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from r1jax.core.seeds import derive_seed
-from r1jax.serving.request_counts import Metrics
 from r1jax.serving.model_host import ModelHost
 from r1jax.serving.reply import Reply, describe_chat_logprobs, describe_completion_logprobs, find_flaw
+from r1jax.serving.request_counts import Metrics
 from r1jax.serving.request_errors import ApiError, describe_error
 from r1jax.serving.requests import ChatRequest, CompletionRequest, SamplingRequest
 from r1jax.serving.worker import Worker
