@@ -27,7 +27,6 @@ CURES = {
     "prefill": "config.rollout.prefill_batch, config.rollout.slots, or larger config.mesh.fsdp",
     "insert": "config.rollout.slots or config.rollout.max_new_tokens",
     "grow": "config.rollout.cache_pieces=1",
-    "merge": "larger config.mesh.fsdp",
     "decode": "config.rollout.slots, config.rollout.max_new_tokens, or larger config.mesh.tensor",
 }
 

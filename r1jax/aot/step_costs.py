@@ -20,7 +20,7 @@ from r1jax.stages.sft_config import SFTConfig
 PHASES = {
     "sampling": ("prefix", "prefill", "insert", "decode", "grow"),
     "scoring": ("logprobs",),
-    "updating": ("accumulate", "apply", "merge"),
+    "updating": ("accumulate", "apply"),
 }
 
 
@@ -89,7 +89,7 @@ def find_step_costs(settings: Any, programs: Mapping[str, Compiled], topology: T
     counts, tokens = counted
     if any(name in counts and math.isnan(program.predicted_seconds) for name, program in programs.items()):
         return None
-    if not counts.keys() <= programs.keys() | {"prefix", "grow", "merge", "logprobs"}:
+    if not counts.keys() <= programs.keys() | {"prefix", "grow", "logprobs"}:
         return None  # only some programs were asked for
     phases = []
     for phase, names in PHASES.items():
@@ -131,7 +131,6 @@ def count_programs(settings: Any) -> tuple[dict[str, int], int] | None:
         "logprobs": scored * accumulations,
         "accumulate": accumulations,
         "apply": updates,
-        "merge": 1,
     }
     return counts, rollout.completions * limit
 

@@ -1,18 +1,17 @@
 """The trained part of a model: all parameters, or adapters beside a frozen base (models/lora.py).
 
-Learner, optimizer and checkpoints see only `params`; code that needs the model's own parameters (the engine, an export)
-calls `whole`. A frozen base has no moments and is in no checkpoint.
+Learner, optimizer and checkpoints see only `params`; code that runs the model (the engine, log-probs) calls `whole` for
+the parameters of `graph`. A frozen base has no moments, no gradient and is in no checkpoint.
 """
 
 from __future__ import annotations
 
 import jax
 
-from r1jax.core.sharding import abstract_array, current_layout, current_mesh, in_layout, is_abstract
-from r1jax.core.structs import Program
+from r1jax.core.sharding import abstract_array, current_mesh, is_abstract
 from r1jax.learner.step import Frozen, LossFn
 from r1jax.models.flops import Work, count_work
-from r1jax.models.lora import LoRAConfig, adapter_axes, init_adapters, merge_adapters
+from r1jax.models.lora import LoRAConfig, adapter_axes, attach_adapters, init_adapters, join_adapters
 from r1jax.models.transformer import Params, Transformer, logical_axes, split
 
 
@@ -22,12 +21,12 @@ class Trainable:
     """
 
     def __init__(self, model: Transformer, config: LoRAConfig, *, seed: int = 0):
-        self.layout = current_layout()
         self.graph, self.params = split(model)
-        self.axes, self.base, self.scale = logical_axes(model), None, config.scale
+        self.axes, self.base = logical_axes(model), None
         self.sizes, self.routing = model.config, model.routing
         if config.rank:
             self.base, self.axes = self.params, adapter_axes(model, config)
+            self.graph = attach_adapters(model, config)
 
             def make() -> Params:
                 return init_adapters(model, config, seed=seed)
@@ -36,18 +35,10 @@ class Trainable:
             shapes = jax.tree.map(place, jax.eval_shape(make), self.axes)
             places = None if current_mesh() is None else jax.tree.map(lambda leaf: leaf.sharding, shapes)
             self.params = shapes if is_abstract(self.base) else jax.jit(make, out_shardings=places)()
-        self._merge = jax.jit(self._merge_adapters)
 
-    @in_layout
     def whole(self, params: Params) -> Params:
-        """The model's parameters for trained `params`: themselves, or a copy of the base with them merged into it."""
-        if self.base is None:
-            return params
-        return self.base if is_abstract(params) else self._merge(self.base, params)
-
-    def programs(self) -> list[Program]:
-        """merge (the copy of the model that samples), where there are adapters, for abstract arguments."""
-        return [] if self.base is None else [Program("merge", self._merge, (self.base, self.params), 0.0)]
+        """The parameters of `graph` for trained `params`: themselves, or the base with these adapters beside it."""
+        return params if self.base is None else join_adapters(self.base, params)
 
     def count_parameters(self) -> int:
         """All parameters of the model, without adapters."""
@@ -58,14 +49,11 @@ class Trainable:
         adapters = None if self.base is None else self.params
         return count_work(self.base or self.params, self.sizes, adapters)
 
-    def _merge_adapters(self, base: Params, adapters: Params) -> Params:
-        return merge_adapters(base, adapters, self.scale)
-
     def wrap(self, loss_fn: LossFn) -> LossFn:
         """A loss of the model's parameters as a loss of the trained ones; it reads the base from `frozen`."""
         if self.base is None:
             return loss_fn
-        return lambda params, frozen, batch: loss_fn(merge_adapters(frozen["base"], params, self.scale), frozen, batch)
+        return lambda params, frozen, batch: loss_fn(join_adapters(frozen["base"], params), frozen, batch)
 
     @property
     def frozen(self) -> Frozen:

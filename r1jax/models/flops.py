@@ -33,10 +33,9 @@ class Work:
     adapters: Work | None = None
 
     def forward(self, tokens: float, targets: float, pairs: float) -> float:
-        """Forward FLOPs of a batch with these numbers of input tokens, positions with logits and query-key pairs;
-        adapters are merged.
-        """
-        return self.body * tokens + self.head * targets + self.pair * pairs
+        """Forward FLOPs of a batch with these numbers of input tokens, positions with logits and query-key pairs."""
+        beside = 0.0 if self.adapters is None else self.adapters.forward(tokens, 0, 0)
+        return self.body * tokens + self.head * targets + self.pair * pairs + beside
 
     def train(self, tokens: float, targets: float, pairs: float, *, ahead: bool = False) -> float:
         """FLOPs of forward and backward pass. ahead: include the prediction depths and their logits.
@@ -47,7 +46,7 @@ class Work:
         depths = (self.ahead * tokens + self.head * targets) if ahead and self.ahead else 0.0
         if self.adapters is None:
             return 3 * (self.forward(tokens, targets, pairs) + depths)
-        frozen = self.forward(tokens, targets, 0) + depths
+        frozen = self.body * tokens + self.head * targets + depths
         return 2 * frozen + 3 * self.pair * pairs + self.adapters.train(tokens, 0, 0, ahead=ahead)
 
 

@@ -61,8 +61,13 @@ def weight(rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes, dtypes: Dtypes, *
 class Linear(nnx.Module):
     """x[B, T, in...] -> [B, T, out...]; `kernel` is [in..., out...], `bias` [out...] or None.
 
-    Computed as one plain matrix product: XLA:CPU copies the kernel of an einsum that contracts two axes.
+    Computed as one plain matrix product: XLA:CPU copies the kernel of an einsum that contracts two axes. `a` [in...,
+    r] and `b` [r, out...]: low-rank adapters beside the kernel (models/lora.py), or None; A B is never formed.
     """
+
+    a: nnx.Param | None = None
+    b: nnx.Param | None = None
+    scale: float = 1.0
 
     def __init__(
         self,
@@ -82,8 +87,20 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         rows, width = x.shape[: x.ndim - len(self.inputs)], math.prod(self.inputs)
         kernel = self.kernel[...].astype(self.compute).reshape(width, math.prod(self.outputs))
-        y = multiply(x.reshape(*rows, width).astype(self.compute), kernel).reshape(*rows, *self.outputs)
+        x = x.reshape(*rows, width).astype(self.compute)
+        y = multiply(x, kernel)
+        if (adapter := self.adapter()) is not None:
+            a, b = adapter
+            rank = a.shape[-1]
+            y = y + multiply(multiply(x, a.reshape(width, rank)), b.reshape(rank, -1))
+        y = y.reshape(*rows, *self.outputs)
         return y if self.bias is None else y + self.bias[...].astype(self.compute)
+
+    def adapter(self) -> tuple[jax.Array, jax.Array] | None:
+        """A [in..., r] and the scaled B [r, out...] in the compute dtype; None without adapters."""
+        if self.a is None or self.b is None:
+            return None
+        return self.a[...].astype(self.compute), (self.scale * self.b[...]).astype(self.compute)
 
 
 class RMSNorm(nnx.Module):

@@ -1,9 +1,11 @@
 """Low-rank adapters (LoRA, Hu et al. 2021, 2106.09685): a frozen kernel W plus a trained product s A B of rank r.
 
 Adapters are a small parameter tree under the paths of the kernels that they change: {"a": [in..., r], "b": [r,
-out...]}; B is initially zero, so a fresh adapter changes nothing. `merge_adapters` returns the parameters W + s A B, s
-= alpha / r, for the loss (which differentiates through it), the engine and the export. Left out: adapters of expert
-weights and of the embedding, dropout, several adapters at once.
+out...]}; B is initially zero, so a fresh adapter changes nothing. A linear map with adapters computes x W + s (x A) B,
+s = alpha / r (`Linear` in models/layers.py), in training and in sampling: W + s A B is built by an export alone
+(weights/lora_base.py), and W gets no gradient. `attach_adapters` makes the structure of such a model and
+`join_adapters` its parameters. Left out: adapters of expert weights and of the embedding, dropout, several adapters at
+once.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from flax import nnx
 from r1jax.core.errors import UserError
 from r1jax.core.sharding import Axes
 from r1jax.models.layers import Linear
-from r1jax.models.transformer import Params, Transformer
+from r1jax.models.transformer import Params, Transformer, merge, split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,13 +66,27 @@ def adapter_axes(model: Transformer, config: LoRAConfig) -> Params:
     return axes
 
 
-def merge_adapters(params: Params, adapters: Params, scale: float) -> Params:
-    """Parameters with W + scale A B for every adapted kernel W; computed in float32, stored in W's dtype."""
+def attach_adapters(model: Transformer, config: LoRAConfig) -> nnx.GraphDef:
+    """The structure of `model` with adapters beside the linear maps that match the targets; its parameters are those of
+    `join_adapters`.
+    """
+    graph, params = split(model)
+    adapted = merge(graph, params)  # another module of the same arrays
+    for _, linear in _find_targets(adapted, config):
+        shapes, axes = (
+            jax.eval_shape(lambda linear=linear: _init(linear, config.rank, jax.random.key(0))),
+            _axes(linear),
+        )
+        linear.scale = config.scale
+        linear.a, linear.b = (nnx.Param(shapes[part], axes=axes[part]) for part in "ab")
+    return split(adapted)[0]
+
+
+def join_adapters(params: Params, adapters: Params) -> Params:
+    """The parameters with adapters beside the kernels that they belong to; nothing is computed or copied."""
     if set(adapters) == {"a", "b"}:
-        return {**params, "kernel": _add(params["kernel"], adapters["a"], adapters["b"], scale)}
-    return {
-        key: merge_adapters(value, adapters[key], scale) if key in adapters else value for key, value in params.items()
-    }
+        return {**params, **adapters}
+    return {key: join_adapters(value, adapters[key]) if key in adapters else value for key, value in params.items()}
 
 
 def _find_targets(model: Transformer, config: LoRAConfig) -> list[tuple[tuple, Linear]]:
@@ -83,14 +99,6 @@ def _find_targets(model: Transformer, config: LoRAConfig) -> list[tuple[tuple, L
             raise UserError(f'config.lora.targets: no linear map matches "{target}"; known: {known}')
     chosen = [pair for pair in found if any(matches(pair[0], target) for target in config.targets)]
     return sorted(chosen, key=lambda pair: str(pair[0]))
-
-
-def _add(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
-    """W + scale A B; stacked kernels (a leading layer axis) have stacked adapters."""
-    lead = a.shape[: a.ndim + b.ndim - 2 - kernel.ndim]
-    rank = a.shape[-1]
-    product = a.reshape(*lead, -1, rank) @ b.reshape(*lead, rank, -1)
-    return (kernel.astype(jnp.float32) + scale * product.reshape(kernel.shape)).astype(kernel.dtype)
 
 
 def _init(linear: Linear, rank: int, key: jax.Array) -> Params:

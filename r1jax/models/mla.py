@@ -143,7 +143,16 @@ class LatentAttention(nnx.Module):
         plain_dim = self.sizes.plain_dim
         key_up, value_up = jnp.split(self.kv_up.kernel[...].astype(self.dtype), [plain_dim], axis=-1)
         query = jnp.einsum("BTNH,CNH->BTNC", q_BTNH[..., :plain_dim], key_up)
+        if (adapter := self.kv_up.adapter()) is not None:
+            a_CR, (key_b, value_b) = adapter[0], jnp.split(adapter[1], [plain_dim], axis=-1)
+            low_BTNR = jnp.einsum("BTNH,RNH->BTNR", q_BTNH[..., :plain_dim], key_b)
+            query = query + jnp.einsum("BTNR,CR->BTNC", low_BTNR, a_CR)
         query = jnp.concatenate([query, q_BTNH[..., plain_dim:]], axis=-1)
         before = None if prefix is None else {"k": prefix, "v": prefix}
         mean = attend(query, kv_B1SC, kv_B1SC, context.bias, before, decoding=decoding, scale=self.scale)
-        return jnp.einsum("BTNC,CNH->BTNH", mean[..., : self.sizes.latent], value_up)
+        mean_BTNC = mean[..., : self.sizes.latent]
+        out_BTNH = jnp.einsum("BTNC,CNH->BTNH", mean_BTNC, value_up)
+        if adapter is not None:
+            low_BTNR = jnp.einsum("BTNC,CR->BTNR", mean_BTNC, a_CR)
+            out_BTNH = out_BTNH + jnp.einsum("BTNR,RNH->BTNH", low_BTNR, value_b)
+        return out_BTNH

@@ -66,24 +66,22 @@ def make_updates(
 
 
 def list_policy_programs(settings: GRPOConfig, engine: Engine, updates: Updates) -> list[Program]:
-    """Programs accumulate, apply, logprobs (if old or reference log-probs are computed), merge (with adapters);
-    prefill, insert, decode; judge.prefill, judge.insert, judge.decode if a reward asks the policy.
+    """Programs accumulate, apply, logprobs (if old or reference log-probs are computed); prefill, insert, decode;
+    judge.prefill, judge.insert, judge.decode if a reward asks the policy.
 
     The state, frozen parameters and the engine's slots count as resident at all times.
     """
     policy, weights, work = updates.abstract_policy(), updates.weights(), updates.work
     others = {name: tree for name, tree in updates.frozen.items() if name != "base"}
-    merged = (policy.params, updates.trainable.frozen) if updates.trainable.frozen else ()  # beside `weights`, a copy
     rolls = engine.programs(weights, settings.rollout.sampling(()), work)
     slots = next(program.arguments[2] for program in rolls if program.name == "decode")
-    sampling = (policy.opt_state, others, merged)
+    sampling = (policy.opt_state, others)
     resident = {
         "accumulate": (policy.opt_state, updates.reference, slots),
         "apply": (updates.frozen, slots),
-        "merge": (policy.opt_state, others),
         "logprobs": (*sampling, slots),
         "prefill": (*sampling, slots),
-        "insert": (policy, updates.frozen, weights if merged else ()),
+        "insert": (policy, updates.frozen),
         **dict.fromkeys(("prefix", "decode", "grow"), sampling),
     }
     programs = hold([*updates.programs(), *rolls], resident)

@@ -74,7 +74,7 @@ class Updates:
         self._mix = jax.jit(_mix)
 
     def weights(self) -> Params:
-        """The current parameters of the model; with LoRA a merged copy."""
+        """The current parameters of the model; with LoRA the base and the adapters beside it."""
         return self.trainable.whole(self.policy.params)
 
     @property
@@ -91,8 +91,8 @@ class Updates:
 
     @in_layout
     def programs(self) -> list[Program]:
-        """accumulate, apply, logprobs where they are computed apart from the loss, and merge where there are adapters;
-        for full rows, and for abstract parameters. Left out: `mix`, which moves the reference.
+        """accumulate, apply, and logprobs where they are computed apart from the loss; for full rows, and for abstract
+        parameters. Left out: `mix`, which moves the reference.
         """
         batch, shape = self.abstract_batch(), self.shape
         rows = self._rows_per_batch()
@@ -102,7 +102,7 @@ class Updates:
         if self.recomputes_old or self.reference is not None:
             scored = {name: batch[name] for name in SCORED if name in batch}
             programs.append(Program("logprobs", self.logprobs, (self.weights(), scored), self.work.forward(*counts)))
-        return programs + self.trainable.programs()
+        return programs
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes with shardings of a micro-batch."""
@@ -173,8 +173,9 @@ class Updates:
         count = len(groups.completions)
         packed, arrays = self._plan(groups, np.zeros(count), np.zeros(count, bool), np.zeros(count, bool))
         packed, arrays = self._add_logprobs("reference_logprobs", self.reference, packed, arrays, temperature)
-        sampler, reference = (jnp.asarray(arrays[f"{name}_logprobs"]) for name in ("sampler", "reference"))
-        kl = np.asarray(estimate_kl(sampler, reference, self.settings.loss), np.float64)
+        kl = np.asarray(
+            estimate_kl(arrays["sampler_logprobs"], arrays["reference_logprobs"], self.settings.loss), float
+        )
         return np.add.reduceat(kl, np.cumsum([0, *(len(c.tokens) for c in groups.completions)])[:-1])
 
     @in_layout

@@ -150,7 +150,7 @@ ROLLS = ["prefix", "prefill", "insert", "decode"]
     ("changes", "devices", "expected"),
     [
         pytest.param({}, 1, ["accumulate", "apply", *ROLLS], id="plain"),
-        pytest.param({"lora.rank": 4, "mesh.fsdp": 2}, 2, ["accumulate", "apply", "merge", *ROLLS], id="lora"),
+        pytest.param({"lora.rank": 4, "mesh.fsdp": 2}, 2, ["accumulate", "apply", *ROLLS], id="lora"),
         pytest.param(REFERENCE, 1, ["accumulate", "apply", "logprobs", *ROLLS], id="reference"),
         pytest.param(
             {**EXPERTS, "train.replay_experts": True}, 1, ["accumulate", "apply", *ROLLS], id="replay of experts"

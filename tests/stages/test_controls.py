@@ -206,7 +206,7 @@ def test_soft_overlong_punishment(tiny_model: pathlib.Path, tmp_path: pathlib.Pa
 
 
 def test_adapters_learn_and_nothing_else_does(tiny_model: pathlib.Path, tmp_path: pathlib.Path):
-    """The engine samples from the merged weights; the reference is the model without what was learnt."""
+    """The engine samples with them, as the trainer computes; the reference is the model without what was learnt."""
     changes = {"lora__rank": 4, "loss__kl_coefficient": 0.01, "optimizer__learning_rate": 2e-2, **SHORT}
     changes |= {"checkpoint__every_steps": 1, "optimizer__schedule": "constant"}
     rows = train(tmp_path / "whole", tiny_model, steps=3, **changes)
