@@ -55,6 +55,13 @@ def abstract_state(params: Params, axes: Params, optimizer: optax.GradientTransf
     return jax.tree.map(with_place, shapes, places)
 
 
+def state_places(params: Params, axes: Params, optimizer: optax.GradientTransformation) -> TrainState | None:
+    """The shardings of the whole state; None without a mesh."""
+    if replicated() is None:
+        return None
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract_state(params, axes, optimizer))
+
+
 def _place(make: Callable[[Params], Any], params: Params, axes: Params) -> Any:
     """A sharding for every array that `make` returns: that of the parameter whose path ends its own, else replicated,
     in the memory kind that `make` uses; None without a mesh.

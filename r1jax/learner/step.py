@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from r1jax.core.sharding import current_layout, in_layout
+from r1jax.core.sharding import current_layout, in_layout, replicated
 from r1jax.core.structs import Program
 from r1jax.core.watchdog import beat
 from r1jax.learner.balance import LOAD, shift_biases
@@ -39,7 +39,8 @@ class Learner:
 
     Every call computes in the mesh and rules that were current at construction, in any thread. bias_rate: change of the
     experts' correction biases per update (learner/balance.py; 0: none). guard: decides by loss and gradient whether an
-    update is made (None: each is).
+    update is made (None: each is). places: the shardings of the state, which results keep (None: the compiler chooses
+    them, and a program compiles again for arguments that it places otherwise).
     """
 
     def __init__(
@@ -49,12 +50,16 @@ class Learner:
         *,
         bias_rate: float = 0.0,
         guard: UpdateGuard | None = None,
+        places: TrainState | None = None,
     ):
         self.loss_fn, self.optimizer, self.bias_rate, self.guard = loss_fn, optimizer, bias_rate, guard
         self.layout = current_layout()
-        self.accumulate = jax.jit(self._accumulate, donate_argnums=1)
-        self.apply = jax.jit(self._apply, donate_argnums=0)
-        self.balance = jax.jit(self._balance, donate_argnums=0)
+        everywhere = replicated() if places is not None else None
+        params = None if places is None else places.params
+        self.accumulate = jax.jit(self._accumulate, donate_argnums=1, out_shardings=(params, everywhere, everywhere))
+        self.apply = jax.jit(self._apply, donate_argnums=0, out_shardings=(places, everywhere))
+        self.balance = jax.jit(self._balance, donate_argnums=0, out_shardings=places)
+        self.zeros = jax.jit(_zeros, out_shardings=params)
 
     @in_layout
     def update(
@@ -68,7 +73,7 @@ class Learner:
         gradients, losses, sums, loads, seen = None, [], [], [], []
         for batch in batches:
             if gradients is None:
-                gradients = jax.tree.map(_zeros, state.params)
+                gradients = self.zeros(state.params)
             gradients, loss, sums_here = self.accumulate(state.params, gradients, frozen, batch)
             losses.append(loss)
             if LOAD in sums_here:
@@ -118,9 +123,9 @@ class Learner:
         return dataclasses.replace(state, params=shift_biases(state.params, load_LE, self.bias_rate))
 
 
-def _zeros(param: jax.Array) -> jax.Array:
-    """Accumulator of a parameter's gradient: float32 or wider, with the parameter's sharding."""
-    return jnp.zeros_like(param, dtype=_wide_dtype(param))
+def _zeros(params: Params) -> Params:
+    """Accumulators of the gradient: float32 or wider."""
+    return jax.tree.map(lambda param: jnp.zeros_like(param, dtype=_wide_dtype(param)), params)
 
 
 def _wide_dtype(param: Any) -> Any:

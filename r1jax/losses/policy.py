@@ -166,10 +166,13 @@ def policy_loss(
     return (per_token * weights).sum(), sums
 
 
-def estimate_kl(logprobs: jax.Array, reference_logprobs: jax.Array, config: PolicyLossConfig) -> jax.Array:
-    """Per-token estimate of the KL from the reference policy, by config.kl_estimator."""
-    gap = jnp.clip(reference_logprobs - logprobs, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    return {"k1": -gap, "k2": 0.5 * gap**2, "k3": jnp.exp(gap) - gap - 1.0}[config.kl_estimator]
+def estimate_kl(logprobs: Any, reference_logprobs: Any, config: PolicyLossConfig) -> Any:
+    """Per-token estimate of the KL from the reference policy, by config.kl_estimator; of NumPy's arrays by NumPy, which
+    compiles nothing for their length.
+    """
+    space = logprobs.__array_namespace__()
+    gap = space.clip(reference_logprobs - logprobs, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    return {"k1": -gap, "k2": 0.5 * gap**2, "k3": space.exp(gap) - gap - 1.0}[config.kl_estimator]
 
 
 def _correct(gap: jax.Array, config: PolicyLossConfig, sequences: jax.Array | None) -> tuple[jax.Array, jax.Array]:

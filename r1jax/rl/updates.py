@@ -21,7 +21,7 @@ from r1jax.learner.balance import LOAD, measure_load
 from r1jax.learner.objective import Objective
 from r1jax.learner.optimizer import make_optimizer, make_schedule
 from r1jax.learner.policy_objective import SCORED, Scoring, make_scorer, summarize
-from r1jax.learner.state import TrainState, abstract_state, init_state
+from r1jax.learner.state import TrainState, abstract_state, init_state, state_places
 from r1jax.learner.step import Frozen, Learner
 from r1jax.learner.trainable import Trainable
 from r1jax.learner.update_guard import UpdateGuard
@@ -66,12 +66,15 @@ class Updates:
         self.optimizer = make_optimizer(settings.optimizer, total)
         loss = trainable.wrap(objective.loss_fn)
         self.guard = UpdateGuard(settings.guards)
-        self.learner = Learner(loss, self.optimizer, bias_rate=settings.train.bias_rate, guard=self.guard)
+        places = state_places(params, axes, self.optimizer)
+        self.learner = Learner(
+            loss, self.optimizer, bias_rate=settings.train.bias_rate, guard=self.guard, places=places
+        )
         self.logprobs = jax.jit(make_scorer(trainable.graph, scoring))
         copy = lambda tree: tree if is_abstract(tree) else jax.tree.map(jnp.copy, tree)
         self.reference = copy(params) if settings.loss.kl_coefficient else None
         self.policy: TrainState = init_state(params, axes, self.optimizer)
-        self._mix = jax.jit(_mix)
+        self._mix = jax.jit(_mix, out_shardings=None if places is None else places.params)
 
     def weights(self) -> Params:
         """The current parameters of the model; with LoRA the base and the adapters beside it."""

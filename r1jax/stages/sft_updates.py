@@ -16,7 +16,7 @@ from r1jax.core.sharding import abstract_array, batch_parts, sharding
 from r1jax.core.structs import Program, hold
 from r1jax.learner.objective import Objective
 from r1jax.learner.optimizer import make_optimizer, make_schedule
-from r1jax.learner.state import TrainState, abstract_state, init_state
+from r1jax.learner.state import TrainState, abstract_state, init_state, state_places
 from r1jax.learner.step import Frozen, Learner
 from r1jax.learner.supervised import Batch, make_loss
 from r1jax.learner.trainable import Trainable
@@ -66,7 +66,8 @@ class SupervisedUpdates:
         self.schedule = make_schedule(settings.optimizer, steps)
         loss = trainable.wrap(objective.loss_fn)
         self.guard = UpdateGuard(settings.guards)
-        self.learner = Learner(loss, self.optimizer, bias_rate=settings.loss.bias_rate, guard=self.guard)
+        places = state_places(trainable.params, trainable.axes, self.optimizer)
+        self.learner = Learner(loss, self.optimizer, bias_rate=settings.loss.bias_rate, guard=self.guard, places=places)
         self.measure = jax.jit(self._measure)
         self.state: TrainState = init_state(trainable.params, trainable.axes, self.optimizer)
         self.work = trainable.count_work()

@@ -10,10 +10,10 @@ import pytest
 
 from r1jax.core.structs import Program
 
-# Where the functions live that programs are made of; of them no list holds those that make empty slots or the state,
+# Where the functions live that programs are made of; of them no list holds those that make empty slots, sums or state,
 # or that move what is there.
 HOLDERS = ("r1jax.rollout.", "r1jax.learner.", "r1jax.rl.", "r1jax.stages.")
-UNLISTED = {"_init", "make", "_mix", "_balance"}
+UNLISTED = {"_init", "make", "_mix", "_balance", "_zeros"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pytest
 
 from r1jax.core.sharding import MeshConfig, constrain, make_mesh, sharding, use_mesh
 from r1jax.learner.optimizer import OptimizerConfig, make_optimizer
-from r1jax.learner.state import TrainState, init_state
+from r1jax.learner.state import TrainState, init_state, state_places
 from r1jax.learner.step import Learner
 from r1jax.learner.update_guard import GuardsConfig, UpdateGuard
 from tests.threads import run_in_thread
@@ -134,7 +134,7 @@ def test_a_thread_updates_by_the_same_programs_to_the_bit() -> None:
     place = lambda: {"kernel": jax.device_put(kernel, sharding(AXES["kernel"], kernel.shape))}
     optimizer = make_optimizer(CONFIG, 3)
     with use_mesh(make_mesh(MeshConfig(data=4, tensor=2))):
-        learner = Learner(pinned, optimizer)
+        learner = Learner(pinned, optimizer, places=state_places(place(), AXES, optimizer))
         chex.assert_trees_all_equal(run(False, True, False), run(False, False, False))
         assert learner.accumulate._cache_size() == learner.apply._cache_size() == 1
 
