@@ -8,11 +8,13 @@ predecessor, which for the first token of every completion is the prompt's last 
 index.
 
 With long completions a shared prompt saves little, and kernels for long rows support only segments that attend to
-themselves. Each completion then follows its own copy of the prompt, in one segment with it (`share_prompts` = False).
+themselves. Each completion then follows its own copy of the prompt, in one segment with it (`share_prompts` = False),
+and goes into the fullest row that has room for it, longest first. Completions that share prompts stay in their order.
 """
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from collections.abc import Sequence
 
@@ -86,32 +88,6 @@ class PackedRows:
         return laid_out
 
 
-@dataclasses.dataclass
-class _Row:
-    """A row being filled: input pieces (segment, prefix, first position, ids) and targets (index, id, source,
-    completion).
-    """
-
-    tokens: list[int] = dataclasses.field(default_factory=list)
-    positions: list[int] = dataclasses.field(default_factory=list)
-    segments: list[int] = dataclasses.field(default_factory=list)
-    prefixes: list[int] = dataclasses.field(default_factory=list)
-    targets: list[tuple[int, int, int, int]] = dataclasses.field(default_factory=list)
-    completions: int = 0
-    segment: int = 0
-    prompt: int = PADDING
-    prompt_segment: int = 0
-    prompt_end: int = 0
-
-    def add(self, ids: Sequence[int], start: int, prefix: int) -> int:
-        self.segment += 1
-        self.tokens += ids
-        self.positions += range(start, start + len(ids))
-        self.segments += [self.segment] * len(ids)
-        self.prefixes += [prefix] * len(ids)
-        return self.segment
-
-
 def pack_completions(
     prompts: Sequence[Sequence[int]],
     completions: Sequence[Sequence[int]],
@@ -127,48 +103,97 @@ def pack_completions(
     multiple: the number of rows is rounded up to a multiple of it with empty rows. skip: completions to leave out of
     the rows (`source` still counts their tokens). Raises ValueError for a sequence that exceeds the shape.
     """
-    rows = [_Row()]
-    offset = 0
-    for i, completion in enumerate(completions):
-        start, offset = offset, offset + len(completion)
-        if skip is not None and skip[i]:
-            continue
-        prompt = prompts[owners[i]][shape.prefix :]
-        if len(prompt) > shape.prompt_tokens or not 0 < len(completion) <= shape.completion_tokens:
-            raise ValueError(f"prompt of {len(prompt)} and completion of {len(completion)} tokens do not fit {shape}")
-        row = rows[-1]
-        shared = shape.share_prompts and row.prompt == owners[i]
-        fed = len(completion) - 1 + (0 if shared else len(prompt))
-        if len(row.tokens) + fed > shape.length or len(row.targets) + len(completion) > shape.targets:
-            rows.append(row := _Row())
-            shared = False
-        if not shared:
-            row.prompt_segment = row.add(list(prompt), shape.prefix, 0)
-            row.prompt, row.prompt_end = owners[i], len(row.tokens) - 1
-        before = [row.prompt_end, *range(len(row.tokens), len(row.tokens) + len(completion) - 1)]
-        row.add(list(completion[:-1]), shape.prefix + len(prompt), row.prompt_segment)
-        row.targets += zip(before, completion, range(start, offset), [row.completions] * len(completion), strict=True)
-        row.completions += 1
-    count = -(-len(rows) // multiple) * multiple
-    return _to_arrays(rows + [_Row() for _ in range(count - len(rows))], shape)
+    lengths = np.array([len(completion) for completion in completions], np.int64)
+    kept = [i for i in range(len(completions)) if skip is None or not skip[i]]
+    behind = {owner: np.asarray(prompts[owner][shape.prefix :], np.int32) for owner in {owners[i] for i in kept}}
+    for i in kept:
+        prompt, length = len(behind[owners[i]]), lengths[i]
+        if prompt > shape.prompt_tokens or not 0 < length <= shape.completion_tokens:
+            raise ValueError(f"prompt of {prompt} and completion of {length} tokens do not fit {shape}")
+    sizes = {i: (len(behind[owners[i]]), int(lengths[i])) for i in kept}
+    rows = _fill_in_order(sizes, owners, shape) if shape.share_prompts else _fill_best(sizes, shape)
+    count = -(-max(1, len(rows)) // multiple) * multiple
+    return _lay_out(rows, count, behind, completions, owners, np.cumsum(lengths) - lengths, shape)
 
 
-def _to_arrays(rows: list[_Row], shape: RowShape) -> PackedRows:
-    def fill(values: list[list[int]], width: int, padding: int = 0) -> np.ndarray:
-        out = np.full((len(values), width), padding, np.int32)
-        for line, value in zip(out, values, strict=True):
-            line[: len(value)] = value
-        return out
-
-    fed = {name: fill([getattr(r, name) for r in rows], shape.length) for name in _FED}
-    if not shape.share_prompts:  # prompt and completion are one segment
-        fed["segments"] = np.where(fed["prefixes"] > 0, fed["prefixes"], fed["segments"])
-        fed["prefixes"] = np.zeros_like(fed["prefixes"])
-    columns = [[list(column) for column in zip(*r.targets, strict=True)] or [[], [], [], []] for r in rows]
-    index, targets, source, sequences = (
-        fill([c[i] for c in columns], shape.targets, padding) for i, padding in enumerate((0, 0, PADDING, 0))
-    )
-    return PackedRows(**fed, index=index, targets=targets, source=source, sequences=sequences)
+Sizes = dict[int, tuple[int, int]]  # of the kept completions, by index: tokens of prompt and completion
 
 
-_FED = ("tokens", "positions", "segments", "prefixes")
+def _fill_in_order(sizes: Sizes, owners: Sequence[int], shape: RowShape) -> list[list[int]]:
+    """Rows of completions in their order; those of one prompt in one row share it."""
+    rows: list[list[int]] = []
+    fed = aimed = 0
+    for i, (prompt, length) in sizes.items():
+        shared = bool(rows) and owners[rows[-1][-1]] == owners[i]
+        more = length - 1 + (0 if shared else prompt)
+        if not rows or fed + more > shape.length or aimed + length > shape.targets:
+            rows.append([])
+            more, fed, aimed = length - 1 + prompt, 0, 0
+        rows[-1].append(i)
+        fed, aimed = fed + more, aimed + length
+    return rows
+
+
+def _fill_best(sizes: Sizes, shape: RowShape) -> list[list[int]]:
+    """Rows of completions with a prompt each, the longest first, each in the fullest row with room for it."""
+    rows: list[list[int]] = []
+    free: list[tuple[int, int, int]] = []  # (free inputs, row, free targets), sorted
+    for i in sorted(sizes, key=lambda i: -sum(sizes[i])):
+        fed, length = sum(sizes[i]) - 1, sizes[i][1]
+        at = bisect.bisect_left(free, (fed, 0, 0))
+        while at < len(free) and free[at][2] < length:
+            at += 1
+        left, row, aims = free.pop(at) if at < len(free) else (shape.length, len(rows), shape.targets)
+        if row == len(rows):
+            rows.append([])
+        rows[row].append(i)
+        bisect.insort(free, (left - fed, row, aims - length))
+    return rows
+
+
+def _lay_out(
+    rows: Sequence[Sequence[int]],
+    count: int,
+    prompts: dict[int, np.ndarray],
+    completions: Sequence[Sequence[int]],
+    owners: Sequence[int],
+    starts: np.ndarray,
+    shape: RowShape,
+) -> PackedRows:
+    """The arrays of `count` rows. prompts: by owner, without the prefix; starts: of each completion in the
+    concatenation of all.
+    """
+    fed = {name: np.zeros((count, shape.length), np.int32) for name in ("tokens", "positions", "segments", "prefixes")}
+    aimed = {name: np.zeros((count, shape.targets), np.int32) for name in ("index", "targets", "source", "sequences")}
+    aimed["source"][:] = PADDING
+    places = np.arange(shape.prefix, shape.prefix + shape.length, dtype=np.int32)
+
+    def feed(row: int, at: int, ids: np.ndarray, place: int, segment: int, prefix: int) -> int:
+        end = at + len(ids)
+        fed["tokens"][row, at:end] = ids
+        fed["positions"][row, at:end] = places[place : place + len(ids)]
+        fed["segments"][row, at:end] = segment
+        fed["prefixes"][row, at:end] = prefix
+        return end
+
+    for row, members in enumerate(rows):
+        at = aim = segment = prompt_segment = prompt_end = 0
+        for number, i in enumerate(members):
+            prompt, ids = prompts[owners[i]], np.asarray(completions[i], np.int32)
+            if not (shape.share_prompts and number and owners[members[number - 1]] == owners[i]):
+                segment = prompt_segment = segment + 1
+                at = feed(row, at, prompt, 0, segment, 0)
+                prompt_end = at - 1
+            end = aim + len(ids)
+            aimed["index"][row, aim:end] = np.arange(at - 1, at - 1 + len(ids))
+            aimed["index"][row, aim] = prompt_end
+            aimed["targets"][row, aim:end] = ids
+            aimed["source"][row, aim:end] = np.arange(starts[i], starts[i] + len(ids))
+            aimed["sequences"][row, aim:end] = number
+            if shape.share_prompts:
+                segment += 1
+                at = feed(row, at, ids[:-1], len(prompt), segment, prompt_segment)
+            else:  # prompt and completion are one segment
+                at = feed(row, at, ids[:-1], len(prompt), segment, 0)
+            aim = end
+    return PackedRows(**fed, **aimed)

@@ -67,6 +67,18 @@ def test_prompts_that_are_not_shared_are_one_segment_with_their_completion(seed:
     check(prompts, completions, owners, shape, packed, [True] * len(completions))
 
 
+@pytest.mark.parametrize("mean", [600, 1500, 3000, 5000])
+def test_long_completions_fill_their_rows(mean: int) -> None:
+    """Whatever their mean length, nine places in ten are used (rows of the pod configs)."""
+    random = np.random.default_rng(mean)
+    lengths = random.gamma(2, mean / 2, 1024).clip(1, 7168).astype(int)
+    completions = [np.ones(length, np.int32) for length in lengths]
+    prompts = [np.ones(length, np.int32) for length in random.integers(50, 300, 64)]
+    shape = RowShape(1024, 7168, 1, share_prompts=False)
+    packed = pack_completions(prompts, completions, np.repeat(np.arange(64), 16).tolist(), shape)
+    assert packed.counts[0] >= 0.88 * packed.tokens.size
+
+
 def test_pairs_of_a_full_row() -> None:
     """The triangle of a prompt once, with a prefix before it, and of every completion with all that it sees."""
     assert RowShape(7, 5, 3, prefix=2).pairs == 7 * 2 + 7**2 / 2 + 3 * (5 * 9 + 5**2 / 2)
