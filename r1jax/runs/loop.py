@@ -160,7 +160,10 @@ class Loop:
             distributed.wait("set aside")
             return None, {}
         check_config(self.settings, self.workdir)
-        stage.state, metadata = restore_state(checkpoints, start, stage.abstract_state())
+        abstract = stage.abstract_state()
+        for leaf in jax.tree.leaves(stage.state):  # the initial state makes room for the restored one
+            leaf.delete()
+        stage.state, metadata = restore_state(checkpoints, start, abstract)
         facts = {key: metadata.pop(key) for key in (PENDING, RECORDS) if key in metadata}
         stage.resume(metadata)
         if start >= self.steps:

@@ -1,5 +1,6 @@
 """Programs compile once: what a step hands on has the placement that the next step's programs were compiled for."""
 
+import gc
 import pathlib
 from typing import Any
 
@@ -77,3 +78,18 @@ def test_nothing_compiles_after_the_second_step(
             programs += [run.engine._prefill, run.engine._decode, run.updates.logprobs]
         assert [program._cache_size() for program in programs] == [1] * len(programs)
     assert counts[2:] == [0, 0], counts
+
+
+def test_a_resumed_run_keeps_no_second_copy(tiny_model: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """The initial state makes room for the restored one: as many bytes live after a resume as in a run that went on."""
+    live = []
+    for steps in (2, 3, 3):
+        gc.collect()
+        before = jax.live_arrays()
+        known = set(map(id, before))
+        settings = runs.read_settings(runs.CONFIG, model__name=tiny_model, steps=steps, eval__every_steps=9)
+        run = grpo.GRPORun(settings, tmp_path / ("run" if len(live) < 2 else "whole"))
+        run.train()
+        live.append(sum(array.nbytes for array in jax.live_arrays() if id(array) not in known))
+        del run
+    assert live[1] == live[2]
