@@ -34,6 +34,8 @@ def test_it_writes_what_the_contract_says(
     assert run("--topology=v5e:2x4", f"--output={output}", f"--dump_hlo={dump}") == 0
     figures = json.loads(output.read_text())
     assert (figures["chip"], figures["devices"]) == ("v5e", 8)
+    assert figures["versions"].keys() == {"jax", "jaxlib", "libtpu"}
+    assert figures["versions"]["jax"] == jax.__version__
     names = ["accumulate", "apply", "logprobs", "prefill", "insert", "decode"]
     assert list(figures["programs"]) == names and {f.stem for f in dump.iterdir()} == set(names)
     for program in figures["programs"].values():
@@ -43,7 +45,8 @@ def test_it_writes_what_the_contract_says(
     step = figures["programs"]["accumulate"]
     assert step["flops"] > step["model_flops"] > 0 and step["collectives"]
     assert figures["programs"]["decode"]["open_loops"]
-    assert "everything fits" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "everything fits" in shown and f"jax {jax.__version__}, jaxlib" in shown
     assert run("--topology=v5e:2x4", "--programs=apply", f"--output={output}") == 0
     assert list(json.loads(output.read_text())["programs"]) == ["apply"]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import importlib.metadata
 import math
 import re
 import time
@@ -55,6 +57,15 @@ class Compiled:
     predicted_seconds: float
     fits: bool
     text: str
+
+
+def find_versions() -> dict[str, str]:
+    """Versions of jax, jaxlib and libtpu, which compile; "" for one that is not installed."""
+    versions = dict.fromkeys(("jax", "jaxlib", "libtpu"), "")
+    for name in versions:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 def compile_program(program: Program, topology: Topology) -> Compiled:
@@ -138,6 +149,7 @@ class Report:
         return {
             "chip": self.topology.chip.name,
             "devices": self.topology.devices,
+            "versions": find_versions(),
             "programs": {name: self._describe(program) for name, program in self.programs.items()},
             **self.further,
         }
@@ -174,12 +186,13 @@ class Report:
     # --- Text output ---
 
     def head(self) -> str:
-        """Header line: topology and columns."""
+        """Header lines: topology, compiler and columns."""
         chip, GiB = self.topology.chip, 2**30
         slices = f" x {self.topology.slices} slices" if self.topology.slices > 1 else ""
         return (
             f"{self.topology.name}{slices}: {self.topology.devices} devices, each {chip.hbm_bytes / GiB:.2f} GiB, "
             f"{chip.flops / 1e12:.0f} TFLOP/s, {chip.hbm_bandwidth / 1e9:.0f} GB/s\n"
+            f"{', '.join(f'{name} {version}' for name, version in find_versions().items() if version)}\n"
             f"{'program':<12}{'compile s':>10}{'HBM GiB':>9}{'fits':>6}{'TFLOP':>11}{'useful':>11}"
             f"{'sent GB':>9}{'buffer GiB':>12}{'at best s':>11}  limit"
         )
