@@ -35,6 +35,7 @@ CORE = [
     "numpy>=2.2,<3",
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12,<0.13",
+    "packaging>=24,<27",
     "rich>=14,<16",
     "sentencepiece>=0.2.1,<0.3",
     "tensorboardX>=2.6,<3",
@@ -47,6 +48,13 @@ SERVE = [
     "prometheus-client>=0.22,<1",
     "pydantic>=2.11,<3",
     "uvicorn>=0.34,<1",
+]
+# The pairs whose compilers the figures of docs/pods.md are from; `jax[tpu]` alone takes any patch of its libtpu.
+TPU = [
+    "jax[tpu]==0.12.0.1; python_version >= '3.12'",
+    "libtpu==0.0.50.1; python_version >= '3.12'",
+    "jax[tpu]==0.10.2; python_version < '3.12'",
+    "libtpu==0.0.42.1; python_version < '3.12'",
 ]
 DEV = [
     *SERVE,
@@ -94,7 +102,7 @@ setup(
         "hub": ["datasets>=4,<6", "pyarrow>=20,<27"],
         "gcs": ["gcsfs>=2025.3"],
         "reasoning-gym": ["reasoning-gym>=0.1.25,<0.2"],
-        "tpu": ["jax[tpu]"],
+        "tpu": TPU,
         "gpu": ["jax[cuda13]"],
         "gpu-cuda12": ["jax[cuda12]"],
         "wandb": ["wandb>=0.20,<0.32"],

@@ -14,6 +14,8 @@ import shlex
 import sys
 from typing import Any
 
+from packaging.markers import Marker
+
 from r1jax.core.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]  # of the repository, in a checkout
@@ -48,6 +50,6 @@ def install_line(extra: str) -> str:
     packages = []
     for requirement in importlib.metadata.requires("r1jax") or ():
         package, _, marker = requirement.partition(";")
-        if marker.replace("'", '"').strip().endswith(f'extra == "{extra}"'):
+        if marker and Marker(marker).evaluate({"extra": extra}):
             packages.append(shlex.quote(package.strip().replace(" ", "")))
     return " ".join(["pip install", *packages])

@@ -26,11 +26,22 @@ def test_the_line_of_a_checkout_names_its_folder(ask, tmp_path, monkeypatch):
 
 
 def test_the_line_of_a_wheel_names_the_packages_of_the_extra(tmp_path, monkeypatch):
-    listed = ["numpy", 'datasets<6,>=4; extra == "hub"', "pyarrow (>=20) ; extra == 'hub'", 'wandb; extra == "wandb"']
+    older = [
+        "jax[tpu]==1; extra == 'tpu' and python_version < '3'",
+        "jax[tpu]==2 ; python_version >= '3' and extra == 'tpu'",
+    ]
+    listed = [
+        *older,
+        "numpy",
+        'datasets<6,>=4; extra == "hub"',
+        "pyarrow (>=20) ; extra == 'hub'",
+        'wandb; extra == "wandb"',
+    ]
     monkeypatch.setattr(extras, "ROOT", tmp_path)
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: listed)
     assert extras.install_line("hub") == "pip install 'datasets<6,>=4' 'pyarrow(>=20)'"
     assert extras.install_line("wandb") == "pip install wandb"
+    assert extras.install_line("tpu") == "pip install 'jax[tpu]==2'"  # of this Python's
 
 
 def test_a_broken_package_is_not_called_missing(tmp_path, monkeypatch):
