@@ -48,6 +48,11 @@ def is_bias(path: Any) -> bool:
     return getattr(path[-1], "key", None) == BIAS
 
 
+def holds_biases(params: Params) -> bool:
+    """Whether there are correction biases among the parameters."""
+    return any(is_bias(path) for path, _ in jax.tree_util.tree_leaves_with_path(params))
+
+
 def hold_biases(inner: optax.GradientTransformation) -> optax.GradientTransformation:
     """`inner` applied to all parameters except the correction biases, which it never sees and which do not move."""
     biases = lambda params: jax.tree_util.tree_map_with_path(lambda path, _: is_bias(path), params)

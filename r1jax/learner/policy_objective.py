@@ -10,6 +10,7 @@ expert selections, -1 where there is no target.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -172,16 +173,17 @@ def compare_sampler(logprobs: jax.Array, entropy: jax.Array, batch: Batch) -> di
 def summarize(updates: list[list[dict[str, Any]]]) -> dict[str, float]:
     """Metrics of a step from the sums of each update's micro-batches.
 
-    Sampler and trainer are compared on the first update, whose weights are the sampler's; `kl` exists only with a
-    reference.
+    Sampler and trainer are compared on the first update with tokens, whose weights are the sampler's but for the decay
+    of updates without; `kl` exists only with a reference. What no token measured is NaN.
     """
     table = _tabulate([row for parts in updates for row in parts])
-    first = _tabulate(updates[0])
-    tokens, compared = (max(rows["tokens"].sum(), 1.0) for rows in (table, first))
+    tables = [_tabulate(parts) for parts in updates]
+    first = next((rows for rows in tables if rows["tokens"].any()), tables[0])
+    tokens, compared = (rows["tokens"].sum() or math.nan for rows in (table, first))
     metrics = {
         "entropy": table["entropy"].sum() / tokens,
         "sampling/sampling_logp_difference/mean": first["difference/sum"].sum() / compared,
-        "sampling/sampling_logp_difference/max": first["difference/max"].max(),
+        "sampling/sampling_logp_difference/max": first["difference/max"].max() if compared > 0 else math.nan,
         "sampling/importance_sampling_ratio/min": first["ratio/min"].min(),
         "sampling/importance_sampling_ratio/mean": first["ratio/sum"].sum() / compared,
         "sampling/importance_sampling_ratio/max": first["ratio/max"].max(),

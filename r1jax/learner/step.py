@@ -70,14 +70,16 @@ class Learner:
         Expert loads (`LOAD`) are removed from the sums; their total is in the result. `state` is donated. An update
         without micro-batches has no gradient and leaves the state unchanged, and so does one that the guard skips.
         """
-        gradients, losses, sums, loads, seen = None, [], [], [], []
+        gradients, total, load = None, None, None
+        losses, sums, seen = [], [], []
         for batch in batches:
             if gradients is None:
                 gradients = self.zeros(state.params)
             gradients, loss, sums_here = self.accumulate(state.params, gradients, frozen, batch)
             losses.append(loss)
+            total = loss if total is None else total + loss  # of one shape, whatever the number of micro-batches
             if LOAD in sums_here:
-                loads.append(sums_here.pop(LOAD))
+                load = sums_here.pop(LOAD) if load is None else load + sums_here.pop(LOAD)
             sums.append(sums_here)
             if self.guard is not None:
                 seen.append(batch)
@@ -87,12 +89,12 @@ class Learner:
         if self.guard is not None:
             norm = measure_norm(gradients)
             if not self.guard.admit(float(norm), [float(loss) for loss in losses], seen, int(state.updates) + 1):
-                return state, {"loss": jnp.stack(losses).sum(), "grad_norm": norm}, sums
+                return state, {"loss": total, "grad_norm": norm}, sums
         state, norm = self.apply(state, gradients)
-        outcome = {"loss": jnp.stack(losses).sum(), "grad_norm": norm}
-        if loads:
-            outcome[LOAD] = jnp.stack(loads).sum(0)
-            state = self.balance(state, outcome[LOAD]) if self.bias_rate else state
+        outcome = {"loss": total, "grad_norm": norm}
+        if load is not None:
+            outcome[LOAD] = load
+            state = self.balance(state, load) if self.bias_rate else state
         return state, outcome, sums
 
     def programs(self, state: TrainState, frozen: Frozen, batch: Any, useful_flops: float) -> list[Program]:

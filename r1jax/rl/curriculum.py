@@ -30,7 +30,8 @@ class CurriculumConfig:
         off.
       low: solve rate up to which a prompt counts as too hard.
       high: solve rate from which a prompt counts as too easy.
-      reward: name of the reward whose mean over a group is the solve rate; "" is the first of config.rewards.
+      reward: name of the reward whose mean over a group is the solve rate; "" is the first of config.rewards by
+        the alphabet.
     """
 
     skip: float = 0.0

@@ -92,7 +92,8 @@ class DynamicSamplingConfig:
 
     Attributes:
       max_rounds: rounds of prompts in a step; each replaces the groups whose rewards have no spread. 1 is off.
-      filter_truncated: whether completions that reach the token limit are excluded from the loss (overlong filtering).
+      filter_truncated: whether completions that reach the token limit are excluded from the loss (overlong filtering);
+        a group that is wholly excluded is not replaced if its rewards have a spread.
     """
 
     max_rounds: int = 1
@@ -126,7 +127,8 @@ class TrainConfig:
       old_logprobs: source of the old log-probs of several updates: "trainer" recomputes them before the first,
         "sampler" takes the engine's.
       replay_experts: whether routers reuse, for completions, the experts that the sampler chose.
-      bias_rate: change of the experts' correction biases per update (learner/balance.py).
+      bias_rate: change of the experts' correction biases per update (learner/balance.py); it counts the tokens that are
+        fed, a prompt once for all completions that share it.
       min_group_std: standard deviation of a group's rewards below which its advantages are 0.
       difference_alarm: mean log-prob difference between sampler and trainer, in nats, above which a step warns.
     """

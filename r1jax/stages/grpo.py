@@ -29,6 +29,7 @@ from r1jax.core.structs import Completion, Program, Request
 from r1jax.data.loader import PromptLoader
 from r1jax.data.tasks import Prompt, Task, leave_out_long, load_task
 from r1jax.eval.held_out import evaluate, make_problems
+from r1jax.learner.balance import holds_biases
 from r1jax.learner.state import TrainState
 from r1jax.learner.trainable import Trainable
 from r1jax.learner.update_guard import SKIPPED
@@ -105,6 +106,8 @@ class GRPORun:
         trainable = Trainable(model, settings.lora, seed=settings.seed)
         self.graph, routed = trainable.graph, model.routing[0] > 0
         check("train.replay_experts", True, routed or not settings.train.replay_experts, "needs a model with experts")
+        rate, moves = settings.train.bias_rate, holds_biases(trainable.params)
+        check("train.bias_rate", rate, moves or not rate, "must be 0 where no correction biases of experts are trained")
         self.judge = Judge(
             settings.judge,
             self.graph,

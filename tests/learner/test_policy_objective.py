@@ -122,6 +122,20 @@ def test_the_sampler_is_compared_with_the_first_update_whatever_the_old_logprobs
     assert loss == old[0]  # the sampler's are the old ones
 
 
+def test_an_update_without_tokens_is_no_comparison() -> None:
+    """The first with tokens is compared; what nothing measured is no number, for 0 would look like a collapse."""
+    graph, params = rows.model()
+    (batch,) = rows.batches(8)
+    _, sums = jax.jit(make_loss(graph, OFF_POLICY, SCORING, on_policy=False))(params, {}, batch)
+    _, none = jax.jit(make_loss(graph, OFF_POLICY, SCORING, on_policy=False))(
+        params, {}, {**batch, "weights": np.zeros_like(batch["weights"])}
+    )
+    alone, behind, nothing = summarize([[sums]]), summarize([[none], [sums]]), summarize([[none]])
+    names = [name for name in alone if name.startswith("sampling/")]
+    assert [behind[name] for name in names] == [alone[name] for name in names]
+    assert all(np.isnan(nothing[name]) for name in ("entropy", "sampling/sampling_logp_difference/mean"))
+
+
 def test_padding_has_no_entropy() -> None:
     """Rows without completions, and the empty ends of others, count for nothing."""
     graph, params = rows.model()

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from r1jax.core.errors import UserError
 from r1jax.core.metrics import read_rows
 from r1jax.rl.policy_judge import Judge
 from tests.stages.runs import Rows, read_params, train, untimed
@@ -219,6 +220,11 @@ def test_adapters_learn_and_nothing_else_does(tiny_model: pathlib.Path, tmp_path
     for steps in (2, 3):
         again = train(tmp_path / "parts", tiny_model, steps=steps, **changes)
     assert untimed(again) == untimed(rows)
+
+
+def test_a_rate_of_biases_that_are_not_there_is_refused(tiny_model: pathlib.Path, tmp_path: pathlib.Path):
+    with pytest.raises(UserError, match=r"config\.train\.bias_rate must be 0 where no correction biases .*, got 0\.1"):
+        train(tmp_path / "run", tiny_model, train__bias_rate=0.1)
 
 
 # --- The policy as its own judge ---
