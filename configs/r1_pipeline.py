@@ -132,7 +132,7 @@ PAPER: dict[str, Any] = {
         ),
         base=dict(name="deepseek-ai/DeepSeek-V3-Base"),
         length=8192,  # the paper's is 32,768
-        rows=(2048, 4),
+        rows=(2048, 1),
         supervised=dict(cold_start=15, sft_2=750, distilled=1500),
         prompts={},
         rates=dict(cold_start=5e-5, sft_2=5e-5, distilled=1e-4, reinforced=3e-6),
@@ -148,7 +148,7 @@ PAPER: dict[str, Any] = {
         ),
         train=dict(
             updates_per_step=4,
-            micro_batch_size=4,
+            micro_batch_size=1,
             completions_per_row=1,
             share_prompts=False,  # so that attention over long rows is the TPU's own kernel
             logits_chunk=1024,

@@ -71,7 +71,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train = ConfigDict(
         dict(
             updates_per_step=4,
-            micro_batch_size=4 if args.length <= 8192 else 1,
+            micro_batch_size=1,  # a row of a chip: shorter completions then need fewer rows, and memory is one row's
             completions_per_row=1,
             share_prompts=False,  # so that attention over long rows is the TPU's own kernel
             logits_chunk=1024,

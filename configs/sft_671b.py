@@ -13,7 +13,7 @@ Experts and weights are sharded as in configs/r1_zero_671b.py.
 Arguments after a colon, e.g. `configs/sft_671b.py:length=32768,rows=1`:
 
     length  8192 (default): tokens of a packed row; the paper's is 32768
-    rows    4 (default): rows per chip and accumulation
+    rows    4 (default): rows per chip and update, one at a time
     chips   512 (default): chips of the slice; the rows of an update grow with them
 """
 
@@ -52,7 +52,7 @@ def get_config(arg: str = "") -> ConfigDict:
             on_error="skip",
         )
     )
-    config.train = ConfigDict(dict(rows_per_step=args.rows * args.chips, micro_batch_size=args.rows, logits_chunk=1024))
+    config.train = ConfigDict(dict(rows_per_step=args.rows * args.chips, micro_batch_size=1, logits_chunk=1024))
     config.loss = ConfigDict(
         dict(
             mtp_weight=0.0,  # the paper says nothing of it after pre-training; 0.1 trains the prediction depth on
