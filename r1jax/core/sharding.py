@@ -306,6 +306,27 @@ def constrain(x: jax.Array, axes: Axes, *, name: str = "activation") -> jax.Arra
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, partition(axes, x.shape, mesh, name=name)))
 
 
+def gather_places(
+    axes: Axes, shape: Sequence[int], inputs: int, *, name: str = "kernel"
+) -> tuple[NamedSharding, NamedSharding] | None:
+    """The shardings of a kernel [in..., out...] as a matrix [in, out], with `inputs` input dimensions: whole over the
+    mesh axes of rows, in which it is multiplied, and its own. None where they are the same, or there is no mesh.
+    """
+    layout = current_layout()
+    if layout.mesh is None or layout.devices == 1:
+        return None
+    spec = partition(axes, shape, layout.mesh, name=name)
+    own, rows = [_mesh_axes(part) for part in spec], set(_mesh_axes(layout.rules["batch"]))
+    for group in (own[1:inputs], own[inputs + 1 :]):
+        if any(group):  # the matrix would interleave its parts
+            return None
+    sides = own[0], own[inputs]
+    if not rows & {axis for side in sides for axis in side}:
+        return None
+    whole = [tuple(axis for axis in side if axis not in rows) for side in sides]
+    return NamedSharding(layout.mesh, PartitionSpec(*whole)), NamedSharding(layout.mesh, PartitionSpec(*sides))
+
+
 def replicated() -> NamedSharding | None:
     """Sharding that replicates an array on every device; None without a mesh."""
     mesh = current_mesh()

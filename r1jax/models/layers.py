@@ -14,8 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding
 
-from r1jax.core.sharding import Axes, constrain
+from r1jax.core.sharding import Axes, batch_parts, constrain, gather_places
 from r1jax.models.ops.matmul import multiply, multiply_table
 from r1jax.models.ops.rms_norm import normalize
 from r1jax.models.ops.silu_gate import gate_silu
@@ -88,13 +89,22 @@ class Linear(nnx.Module):
         rows, width = x.shape[: x.ndim - len(self.inputs)], math.prod(self.inputs)
         kernel = self.kernel[...].astype(self.compute).reshape(width, math.prod(self.outputs))
         x = x.reshape(*rows, width).astype(self.compute)
-        y = multiply(x, kernel)
+        y = multiply(x, kernel, self._find_places(math.prod(rows)))
         if (adapter := self.adapter()) is not None:
             a, b = adapter
             rank = a.shape[-1]
             y = y + multiply(multiply(x, a.reshape(width, rank)), b.reshape(rank, -1))
         y = y.reshape(*rows, *self.outputs)
         return y if self.bias is None else y + self.bias[...].astype(self.compute)
+
+    def _find_places(self, rows: int) -> tuple[NamedSharding, NamedSharding] | None:
+        """Where the kernel is gathered and kept, for a product with `rows` rows on all devices; None where partial
+        products of few rows move fewer bytes than the kernel, as in decoding.
+        """
+        if 2 * rows < math.prod(self.inputs) * batch_parts():
+            return None
+        axes, shape = self.kernel.get_metadata("axes"), (*self.inputs, *self.outputs)
+        return gather_places(axes[len(axes) - len(shape) :], shape, len(self.inputs))
 
     def adapter(self) -> tuple[jax.Array, jax.Array] | None:
         """A [in..., r] and the scaled B [r, out...] in the compute dtype; None without adapters."""

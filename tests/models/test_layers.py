@@ -1,12 +1,17 @@
 """The small parts against numpy."""
 
+import re
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from r1jax.core.sharding import MeshConfig, make_mesh, sharding, use_mesh
 from r1jax.models.layers import Dtypes, Embedding, GatedMLP, Head, Linear, RMSNorm
-from tests.models import naive
+from r1jax.models.transformer import merge, split
+from tests.models import naive, toy
 
 FLOAT, MIXED = Dtypes(), Dtypes("float32", "bfloat16")
 
@@ -23,6 +28,39 @@ def test_linear_contracts_all_its_input_axes(inputs: tuple[int, ...], outputs: t
     expected = np.tensordot(x, np.asarray(linear.kernel[...]), len(inputs))
     assert linear.kernel.get_metadata("axes") == axes
     np.testing.assert_allclose(linear(jnp.asarray(x)), expected, rtol=0, atol=1e-5)
+
+
+MESH = MeshConfig(data=2, fsdp=2, tensor=2)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "axes"),
+    [
+        ((8,), (4, 2), ("embed", "heads", "head_dim")),
+        ((4, 2), (8,), ("heads", "head_dim", "embed")),
+        ((8,), (4,), ("embed", "norm")),
+    ],
+)
+@pytest.mark.parametrize("rows", [1, 16])
+def test_a_kernel_is_gathered_for_many_rows_and_kept_in_shards(
+    inputs: tuple[int, ...], outputs: tuple[int, ...], axes: tuple[str, ...], rows: int
+) -> None:
+    """Output and gradients are those of one device; rows are added up with no other device's but over `tensor`."""
+    linear = Linear(inputs, outputs, axes, dtypes=Dtypes(), rngs=nnx.Rngs(0), std=1.0)
+    graph, params = split(linear)
+    x = normal(4, rows, *inputs)
+    loss = lambda params, x: (merge(graph, params)(x) ** 2).sum()
+    expected = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, x)
+    with use_mesh(make_mesh(MESH)):
+        place = lambda array, axes: jax.device_put(array, sharding(axes, array.shape))
+        shards = {"kernel": place(params["kernel"], axes)}
+        spread = place(x, ("batch", *(None,) * (x.ndim - 1)))
+        assert (linear._find_places(x.size // 8) is None) == (rows == 1)
+        step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+        toy.assert_close(step(shards, spread), expected, 1e-5)
+        if rows > 1:
+            text = jax.jit(lambda params, x: merge(graph, params)(x)).lower(shards, spread).compile().as_text()
+            assert re.search(r" all-gather\(", text)
 
 
 def test_norm_is_computed_in_float32_whatever_the_compute_dtype() -> None:
