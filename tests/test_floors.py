@@ -24,7 +24,7 @@ FLOORS = (
     ("runs",),
     ("rl", "serving"),
     ("stages",),
-    ("aot",),
+    ("aot", "checkup"),
     (MAINS,),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

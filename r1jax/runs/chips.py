@@ -1,9 +1,9 @@
-"""TPU chips by name with their peak rates, and topology names: `v5p:8x8x8`, or a machine's type such as `v5p-64`.
+"""Chips by name with their peak rates, and topology names of TPUs: `v5p:8x8x8`, or a machine's type such as `v5p-64`.
 
 Figures are from Google's system pages (docs.cloud.google.com/tpu/docs/v5e, v5p, v6e, tpu7x; read November 2026), for
 one jax *device*: a whole chip, except on tpu7x, where a device is one of a chip's two chiplets and has half its
 figures. Usable HBM is what the compiler states when a program does not fit (libtpu 0.0.52), slightly less than the
-pages'.
+pages'. Figures of GPUs are from NVIDIA's data sheets (SXM forms, dense rates without sparsity).
 """
 
 from __future__ import annotations
@@ -39,6 +39,26 @@ CHIPS: dict[str, Chip] = {
     "v6e": Chip("v6e", 918e12, int(31.24 * _GIB), 1638e9, 400e9, 100e9 / 8, 2, 256),
     "tpu7x": Chip("tpu7x", 2307e12 / 2, int(94.74 * _GIB), 7380e9 / 2, 600e9 / 2, 100e9 / 16, 3, 9216, devices=2),
 }
+
+# By the beginning of jax's `device_kind`; a longer name comes before its own beginning. ICI is NVLink (half of the
+# bidirectional figure), DCN a 400 Gbit/s network card a GPU; torus 1: a switch connects all GPUs of a machine.
+GPUS: dict[str, Chip] = {
+    "NVIDIA A100-SXM4-40GB": Chip("a100-40", 312e12, 40 * 10**9, 1555e9, 300e9, 25e9, 1, 8),
+    "NVIDIA A100-SXM4-80GB": Chip("a100", 312e12, 80 * 10**9, 2039e9, 300e9, 25e9, 1, 8),
+    "NVIDIA H100 80GB HBM3": Chip("h100", 989e12, 80 * 10**9, 3350e9, 450e9, 50e9, 1, 8),
+    "NVIDIA H200": Chip("h200", 989e12, 141 * 10**9, 4800e9, 450e9, 50e9, 1, 8),
+    "NVIDIA B200": Chip("b200", 2250e12, 180 * 10**9, 8000e9, 900e9, 50e9, 1, 8),
+    "Tesla T4": Chip("t4", 65e12, 15 * 10**9, 320e9, 16e9, 4e9, 1, 8),
+}
+
+# What jax calls the TPUs (`device_kind`), in the order of their names' beginnings.
+_KINDS = {"TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v6": "v6e", "TPU7x": "tpu7x"}
+
+
+def find_chip(kind: str) -> Chip | None:
+    """The chip of a device by jax's `device_kind`; None for one that the tables lack, as a CPU."""
+    named = next((CHIPS[name] for start, name in _KINDS.items() if kind.startswith(start)), None)
+    return named or next((chip for start, chip in GPUS.items() if kind.startswith(start)), None)
 
 
 @dataclasses.dataclass(frozen=True)

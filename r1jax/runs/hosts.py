@@ -47,6 +47,19 @@ class Facts:
 
 
 _told: list[Facts] = []  # of all processes, once they are exchanged
+_introduced: set[int] = set()  # this process, once it has compared itself with the others
+
+
+def meet() -> list[Facts]:
+    """The facts of all processes, in order; exchanged once a process."""
+    if not _told:
+        _told.extend(_exchange(find_index()))
+    return _told
+
+
+def find_index() -> int:
+    """This process's number. jax.process_index() would start the devices."""
+    return _jax_distributed.global_state.process_id or 0
 
 
 def introduce(agree: Callable[[], None] = lambda: None) -> None:
@@ -57,11 +70,8 @@ def introduce(agree: Callable[[], None] = lambda: None) -> None:
     The first process shows what a run shows from here on, the others their warnings. Raises UserError in every process
     where two have different versions of a package of MUST_AGREE.
     """
-    index = _jax_distributed.global_state.process_id or 0  # jax.process_index() would start the devices
-    said = bool(_told)
-    if not said:
-        _told.extend(_exchange(index))
-    names = name_processes(_told)
+    said, index, names = bool(_introduced), find_index(), name_processes(meet())
+    _introduced.add(index)
     if len(names) > 1:
         if not said:
             log.info("process %d of %d is %s; %s shows progress", index + 1, len(names), names[index], names[0])
