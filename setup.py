@@ -108,6 +108,7 @@ setup(
         "wandb": ["wandb>=0.20,<0.32"],
         "trackio": ["trackio>=0.30,<0.44"],
         "serve": SERVE,
+        "mlflow": ["mlflow>=3.1,<4"],
         "dev": DEV,
     },
 )

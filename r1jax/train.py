@@ -28,9 +28,9 @@ from absl import flags
 from r1jax.core.commands import run_command
 from r1jax.core.config import load_config
 from r1jax.core.errors import UserError
-from r1jax.core.metrics import check_tracker
 from r1jax.core.outputs.ownership import check_writable, shorten
 from r1jax.core.resolution import Resolved
+from r1jax.core.sinks.trackers import check_tracker
 from r1jax.core.startup.heap import share_arena
 from r1jax.stages.registry import find_stage, find_trackers, resolve_run, stage_of
 

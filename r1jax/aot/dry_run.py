@@ -13,8 +13,8 @@ from typing import Any
 
 from r1jax.core.checkpoint import newest_checkpoint
 from r1jax.core.errors import UserError
-from r1jax.core.metrics import check_tracker
 from r1jax.core.resolution import Origin, Resolved
+from r1jax.core.sinks.trackers import check_tracker
 from r1jax.data.corpus import CorpusConfig
 from r1jax.data.files import find_missing
 from r1jax.data.filters import FilterConfig

@@ -1,5 +1,5 @@
-"""Metrics and samples of a run on disk: `metrics.jsonl` and `samples.jsonl`, mirrored to TensorBoard, Weights & Biases
-and Trackio.
+"""Metrics and samples of a run on disk: `metrics.jsonl` and `samples.jsonl`, mirrored to TensorBoard and to trackers
+(core/sinks/).
 
 The two JSONL files are the record, one object per step (or sample) with `step` first; the others are views of them. A
 row is appended whole and flushed, so a killed run loses at most the line it was writing, and that torn line is dropped
@@ -10,7 +10,6 @@ Left out: averaging over devices or micro-batches; values arrive ready to write.
 """
 
 import contextlib
-import itertools
 import json
 import logging
 import math
@@ -23,16 +22,15 @@ import numpy as np
 
 from r1jax.core.atomic_file import replace_file
 from r1jax.core.errors import UserError
-from r1jax.core.extras import check_installed, require
+from r1jax.core.sinks.event_files import EventFiles
+from r1jax.core.sinks.sink import Sink
+from r1jax.core.sinks.trackers import check_tracker, open_tracker
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
 
-TRACKERS = {"wandb": "Weights & Biases", "trackio": "Trackio"}  # package, and extra of setup.py -> its name
-
 _log = logging.getLogger(__name__)
-_openings = itertools.count()
 
 Row = dict[str, Any]  # one line of a JSONL file
 
@@ -48,10 +46,8 @@ class MetricsWriter:
       workdir: folder of the run, created if missing.
       active: whether this process writes; one process of a run does.
       tensorboard: also write event files to `workdir/tensorboard`.
-      wandb: keyword arguments of `wandb.init` (`{"project": "r1"}`), or None for no Weights & Biases. It ignores rows
-        of steps that it already has, so after a resume its curves keep the interrupted run's values.
-      trackio: keyword arguments of `trackio.init`, or None for no Trackio. The run's name is the workdir's; after a
-        resume the same run goes on.
+      trackers: options by the tracker's package, such as `wandb={"project": "r1"}`, or None for none of it. A run that
+        is resumed goes on as the same run there, and keeps the rows that the tracker already has.
 
     Raises UserError for a package that is missing, before anything is written.
     """
@@ -62,22 +58,20 @@ class MetricsWriter:
         *,
         active: bool = True,
         tensorboard: bool = True,
-        wandb: Mapping[str, Any] | None = None,
-        trackio: Mapping[str, Any] | None = None,
+        **trackers: Mapping[str, Any] | None,
     ):
         self._workdir = Path(workdir)
         self._active = active
-        self._tensorboard = tensorboard
-        given = {"wandb": wandb, "trackio": trackio}
-        self._options = {name: options for name, options in given.items() if options is not None} if active else {}
         self._files: dict[str, int] = {}  # open files by name
-        self._events: Any = None
-        self._runs: dict[str, Any] = {}  # of the trackers in `_options`, from their first row on
+        self._sinks: list[Sink] = []
         self._last_step: int | None = None
-        self._purge_step: int | None = None  # TensorBoard discards events of earlier files from this step on
         self._warned: set[str] = set()
-        for name in self._options:
+        given = {name: options for name, options in trackers.items() if options is not None} if active else {}
+        for name in given:
             check_tracker(name, f"config.log.{name}_project")
+        if tensorboard:
+            self._sinks.append(EventFiles(self._workdir / TENSORBOARD_FOLDER))
+        self._sinks += [open_tracker(name, self._workdir, options) for name, options in given.items()]
         if active:
             self._workdir.mkdir(parents=True, exist_ok=True)
             self._mend()
@@ -100,10 +94,8 @@ class MetricsWriter:
         self._append(METRICS_FILE, [{"step": int(step), **numbers}])
         self._last_step = int(step)
         present = {name: number for name, number in numbers.items() if number is not None}
-        if self._tensorboard:
-            self._write_events(step, present)
-        for name in self._options:
-            self._open_tracker(name).log(present, step=step)
+        for sink in self._sinks:
+            sink.write(int(step), present)
 
     def write_samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
         """Appends samples of `step`, in order.
@@ -124,10 +116,12 @@ class MetricsWriter:
         if not self._active:
             return
         self.close()
+        last = -1 if self._last_step is None else self._last_step
         for name in (METRICS_FILE, SAMPLES_FILE):
             _filter_rows(self._workdir / name, lambda row: row["step"] <= step)
         self._mend()
-        self._purge_step = step + 1
+        for sink in self._sinks:
+            sink.rewind(step, last)
 
     def sync(self) -> dict[str, int]:
         """Puts all rows on disk, so that a power cut after a checkpoint loses none before it; the size of each file in
@@ -149,12 +143,8 @@ class MetricsWriter:
         for file in self._files.values():
             os.close(file)
         self._files.clear()
-        if self._events is not None:
-            self._events.close()
-            self._events = None
-        for run in self._runs.values():
-            run.finish()
-        self._runs.clear()
+        for sink in self._sinks:
+            sink.close()
 
     def _mend(self) -> None:
         """Cuts torn last lines off both files and finds the last step."""
@@ -187,37 +177,6 @@ class MetricsWriter:
             self._warned.add(name)
             _log.warning("step %d: %s is %s; written as null (logged once per metric)", step, name, number)
         return None
-
-    def _write_events(self, step: int, numbers: Mapping[str, int | float]) -> None:
-        if self._events is None:
-            try:
-                from tensorboardX import SummaryWriter
-            except ImportError as error:
-                raise UserError(
-                    "TensorBoard events need the package tensorboardX: install it, or turn tensorboard off."
-                ) from error
-            # Its file names have a resolution of one second; two files opened within it would overwrite each other.
-            suffix = f".{os.getpid()}.{next(_openings):06d}"
-            folder = str(self._workdir / TENSORBOARD_FOLDER)
-            self._events = SummaryWriter(logdir=folder, purge_step=self._purge_step, filename_suffix=suffix)
-        for name, number in numbers.items():
-            self._events.add_scalar(name, number, step)
-        self._events.flush()
-
-    def _open_tracker(self, name: str) -> Any:
-        if name not in self._runs:
-            package = require(name, name, TRACKERS[name])  # imported late: it takes seconds
-            own = {"dir": str(self._workdir)} if name == "wandb" else {"name": self._workdir.resolve().name}
-            self._runs[name] = package.init(**{**own, "resume": "allow", **self._options[name]})
-        return self._runs[name]
-
-
-def check_tracker(name: str, key: str) -> None:
-    """Raises UserError, with the line that installs it, if the package of a tracker is missing; does not import it.
-
-    key: of the config, for the message.
-    """
-    check_installed(name, name, f"{TRACKERS[name]} ({key})")
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[Row]:

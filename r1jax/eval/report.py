@@ -30,6 +30,7 @@ from r1jax.eval.charts import Section, plan_charts, plan_comparison
 from r1jax.eval.collected_set import describe_set
 from r1jax.eval.headline import Headline, find_headlines, format_change, format_value
 from r1jax.eval.record import SAMPLE_LIMIT, RecordedRun, Samples, choose_samples, read_run
+from r1jax.eval.time_split import read_split
 
 REPORT_FILE = "report.html"
 COMPARISON_FILE = "comparison.html"
@@ -144,6 +145,11 @@ def render_page(
             for number, (label, run) in enumerate(zip(labels, runs, strict=True))
         ],
         collected=describe_set(runs[0].workdir) if len(runs) == 1 else None,
+        splits=[
+            {"label": label, **split}
+            for label, run in zip(labels, runs, strict=True)
+            if (split := read_split(run.workdir, run.rows))
+        ],
         gains=_group_gains(labels, runs),
         sections=sections,
         config=_tabulate_configs([run.config for run in runs]),

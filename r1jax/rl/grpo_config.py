@@ -23,6 +23,7 @@ from r1jax.models.lora import LoRAConfig
 from r1jax.rl.curriculum import CurriculumConfig
 from r1jax.rl.policy_judge import JudgeConfig
 from r1jax.runs.model_setup import CheckpointConfig, LogConfig, ModelConfig, check, check_divides, check_run
+from r1jax.runs.profile import ProfileConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,6 +179,7 @@ class GRPOConfig:
       eval: held-out problems.
       checkpoint: when checkpoints are saved.
       log: what is logged.
+      profile: steps that are traced.
       guards: reactions to updates and rewards that go wrong.
       watchdog_minutes: minutes without a sign of progress after which a process ends; 0 is never.
     """
@@ -205,6 +207,7 @@ class GRPOConfig:
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+    profile: ProfileConfig = ProfileConfig()
     guards: GuardsConfig = GuardsConfig()
     watchdog_minutes: float = 30.0
 

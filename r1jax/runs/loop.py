@@ -38,6 +38,8 @@ from r1jax.learner.step import measure_norm
 from r1jax.runs import hosts
 from r1jax.runs.first_step import START
 from r1jax.runs.model_setup import CheckpointConfig, LogConfig, is_due
+from r1jax.runs.process_metrics import measure_processes
+from r1jax.runs.profile import ProfileConfig, Profiler
 from r1jax.runs.workdir import (
     check_config,
     check_folders,
@@ -90,6 +92,7 @@ class Loop:
     checkpoint: CheckpointConfig
     log: LogConfig
     watchdog_minutes: float = 0.0
+    profile: ProfileConfig = ProfileConfig()
 
     def run(self, stage: Stage) -> None:
         """Runs from the workdir's current step to the last; then writes the report page.
@@ -117,9 +120,13 @@ class Loop:
             if start is None and (before := stage.evaluate()):
                 writer.write(0, before)
             START.enter("step")
-            with console.Progress(self.steps, start=start or 0, title="step") as progress, saves.rescue():
+            profiler = Profiler(self.profile, self.workdir, active=distributed.is_writer())
+            bar = console.Progress(self.steps, start=start or 0, title="step")
+            with bar as progress, saves.rescue(), contextlib.closing(profiler):
                 for step in range((start or 0) + 1, self.steps + 1):
-                    metrics, samples = stage.step(step)
+                    with profiler.step(step):
+                        metrics, samples = stage.step(step)
+                    metrics |= measure_processes(metrics)
                     if step == (start or 0) + 1:
                         _log.info(START.finish())
                     kept = self.log.samples_per_step

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from flax import nnx
 
 from r1jax.core.errors import UserError
+from r1jax.core.sinks.trackers import TRACKERS
 from r1jax.core.startup.voice import activity
 from r1jax.models.dispatch import GROUPED, Dispatch
 from r1jax.models.families.presets import find_preset, replace_sizes
@@ -118,6 +119,7 @@ class LogConfig:
       tensorboard: whether TensorBoard events are written.
       wandb_project: Weights & Biases project for the metrics (the extra `wandb`); "" is none.
       trackio_project: Trackio project for the metrics (the extra `trackio`); "" is none.
+      mlflow_project: MLflow experiment for the metrics (the extra `mlflow`); "" is none.
     """
 
     samples_per_step: int = -1
@@ -125,6 +127,7 @@ class LogConfig:
     tensorboard: bool = True
     wandb_project: str = ""
     trackio_project: str = ""
+    mlflow_project: str = ""
 
     def __post_init__(self) -> None:
         check("log.samples_per_step", self.samples_per_step, self.samples_per_step >= -1, "must be -1 (all) or more")
@@ -133,7 +136,7 @@ class LogConfig:
     @property
     def trackers(self) -> dict[str, dict[str, str]]:
         """Options of each tracker that gets the metrics, by its package (core/metrics.py)."""
-        projects = {"wandb": self.wandb_project, "trackio": self.trackio_project}
+        projects = {name: getattr(self, f"{name}_project") for name in TRACKERS}
         return {name: {"project": project} for name, project in projects.items() if project}
 
 

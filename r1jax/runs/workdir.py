@@ -34,6 +34,7 @@ FREE_KEYS = (
     "eval",
     "checkpoint",
     "log",
+    "profile",
     "model.scan_layers",
     "model.remat",
     *MAKERS,
@@ -42,7 +43,7 @@ FREE_KEYS = (
 )
 
 # Files that the loop of a run writes into its workdir besides checkpoints; other files there belong to the stage.
-RECORDS = (CONFIG_FILE, METRICS_FILE, SAMPLES_FILE, "tensorboard", "report.html", DESCRIPTION)
+RECORDS = (CONFIG_FILE, METRICS_FILE, SAMPLES_FILE, "tensorboard", "profile", "report.html", DESCRIPTION)
 
 
 def write_config(settings: Any, workdir: pathlib.Path) -> None:
@@ -118,7 +119,7 @@ def compare_records(workdir: pathlib.Path, step: int, sizes: Mapping[str, int], 
 
 def check_folders(workdir: pathlib.Path) -> None:
     """Raises UserError if a file stands where the run keeps a folder: found now, and not at the first save."""
-    for name in ("tensorboard", DESCRIPTION):
+    for name in ("tensorboard", "profile", DESCRIPTION):
         if (workdir / name).exists() and not (workdir / name).is_dir():
             raise UserError(f"{workdir / name} must be a folder, but is a file: move it away (--workdir)")
 

@@ -187,7 +187,7 @@ class GRPORun:
         settings = self.settings
         every = settings.eval.every_steps
         loop = Loop(settings, self.workdir, settings.steps, every, settings.checkpoint, settings.log)
-        dataclasses.replace(loop, watchdog_minutes=settings.watchdog_minutes).run(self)
+        dataclasses.replace(loop, watchdog_minutes=settings.watchdog_minutes, profile=settings.profile).run(self)
         if distributed.is_writer():
             console.show_table("before and after", describe_change(self.workdir, self.eval.name))
 

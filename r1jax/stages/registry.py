@@ -12,9 +12,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from r1jax.core.errors import UserError
-from r1jax.core.metrics import TRACKERS
 from r1jax.core.resolution import Resolved, resolve
 from r1jax.core.sections import flatten, to_values
+from r1jax.core.sinks.trackers import TRACKERS
 from r1jax.eval.former_models import accept_former
 from r1jax.eval.saved_config import RENAMED, RENAMED_STAGES
 

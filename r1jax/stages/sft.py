@@ -138,7 +138,7 @@ class SFTRun:
         """Runs all steps from the workdir's current step."""
         settings, every = self.settings, self.settings.eval.every_steps
         loop = Loop(self.saved_settings, self.workdir, self.steps, every, settings.checkpoint, settings.log)
-        dataclasses.replace(loop, watchdog_minutes=settings.watchdog_minutes).run(self)
+        dataclasses.replace(loop, watchdog_minutes=settings.watchdog_minutes, profile=settings.profile).run(self)
         self.loader.close()
         if distributed.is_writer():
             table = tabulate_headlines(find_headlines(read_run(self.workdir).rows))

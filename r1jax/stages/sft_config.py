@@ -12,6 +12,7 @@ from r1jax.learner.supervised import SupervisedConfig
 from r1jax.learner.update_guard import GuardsConfig
 from r1jax.models.lora import LoRAConfig
 from r1jax.runs.model_setup import CheckpointConfig, LogConfig, ModelConfig, check_divides, check_run
+from r1jax.runs.profile import ProfileConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,7 @@ class SFTConfig:
       eval: held-out rows.
       checkpoint: when checkpoints are saved.
       log: what is logged.
+      profile: steps that are traced.
       guards: reactions to updates and rewards that go wrong.
       watchdog_minutes: minutes without a sign of progress after which a process ends; 0 is never.
     """
@@ -75,6 +77,7 @@ class SFTConfig:
     eval: HeldOutConfig = HeldOutConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+    profile: ProfileConfig = ProfileConfig()
     guards: GuardsConfig = GuardsConfig()
     watchdog_minutes: float = 30.0
 

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 SCHEME = "gs://"
 DIRECT = ("checkpoints", "checkpoints.damaged")  # folders that are in the bucket alone
 REACH_SECONDS = 45.0  # for the first answer of a bucket
-LARGE = ("tensorboard", "compiled")  # folders that no start reads: never downloaded
+LARGE = ("tensorboard", "profile", "compiled")  # folders that no start reads: never downloaded
 WEIGHTS = (".safetensors", ".gguf")  # files that are read where they are (core/tensors/ranges.py): never downloaded
 
 Place = Any  # an epath.Path of a bucket, or a pathlib.Path

@@ -33,6 +33,7 @@ from r1jax.rewards.base import load_rewards
 from r1jax.rewards.reader.golds import log_golds
 from r1jax.runs.abstract_model import ASSUMED, Prompts
 from r1jax.runs.model_setup import CheckpointConfig, LogConfig, ModelConfig, load_tokenizer
+from r1jax.runs.profile import ProfileConfig
 from r1jax.runs.prologue import open_run
 from r1jax.runs.sampler import Sampler
 from r1jax.runs.workdir import check_config, write_config
@@ -69,6 +70,7 @@ class TracesConfig:
       eval: held-out problems.
       checkpoint: when checkpoints are saved.
       log: what is logged.
+      profile: steps of the student that are traced.
     """
 
     teacher: ModelConfig
@@ -90,6 +92,7 @@ class TracesConfig:
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+    profile: ProfileConfig = ProfileConfig()
 
     def check(self) -> None:
         """Raises UserError for impossible combinations."""
@@ -104,7 +107,7 @@ class TracesConfig:
     def supervised(self, workdir: pathlib.Path) -> SFTConfig:
         """Config of the student's SFT run on the set in the workdir and on the sources mixed in."""
         traces = SourceConfig(str(find_pattern(workdir / SET_FILE, self.filters.rows_per_shard)), template="plain")
-        shared = ("steps", "seed", "mesh", "train", "loss", "lora", "optimizer", "checkpoint", "log")
+        shared = ("steps", "seed", "mesh", "train", "loss", "lora", "optimizer", "checkpoint", "log", "profile")
         return SFTConfig(
             model=self.student,
             data=dataclasses.replace(self.corpus, sources={"traces": traces, **self.corpus.sources}),
