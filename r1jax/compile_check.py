@@ -9,9 +9,12 @@ everything else that the run keeps there, against the chip's capacity; FLOPs and
 counted in full (an open-ended loop, such as decoding, once: one token); useful FLOPs by formula; and the shortest time
 that the chip's peak rates allow. The exit code is 1 if a program does not fit.
 
-That time is a lower bound, not a prediction: max(FLOPs / peak, HBM bytes / bandwidth, bytes sent / links); `limit` is
-the largest. For GRPO and SFT follow tokens a second and chip of sampling and updating, and seconds and chip-hours of a
-step and of the run, for completions of full length.
+`at best` is a lower bound: max(FLOPs / peak, HBM bytes / bandwidth, bytes sent / links); `limit` is the largest.
+`predicted` is what operations and collectives take one after the other at stated shares of the peaks, of collectives
+what nothing hides; docs/predictions.md tells how it compares with published times. For GRPO and SFT follow tokens a
+second and chip of sampling and updating, and seconds and chip-hours of a step and of the run, for completions of full
+length. With --hlo=DIR in place of --config the optimized HLO texts in a folder, a peer's dump too, are judged by the
+same formulas, without a compiler.
 """
 
 import importlib.util
@@ -49,13 +52,18 @@ def main(argv: Sequence[str]) -> int:
 
     def check(_: list[str]) -> None:
         nonlocal fits
-        settings = resolve(values.config, None, overrides)[0].settings
+        if values.hlo and (values.config or values.programs or values.dump_hlo or overrides):
+            raise UserError("--hlo judges texts that were compiled before: without --config, --programs and --dump_hlo")
+        settings = None if values.hlo else resolve(values.config, None, overrides)[0].settings
         if not values.topology:
             raise UserError(
                 f"--topology is missing, as in --topology=v5p:4x4x4; chips: {', '.join(CHIPS)} (see --help)"
             )
         topology = read_topology(values.topology, values.num_slices)
         check_outputs(values.output, values.dump_hlo)
+        if values.hlo:
+            check_texts(pathlib.Path(values.hlo), topology, values.output)
+            return
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         wanted = values.programs.split(",") if values.programs else None
@@ -75,6 +83,7 @@ def define_flags() -> flags.FlagValues:
         "machine's type, as in v6e-16, v5litepod-8 or v5p-64.",
         "programs": "Names of the programs to compile: accumulate,decode. Default: all programs of the run.",
         "output": "A JSON file to write the figures to.",
+        "hlo": "A folder of optimized HLO texts (*.txt, *.hlo, also .gz) to judge, in place of a config.",
         "dump_hlo": "A folder to write each compiled program to, as text (NAME.txt).",
     }
     for name, text in texts.items():
@@ -127,6 +136,20 @@ def check_run(
         write_output({pathlib.Path(output): json.dumps(report.as_dict(), indent=1) + "\n"})
     print(*(costs.lines() if costs else ()), *report.advice(), sep="\n")
     return report.fits
+
+
+def check_texts(folder: pathlib.Path, topology: Topology, output: str | None) -> None:
+    """Prints, and writes, the figures of every program text in a folder."""
+    from r1jax.aot.program_texts import HEAD, judge_texts
+
+    print(HEAD)
+    programs = {}
+    for judged in judge_texts(folder, topology):
+        print(judged.line(), flush=True)
+        programs[judged.name] = judged.as_dict()
+    if output:
+        report = {"chip": topology.chip.name, "devices": topology.devices, "programs": programs}
+        write_output({pathlib.Path(output): json.dumps(report, indent=1) + "\n"})
 
 
 def choose_programs(programs: Sequence[Any], wanted: Sequence[str] | None) -> list[Any]:

@@ -40,6 +40,7 @@ def test_it_writes_what_the_contract_says(
     assert list(figures["programs"]) == names and {f.stem for f in dump.iterdir()} == set(names)
     for program in figures["programs"].values():
         assert program["fits"] is True and program["compile_seconds"] > 0 and program["predicted_seconds"] > 0
+        assert program["predicted_seconds"] >= program["exposed_seconds"] >= 0 < program["bound_seconds"]
         assert {"arguments", "temporaries", "outputs", "peak", "limit"} <= set(program["hbm_bytes"])
         assert all(set(kind) == {"count", "bytes"} for kind in program["collectives"].values())
     step = figures["programs"]["accumulate"]
@@ -49,6 +50,18 @@ def test_it_writes_what_the_contract_says(
     assert "everything fits" in shown and f"jax {jax.__version__}, jaxlib" in shown
     assert run("--topology=v5e:2x4", "--programs=apply", f"--output={output}") == 0
     assert list(json.loads(output.read_text())["programs"]) == ["apply"]
+
+
+def test_texts_of_a_folder_are_judged_without_a_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "r.json"
+    flags = [f"--hlo={Path(__file__).parent / 'aot' / 'programs'}", "--topology=v5p:2x2x1", f"--output={output}"]
+    assert compile_check.main(["compile_check", *flags]) == 0
+    programs = json.loads(output.read_text())["programs"]
+    assert set(programs) == {"splash_v6e", "train_step_v5e", "train_step_v5p"}
+    assert all(program["predicted_seconds"] > 0 for program in programs.values())
+    assert "train_step_v5p" in capsys.readouterr().out
+    assert run(*flags) == 2
+    assert capsys.readouterr().err.startswith("error: --hlo judges texts that were compiled before")
 
 
 @pytest.mark.parametrize(

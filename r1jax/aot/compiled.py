@@ -48,15 +48,22 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """A compiled program. If the compiler ran out of HBM, `text` is "" and memory has only a peak."""
+    """A compiled program. bound_seconds: the least that the chip's peak rates allow. If the compiler ran out of HBM,
+    `text` is "", memory has only a peak, and times are NaN.
+    """
 
     seconds: float
     memory: Memory
     costs: Costs
     useful_flops: float
-    predicted_seconds: float
+    bound_seconds: float
     fits: bool
     text: str
+
+    @property
+    def predicted_seconds(self) -> float:
+        """The time that the compiled text predicts (aot/timeline.py)."""
+        return math.nan if math.isnan(self.bound_seconds) else self.costs.busy + self.costs.exposed
 
 
 def find_versions() -> dict[str, str]:
@@ -82,12 +89,12 @@ def compile_program(program: Program, topology: Topology) -> Compiled:
         return Compiled(time.perf_counter() - begin, memory, Costs(), useful, math.nan, False, "")
     seconds, text = time.perf_counter() - begin, compiled.as_text()
     memory = _memory(compiled.memory_analysis(), resident)
-    costs = measure(text, topology.slices, topology.devices)
-    predicted = predict_seconds(costs, topology.chip)
-    return Compiled(seconds, memory, costs, useful, predicted, memory.peak <= limit, text)
+    costs = measure(text, topology.slices, topology.devices, topology.chip)
+    bound = bound_seconds(costs, topology.chip)
+    return Compiled(seconds, memory, costs, useful, bound, memory.peak <= limit, text)
 
 
-def predict_seconds(costs: Costs, chip: Chip) -> float:
+def bound_seconds(costs: Costs, chip: Chip) -> float:
     """Roofline time: the maximum of compute, HBM traffic, and traffic inside and between slices, each at its
     peak rate.
     """
@@ -126,6 +133,10 @@ def _needed(message: str) -> int | None:
         return None
     number, unit = (found[1], found[2]) if found[1] else (found[3], found[4])
     return int(float(number) * _UNITS[unit])
+
+
+def _spell(seconds: float) -> str:
+    return "–" if math.isnan(seconds) else f"{seconds:.4g}"
 
 
 class Report:
@@ -167,8 +178,9 @@ class Report:
                 for kind, count in sorted(costs.collective_counts.items())
             },
             "predicted_seconds": None if math.isnan(program.predicted_seconds) else program.predicted_seconds,
-            "bound_seconds": None if math.isnan(program.predicted_seconds) else program.predicted_seconds,
+            "bound_seconds": None if math.isnan(program.bound_seconds) else program.bound_seconds,
             "bound_by": self._find_limit(program),
+            "exposed_seconds": costs.exposed,
             "memory_traffic_bytes": costs.hbm_bytes,
             "exchange_buffer_bytes": costs.exchange_buffer,
             "kernel_flops": costs.kernel_flops,
@@ -178,7 +190,7 @@ class Report:
 
     def _find_limit(self, program: Compiled) -> str | None:
         """The resource that the program needs for longest; None if it did not compile."""
-        if math.isnan(program.predicted_seconds):
+        if math.isnan(program.bound_seconds):
             return None
         bounds = find_bounds(program.costs, self.topology.chip)
         return max(bounds, key=lambda name: bounds[name])
@@ -194,7 +206,7 @@ class Report:
             f"{chip.flops / 1e12:.0f} TFLOP/s, {chip.hbm_bandwidth / 1e9:.0f} GB/s\n"
             f"{', '.join(f'{name} {version}' for name, version in find_versions().items() if version)}\n"
             f"{'program':<12}{'compile s':>10}{'HBM GiB':>9}{'fits':>6}{'TFLOP':>11}{'useful':>11}"
-            f"{'sent GB':>9}{'buffer GiB':>12}{'at best s':>11}  limit"
+            f"{'sent GB':>9}{'buffer GiB':>12}{'at best s':>11}{'predicted':>11}  limit"
         )
 
     def line(self, name: str) -> str:
@@ -205,7 +217,7 @@ class Report:
             f"{name:<12}{program.seconds:>10.1f}{program.memory.peak / 2**30:>9.2f}{'yes' if program.fits else 'NO':>6}"
             f"{costs.flops / 1e12:>11.4g}{program.useful_flops / 1e12:>11.4g}"
             f"{sum(costs.collective_bytes.values()) / 1e9:>9.3g}{costs.exchange_buffer / 2**30:>12.3g}"
-            f"{'–' if math.isnan(program.predicted_seconds) else f'{program.predicted_seconds:.4g}':>11}"
+            f"{_spell(program.bound_seconds):>11}{_spell(program.predicted_seconds):>11}"
             f"  {self._find_limit(program) or '–'}"
         )
 

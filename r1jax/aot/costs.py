@@ -30,6 +30,8 @@ from r1jax.aot.hlo import (
     parse_module,
     read_loop,
 )
+from r1jax.aot.timeline import Clock
+from r1jax.runs.chips import Chip
 
 COLLECTIVES = (
     "all-gather",
@@ -53,6 +55,7 @@ class Costs:
 
     slow_wire: the part of `wire` that crosses slices; host_bytes: copies to or from host memory. exchange_buffer: the
     largest receive buffer of an all-to-all exchange that the program itself requests, which is that of experts' rows.
+    busy, exposed, hidden: predicted seconds of operations and collectives on a chip (aot/timeline.py), if it is given.
     """
 
     flops: float = 0.0
@@ -61,6 +64,9 @@ class Costs:
     host_bytes: float = 0.0
     wire: float = 0.0
     slow_wire: float = 0.0
+    busy: float = 0.0
+    exposed: float = 0.0
+    hidden: float = 0.0
     exchange_buffer: int = 0
     collective_counts: Counter = dataclasses.field(default_factory=Counter)
     collective_bytes: Counter = dataclasses.field(default_factory=Counter)
@@ -81,20 +87,21 @@ class Costs:
                 setattr(self, field.name, mine + theirs * times)
 
 
-def measure(text: str, slices: int = 1, devices: int = 0) -> Costs:
+def measure(text: str, slices: int = 1, devices: int = 0, chip: Chip | None = None) -> Costs:
     """Costs of the module in `text`. devices: number of devices, in `slices` equal consecutive slices; 0: the module's
-    partitions (a module compiled for several slices may be that of one, which sends to the others).
+    partitions (a module compiled for several slices may be that of one, which sends to the others). chip: predicts the
+    time on it too.
     """
     module = parse_module(text)
-    walk = _Walk(module, slices, max(1, (devices or module.partitions) // slices))
+    walk = _Walk(module, slices, max(1, (devices or module.partitions) // slices), chip)
     return walk.run(module.computations[module.entry], NOTHING)
 
 
 class _Walk:
     """A walk over a module; a computation with the same known values is priced only once."""
 
-    def __init__(self, module: Module, slices: int, slice_size: int):
-        self.module, self.slices, self.slice_size = module, slices, slice_size
+    def __init__(self, module: Module, slices: int, slice_size: int, chip: Chip | None):
+        self.module, self.slices, self.slice_size, self.chip = module, slices, slice_size, chip
         self.known: dict[tuple, Costs] = {}
 
     def run(self, computation: Computation, scope: Scope, *, fused: bool = False) -> Costs:
@@ -105,32 +112,43 @@ class _Walk:
 
     def _price(self, computation: Computation, scope: Scope, fused: bool) -> Costs:
         total, chained = Costs(), set[str]()
+        clock = Clock(self.chip) if self.chip and not fused else None
         for instruction in computation.instructions.values():
             opcode = instruction.opcode
             if opcode == "while":
                 self._price_loop(total, computation, instruction, scope)
-                continue
-            if opcode == "conditional":
+            elif opcode == "conditional":
                 self._price_branches(total, instruction)
-                continue
-            if opcode.endswith(("-done", "-update")):
-                continue
-            self._price_collective(total, computation, instruction)
-            if opcode in ("dot", "convolution"):
-                total.flops += (dot_flops if opcode == "dot" else convolution_flops)(computation, instruction)
-            if opcode == "custom-call" and "tpu_custom_call" in instruction.attributes:
-                _price_kernel(total, computation, instruction)
-            if not fused:
-                total.hbm_bytes += self._traffic(computation, instruction)
-            if opcode == "copy-start" or (opcode == "copy" and not fused):
-                total.host_bytes += sum(a.bytes for a in instruction.results[:1] if a.space == HOST)
-            if opcode == "call":
+            elif opcode == "call":
                 total.add(self.run(*enter_computation(self.module, computation, instruction, scope), fused=fused))
-            elif opcode in ("fusion", "custom-call") or opcode.endswith("-start"):
-                for name in instruction.called("calls", "called_computations"):
-                    inner = self.run(self.module.computations[name], NOTHING, fused=True)
-                    total.add(inner if opcode != "fusion" else self._without_repeats(inner, name, chained))
+            elif not opcode.endswith(("-done", "-update")):
+                own = self._price_operation(computation, instruction, chained, fused)
+                total.add(own)
+                if clock:
+                    clock.note(instruction, own)
+        if clock:
+            total.add(Costs(**dataclasses.asdict(clock.read())))
         return total
+
+    def _price_operation(
+        self, computation: Computation, instruction: Instruction, chained: set[str], fused: bool
+    ) -> Costs:
+        """The costs of one operation with what it calls; not of loops, branches and calls."""
+        own, opcode = Costs(), instruction.opcode
+        self._price_collective(own, computation, instruction)
+        if opcode in ("dot", "convolution"):
+            own.flops += (dot_flops if opcode == "dot" else convolution_flops)(computation, instruction)
+        if opcode == "custom-call" and "tpu_custom_call" in instruction.attributes:
+            _price_kernel(own, computation, instruction)
+        if not fused:
+            own.hbm_bytes += self._traffic(computation, instruction)
+        if opcode == "copy-start" or (opcode == "copy" and not fused):
+            own.host_bytes += sum(a.bytes for a in instruction.results[:1] if a.space == HOST)
+        if opcode in ("fusion", "custom-call") or opcode.endswith("-start"):
+            for name in instruction.called("calls", "called_computations"):
+                inner = self.run(self.module.computations[name], NOTHING, fused=True)
+                own.add(inner if opcode != "fusion" else self._without_repeats(inner, name, chained))
+        return own
 
     def _price_loop(self, total: Costs, computation: Computation, instruction: Instruction, scope: Scope) -> None:
         loop = read_loop(self.module, computation, instruction, scope)

@@ -27,13 +27,14 @@ PHASES = {
 @dataclasses.dataclass(frozen=True)
 class Phase:
     """A part of a step. seconds: at best; tokens: sampled or trained on, of all chips; bound_by: the resource that
-    takes most of the time.
+    takes most of the time; predicted: seconds by aot/timeline.py.
     """
 
     name: str
     seconds: float
     tokens: float
     bound_by: str
+    predicted: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,16 +50,22 @@ class StepCosts:
         """Seconds of a step at best."""
         return sum(phase.seconds for phase in self.phases)
 
+    @property
+    def predicted(self) -> float:
+        """Predicted seconds of a step."""
+        return sum(phase.predicted for phase in self.phases)
+
     def as_dict(self) -> dict[str, Any]:
         """The figures of a step and a run."""
         hours = self.seconds * self.chips / 3600
-        step = {"seconds": self.seconds, "chip_hours": hours}
+        step = {"seconds": self.seconds, "chip_hours": hours, "predicted_seconds": self.predicted}
         run = {name: value * self.steps for name, value in step.items()}
         phases = {
             phase.name: {
                 "seconds": phase.seconds,
                 "tokens_per_second_per_chip": phase.tokens / phase.seconds / self.chips,
                 "bound_by": phase.bound_by,
+                "predicted_seconds": phase.predicted,
             }
             for phase in self.phases
         }
@@ -67,15 +74,13 @@ class StepCosts:
     def lines(self) -> list[str]:
         """The figures as text."""
         figures = self.as_dict()
-        lines = ["at best, with completions of full length:"]
+        lines = ["at best (predicted), with completions of full length:"]
         for name, phase in figures["phases"].items():
             speed = f"{phase['tokens_per_second_per_chip']:,.0f} tokens/s/chip"
-            lines.append(
-                f"  {name:<10}{_spell_seconds(phase['seconds']):>10} a step  {speed:>24}  {phase['bound_by']} binds"
-            )
+            lines.append(f"  {name:<10}{_spell_both(phase):>22} a step  {speed:>24}  {phase['bound_by']} binds")
         for name, part in (("a step", figures["step"]), (f"{self.steps:,} steps", figures["run"])):
             if part:
-                lines.append(f"  {name:<10}{_spell_seconds(part['seconds']):>10}  {part['chip_hours']:,.3g} chip-hours")
+                lines.append(f"  {name:<10}{_spell_both(part):>22}  {part['chip_hours']:,.3g} chip-hours")
         return lines
 
 
@@ -87,21 +92,22 @@ def find_step_costs(settings: Any, programs: Mapping[str, Compiled], topology: T
     if counted is None:
         return None
     counts, tokens = counted
-    if any(name in counts and math.isnan(program.predicted_seconds) for name, program in programs.items()):
+    if any(name in counts and math.isnan(program.bound_seconds) for name, program in programs.items()):
         return None
     if not counts.keys() <= programs.keys() | {"prefix", "grow", "logprobs"}:
         return None  # only some programs were asked for
     phases = []
     for phase, names in PHASES.items():
-        seconds, by = 0.0, dict[str, float]()
+        seconds, predicted, by = 0.0, 0.0, dict[str, float]()
         for name in names:
             if name in programs and counts.get(name):
                 bounds = find_bounds(programs[name].costs, topology.chip)
                 slowest = max(bounds, key=lambda kind: bounds[kind])
                 seconds += counts[name] * bounds[slowest]
+                predicted += counts[name] * programs[name].predicted_seconds
                 by[slowest] = by.get(slowest, 0.0) + counts[name] * bounds[slowest]
         if seconds:
-            phases.append(Phase(phase, seconds, tokens, max(by, key=lambda kind: by[kind])))
+            phases.append(Phase(phase, seconds, tokens, max(by, key=lambda kind: by[kind]), predicted))
     return StepCosts(phases, settings.steps, topology.chips) if phases else None
 
 
@@ -133,6 +139,10 @@ def count_programs(settings: Any) -> tuple[dict[str, int], int] | None:
         "apply": updates,
     }
     return counts, rollout.completions * limit
+
+
+def _spell_both(figures: Mapping[str, Any]) -> str:
+    return f"{_spell_seconds(figures['seconds'])} ({_spell_seconds(figures['predicted_seconds'])})"
 
 
 def _spell_seconds(seconds: float) -> str:

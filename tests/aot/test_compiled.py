@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from r1jax.aot import compiled as subject
-from r1jax.aot.compiled import Report, compile_program, device_bytes, predict_seconds
+from r1jax.aot.compiled import Report, bound_seconds, compile_program, device_bytes
 from r1jax.aot.costs import Costs
 from r1jax.core.sharding import MeshConfig, make_mesh, replicated, sharding, use_mesh
 from r1jax.core.structs import Program
@@ -82,10 +82,10 @@ def test_a_compiler_that_runs_out_of_hbm(
 
 def test_the_roofline_is_the_slowest_of_its_parts() -> None:
     chip = CHIPS["v5p"]
-    assert predict_seconds(Costs(flops=chip.flops, hbm_bytes=chip.hbm_bandwidth / 2), chip) == 1
-    assert predict_seconds(Costs(hbm_bytes=2 * chip.hbm_bandwidth, wire=chip.ici_bandwidth), chip) == 2
-    assert predict_seconds(Costs(wire=3 * chip.ici_bandwidth), chip) == 3
-    assert predict_seconds(Costs(wire=chip.dcn_bandwidth, slow_wire=chip.dcn_bandwidth), chip) == 1
+    assert bound_seconds(Costs(flops=chip.flops, hbm_bytes=chip.hbm_bandwidth / 2), chip) == 1
+    assert bound_seconds(Costs(hbm_bytes=2 * chip.hbm_bandwidth, wire=chip.ici_bandwidth), chip) == 2
+    assert bound_seconds(Costs(wire=3 * chip.ici_bandwidth), chip) == 3
+    assert bound_seconds(Costs(wire=chip.dcn_bandwidth, slow_wire=chip.dcn_bandwidth), chip) == 1
 
 
 def test_every_known_program_has_a_cure() -> None:

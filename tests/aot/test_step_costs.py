@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from r1jax.aot.compiled import Compiled, Memory, predict_seconds
+from r1jax.aot.compiled import Compiled, Memory, bound_seconds
 from r1jax.aot.costs import Costs
 from r1jax.aot.step_costs import count_programs, find_step_costs
 from r1jax.core.resolution import resolve
@@ -28,7 +28,7 @@ GRPO = {
 
 def compile_to(**costs: float) -> Compiled:
     found = Costs(**costs)
-    return Compiled(1.0, Memory(0, 0, 0, 0), found, 0.0, predict_seconds(found, CHIP), True, "")
+    return Compiled(1.0, Memory(0, 0, 0, 0), found, 0.0, bound_seconds(found, CHIP), True, "")
 
 
 PROGRAMS = {
@@ -79,7 +79,7 @@ def test_seconds_tokens_and_what_binds() -> None:
 
 def test_a_run_that_does_not_fit_or_is_compiled_in_part_has_no_time() -> None:
     settings = resolve(GRPOConfig, GRPO).settings
-    failed = dataclasses.replace(PROGRAMS["decode"], predicted_seconds=float("nan"))
+    failed = dataclasses.replace(PROGRAMS["decode"], bound_seconds=float("nan"))
     assert find_step_costs(settings, {**PROGRAMS, "decode": failed}, TOPOLOGY) is None
     assert find_step_costs(settings, {"apply": PROGRAMS["apply"]}, TOPOLOGY) is None
     assert find_step_costs(object(), PROGRAMS, TOPOLOGY) is None

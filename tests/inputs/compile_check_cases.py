@@ -39,6 +39,10 @@ CASES = [
     case("dump a file", "--dump_hlo={here}/d", words=("--dump_hlo",), files={"d": "my notes"}),
     case("dump holds files", "--dump_hlo={here}/d", words=("--dump_hlo",), files={"d/decode.txt": "my notes"}),
     case("dump in /proc", "--dump_hlo=/proc/none", words=("/proc/none",)),
+    case("hlo missing", "--config=", "--hlo={here}/none", words=("--hlo", "none")),
+    case("hlo empty", "--config=", "--hlo={here}/e", words=("--hlo",), files={"e": folder}),
+    case("hlo of notes", "--config=", "--hlo={here}/e", words=("x.txt",), files={"e/x.txt": "my notes"}),
+    case("hlo and config", "--hlo={here}/e", words=("--hlo", "--config"), files={"e": folder}),
     case("unknown flag", "--toplogy=v6e-4", words=("toplogy",)),
     case("positional", "stray", words=("stray",)),
 ]
