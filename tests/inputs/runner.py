@@ -31,7 +31,7 @@ from typing import Any
 from tests.environment import ROOT, make_xla_flags, set_environment
 from tests.inputs.case import Case
 
-COMMANDS = ("train", "generate", "evaluate", "convert", "compile_check", "doctor", "report", "chat")
+COMMANDS = ("train", "generate", "evaluate", "convert", "compile_check", "plan", "doctor", "report", "chat")
 SECONDS = 75.0
 START_SECONDS = 60.0  # for a process to start
 MEMORY = 24 * 2**30  # bytes of address space
