@@ -38,6 +38,7 @@ VARIANTS = {
     ],
     "distill_qwen7b": ["model=meta-llama/Llama-3.1-8B", "rows=2"],
     "distill_traces": ["", "template=r1", "layers=20"],
+    "grpo_colab": ["", "model=Qwen/Qwen2.5-1.5B", "lora=8,tokens=512,dtype=float16"],
     "grpo_digits": ["", "loss=r1", "loss=gspo,seed=1", "reward=self_rank"],
     "grpo_jsonl": [
         "",

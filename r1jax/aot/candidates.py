@@ -28,6 +28,10 @@ from r1jax.runs.model_setup import ModelConfig
 LARGEST_CHUNK = 512  # positions of a row whose logits exist at once, at most
 DISPATCH, BUFFER = 8192, 1.25  # tokens exchanged with experts at a time, and their buffers over a balanced load
 REMATS = {"full": (1.0, 4 / 3), "dots": (5.0, 1.1), "none": (14.0, 1.0)}  # kept widths a layer, executed / useful FLOPs
+# HBM traffic as compiled (docs/predictions.md): how often a gradient reads or writes the widths of a layer (more often
+# where products wait for pieces of gathered weights) and its logits, and a decode step the weights and the cache.
+PASSES, PASSES_A_PIECE, MOST_PIECES, PASSES_WITH_EXPERTS = 15.0, 1.75, 32, 30.0
+WEIGHT_PASSES, CACHE_PASSES, LOGITS_PASSES = 9.4, 8.6, 10.0
 SPARE = 0.95  # of the memory that a candidate may fill by the closed form
 
 
@@ -173,6 +177,12 @@ def _count_seconds(job: Job, candidate: Candidate, chip: Chip, own: float, gathe
     turns = math.ceil(rows / candidate.micro_batch)
     useful = job.work.train(rows * length, rows * job.new, rows * length**2 / 2) / candidate.tensor
     computing = REMATS[candidate.remat][1] * useful / flops
+    widths = (3 * job.width + 3 * job.heads_width + 4 * job.expert_width) / candidate.tensor + 4 * job.sizes.hidden_size
+    passes = PASSES + PASSES_A_PIECE * min(candidate.fsdp, MOST_PIECES) if job.experts == 1 else PASSES_WITH_EXPERTS
+    passes *= REMATS[candidate.remat][1] / REMATS["full"][1]
+    traffic = passes * rows * length * job.sizes.num_layers * widths * 2 + turns * 16 * own  # and sums of gradients
+    traffic += LOGITS_PASSES * rows * job.new * job.sizes.vocab_size / candidate.tensor * 4
+    computing = max(computing, traffic / memory)
     slices = 8 * 2 * rows * length * job.sizes.hidden_size * job.sizes.num_layers * 2  # sums over `tensor`, both ways
     sending = turns * spread * (3 * 2 + 4) * gathered / links if shards > 1 else 0.0
     sending += slices * (candidate.tensor - 1) / candidate.tensor / links
@@ -182,7 +192,8 @@ def _count_seconds(job: Job, candidate: Candidate, chip: Chip, own: float, gathe
     if candidate.slots:
         steps = math.ceil(job.rows / (candidate.slots * candidate.parts)) * job.new
         tokens = candidate.slots
-        reading = (2 * gathered + tokens * length * job.cache_bytes / candidate.tensor) / memory
+        cache = tokens * length * job.cache_bytes / candidate.tensor
+        reading = (WEIGHT_PASSES * 2 * gathered + CACHE_PASSES * cache) / memory
         moving = spread * 2 * gathered / links if candidate.fsdp > 1 else 0.0
         moving += 4 * tokens * job.sizes.hidden_size * job.sizes.num_layers * 2 / links if candidate.tensor > 1 else 0.0
         multiplying = job.work.forward(tokens, tokens, tokens * length / 2) / candidate.tensor / flops

@@ -26,6 +26,7 @@ from r1jax.aot.candidates import DISPATCH, SPARE, Candidate, Estimate, Job, esti
 from r1jax.core.atomic_file import replace_file
 from r1jax.core.errors import UserError
 from r1jax.core.startup.program_cache import find_user_cache
+from r1jax.core.startup.voice import activity
 from r1jax.runs.chips import Chip, Topology
 
 Objective = str  # "time" or "memory"
@@ -105,7 +106,8 @@ def compile_candidates(
             left = (len(planned) - number + 1) * sum(took) / len(took) if took else 0.0
             say(f"{number}: {one.candidate.name}: compiling" + (f", {left / 60:.0f} minutes left" if took else ""))
             begin = time.monotonic()
-            fault = _compile(text, topology, file, seconds)
+            with activity(f"compiling {one.candidate.name}"):
+                fault = _compile(text, topology, file, seconds)
             took.append(time.monotonic() - begin)
             if fault:
                 say(f"{number}: left out: {fault}")
