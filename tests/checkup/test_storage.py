@@ -9,6 +9,9 @@ import pytest
 
 from r1jax.checkup import storage
 from r1jax.core import atomic_file, distributed
+from r1jax.core.buckets import staging
+from tests.core.buckets.test_staging import MISSING, NEEDED, Bucket
+from tests.core.buckets.test_staging import bucket as bucket
 
 
 def test_a_good_folder_is_left_as_it_was(tmp_path: pathlib.Path) -> None:
@@ -53,3 +56,15 @@ def test_a_folder_that_cannot_be_written(tmp_path: pathlib.Path) -> None:
     (tmp_path / "file").write_text("x")
     found = storage.check_storage(tmp_path / "file", 1)
     assert found.verdict == "wrong" and "nothing can be written: Not a directory" in found.text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(MISSING), reason=f"needs the packages {' and '.join(NEEDED)} (extra gcs, and the emulator)")
+def test_a_bucket_needs_no_renames_and_is_left_as_it_was(bucket: Bucket) -> None:
+    local = staging.stage("gs://runs/doctor/run")
+    (local / "doctor.json").write_text("{}")
+    staging.push(local)
+    found = storage.check_storage(local, 1)
+    assert found.verdict == "right", found.text
+    assert found.text.startswith("gs://runs/doctor/run: a checkpoint of 1 MB") and "free_bytes" not in found.figures
+    assert bucket.names("doctor/run") == ["doctor/run/doctor.json"]
