@@ -7,7 +7,7 @@ Every layout of the space is judged by a closed form of memory and time, and the
 topology, each in a process of its own, as compile_check does. The table shows what fits, the memory of the largest
 program, predicted seconds of a step by phase, and tokens a second and chip; --output writes the config of the best.
 Compiling takes minutes for each layout; results are kept and found again. GPUs (h100:8, h200:8, b200:8, a100:8, t4:1)
-and machines without libtpu have the closed form alone, which is about a tenth off in memory, and says so.
+and machines without libtpu have the closed form alone, which is about a tenth off in memory (docs/plan.md).
 
 --length is that of a whole row: for grpo a prompt of up to --prompt_length and a completion.
 """

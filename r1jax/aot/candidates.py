@@ -2,7 +2,7 @@
 
 A job is a model, a stage and lengths; a candidate is everything that a layout may choose: mesh, micro-batch, slots,
 remat and offload. Bytes of parameters follow from shapes, logical axes and rules, exactly; activations from a few
-sizes of the model, to about a tenth (docs/predictions.md). Time is the longer of compute, HBM and links for each phase,
+sizes of the model, to about a tenth (docs/plan.md). Time is the longer of compute, HBM and links for each phase,
 at the shares of aot/timeline.py.
 """
 
@@ -25,13 +25,14 @@ from r1jax.runs.abstract_model import find_sizes
 from r1jax.runs.chips import Chip
 from r1jax.runs.model_setup import ModelConfig
 
+LANES = 128  # a TPU stores arrays in rows of so many elements
 LARGEST_CHUNK = 512  # positions of a row whose logits exist at once, at most
 DISPATCH, BUFFER = 8192, 1.25  # tokens exchanged with experts at a time, and their buffers over a balanced load
 REMATS = {"full": (1.0, 4 / 3), "dots": (5.0, 1.1), "none": (14.0, 1.0)}  # kept widths a layer, executed / useful FLOPs
 # HBM traffic as compiled (docs/predictions.md): how often a gradient reads or writes the widths of a layer (more often
 # where products wait for pieces of gathered weights) and its logits, and a decode step the weights and the cache.
 PASSES, PASSES_A_PIECE, MOST_PIECES, PASSES_WITH_EXPERTS = 15.0, 1.75, 32, 30.0
-WEIGHT_PASSES, CACHE_PASSES, LOGITS_PASSES = 9.4, 8.6, 10.0
+WEIGHT_PASSES, CACHE_PASSES, LOGITS_PASSES = 1.0, 2.1, 10.0
 SPARE = 0.95  # of the memory that a candidate may fill by the closed form
 
 
@@ -87,8 +88,9 @@ class Job:
         self.axes = logical_axes(built)
         _, self.params = split(built)
         self.work: Work = count_work(self.params, self.sizes)
-        cache = jax.eval_shape(lambda: built.init_cache(1, 16))
-        self.cache_bytes = sum(math.prod(x.shape) for x in jax.tree.leaves(cache.layers)) * 2 / 16  # of a token, bf16
+        cache = jax.eval_shape(lambda: built.init_cache(1, LANES))
+        padded = [(*x.shape[:-1], -(-x.shape[-1] // LANES) * LANES) for x in jax.tree.leaves(cache.layers)]
+        self.cache_bytes = sum(map(math.prod, padded)) * 2 / LANES  # of a token, bf16
         self.experts = getattr(self.sizes, "num_experts", 1)
         self.width = self.sizes.intermediate_size if self.experts == 1 else 0  # of a dense layer's gate
         self.expert_width = 0.0  # of all experts that a token visits, with the buffers' spare quarter
