@@ -56,7 +56,7 @@ def get_config(arg: str = "") -> ConfigDict:
             micro_batch_size=2,
             completions_per_row=1,
             share_prompts=False,  # so that attention over long rows is the TPU's own kernel
-            logits_chunk=1792,  # of 151,936 logits each; every chunk gathers the table and reduces its gradient
+            logits_chunk=3584,  # of 151,936 logits each; every chunk gathers the table and reduces its gradient
         )
     )
     config.loss = ConfigDict(dict(clip_high=0.28))
