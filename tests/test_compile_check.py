@@ -36,7 +36,7 @@ def test_it_writes_what_the_contract_says(
     assert (figures["chip"], figures["devices"]) == ("v5e", 8)
     assert figures["versions"].keys() == {"jax", "jaxlib", "libtpu"}
     assert figures["versions"]["jax"] == jax.__version__
-    names = ["accumulate", "apply", "logprobs", "prefill", "insert", "decode"]
+    names = ["accumulate", "apply", "logprobs", "weights", "prefill", "insert", "decode", "collect"]
     assert list(figures["programs"]) == names and {f.stem for f in dump.iterdir()} == set(names)
     for program in figures["programs"].values():
         assert program["fits"] is True and program["compile_seconds"] > 0 and program["predicted_seconds"] > 0

@@ -15,7 +15,7 @@ import pytest
 
 from r1jax.aot.programs import list_programs
 from r1jax.core.config import load_config
-from r1jax.core.sharding import make_mesh, use_mesh
+from r1jax.core.sharding import current_layout, make_mesh, use_layout, use_mesh
 from r1jax.runs.abstract_model import Prompts
 from r1jax.stages.registry import STAGES, resolve_run
 
@@ -121,7 +121,8 @@ def test_it_traces(spec: str):
     mesh = dataclasses.replace(settings.mesh, expert=min(settings.mesh.expert, 2))  # of eight pretend devices
     with use_mesh(make_mesh(mesh)):
         for program in list_programs(settings, Prompts(PREFIX)):
-            assert jax.tree.leaves(jax.eval_shape(program.function, *program.arguments, **program.keywords))
+            with use_layout(program.layout or current_layout()):
+                assert jax.tree.leaves(jax.eval_shape(program.function, *program.arguments, **program.keywords))
 
 
 def test_the_example_data_is_what_its_script_makes(tmp_path: pathlib.Path):

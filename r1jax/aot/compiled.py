@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import math
 import re
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from r1jax.aot.costs import Costs, measure
+from r1jax.core.sharding import current_layout, use_layout
 from r1jax.core.structs import Program
 from r1jax.learner.offload import HOST
 from r1jax.runs.chips import Chip, Topology
@@ -29,6 +33,7 @@ CURES = {
     "prefill": "config.rollout.prefill_batch, config.rollout.slots, or larger config.mesh.fsdp",
     "insert": "config.rollout.slots or config.rollout.max_new_tokens",
     "grow": "config.rollout.cache_pieces=1",
+    "weights": "larger tensor in config.rollout.mesh, or config.optimizer.offload=true",
     "decode": "config.rollout.slots, config.rollout.max_new_tokens, or larger config.mesh.tensor",
 }
 
@@ -81,7 +86,8 @@ def compile_program(program: Program, topology: Topology) -> Compiled:
     limit, useful = topology.chip.hbm_bytes, program.useful_flops / topology.devices
     begin = time.perf_counter()
     try:
-        compiled = program.function.lower(*program.arguments, **program.keywords).compile()
+        with use_layout(program.layout or current_layout()):
+            compiled = program.function.lower(*program.arguments, **program.keywords).compile()
     except jax.errors.JaxRuntimeError as error:
         if (needed := _needed(str(error))) is None:
             raise
@@ -89,9 +95,34 @@ def compile_program(program: Program, topology: Topology) -> Compiled:
         return Compiled(time.perf_counter() - begin, memory, Costs(), useful, math.nan, False, "")
     seconds, text = time.perf_counter() - begin, compiled.as_text()
     memory = _memory(compiled.memory_analysis(), resident)
-    costs = measure(text, topology.slices, topology.devices, topology.chip)
+    hops = find_hops(find_mesh(program.arguments), topology.shape)
+    costs = measure(text, topology.slices, topology.devices, topology.chip, hops)
     bound = bound_seconds(costs, topology.chip)
     return Compiled(seconds, memory, costs, useful, bound, memory.peak <= limit, text)
+
+
+def find_mesh(arguments: Any) -> Any:
+    """The mesh of a program's devices in their order; None if no argument has one."""
+    places = (x.sharding for x in jax.tree.leaves(arguments))
+    return next((place.mesh for place in places if isinstance(place, jax.NamedSharding)), None)
+
+
+def find_hops(mesh: Any, torus: tuple[int, ...]) -> Callable[[Sequence[int]], float] | None:
+    """The function from devices of a mesh, by their number, to the links between two of them on average in a torus;
+    None for devices without a place in one.
+    """
+    devices = [] if mesh is None else list(mesh.devices.flat)
+    if not devices or getattr(devices[0], "coords", None) is None:
+        return None
+    coords = np.array([device.coords for device in devices])[:, : len(torus)]
+
+    @functools.cache
+    def mean(members: tuple[int, ...]) -> float:
+        apart = np.abs(coords[list(members)][:, None] - coords[list(members)])
+        around = np.minimum(apart, np.array(torus) - apart).sum(-1)
+        return float(around.sum() / max(1, len(members) * (len(members) - 1)))
+
+    return lambda members: mean(tuple(members))
 
 
 def bound_seconds(costs: Costs, chip: Chip) -> float:

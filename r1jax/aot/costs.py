@@ -3,9 +3,10 @@
 - FLOPs: 2 per multiply-add of dots, convolutions (the form of a TPU's matrix products) and Pallas kernels: by the
   kernel's own estimate if it has one, by formula for splash attention; others are listed in `unpriced`.
 - HBM bytes: operands read and results written by each kernel; arrays in on-chip memory are free, a fused slice counts
-  the bytes that it touches, an in-place update those that it writes.
+  the bytes that it touches, an in-place update those that it writes, a Pallas kernel its own estimate if that is less.
 - Collectives: the payload is the whole array that is gathered, scattered or permuted: the gathered result, the reduced
-  or scattered input. An asynchronous one counts once, at its start. `wire` is the traffic of a ring per device.
+  or scattered input. An asynchronous one counts once, at its start. `wire` is the traffic of a ring per device; of an
+  all-to-all inside a slice it is the bytes times the links that they pass on average.
 - A conditional counts as its most expensive branch; a loop of unknown length counts once, and its name is reported.
 """
 
@@ -15,6 +16,7 @@ import dataclasses
 import math
 import re
 from collections import Counter
+from collections.abc import Callable, Sequence
 
 from r1jax.aot.hlo import (
     HBM,
@@ -30,6 +32,7 @@ from r1jax.aot.hlo import (
     parse_module,
     read_loop,
 )
+from r1jax.aot.products import convolution_flops, dot_flops
 from r1jax.aot.timeline import Clock
 from r1jax.runs.chips import Chip
 
@@ -87,21 +90,36 @@ class Costs:
                 setattr(self, field.name, mine + theirs * times)
 
 
-def measure(text: str, slices: int = 1, devices: int = 0, chip: Chip | None = None) -> Costs:
+def measure(
+    text: str,
+    slices: int = 1,
+    devices: int = 0,
+    chip: Chip | None = None,
+    hops: Callable[[Sequence[int]], float] | None = None,
+) -> Costs:
     """Costs of the module in `text`. devices: number of devices, in `slices` equal consecutive slices; 0: the module's
     partitions (a module compiled for several slices may be that of one, which sends to the others). chip: predicts the
-    time on it too.
+    time on it too. hops: links between two of some devices on average (None: 1).
     """
     module = parse_module(text)
-    walk = _Walk(module, slices, max(1, (devices or module.partitions) // slices), chip)
+    slice_size = max(1, (devices or module.partitions) // slices)
+    walk = _Walk(module, slices, slice_size, chip, hops or (lambda members: 1.0))
     return walk.run(module.computations[module.entry], NOTHING)
 
 
 class _Walk:
     """A walk over a module; a computation with the same known values is priced only once."""
 
-    def __init__(self, module: Module, slices: int, slice_size: int, chip: Chip | None):
+    def __init__(
+        self,
+        module: Module,
+        slices: int,
+        slice_size: int,
+        chip: Chip | None,
+        hops: Callable[[Sequence[int]], float],
+    ):
         self.module, self.slices, self.slice_size, self.chip = module, slices, slice_size, chip
+        self.hops = hops
         self.known: dict[tuple, Costs] = {}
 
     def run(self, computation: Computation, scope: Scope, *, fused: bool = False) -> Costs:
@@ -204,9 +222,11 @@ class _Walk:
         )
         total.collective_counts[kind] += 1
         total.collective_bytes[kind] += payload
-        total.wire += sent
         if len({member // self.slice_size for member in members}) > 1:
             total.slow_wire += sent
+        elif kind in ("all-to-all", "ragged-all-to-all") and size > 1:
+            sent *= self.hops(members)
+        total.wire += sent
 
     def _price_transfer(self, total: Costs, kind: str, payload: int) -> None:
         """A collective between corresponding devices of all slices, through their hosts."""
@@ -232,11 +252,13 @@ class _Walk:
             return float(_in_hbm(instruction.results))
         operands = [computation.instructions.get(name) for name in instruction.operands]
         if opcode != "fusion":
-            return float(_in_hbm(instruction.results) + sum(_in_hbm(o.results) for o in operands if o))
+            whole = float(_in_hbm(instruction.results) + sum(_in_hbm(o.results) for o in operands if o))
+            told = re.search(r'"bytes_accessed"\s*:\s*"?(\d+)', instruction.attributes)
+            return min(whole, float(told[1])) if told and "tpu_custom_call" in instruction.attributes else whole
         inner = self.module.computations[instruction.called("calls")[0]]
         written, updated = _written(inner, instruction)
         read: float = sum(
-            min(_in_hbm(operand.results), _touched(inner, inner.parameters[n]))
+            min(_in_hbm(operand.results), _touched(self.module, inner, inner.parameters[n]))
             for n, operand in enumerate(operands)
             if operand is not None and n in inner.parameters and inner.parameters[n] not in updated
         )
@@ -273,8 +295,8 @@ def _behind(inner: Computation, instruction: Instruction | None) -> Instruction 
     return instruction
 
 
-def _touched(inner: Computation, parameter: str) -> float:
-    """Bytes of a parameter that a fusion reads: those of its slices if nothing else reads it."""
+def _touched(module: Module, inner: Computation, parameter: str) -> float:
+    """Bytes of a parameter that a fusion reads: those of its slices if nothing else reads it, in fusions inside too."""
     total: float = 0
     for user in inner.instructions.values():
         if parameter not in user.operands:
@@ -282,72 +304,17 @@ def _touched(inner: Computation, parameter: str) -> float:
         if user.opcode in _SLICES and user.operands[0] == parameter:
             total += sum(array.bytes for array in user.results)
         elif user.opcode == "bitcast":
-            total += _touched(inner, user.name)
+            total += _touched(module, inner, user.name)
+        elif user.opcode == "fusion":
+            nested = module.computations[user.called("calls")[0]]
+            places = [place for place, name in enumerate(user.operands) if name == parameter]
+            total += sum(_touched(module, nested, nested.parameters[place]) for place in places)
         else:
             return math.inf
     return total
 
 
-# --- FLOPs ---
-
-
-def dot_flops(computation: Computation, instruction: Instruction) -> float:
-    """2 x number of results x contracted sizes."""
-    left = computation.operand(instruction, 0)
-    summed = re.findall(r"\d+", instruction.attribute("lhs_contracting_dims"))
-    return 2.0 * math.prod(instruction.shape) * math.prod(left.shape[int(d)] for d in summed) if left else 0.0
-
-
-def convolution_flops(computation: Computation, instruction: Instruction) -> float:
-    """2 x batch x output features x input features per group x (output position, window tap) pairs that read an
-    element; padding and holes of a dilated input cost nothing.
-    """
-    left, right = computation.operand(instruction, 0), computation.operand(instruction, 1)
-    labels = re.match(r"(\w+)_(\w+)->(\w+)", instruction.attribute("dim_labels"))
-    if left is None or right is None or labels is None:
-        return 0.0
-    inputs, kernel, output = (
-        dict(zip(names, operand.shape, strict=True))
-        for names, operand in zip(labels.groups(), (left, right, instruction), strict=True)
-    )
-    window = dict(re.findall(r"(\w+)=([\w\-]+)", instruction.attribute("window")))
-    pairs = 1
-    for axis in filter(str.isdigit, output):
-        of = lambda key, default, axis=axis: window[key].split("x")[int(axis)] if key in window else default
-        pairs *= count_taps(
-            inputs[axis],
-            output[axis],
-            int(of("size", "1")),
-            stride=int(of("stride", "1")),
-            padding=int(of("pad", "0_0").partition("_")[0]),
-            input_dilation=int(of("lhs_dilate", "1")),
-            window_dilation=int(of("rhs_dilate", "1")),
-        )
-    return 2.0 * output["b"] * output["f"] * kernel["i"] * pairs
-
-
-def count_taps(
-    inputs: int, outputs: int, size: int, *, stride: int, padding: int, input_dilation: int, window_dilation: int
-) -> int:
-    """Number of (output position, window tap) pairs along one axis that read an element of the input.
-
-    Position o and tap k read o * stride + k * window_dilation - padding, an element if that is a multiple of
-    input_dilation inside the dilated input.
-    """
-    last = (inputs - 1) * input_dilation
-    common = math.gcd(stride, input_dilation)
-    period = input_dilation // common
-    inverse = pow(stride // common, -1, period) if period > 1 else 0
-    pairs = 0
-    for tap in range(size):
-        offset = tap * window_dilation - padding
-        if offset % common:
-            continue
-        low, high = max(0, -(offset // stride)), min(outputs - 1, (last - offset) // stride)
-        first = -(offset // common) * inverse % period if period > 1 else 0  # the residue of matching positions
-        low += (first - low) % period
-        pairs += max(0, (high - low) // period + 1)
-    return pairs
+# --- Kernels ---
 
 
 def _price_kernel(total: Costs, computation: Computation, instruction: Instruction) -> None:

@@ -14,11 +14,12 @@ from typing import Any
 from r1jax.aot.compiled import Compiled, find_bounds
 from r1jax.core.sharding import batch_parts
 from r1jax.rl.grpo_config import GRPOConfig
+from r1jax.rollout.slots import EngineConfig
 from r1jax.runs.chips import Topology
 from r1jax.stages.sft_config import SFTConfig
 
 PHASES = {
-    "sampling": ("prefix", "prefill", "insert", "decode", "grow"),
+    "sampling": ("weights", "prefix", "prefill", "insert", "decode", "collect", "grow"),
     "scoring": ("logprobs",),
     "updating": ("accumulate", "apply"),
 }
@@ -94,7 +95,7 @@ def find_step_costs(settings: Any, programs: Mapping[str, Compiled], topology: T
     counts, tokens = counted
     if any(name in counts and math.isnan(program.bound_seconds) for name, program in programs.items()):
         return None
-    if not counts.keys() <= programs.keys() | {"prefix", "grow", "logprobs"}:
+    if not counts.keys() <= programs.keys() | {"prefix", "grow", "logprobs", "weights", "collect"}:
         return None  # only some programs were asked for
     phases = []
     for phase, names in PHASES.items():
@@ -129,10 +130,12 @@ def count_programs(settings: Any) -> tuple[dict[str, int], int] | None:
     scored = int(recomputed) + int(settings.loss.kl_coefficient > 0)
     fills = math.ceil(rollout.prompts_per_step / rollout.prefill_batch)
     counts = {
+        "weights": 1,
         "prefix": 1,
         "prefill": fills,
         "insert": fills,
         "decode": math.ceil(rollout.completions / rollout.slots) * limit,
+        "collect": math.ceil(rollout.completions / max(1, int(rollout.slots * EngineConfig.refill_share))),
         "grow": rollout.cache_pieces - 1,
         "logprobs": scored * accumulations,
         "accumulate": accumulations,

@@ -58,6 +58,11 @@ RULES: Rules = {
     "act_embed": None,
 }
 
+# Axes that follow another one unless a table names them: the width of experts, and the rows of activations whose widths
+# are split. Where these differ from "batch", each row belongs to one device between the products with split weights,
+# and the devices that share a product bring their rows together for it (`join_rows`).
+FOLLOWS = {"expert_mlp": "mlp", "group_batch": "batch"}
+
 WHOLE_IF_UNEVEN = ("sequence",)  # a short shared prefix, or the token of a decoding step, need not be divisible
 
 
@@ -107,6 +112,7 @@ class Layout:
 
     def __post_init__(self) -> None:
         whole = {axis: _mesh_axes(target) for axis, target in {**RULES, **self.rules}.items()}
+        whole = {**{axis: whole[other] for axis, other in FOLLOWS.items()}, **whole}
         object.__setattr__(self, "rules", types.MappingProxyType(whole))
 
     @functools.cached_property
@@ -140,20 +146,25 @@ _traced_for = jax.make_user_context(None)
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None, *, key: str = "config.mesh") -> Mesh:
     """The mesh over all devices. Raises UserError, naming `key`, if the sizes do not multiply to their number."""
     devices = list(jax.devices() if devices is None else devices)
+    arranged = _arrange(devices, resolve_sizes(config, len(devices), key=key))
+    return Mesh(arranged, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def resolve_sizes(config: MeshConfig, devices: int, *, key: str = "config.mesh") -> tuple[int, ...]:
+    """The sizes of the axes for so many devices. Raises UserError, naming `key`, if they do not multiply to them."""
     sizes = config.sizes()
     free = [axis for axis, size in sizes.items() if size == -1]
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
         raise UserError(f"{key}: sizes must be positive and at most one may be -1, got {sizes}")
     if free:
-        sizes[free[0]] = max(1, len(devices) // fixed)
-    if math.prod(sizes.values()) != len(devices):
+        sizes[free[0]] = max(1, devices // fixed)
+    if math.prod(sizes.values()) != devices:
         raise UserError(
-            f"{key}: the axes {sizes} need {math.prod(sizes.values())} devices but there are {len(devices)}; "
+            f"{key}: the axes {sizes} need {math.prod(sizes.values())} devices but there are {devices}; "
             f"set one of {'/'.join(MESH_AXES)} to -1 or change the sizes"
         )
-    arranged = _arrange(devices, tuple(sizes[axis] for axis in MESH_AXES))
-    return Mesh(arranged, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    return tuple(sizes[axis] for axis in MESH_AXES)
 
 
 def _arrange(devices: list[jax.Device], shape: tuple[int, ...]) -> np.ndarray:
@@ -316,7 +327,7 @@ def gather_places(
     if layout.mesh is None or layout.devices == 1:
         return None
     spec = partition(axes, shape, layout.mesh, name=name)
-    own, rows = [_mesh_axes(part) for part in spec], set(_mesh_axes(layout.rules["batch"]))
+    own, rows = [_mesh_axes(part) for part in spec], set(_mesh_axes(layout.rules["group_batch"]))
     for group in (own[1:inputs], own[inputs + 1 :]):
         if any(group):  # the matrix would interleave its parts
             return None
@@ -325,6 +336,22 @@ def gather_places(
         return None
     whole = [tuple(axis for axis in side if axis not in rows) for side in sides]
     return NamedSharding(layout.mesh, PartitionSpec(*whole)), NamedSharding(layout.mesh, PartitionSpec(*sides))
+
+
+def joins_rows() -> bool:
+    """Whether products with split weights bring rows of several devices together under the current rules."""
+    layout = current_layout()
+    return layout.mesh is not None and layout.rules["group_batch"] != layout.rules["batch"]
+
+
+def join_rows(x: jax.Array) -> jax.Array:
+    """[B, ...] with the rows of the devices that share a product at each of them; the identity where none do."""
+    return constrain(x, ("group_batch", *(None,) * (x.ndim - 1)), name="rows") if joins_rows() else x
+
+
+def part_rows(x: jax.Array) -> jax.Array:
+    """[B, ...] with each row at its own device again: partial sums of a product are summed there."""
+    return constrain(x, ("batch", *(None,) * (x.ndim - 1)), name="rows") if joins_rows() else x
 
 
 def replicated() -> NamedSharding | None:

@@ -108,7 +108,7 @@ class Program:
 
     arguments: pytrees of `jax.ShapeDtypeStruct` with shardings. keywords: static. useful_flops: by formula, of one call
     on all devices together; for decoding, of one token in every slot. resident: device-resident arrays that are not an
-    argument.
+    argument. layout: a `sharding.Layout` to trace and compile it in (None: the current one).
     """
 
     name: str
@@ -117,6 +117,7 @@ class Program:
     useful_flops: float
     keywords: dict[str, Any] = dataclasses.field(default_factory=dict)
     resident: Any = ()
+    layout: Any = None
 
     def rename(self, name: str) -> Program:
         """The same program under another name."""

@@ -17,12 +17,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from r1jax.core.sharding import constrain
+from r1jax.core.sharding import Axes, constrain, join_rows, joins_rows, part_rows
 from r1jax.models.cache import append
 from r1jax.models.layers import Dtypes, Linear, RMSNorm
 from r1jax.models.ops.blockwise_attention import NEGATIVE, Segments, attend_segments
+from r1jax.models.ops.cached_attention import attend_cache, fits
 from r1jax.models.ops.softmax_attention import attend_heads, attend_heads_prefixed
+from r1jax.models.ops.splash import runs_here
 from r1jax.models.rope import rotate
+from r1jax.models.stacks import StackedLayer, read
 
 _MOST_PIECES, _SHORTEST_PIECE = 4, 64
 
@@ -31,13 +34,15 @@ _MOST_PIECES, _SHORTEST_PIECE = 4, 64
 @dataclasses.dataclass
 class Context:
     """Shared inputs of all layers in one forward pass: rotary tables, the mask as a bias [B, T, S] (for long rows as
-    segments), valid tokens [B, T] (not padding), and the cache column to write (or None).
+    segments), valid tokens [B, T] (not padding), and the cache column to write (or None). experts: kernels of the
+    layer's experts inside their stack, in place of the layer's parameters (None: these).
     """
 
     rope: tuple[jax.Array, jax.Array]
     bias: jax.Array | Segments
     valid: jax.Array
     column: jax.Array | None = None
+    experts: Any = None
 
 
 def mask_bias(mask_BTS: jax.Array) -> jax.Array:
@@ -115,6 +120,24 @@ def attend(
     return out.reshape(B, K, N // K, T, -1).transpose(0, 3, 1, 2, 4).reshape(B, T, N, -1)
 
 
+def query_axes(*, parted: bool) -> Axes:
+    """Logical axes of queries and outputs [B, T, N, H] in attention. parted: each device attends with all heads of its
+    own rows, for keys of one head, which several devices cannot share out by heads.
+    """
+    return ("batch", "sequence", None, None) if parted else ("group_batch", "sequence", "heads", None)
+
+
+def _runs_as_kernel(q_BTNH: jax.Array, k: Any, v: Any) -> bool:
+    """Whether one query a row attends to a layer of a stack in bfloat16 on a TPU."""
+    stacked = isinstance(k, StackedLayer) and q_BTNH.shape[1] == 1
+    return stacked and fits(q_BTNH.shape[2], k.stack, v.stack) and runs_here()
+
+
+def _attend_by_kernel(q_BTNH: jax.Array, k: StackedLayer, v: StackedLayer, context: Context) -> jax.Array:
+    assert not isinstance(context.bias, Segments)
+    return attend_cache(q_BTNH[:, 0], k.stack, v.stack, k.index, context.bias[:, 0])[:, None]
+
+
 class Attention(nnx.Module):
     """Grouped-query self-attention with rotary positions.
 
@@ -159,7 +182,8 @@ class Attention(nnx.Module):
     def __call__(
         self, x_BTD: jax.Array, context: Context, cache: dict | None, prefix: dict | None
     ) -> tuple[jax.Array, dict | None]:
-        axes = ("batch", "sequence", "heads", None)
+        parted = self.kv_heads == 1 and x_BTD.shape[1] == 1 and joins_rows()
+        axes, x_BTD = query_axes(parted=parted), join_rows(x_BTD)
         q_BTNH, k_BTKH = self.query(x_BTD), self.key(x_BTD)
         if self.query_norm is not None and self.key_norm is not None:
             q_BTNH, k_BTKH = self.query_norm(q_BTNH), self.key_norm(k_BTKH)
@@ -168,10 +192,16 @@ class Attention(nnx.Module):
         v_BKSH = self.value(x_BTD).transpose(0, 2, 1, 3)
         if cache is not None and context.column is not None:
             k_BKHS = append(cache["k"], k_BKSH.swapaxes(2, 3), context.column, axis=3)
-            v_BKSH = append(cache["v"], v_BKSH, context.column, axis=2)
-            k_BKSH, cache = k_BKHS.swapaxes(2, 3), {"k": k_BKHS, "v": v_BKSH}
+            cache = {"k": k_BKHS, "v": append(cache["v"], v_BKSH, context.column, axis=2)}
+            if prefix is None and _runs_as_kernel(q_BTNH, **cache):
+                out_BTNH = _attend_by_kernel(q_BTNH, **cache, context=context)
+                return part_rows(self.out(constrain(out_BTNH, axes, name="attention"))), cache
+            k_BKSH, v_BKSH = read(k_BKHS).swapaxes(2, 3), read(cache["v"])
         if prefix is not None:
             prefix = {"k": prefix["k"].swapaxes(2, 3), "v": prefix["v"]}
         decoding, causal = cache is not None, context.column is None
         out_BTNH = attend(q_BTNH, k_BKSH, v_BKSH, context.bias, prefix, decoding=decoding, causal=causal)
-        return self.out(constrain(out_BTNH, axes, name="attention")), cache
+        out_BTNH = constrain(out_BTNH, axes, name="attention")
+        if parted:
+            out_BTNH = constrain(out_BTNH, query_axes(parted=False), name="attention")
+        return part_rows(self.out(out_BTNH)), cache

@@ -15,8 +15,10 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from r1jax.core.sharding import Axes, constrain
+from r1jax.models.stacks import StackedLayer, read
 
 
 @jax.tree_util.register_dataclass
@@ -42,31 +44,62 @@ class Cache:
 
 
 def constrain_layers(layers: Any) -> Any:
-    """Sharding constraint on the arrays of all layers, [L,] [B, K, ...]: rows over the batch axes, heads over
-    theirs.
+    """Sharding constraint on the arrays of all layers, [L,] [B, K, ...]: heads over their axes, and rows over the axes
+    of rows whose widths are split; one head for all (latents) over all axes of rows.
     """
     return jax.tree.map(lambda x: constrain(x, layer_axes(x), name="cache"), layers)
 
 
 def layer_axes(x: Any) -> Axes:
     """The logical axes of an array of one layer [B, K, ...], or of a stack of layers [L, B, K, ...]."""
-    return (*(None,) * (x.ndim - 4), "batch", "kv_heads", None, None)
+    rows = "batch" if x.shape[-3] == 1 else "group_batch"
+    return (*(None,) * (x.ndim - 4), rows, "kv_heads", None, None)
 
 
-def append(buffer: jax.Array, new: jax.Array, column: jax.Array, *, axis: int) -> jax.Array:
-    """Writes `new` into `buffer` at `column` along `axis`, in place if the buffer is donated or a loop carry.
+def _keep_order(x: jax.Array) -> jax.Array:
+    """The array with its axes in memory as TPUs order them at a program's border, where the innermost one needs no
+    padding to 128: the compiler would otherwise turn a whole cache around before a loop that writes single columns, and
+    back after it.
+    """
+    order = list(range(x.ndim))
+    if x.shape[-1] % 128 and x.shape[-2] % 128 == 0:
+        order[-2:] = order[:-3:-1]
+    return with_layout_constraint(x, Layout(major_to_minor=tuple(order)))
+
+
+def append(buffer: Any, new: jax.Array, column: jax.Array, *, axis: int) -> Any:
+    """Writes `new` into `buffer`, an array or a layer of a stack, at `column` along `axis`, in place if the buffer is
+    donated or a loop carry.
 
     column: a scalar, or [B] for the rows of the first axis.
     """
-    others = [d for d in range(buffer.ndim) if d != axis]
+    layer = jax.eval_shape(read, buffer)
+    others = [d for d in range(layer.ndim) if d != axis]
     chex.assert_equal_shape(
-        [buffer, new], dims=others, custom_message="what is appended must be of the cache's shape but for its columns"
+        [layer, new], dims=others, custom_message="what is appended must be of the cache's shape but for its columns"
     )
-    new = new.astype(buffer.dtype)
+    new = new.astype(layer.dtype)
+    if isinstance(buffer, StackedLayer):
+        return StackedLayer(_append_in_stack(buffer, new, column, axis), buffer.index)
+    return _append_rows(buffer, new, column, axis)
+
+
+def _append_rows(buffer: jax.Array, new: jax.Array, column: jax.Array, axis: int) -> jax.Array:
     if column.ndim:
         write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=axis - 1)
         return jax.vmap(write)(buffer, new, column)
     return jax.lax.dynamic_update_slice_in_dim(buffer, new, column, axis=axis)
+
+
+def _append_in_stack(buffer: StackedLayer, new: jax.Array, column: jax.Array, axis: int) -> jax.Array:
+    """The stack with the columns written; where rows have columns of their own, with the layer written back whole."""
+    if column.ndim:
+        layer = _append_rows(read(buffer), new, column, axis)
+        return jax.lax.dynamic_update_index_in_dim(buffer.stack, layer, buffer.index, 0)
+    start = [jnp.zeros((), jnp.int32)] * buffer.stack.ndim
+    start[0], start[1 + axis] = buffer.index, column
+    stack = jax.lax.dynamic_update_slice(buffer.stack, new[None], start)
+    return jax.lax.platform_dependent(stack, tpu=_keep_order, default=lambda x: x)
 
 
 def cache_mask(cache: Cache, tokens: int) -> tuple[jax.Array, jax.Array]:

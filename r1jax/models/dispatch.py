@@ -17,9 +17,14 @@ Under a mesh all methods except `dense` run as per-device programs (models/excha
 `config.mesh.rules` names the axes of the devices that exchange rows; hidden widths may be sharded over other axes,
 whose partial results are summed.
 
+A rollout's layout may also split the experts' width over devices that hold different rows: these rows are gathered and
+their sums scattered.
+
 No token is dropped unless `buffer_factor` is set: buffers then hold that multiple of the perfectly balanced load, and
 `overflow` counts the (token, expert) pairs that did not fit. Batches of few tokens per device (decoding) are never
-bounded: their loads are too uneven for any such multiple, and exact buffers are small.
+bounded: their loads are too uneven for any such multiple, and exact buffers are small. With `complete`, which has no
+gradient, every batch is bounded and none drops a token: what finds no place travels in a further turn, and `overflow`
+counts what the first turn left.
 
 Buffers hold A rows or more per token. `tokens` bounds them: that many tokens of a device are exchanged at a time, and
 the backward pass recomputes each turn instead of keeping its buffers.
@@ -29,6 +34,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
@@ -40,12 +46,14 @@ from r1jax.core.sharding import current_mesh, partition
 from r1jax.models import exchange
 from r1jax.models.exchange import Kernels, Peers
 from r1jax.models.ops.silu_gate import gate_silu
+from r1jax.models.stacks import StackedLayer, read
 
 EXCHANGES: dict[str, Callable] = {
     "all_to_all": exchange.by_all_to_all,
     "ragged": exchange.by_ragged,
     "all_gather": exchange.by_all_gather,
 }
+TURNS: dict[str, Callable] = {"all_to_all": exchange.exchange_equal, "ragged": exchange.exchange_sorted}
 WAYS = ("dense", "grouped", *EXCHANGES)
 FEW_TOKENS = 32
 
@@ -55,12 +63,14 @@ class Dispatch:
     """Dispatch method and its buffer limits.
 
     way: one of WAYS. buffer_factor: buffer size over the mean load (0: unbounded). tokens: tokens of a device exchanged
-    at a time (0: all). Raises UserError for an unknown way, and for limits with `dense`.
+    at a time (0: all). complete: whether pairs that do not fit travel in further turns. Raises UserError for an unknown
+    way, and for limits with `dense`.
     """
 
     way: str = "grouped"
     buffer_factor: float = 0.0
     tokens: int = 0
+    complete: bool = False
 
     def __post_init__(self) -> None:
         if self.way not in WAYS:
@@ -85,7 +95,7 @@ class Dispatch:
             return run_dense(x_BTD, choice_BTA, weights_BTA, kernels), jnp.zeros(())
         mesh = current_mesh()
         if mesh is None or mesh.size == 1:
-            run = self._program(Peers((), 1, False))
+            run = self._program(Peers((), 1, False), ())
             return run(x_BTD, choice_BTA, weights_BTA, *kernels)
         return self._run_on(mesh, x_BTD, choice_BTA, weights_BTA, kernels)
 
@@ -93,34 +103,48 @@ class Dispatch:
         self, mesh: Mesh, x_BTD: jax.Array, choice_BTA: jax.Array, weights_BTA: jax.Array, kernels: Kernels
     ) -> tuple[jax.Array, jax.Array]:
         tokens = partition(("batch", "sequence", None), x_BTD.shape, mesh, name="experts' input")
-        inward = partition(("experts", None, "mlp"), kernels.gate.shape, mesh, name="experts")
+        inward = partition(("experts", None, "expert_mlp"), kernels.gate.shape, mesh, name="experts")
         outward = PartitionSpec(inward[0], inward[2], None)
         over, hidden = _names(inward[0]), _names(inward[2])
         native = mesh.devices.flat[0].platform != "cpu"
-        run = self._program(Peers(over, exchange.size(mesh, over), native))
+        run = self._program(Peers(over, exchange.size(mesh, over), native), mesh.axis_names)
+        shared = tuple(axis for axis in hidden if axis in _names(tokens[0]))
+        hidden = tuple(axis for axis in hidden if axis not in shared)
 
-        def run_shard(*args: jax.Array) -> tuple[jax.Array, jax.Array]:
-            y, overflow = run(*args)
-            spread = tuple(dict.fromkeys((*_names(tokens[0]), *_names(tokens[1]), *over)))
+        def run_shard(*args: Any) -> tuple[jax.Array, jax.Array]:
+            rows, weights = args[:3], args[3:]
+            if shared:
+                rows = tuple(jax.lax.all_gather(x, shared, axis=0, tiled=True) for x in rows)
+            y, overflow = run(*rows, *weights)
+            spread = tuple(
+                axis for axis in dict.fromkeys((*_names(tokens[0]), *_names(tokens[1]), *over)) if axis not in shared
+            )
             y = jax.lax.psum(y, hidden) if hidden else y
+            y = jax.lax.psum_scatter(y, shared, scatter_dimension=0, tiled=True) if shared else y
             return y, jax.lax.psum(overflow, spread) if spread else overflow
 
-        specs = (tokens, tokens, tokens, inward, inward, outward)
+        weights = map(_specs_of, kernels, (inward, inward, outward))
+        specs = (tokens, tokens, tokens, *weights)
         placed = jax.shard_map(
             run_shard, mesh=mesh, in_specs=specs, out_specs=(tokens, PartitionSpec()), check_vma=False
         )
         return placed(x_BTD, choice_BTA, weights_BTA, *kernels)
 
-    def _program(self, peers: Peers) -> Callable:
-        """The program of one device."""
+    def _program(self, peers: Peers, everybody: tuple[str, ...]) -> Callable:
+        """The program of one device. everybody: all axes of the mesh."""
         way = self.way
         if way == "grouped":
             way = "all_gather" if peers.devices == 1 else "ragged" if peers.native else "all_to_all"
 
-        def run(x_BTD: jax.Array, choice: jax.Array, weights: jax.Array, *kernels: jax.Array) -> tuple:
+        def run(x_BTD: jax.Array, choice: jax.Array, weights: jax.Array, *kernels: Any) -> tuple:
             flat = tuple(array.reshape(-1, array.shape[-1]) for array in (x_BTD, choice, weights))
             factor = self.buffer_factor if len(flat[0]) > FEW_TOKENS else 0.0
             send = lambda *flat: EXCHANGES[way](*flat, Kernels(*kernels), peers, factor)
+            if self.complete and way in TURNS:
+                one = lambda x, choice: TURNS[way](x, choice, Kernels(*kernels), peers, self.buffer_factor)
+                send = lambda *flat: exchange.exchange_all(one, flat, len(kernels[0]) * peers.devices, everybody)
+            elif self.complete:
+                send = lambda *flat: EXCHANGES[way](*flat, Kernels(*kernels), peers, 0.0)
             if 0 < self.tokens < len(flat[0]):
                 y_MD, overflow = take_turns(send, flat, self.tokens, nobody=len(kernels[0]) * peers.devices)
             else:
@@ -151,11 +175,20 @@ def take_turns(
 
 def run_dense(x_BTD: jax.Array, choice_BTA: jax.Array, weights_BTA: jax.Array, kernels: Kernels) -> jax.Array:
     """Every expert on every token."""
+    kernels = Kernels(*map(read, kernels))
     chosen_BTAE = choice_BTA[..., None] == jnp.arange(len(kernels.gate))
     weights_BTE = jnp.where(chosen_BTAE, weights_BTA[..., None], 0).sum(-2)
     gate, up = (jnp.einsum("BTD,EDF->BTEF", x_BTD, kernel) for kernel in kernels[:2])
     out_BTED = jnp.einsum("BTEF,EFD->BTED", gate_silu(gate, up), kernels.down)
     return jnp.einsum("BTED,BTE->BTD", out_BTED.astype(jnp.float32), weights_BTE).astype(x_BTD.dtype)
+
+
+def _specs_of(kernel: Any, spec: PartitionSpec) -> Any:
+    """Specs of a kernel that is an array, or a layer inside the stack of all."""
+    if not isinstance(kernel, StackedLayer):
+        return spec
+    of_parts: Any = StackedLayer
+    return of_parts(PartitionSpec(None, *spec), PartitionSpec())
 
 
 def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:

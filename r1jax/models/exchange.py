@@ -13,6 +13,7 @@ m * A + a; the N = M * A pairs are assigned to S places of a buffer by two index
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -21,14 +22,17 @@ from jax.sharding import Mesh
 
 from r1jax.models.ops.grouped_matmul import grouped_matmul
 from r1jax.models.ops.silu_gate import gate_silu
+from r1jax.models.ops.splash import runs_here
+from r1jax.models.ops.stacked_matmul import fits, multiply_in_stack
+from r1jax.models.stacks import StackedLayer, read
 
 
 class Kernels(NamedTuple):
-    """Expert weights: gate and up [E, D, F], down [E, F, D]."""
+    """Expert weights: gate and up [E, D, F], down [E, F, D]; arrays, or those of a layer inside the stack of all."""
 
-    gate: jax.Array
-    up: jax.Array
-    down: jax.Array
+    gate: jax.Array | StackedLayer
+    up: jax.Array | StackedLayer
+    down: jax.Array | StackedLayer
 
 
 class Peers(NamedTuple):
@@ -42,6 +46,22 @@ class Peers(NamedTuple):
 
 
 Result = tuple[jax.Array, jax.Array]
+
+
+class Returned(NamedTuple):
+    """Experts' results back at the tokens' device: rows [S, D], the index arrays of its places, which pairs found a
+    place on the way [M, A], and how many did not.
+    """
+
+    rows: jax.Array
+    pair: jax.Array
+    place: jax.Array
+    found: jax.Array
+    overflow: jax.Array
+
+    def combine(self, weights_MA: jax.Array) -> Result:
+        """The weighted sums, and the number of pairs without a place."""
+        return combine(self.rows, self.pair, self.place, weights_MA), self.overflow
 
 
 def size(mesh: Mesh, axes: tuple[str, ...]) -> int:
@@ -85,6 +105,11 @@ def by_all_to_all(
     x_MD: jax.Array, choice_MA: jax.Array, weights_MA: jax.Array, kernels: Kernels, peers: Peers, factor: float
 ) -> Result:
     """All-to-all with buffers [X, P, D]: P places from one device to each other device."""
+    return exchange_equal(x_MD, choice_MA, kernels, peers, factor).combine(weights_MA)
+
+
+def exchange_equal(x_MD: jax.Array, choice_MA: jax.Array, kernels: Kernels, peers: Peers, factor: float) -> Returned:
+    """`by_all_to_all` without the weighted sums."""
     X, experts = peers.devices, len(kernels.gate)
     expert_N = choice_MA.reshape(-1)
     places = _limit(len(x_MD) * min(choice_MA.shape[1], experts), len(expert_N) // X, factor)
@@ -107,7 +132,7 @@ def by_all_to_all(
     expert_XP = jax.vmap(lambda ends: jnp.searchsorted(ends, jnp.arange(places), side="right"))(ends_XE)
     out_SD = sort_and_run(received_XPD.reshape(X * places, -1), expert_XP.reshape(-1), kernels)
     back_SD = swap(out_SD.reshape(X, places, -1)).reshape(X * places, -1)
-    return combine(back_SD, pair_S, place_MA, weights_MA), _overflow(sizes_XE, kept_XE)
+    return Returned(back_SD, pair_S, place_MA, fits.reshape(choice_MA.shape), _overflow(sizes_XE, kept_XE))
 
 
 # --- Ragged exchange ---
@@ -119,12 +144,18 @@ def by_ragged(
     """Sends rows sorted by expert, without padding; a device has one buffer for all rows that it receives, in order of
     senders. Every device knows all sizes, so all agree on which rows do not fit: the last ones.
     """
+    return exchange_sorted(x_MD, choice_MA, kernels, peers, factor).combine(weights_MA)
+
+
+def exchange_sorted(x_MD: jax.Array, choice_MA: jax.Array, kernels: Kernels, peers: Peers, factor: float) -> Returned:
+    """`by_ragged` without the weighted sums."""
     X, experts = peers.devices, len(kernels.gate)
     expert_N = choice_MA.reshape(-1)
     pairs = len(expert_N)
     places = _limit(X * len(x_MD) * min(choice_MA.shape[1], experts), pairs, factor)
     order_N = jnp.argsort(expert_N, stable=True)
-    place_MA = invert(order_N).reshape(choice_MA.shape)
+    position_N = invert(order_N)
+    place_MA = position_N.reshape(choice_MA.shape)
     sizes = count_rows(expert_N, X * experts).reshape(1, X, experts)
     sizes_XXE = jax.lax.all_gather(sizes, peers.axes, tiled=True)  # from, to, expert there
     me = jax.lax.axis_index(peers.axes)
@@ -142,7 +173,10 @@ def by_ragged(
     out_SD = sort_and_run(received_SD, jnp.where(run < X * experts, run % experts, experts), kernels)
     back = (put_at_XX[:, me], kept_XX[:, me], sent_from_XX[:, me], kept_XX[me])
     back_ND = exchange_ragged(out_SD, jnp.zeros((pairs, x_MD.shape[1]), x_MD.dtype), *back, peers=peers)
-    return combine(back_ND, order_N, place_MA, weights_MA), _overflow(wanted_XX[me], kept_XX[me])
+    to_N = jnp.minimum(expert_N // experts, X - 1)
+    found_N = (expert_N < X * experts) & (position_N - sent_from_XX[me][to_N] < kept_XX[me][to_N])
+    found_MA = found_N.reshape(choice_MA.shape)
+    return Returned(back_ND, order_N, place_MA, found_MA, _overflow(wanted_XX[me], kept_XX[me]))
 
 
 def exchange_ragged(
@@ -168,13 +202,54 @@ def exchange_ragged(
     return jnp.where(inside_SX.any(-1, keepdims=True), found, output)
 
 
+# --- Further turns ---
+
+
+def exchange_all(
+    exchange: Callable[[jax.Array, jax.Array], Returned],
+    flat: tuple[jax.Array, ...],
+    nobody: int,
+    everybody: tuple[str, ...],
+) -> Result:
+    """Sends (x [M, D], choice [M, A], weights [M, A]) by `exchange(x, choice)`, and what found no place in a further
+    turn, until nothing is left; the overflow is that of the first turn. nobody: the choice that means no expert.
+
+    Results wait as one row a pair and are summed at the end, so that they do not depend on who travelled when. All
+    devices (along the axes `everybody`) take the same number of turns.
+    """
+    x_MD, choice_MA, weights_MA = flat
+
+    def turn(state: tuple) -> tuple:
+        left_MA, out_MAD, overflow, turns, _ = state
+        back = exchange(x_MD, left_MA)
+        found_MAD = collect(back.rows, back.pair, back.place)
+        out_MAD = jnp.where(back.found[..., None], found_MAD, out_MAD)
+        left_MA = jnp.where(back.found, nobody, left_MA)
+        waiting = jax.lax.psum((left_MA < nobody).any().astype(jnp.int32), everybody)
+        return left_MA, out_MAD, jnp.where(turns == 0, back.overflow, overflow), turns + 1, waiting
+
+    out_MAD = jnp.zeros((*choice_MA.shape, x_MD.shape[1]), x_MD.dtype)
+    state = (choice_MA, out_MAD, jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.ones((), jnp.int32))
+    _, out_MAD, overflow, _, _ = jax.lax.while_loop(lambda state: state[-1] > 0, turn, state)
+    return (out_MAD.astype(jnp.float32) * weights_MA[..., None]).sum(1).astype(x_MD.dtype), overflow
+
+
 # --- Parts ---
 
 
 def run_experts(rows_SD: jax.Array, sizes_E: jax.Array, kernels: Kernels) -> jax.Array:
     """Applies experts to rows grouped by expert; rows after the groups give zeros."""
-    gate, up = (grouped_matmul(rows_SD, kernel, sizes_E) for kernel in kernels[:2])
-    return grouped_matmul(gate_silu(gate, up), kernels.down, sizes_E)
+    gate, up = (_multiply(rows_SD, kernel, sizes_E) for kernel in kernels[:2])
+    return _multiply(gate_silu(gate, up), kernels.down, sizes_E)
+
+
+def _multiply(rows: jax.Array, kernel: jax.Array | StackedLayer, sizes_E: jax.Array) -> jax.Array:
+    """`grouped_matmul`, for a layer inside its stack by a kernel that reads it there where it can."""
+    if not isinstance(kernel, StackedLayer):
+        return grouped_matmul(rows, kernel, sizes_E)
+    if runs_here() and fits(rows, kernel.stack):
+        return multiply_in_stack(rows, kernel.stack, kernel.index, sizes_E)
+    return grouped_matmul(rows, read(kernel), sizes_E)
 
 
 def sort_and_run(rows_SD: jax.Array, expert_S: jax.Array, kernels: Kernels) -> jax.Array:

@@ -118,7 +118,7 @@ class Experts(nnx.Module):
 
     def __init__(self, width: int, hidden: int, experts: int, *, dtypes: Dtypes, rngs: nnx.Rngs, std: float):
         self.compute = dtypes.compute
-        inward, outward = ("experts", "expert_embed", "mlp"), ("experts", "mlp", "expert_embed")
+        inward, outward = ("experts", "expert_embed", "expert_mlp"), ("experts", "expert_mlp", "expert_embed")
         self.gate = weight(rngs, (experts, width, hidden), inward, dtypes, std=std)
         self.up = weight(rngs, (experts, width, hidden), inward, dtypes, std=std)
         self.down = weight(rngs, (experts, hidden, width), outward, dtypes, std=std)
@@ -132,7 +132,8 @@ class MoE(nnx.Module):
     """`active_experts` of `num_experts` MLPs of width `expert_size`, plus one of width `shared_hidden` (0: none) for
     every token.
 
-    Called with the mask of valid tokens (not padding); returns the output and statistics:
+    Called with the mask of valid tokens (not padding); returns the output and statistics. kernels: of the experts, in
+    place of its own parameters (models/stacks.py).
     "load" [E]: number of tokens that selected each expert.
     "choice" [B, T, A]: the selected experts of each token.
     "overflow": number of choices that did not fit a buffer (0 unless `buffer_factor` bounds it).
@@ -164,10 +165,14 @@ class MoE(nnx.Module):
         self.shared = GatedMLP(width, shared_hidden, **shared) if shared_hidden else None
 
     def __call__(
-        self, x_BTD: jax.Array, valid_BT: jax.Array | None = None, experts_BTA: jax.Array | None = None
+        self,
+        x_BTD: jax.Array,
+        valid_BT: jax.Array | None = None,
+        experts_BTA: jax.Array | None = None,
+        kernels: Kernels | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         valid_BT = jnp.ones(x_BTD.shape[:2], bool) if valid_BT is None else valid_BT
-        routing, kernels = self.router(x_BTD, experts_BTA), self.experts.kernels()
+        routing, kernels = self.router(x_BTD, experts_BTA), kernels or self.experts.kernels()
         choice_BTA = jnp.where(valid_BT[..., None], routing.choice, len(kernels.gate))
         y_BTD, overflow = self.dispatch(x_BTD.astype(self.compute), choice_BTA, routing.weights, kernels)
         if self.shared is not None:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from r1jax.core.sharding import Axes, batch_parts, constrain, gather_places
+from r1jax.core.sharding import Axes, batch_parts, constrain, gather_places, join_rows, part_rows
 from r1jax.models.ops.matmul import multiply, multiply_table
 from r1jax.models.ops.rms_norm import normalize
 from r1jax.models.ops.silu_gate import gate_silu
@@ -166,5 +166,6 @@ class GatedMLP(nnx.Module):
         self.down = Linear((hidden,), (width,), ("mlp", "embed"), **shared)
 
     def __call__(self, x_BTD: jax.Array, valid_BT: jax.Array | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
-        hidden_BTF = constrain(gate_silu(self.gate(x_BTD), self.up(x_BTD)), ("batch", "sequence", "mlp"))
-        return self.down(hidden_BTF), {}
+        x_BTD = join_rows(x_BTD)
+        hidden_BTF = constrain(gate_silu(self.gate(x_BTD), self.up(x_BTD)), ("group_batch", "sequence", "mlp"))
+        return part_rows(self.down(hidden_BTF)), {}

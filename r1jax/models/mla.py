@@ -21,11 +21,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from r1jax.core.sharding import constrain
-from r1jax.models.attention import Context, attend
+from r1jax.core.sharding import constrain, join_rows, joins_rows, part_rows
+from r1jax.models.attention import Context, attend, query_axes
 from r1jax.models.cache import append
 from r1jax.models.layers import Dtypes, Linear, RMSNorm
+from r1jax.models.ops.blockwise_attention import Segments
+from r1jax.models.ops.latent_attention import attend_latents, find_block
+from r1jax.models.ops.splash import runs_here
 from r1jax.models.rope import rotate, rotate_pairs
+from r1jax.models.stacks import StackedLayer, read
 
 Form = Literal["auto", "plain", "absorbed"]
 EPSILON = 1e-6
@@ -88,20 +92,25 @@ class LatentAttention(nnx.Module):
     def __call__(
         self, x_BTD: jax.Array, context: Context, cache: dict | None, prefix: dict | None
     ) -> tuple[jax.Array, dict | None]:
-        axes = ("batch", "sequence", "heads", None)
+        axes = query_axes(parted=False)
         plain, rotary = jnp.split(self._query(x_BTD), [self.sizes.plain_dim], axis=-1)
         q_BTNH = jnp.concatenate([plain, self.rotate(rotary, context.rope)], axis=-1)
         kv_B1SC = self._latents(x_BTD, context)
         if cache is not None and context.column is not None:
-            kv_B1SC = append(cache["latent"], kv_B1SC, context.column, axis=2)
-            cache = {"latent": kv_B1SC}
+            cache = {"latent": append(cache["latent"], kv_B1SC, context.column, axis=2)}
+            if prefix is None and self._runs_as_kernel(x_BTD.shape[1], cache["latent"]):
+                out_BTNH = self._absorbed_by_kernel(constrain(q_BTNH, axes, name="query"), cache["latent"], context)
+                return part_rows(self.out(constrain(out_BTNH, axes, name="attention"))), cache
+            kv_B1SC = read(cache["latent"])
         attention = self._absorbed if self._absorbs(x_BTD.shape[1], kv_B1SC.shape[2]) else self._plain
         before = None if prefix is None else prefix["latent"]
         out_BTNH = attention(constrain(q_BTNH, axes, name="query"), kv_B1SC, context, before, cache is not None)
-        return self.out(constrain(out_BTNH, axes, name="attention")), cache
+        return part_rows(self.out(constrain(out_BTNH, axes, name="attention"))), cache
 
     def _query(self, x_BTD: jax.Array) -> jax.Array:
-        return self.query_up(self.query_norm(self.query_down(x_BTD))) if self.sizes.query_latent else self.query(x_BTD)
+        if not self.sizes.query_latent:
+            return self.query(join_rows(x_BTD))
+        return self.query_up(join_rows(self.query_norm(self.query_down(x_BTD))))
 
     def _latents(self, x_BTD: jax.Array, context: Context) -> jax.Array:
         """[B, 1, T, C + R]: cache entry of each token."""
@@ -121,7 +130,7 @@ class LatentAttention(nnx.Module):
     def _plain(
         self, q_BTNH: jax.Array, kv_B1SC: jax.Array, context: Context, prefix: jax.Array | None, decoding: bool
     ) -> jax.Array:
-        k_BNSH, v_BNSH = self._expand(kv_B1SC)
+        k_BNSH, v_BNSH = self._expand(join_rows(kv_B1SC))
         before = None if prefix is None else dict(zip("kv", self._expand(prefix), strict=True))
         causal = context.column is None
         return attend(q_BTNH, k_BNSH, v_BNSH, context.bias, before, decoding=decoding, causal=causal, scale=self.scale)
@@ -139,20 +148,51 @@ class LatentAttention(nnx.Module):
     ) -> jax.Array:
         """Attention on latents. The weighted mean covers whole cache rows: dropping the rotated key's part afterwards
         is cheaper than copying the cache without it.
+
+        Where devices share heads and not rows, queries and means change places: a device reads the latents of its own
+        rows alone, for all heads.
         """
-        plain_dim = self.sizes.plain_dim
-        key_up, value_up = jnp.split(self.kv_up.kernel[...].astype(self.dtype), [plain_dim], axis=-1)
-        query = jnp.einsum("BTNH,CNH->BTNC", q_BTNH[..., :plain_dim], key_up)
-        if (adapter := self.kv_up.adapter()) is not None:
-            a_CR, (key_b, value_b) = adapter[0], jnp.split(adapter[1], [plain_dim], axis=-1)
-            low_BTNR = jnp.einsum("BTNH,RNH->BTNR", q_BTNH[..., :plain_dim], key_b)
-            query = query + jnp.einsum("BTNR,CR->BTNC", low_BTNR, a_CR)
-        query = jnp.concatenate([query, q_BTNH[..., plain_dim:]], axis=-1)
         before = None if prefix is None else {"k": prefix, "v": prefix}
+        query = self._absorb(q_BTNH)
         mean = attend(query, kv_B1SC, kv_B1SC, context.bias, before, decoding=decoding, scale=self.scale)
-        mean_BTNC = mean[..., : self.sizes.latent]
-        out_BTNH = jnp.einsum("BTNC,CNH->BTNH", mean_BTNC, value_up)
-        if adapter is not None:
-            low_BTNR = jnp.einsum("BTNC,CR->BTNR", mean_BTNC, a_CR)
-            out_BTNH = out_BTNH + jnp.einsum("BTNR,RNH->BTNH", low_BTNR, value_b)
+        return self._raise_values(mean)
+
+    def _absorb(self, q_BTNH: jax.Array) -> jax.Array:
+        """[B, T, N, C + R]: queries of latents, where these are attended to."""
+        plain, rotary = jnp.split(q_BTNH, [self.sizes.plain_dim], axis=-1)
+        key_up = self.kv_up.kernel[...].astype(self.dtype)[..., : self.sizes.plain_dim]
+        query = jnp.einsum("BTNH,CNH->BTNC", plain, key_up)
+        if (adapter := self.kv_up.adapter()) is not None:
+            a_CR, key_b = adapter[0], adapter[1][..., : self.sizes.plain_dim]
+            query = query + jnp.einsum("BTNR,CR->BTNC", jnp.einsum("BTNH,RNH->BTNR", plain, key_b), a_CR)
+        query = jnp.concatenate([query, rotary], axis=-1)
+        return _move(_move(query, parted=False), parted=True)
+
+    def _raise_values(self, mean_BTNC: jax.Array) -> jax.Array:
+        """[B, T, N, H']: values of the mean latents, where the output's weights are."""
+        value_up = self.kv_up.kernel[...].astype(self.dtype)[..., self.sizes.plain_dim :]
+        mean = _move(_move(mean_BTNC[..., : self.sizes.latent], parted=True), parted=False)
+        out_BTNH = jnp.einsum("BTNC,CNH->BTNH", mean, value_up)
+        if (adapter := self.kv_up.adapter()) is not None:
+            a_CR, value_b = adapter[0], adapter[1][..., self.sizes.plain_dim :]
+            out_BTNH = out_BTNH + jnp.einsum("BTNR,RNH->BTNH", jnp.einsum("BTNC,CR->BTNR", mean, a_CR), value_b)
         return out_BTNH
+
+    def _runs_as_kernel(self, queries: int, cache: jax.Array | StackedLayer) -> bool:
+        """Whether one query a row attends to a layer of a stack in bfloat16 on a TPU."""
+        if queries > 1 or not isinstance(cache, StackedLayer) or not self._absorbs(1, cache.stack.shape[3]):
+            return False
+        return cache.stack.dtype == jnp.bfloat16 and bool(find_block(cache.stack.shape[3])) and runs_here()
+
+    def _absorbed_by_kernel(self, q_BTNH: jax.Array, cache: StackedLayer, context: Context) -> jax.Array:
+        """`_absorbed` for one query a row, on a layer inside the stack."""
+        assert not isinstance(context.bias, Segments)
+        axes, query = query_axes(parted=joins_rows()), self._absorb(q_BTNH)
+        latents, bias = cache.stack[:, :, 0], context.bias[:, 0]
+        mean_BNC = attend_latents(query[:, 0], latents, cache.index, bias, self.scale, query_axes=(axes[0], axes[2]))
+        return self._raise_values(mean_BNC[:, None])
+
+
+def _move(x: jax.Array, *, parted: bool) -> jax.Array:
+    """Queries or means of latents at the devices of their rows (`parted`) or of their heads."""
+    return constrain(x, query_axes(parted=parted), name="latents") if joins_rows() else x

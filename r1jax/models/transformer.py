@@ -9,6 +9,7 @@ below it parameters are a plain nested dict.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import operator
 from collections.abc import Callable, Sequence
@@ -20,12 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from r1jax.core.sharding import constrain
+from r1jax.core.sharding import constrain, join_rows
+from r1jax.models import stacks
 from r1jax.models.attention import Context, mask_bias, segment_mask
 from r1jax.models.cache import Cache, cache_mask, constrain_layers
 from r1jax.models.layers import FLOAT32, Dtypes, Embedding, Head, Keys, RMSNorm
 from r1jax.models.ops.blockwise_attention import LONG_ROW, Segments
 from r1jax.models.rope import attention_factor, rope_frequencies, rope_tables
+from r1jax.models.stacks import stack_layer, unstack_layer
 
 Params = dict[str, Any]
 MakeBlock = Callable[[Any], "Block"]  # of `Keys`, which stand in for nnx.Rngs
@@ -63,8 +66,10 @@ class Block(nnx.Module):
     ) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
         attended, cache = self.attention(self.attention_norm(x_BTD), context, cache, prefix)
         x_BTD = x_BTD + attended
-        told = () if experts is None else (experts,)
-        mixed, router = self.mlp(self.mlp_norm(x_BTD), context.valid, *told)
+        told = {} if experts is None else {"experts_BTA": experts}
+        if context.experts is not None:
+            told["kernels"] = context.experts
+        mixed, router = self.mlp(self.mlp_norm(x_BTD), context.valid, **told)
         return constrain(x_BTD + mixed, ("batch", "sequence", "act_embed")), cache, router
 
 
@@ -139,7 +144,7 @@ class Transformer(nnx.Module):
             message = "`experts` must hold A choices of each token for each of the L layers that have a router"
             chex.assert_shape(experts, (layers, *tokens_BT.shape, active), custom_message=message)
         context, visible = self.make_context(tokens_BT, positions, segment_ids, prefix_ids, cache)
-        x_BTD = constrain(self.embed(tokens_BT), ("batch", "sequence", "act_embed"))
+        x_BTD = constrain(join_rows(self.embed(join_rows(tokens_BT))), ("batch", "sequence", "act_embed"))
         run = self._scan if self.scan_layers else self._unroll
         if cache is None:
             x_BTD, _, router = run(x_BTD, context, None, prefix, experts)
@@ -149,6 +154,7 @@ class Transformer(nnx.Module):
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """Normalized states [..., D] -> float32 logits [..., V]."""
+        hidden = join_rows(hidden)
         return self.embed.attend(hidden) if self.head is None else self.head(hidden)
 
     def prefix(self, tokens_P: jax.Array) -> Any:
@@ -209,6 +215,12 @@ class Transformer(nnx.Module):
         found = [(count, block.mlp.router.active) for block, count in blocks if hasattr(block.mlp, "router")]
         return sum(count for count, _ in found), max((active for _, active in found), default=0)
 
+    @property
+    def sends_all(self) -> bool:
+        """Whether tokens travel to their experts in as many turns as all need (models/dispatch.py)."""
+        blocks = self.stacks if self.scan_layers else self.layers
+        return any(hasattr(block.mlp, "router") and block.mlp.dispatch.complete for block in blocks)
+
     def _unroll(
         self, x: jax.Array, context: Context, caches: Any, prefixes: Any, experts: jax.Array | None
     ) -> tuple[jax.Array, Any, dict]:
@@ -239,7 +251,7 @@ class Transformer(nnx.Module):
 
     def _scan_group(
         self,
-        block: nnx.Module,
+        block: Any,
         count: int,
         x: jax.Array,
         context: Context,
@@ -251,10 +263,25 @@ class Transformer(nnx.Module):
         step.
         """
         run, params = self.runner(block)
+        kernels, in_place = None, stacks.are_read_in_place()
+        if (
+            in_place
+            and caches is not None
+            and x.shape[1] == 1
+            and hasattr(block.mlp, "router")
+            and block.mlp.dispatch.complete
+        ):
+            kernels = block.mlp.experts.kernels()  # these are not cut out of their stack
+            nothing = jax.tree.map(lambda kernel: jnp.zeros(len(kernel)), params["mlp"]["experts"])
+            params = {**params, "mlp": {**params["mlp"], "experts": nothing}}
 
         def body(carry: tuple, layer: tuple) -> tuple[tuple, dict]:
             x, caches = carry
             index, params, prefix, choices = layer
+            if in_place:
+                inner = dataclasses.replace(context, experts=stack_layer(kernels, index)) if kernels else context
+                x, cache, router = run(params, x, inner, stack_layer(caches, index), prefix, choices)
+                return (x, unstack_layer(cache)), router
             cache = jax.tree.map(lambda c: jax.lax.dynamic_index_in_dim(c, index, keepdims=False), caches)
             x, cache, router = run(params, x, context, cache, prefix, choices)
             update = lambda old, new: jax.lax.dynamic_update_index_in_dim(old, new, index, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -22,6 +23,7 @@ from r1jax.losses.policy import PRESETS, PolicyLossConfig
 from r1jax.models.lora import LoRAConfig
 from r1jax.rl.curriculum import CurriculumConfig
 from r1jax.rl.policy_judge import JudgeConfig
+from r1jax.rollout.layout import AUTO, SAME, read_sizes
 from r1jax.runs.model_setup import CheckpointConfig, LogConfig, ModelConfig, check, check_divides, check_run
 from r1jax.runs.profile import ProfileConfig
 
@@ -39,6 +41,10 @@ class RolloutConfig(SamplingConfig):
       prefill_batch: prompts prefilled at once, on all devices together.
       ignore_stop: whether completions go on to the limit past their stop tokens, for benchmarks of equal work.
       cache_pieces: steps in which the sampler's cache grows; 1 where it fills the memory (rollout/slots.py).
+      mesh: arrangement of the devices for sampling: "auto" (a rule, rollout/layout.py), "same" as in training, or axes
+        and sizes (`tensor=8,expert=64`).
+      rules: entries over the sampler's table from logical axes to mesh axes (rollout/layout.py).
+      dtype: dtype of computation when sampling; empty is `model.dtype`.
       max_new_tokens_schedule: ((step, tokens), ...): the limit from each step on, as in R1-Zero; before the first
         entry that one's.
       temperature_schedule: ((step, temperature), ...): linear in between, for sampler and trainer alike.
@@ -52,6 +58,9 @@ class RolloutConfig(SamplingConfig):
     prefill_batch: int = 8
     ignore_stop: bool = False
     cache_pieces: int = 4
+    mesh: str = AUTO
+    rules: Mapping[str, str | tuple[str, ...] | None] = dataclasses.field(default_factory=dict, hash=False)
+    dtype: Literal["", "float32", "bfloat16", "float16"] = ""
     max_new_tokens_schedule: tuple[tuple[int, int], ...] = ()
     temperature_schedule: tuple[tuple[int, float], ...] = ()
 
@@ -258,6 +267,8 @@ def check_settings(settings: GRPOConfig) -> None:
     check("rollout.group_size", rollout.group_size, rollout.group_size >= 2, "must be at least 2 to compare answers")
     heat = settings.eval.temperature
     rollout.check_sampling("config.rollout.", lowest="must be positive to explore")
+    if rollout.mesh not in (AUTO, SAME):
+        read_sizes(rollout.mesh)
     settings.judge.check_sampling("config.judge.")
     check("eval.temperature", heat, 0 <= heat < math.inf, "must be 0 (greedy) or more")
     check("rollout.max_prompt_tokens", rollout.max_prompt_tokens, rollout.max_prompt_tokens >= 0, "must be 0 or more")

@@ -6,15 +6,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
+from r1jax.core import distributed
+from r1jax.core.sharding import current_layout, use_layout
 from r1jax.core.structs import Program, Sampling, hold
 from r1jax.learner.objective import Objective
 from r1jax.learner.policy_objective import Scoring, make_loss
 from r1jax.learner.trainable import Trainable
+from r1jax.models.flops import Work
+from r1jax.models.transformer import Params, logical_axes, merge
 from r1jax.rewards.base import read_rewards
 from r1jax.rl.grpo_config import GRPOConfig
 from r1jax.rl.updates import Updates
 from r1jax.rollout.engine import Engine
+from r1jax.rollout.handover import Handover, find_bytes, find_weights
+from r1jax.rollout.layout import choose_layout
 from r1jax.rollout.slots import EngineConfig
+from r1jax.runs.hardware import find_device_memory
 from r1jax.runs.sampler import Sampler
 from r1jax.text.tokenizer import Tokenizer
 
@@ -32,21 +41,47 @@ def make_policy_objective(settings: GRPOConfig) -> ObjectiveMaker:
     return make
 
 
-def make_engine(settings: GRPOConfig, trainable: Trainable, longest: int, prefix: tuple[int, ...]) -> Engine:
+def make_handover(settings: GRPOConfig, trainable: Trainable) -> Handover:
+    """The way of the weights from training to the sampler, whose layout is chosen beside the state of the run."""
+    rollout, layout, whole = settings.rollout, current_layout(), trainable.whole(trainable.params)
+    if layout.mesh is None:
+        chosen = layout
+    else:
+        model = merge(trainable.graph, whole)
+        weights = find_weights(whole, logical_axes(model), rollout.dtype or model.dtypes.compute)
+        memory = find_device_memory(layout.mesh.devices.flat[0])
+        free = int(distributed.from_first(np.int64(memory - _count_state(settings, trainable))))
+        rows = rollout.slots, rollout.prefill_batch
+        chosen = choose_layout(layout, rollout.mesh, rollout.rules, weights, free=free, rows=rows)
+    return Handover(trainable.graph, whole, layout, chosen, rollout.dtype)
+
+
+def _count_state(settings: GRPOConfig, trainable: Trainable) -> int:
+    """Bytes of a device that a run keeps while it samples, without what samples: parameters, moments, reference, and
+    the base of adapters.
+    """
+    trained = find_bytes(trainable.params)
+    moments = 0 if settings.optimizer.offload else 2 * find_bytes(trainable.params, width=4)
+    base = 0 if trainable.base is None else find_bytes(trainable.base)
+    return trained + moments + base + (trained if settings.loss.kl_coefficient else 0)
+
+
+def make_engine(settings: GRPOConfig, handover: Handover, longest: int, prefix: tuple[int, ...]) -> Engine:
     """The sampler. longest: tokens of the longest prompt. prefix: ids that all prompts begin with."""
     rollout = settings.rollout
-    return Engine(
-        trainable.graph,
-        EngineConfig(
-            slots=rollout.slots,
-            max_prompt_tokens=longest,
-            max_new_tokens=rollout.max_new_tokens,
-            prefill_batch=rollout.prefill_batch,
-            prefix=prefix,
-            cache_pieces=rollout.cache_pieces,
-            record_experts=settings.train.replay_experts,
-        ),
-    )
+    with use_layout(handover.layout):
+        return Engine(
+            handover.graph,
+            EngineConfig(
+                slots=rollout.slots,
+                max_prompt_tokens=longest,
+                max_new_tokens=rollout.max_new_tokens,
+                prefill_batch=rollout.prefill_batch,
+                prefix=prefix,
+                cache_pieces=rollout.cache_pieces,
+                record_experts=settings.train.replay_experts,
+            ),
+        )
 
 
 def make_updates(
@@ -65,35 +100,42 @@ def make_updates(
     return Updates(settings, trainable, shape, scoring, objective)
 
 
-def list_policy_programs(settings: GRPOConfig, engine: Engine, updates: Updates) -> list[Program]:
-    """Programs accumulate, apply, logprobs (if old or reference log-probs are computed); prefill, insert, decode;
-    judge.prefill, judge.insert, judge.decode if a reward asks the policy.
+def list_policy_programs(settings: GRPOConfig, handover: Handover, engine: Engine, updates: Updates) -> list[Program]:
+    """Programs accumulate, apply, logprobs (if old or reference log-probs are computed); weights (where rollouts
+    have a layout of their own), prefill, insert, decode, collect (on several devices); judge.prefill,
+    judge.insert, judge.decode, judge.collect if a reward asks the policy.
 
-    The state, frozen parameters and the engine's slots count as resident at all times.
+    The state, frozen parameters and the engine's slots count as resident at all times, weights that were handed over
+    while they sample.
     """
-    policy, weights, work = updates.abstract_policy(), updates.weights(), updates.work
+    policy, own, work = updates.abstract_policy(), updates.weights(), updates.work
+    weights = handover.shapes(own)
     others = {name: tree for name, tree in updates.frozen.items() if name != "base"}
     rolls = engine.programs(weights, settings.rollout.sampling(()), work)
     slots = next(program.arguments[2] for program in rolls if program.name == "decode")
-    sampling = (policy.opt_state, others)
+    kept = (policy.opt_state, others)
+    sampling = kept if handover.is_identity else (*kept, own)
     resident = {
         "accumulate": (policy.opt_state, updates.reference, slots),
         "apply": (updates.frozen, slots),
-        "logprobs": (*sampling, slots),
+        "logprobs": (*kept, slots),
+        "weights": kept,
         "prefill": (*sampling, slots),
-        "insert": (policy, updates.frozen),
+        **dict.fromkeys(("insert", "collect"), (policy, updates.frozen, () if handover.is_identity else weights)),
         **dict.fromkeys(("prefix", "decode", "grow"), sampling),
     }
-    programs = hold([*updates.programs(), *rolls], resident)
+    programs = hold([*updates.programs(), *handover.programs(own), *rolls], resident)
     if any(reward.make for reward in read_rewards(settings.rewards)):
-        programs += hold(list_judge_programs(settings, engine, updates), {f"judge.{k}": v for k, v in resident.items()})
+        with use_layout(handover.layout):
+            judged = list_judge_programs(settings, engine, weights, work)
+        programs += hold(judged, {f"judge.{k}": v for k, v in resident.items()})
     return programs
 
 
-def list_judge_programs(settings: GRPOConfig, engine: Engine, updates: Updates) -> list[Program]:
+def list_judge_programs(settings: GRPOConfig, engine: Engine, weights: Params, work: Work) -> list[Program]:
     """The programs of the policy as judge, for prompts with a question and one answer."""
     judge, config = settings.judge, engine.config
-    sampler = Sampler(engine.graph, updates.weights(), None, (), slots=settings.rollout.slots)
+    sampler = Sampler(engine.graph, weights, None, (), slots=settings.rollout.slots)
     sampling = Sampling(judge.temperature, max_new_tokens=judge.max_new_tokens)
-    programs = sampler.programs(config.max_prompt_tokens + config.max_new_tokens, sampling, updates.work)
+    programs = sampler.programs(config.max_prompt_tokens + config.max_new_tokens, sampling, work)
     return [program.rename(f"judge.{program.name}") for program in programs]

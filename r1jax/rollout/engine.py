@@ -25,7 +25,7 @@ from flax import nnx
 
 from r1jax.core.distributed import fetch
 from r1jax.core.errors import UserError
-from r1jax.core.sharding import abstract_array, batch_parts, constrain, current_layout, in_layout
+from r1jax.core.sharding import abstract_array, batch_parts, constrain, current_layout, in_layout, part_rows
 from r1jax.core.startup.memory import check_memory
 from r1jax.core.structs import Completion, Program, Request, Sampling
 from r1jax.core.watchdog import beat
@@ -66,7 +66,10 @@ class Engine:
         self._grow = jax.jit(functools.partial(_grow, graph, config), static_argnames="columns")
         self._insert = jax.jit(insert, donate_argnums=0)
         self._decode = jax.jit(functools.partial(_decode, graph, config), donate_argnums=2, static_argnames="filtered")
+        self._collect = jax.jit(_collect)
+        self._rows_at_once = max(1, int(config.slots * config.refill_share))
         self._fits = False
+        self._turns = np.zeros(2)
 
     @in_layout
     def generate(
@@ -93,19 +96,44 @@ class Engine:
                 prompts = prompts if tokens is None else self._prefill(params, prefix, tokens)
                 slots = self._insert(slots, prompts, fill)
             slots = self._decode(params, prefix, slots, scheduler.idle_limit, filtered=filtered)
-            column, *rows = fetch(
-                (slots.cache.column, slots.active, slots.done, slots.tokens, slots.logprobs, slots.experts)
-            )
+            column, active, done = fetch((slots.cache.column, slots.active, slots.done))
             beat()
-            for number, completion in scheduler.collect(*rows):
-                on_complete(number, completion)
+            for ended in self._split(scheduler.find_ended(active)):
+                rows = self._fetch_rows(slots, ended)
+                for number, completion in scheduler.collect(ended, done[ended], *rows):
+                    on_complete(number, completion)
             if longer and column == slots.cache.length:
                 slots = self._grow(params, slots, columns=longer.pop(0))
+        if slots.turns is not None:
+            self._turns += fetch(slots.turns)
         return scheduler.completions()
+
+    def _split(self, ended: np.ndarray) -> list[np.ndarray]:
+        """Parts of the slots that ended, of as many as travel to the host at once; of one device nothing travels."""
+        most = self._rows_at_once if self.layout.devices > 1 else self.config.slots
+        return [ended[first : first + most] for first in range(0, len(ended), most)]
+
+    def _fetch_rows(self, slots: Slots, ended: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Tokens, log-probs and experts of slots that ended, on the host: of several devices only these rows travel."""
+        if self.layout.devices == 1:
+            whole = fetch((slots.tokens, slots.logprobs, slots.experts))
+        else:
+            places = np.resize(ended, self._rows_at_once).astype(np.int32)  # those that are repeated are not looked at
+            whole, ended = fetch(self._collect(slots, places)), np.arange(len(ended))
+        tokens, logprobs, experts = whole
+        return tokens[ended], logprobs[ended], None if experts is None else experts[ended]
+
+    def take_metrics(self) -> dict[str, float]:
+        """The share of decode steps since the last call in which a layer's experts needed a further turn; nothing where
+        experts are not spread.
+        """
+        (steps, further), self._turns = self._turns, np.zeros(2)
+        return {"rollout/further_turns": float(further / steps)} if steps else {}
 
     @in_layout
     def programs(self, params: Params, sampling: Sampling, work: Work) -> list[Program]:
-        """prefill, insert and decode, at the cache's whole length; prefix and grow where the engine has such a program.
+        """prefill, insert and decode, at the cache's whole length; prefix, collect and grow where the engine has such a
+        program.
 
         params: shapes with shardings. sampling: of the requests. work: of the model. Decoding attends, on average, to
         half of the ring. Left out: making empty slots.
@@ -126,12 +154,15 @@ class Engine:
             Program("insert", self._insert, (slots, prompts, update), 0.0),
             Program("decode", self._decode, decode, decoded, {"filtered": sampling.is_filtered}),
         ]
+        if self.layout.devices > 1:
+            places = abstract_array((self._rows_at_once,), np.int32, (None,))
+            programs.append(Program("collect", self._collect, (slots, places), 0.0))
         if config.prefix:
             programs.insert(0, Program("prefix", self._prefix, (params,), work.forward(S, 0, S**2 / 2)))
         if len(config.cache_lengths) > 1:
             shorter, columns = self._abstract_slots(params, -2), config.cache_lengths[-1]
             programs.append(Program("grow", self._grow, (params, shorter), 0.0, {"columns": columns}))
-        return programs
+        return [dataclasses.replace(program, layout=self.layout) for program in programs]
 
     def _abstract_slots(self, params: Params, piece: int) -> Slots:
         """Slots with the cache of a length of `EngineConfig.cache_lengths`, as shapes with shardings."""
@@ -190,12 +221,18 @@ def _prefill(graph: nnx.GraphDef, start: int, params: Params, prefix: Any, token
 def _init(graph: nnx.GraphDef, config: EngineConfig, params: Params, *, columns: int) -> Slots:
     """All slots idle, with an empty cache."""
     model = merge(graph, params)
-    return init_slots(config, model.init_cache(config.slots, columns), model.routing)
+    return init_slots(config, model.init_cache(config.slots, columns), model.routing, counts_turns=model.sends_all)
 
 
 def _grow(graph: nnx.GraphDef, config: EngineConfig, params: Params, slots: Slots, *, columns: int) -> Slots:
     """The same slots with a cache of more columns."""
     return grow(slots, merge(graph, params).init_cache(config.slots, columns))
+
+
+def _collect(slots: Slots, places: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Tokens, log-probs and experts of the slots at `places`, at every device."""
+    take = lambda x: constrain(jnp.take(x, places, axis=0), (None,) * x.ndim, name="ended rows")
+    return jax.tree.map(take, (slots.tokens, slots.logprobs, slots.experts))
 
 
 def _decode(
@@ -217,7 +254,8 @@ def _decode(
         hidden_B1D, cache, router = model.hidden(
             slots.token[:, None], positions=slots.position[:, None], cache=slots.cache, prefix=prefix
         )
-        logits_BV = constrain(model.unembed(hidden_B1D[:, 0]), ("batch", "vocab"), name="logits")
+        logits_BV = constrain(model.unembed(hidden_B1D[:, 0]), ("group_batch", "vocab"), name="logits")
+        logits_BV = part_rows(logits_BV)
         uniform = jax.vmap(lambda seed, done: jax.random.uniform(jax.random.fold_in(jax.random.key(seed), done)))
         token, logprob = sample(logits_BV, uniform(slots.seed, slots.done), slots.knobs, filtered=filtered)
         row = jnp.arange(token.shape[0])
@@ -239,6 +277,7 @@ def _decode(
                 tokens=slots.tokens.at[row, at].set(token, mode="drop"),
                 logprobs=slots.logprobs.at[row, at].set(logprob, mode="drop"),
                 experts=experts,
+                turns=None if slots.turns is None else slots.turns + jnp.stack([1, (router["overflow"] > 0).any()]),
             )
         )
 

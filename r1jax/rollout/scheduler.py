@@ -52,23 +52,27 @@ class Scheduler:
                 self._slot_request[slot] = request
             yield tokens, self._fill(taken)
 
+    def find_ended(self, active: np.ndarray) -> np.ndarray:
+        """The slots whose requests ended and have not been collected."""
+        return np.flatnonzero((self._slot_request >= 0) & ~active)
+
     def collect(
         self,
-        active: np.ndarray,
+        slots: np.ndarray,
         done: np.ndarray,
         tokens: np.ndarray,
         logprobs: np.ndarray,
         experts: np.ndarray | None = None,
     ) -> list[tuple[int, Completion]]:
-        """Returns the rows that ended since the last call: (index of the request, completion)."""
+        """Takes the rows of `slots` that ended, one each in the other arrays: (index of the request, completion)."""
         ended = []
-        for slot in np.flatnonzero((self._slot_request >= 0) & ~active):
-            index, count = int(self._slot_request[slot]), done[slot]
-            ids = tuple(tokens[slot, :count].tolist())
+        for row, slot in enumerate(slots):
+            index, count = int(self._slot_request[slot]), done[row]
+            ids = tuple(tokens[row, :count].tolist())
             stopped = ids[-1] in self._requests[index].sampling.stop_ids
             reason: FinishReason = "stop" if stopped else "length"
-            chosen = None if experts is None else experts[slot, :count].copy()
-            completion = Completion(ids, tuple(logprobs[slot, :count].tolist()), reason, chosen)
+            chosen = None if experts is None else experts[row, :count].copy()
+            completion = Completion(ids, tuple(logprobs[row, :count].tolist()), reason, chosen)
             self._results[index] = completion
             self._slot_request[slot] = -1
             ended.append((index, completion))

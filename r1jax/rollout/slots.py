@@ -14,6 +14,7 @@ from r1jax.core.sharding import Axes, abstract_array, constrain
 from r1jax.models.cache import Cache, constrain_layers, layer_axes
 from r1jax.rollout.sampling import SamplingArrays
 
+_NO_ROWS = ("cache", "turns")  # fields of `Slots` that are no array of rows
 _SHORTEST_PIECE = 32  # columns; each length of the cache compiles one more program
 
 
@@ -62,7 +63,8 @@ class Slots:
 
     token: next id to feed; position: its rotary position; done: number of ids sampled so far; limit: most ids; active:
     still sampling; seed: of the request; stop [B, Z]: its stop ids, -1 unused; tokens, logprobs [B, R]: sampled so far;
-    experts [B, R, L, A]: the routers' selections (None: not recorded).
+    experts [B, R, L, A]: the routers' selections (None: not recorded). turns [2]: decode steps so far, and those in
+    which a layer's experts needed a further turn (None: they never do).
     """
 
     cache: Cache
@@ -77,6 +79,7 @@ class Slots:
     tokens: jax.Array
     logprobs: jax.Array
     experts: jax.Array | None = None
+    turns: jax.Array | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -99,7 +102,7 @@ class SlotUpdate:
     knobs: SamplingArrays
 
 
-def init_slots(config: EngineConfig, cache: Cache, routing: tuple[int, int]) -> Slots:
+def init_slots(config: EngineConfig, cache: Cache, routing: tuple[int, int], *, counts_turns: bool = False) -> Slots:
     """All slots idle; `cache` is an empty one of `slots` rows, `routing` the model's."""
     B, R = config.slots, config.max_new_tokens
     cache = dataclasses.replace(cache, column=jnp.int32(config.prompt_columns))
@@ -118,6 +121,7 @@ def init_slots(config: EngineConfig, cache: Cache, routing: tuple[int, int]) -> 
             tokens=jnp.zeros((B, R), jnp.int32),
             logprobs=jnp.zeros((B, R), jnp.float32),
             experts=jnp.zeros((B, R, *routing), jnp.int16) if config.record_experts else None,
+            turns=jnp.zeros(2, jnp.int32) if counts_turns else None,
         )
     )
 
@@ -125,18 +129,21 @@ def init_slots(config: EngineConfig, cache: Cache, routing: tuple[int, int]) -> 
 def constrain_slots(slots: Slots) -> Slots:
     """Sharding constraint: rows over the batch axes, and the cache like the model's."""
     rows = lambda x: constrain(x, row_axes(x), name="slots")
-    fields = {f.name: getattr(slots, f.name) for f in dataclasses.fields(Slots) if f.name != "cache"}
+    fields = {f.name: getattr(slots, f.name) for f in dataclasses.fields(Slots) if f.name not in _NO_ROWS}
     layers, visible = constrain_layers(slots.cache.layers), rows(slots.cache.visible)
     cache = dataclasses.replace(slots.cache, layers=layers, visible=visible)
-    return Slots(cache=cache, **jax.tree.map(rows, fields))
+    return Slots(cache=cache, turns=slots.turns, **jax.tree.map(rows, fields))
 
 
 def abstract_slots(slots: Slots) -> Slots:
     """Shapes of slots with the shardings that `constrain_slots` pins."""
     rows: Any = lambda x: abstract_array(x.shape, x.dtype, row_axes(x), name="slots")
-    fields = {f.name: getattr(slots, f.name) for f in dataclasses.fields(Slots) if f.name != "cache"}
+    fields = {f.name: getattr(slots, f.name) for f in dataclasses.fields(Slots) if f.name not in _NO_ROWS}
     layers, cache = abstract_layers(slots.cache.layers), slots.cache
-    return Slots(cache=Cache(layers, rows(cache.visible), rows(cache.column)), **jax.tree.map(rows, fields))
+    whole: Any = lambda x: abstract_array(x.shape, x.dtype, (None,) * x.ndim, name="slots")
+    turns = jax.tree.map(whole, slots.turns)
+    cache = Cache(layers, rows(cache.visible), rows(cache.column))
+    return Slots(cache=cache, turns=turns, **jax.tree.map(rows, fields))
 
 
 def abstract_layers(layers: Any) -> Any:
@@ -193,7 +200,7 @@ def _copy_prompts(buffer: jax.Array, prompts: jax.Array, *, prompt_B: jax.Array)
             whole, _copy_prompts(one(index, whole), one(index, prompts), prompt_B=prompt_B), index, 0
         )
         return jax.lax.fori_loop(0, len(buffer), body, buffer)
-    slot = ("batch", "kv_heads", None, None)
+    slot = layer_axes(buffer)
     everywhere = constrain(prompts, (None, *slot[1:]), name="prompts")
     rows = constrain(jnp.take(everywhere, jnp.maximum(prompt_B, 0), axis=0), slot, name="slots")
     old = buffer[:, *map(slice, rows.shape[1:])]  # prompts have fewer columns and otherwise equal sizes

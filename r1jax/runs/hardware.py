@@ -9,20 +9,29 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from r1jax.core.startup.memory import find_memory
 from r1jax.runs.chips import CHIPS
+
+# Chips by the beginning of their devices' kind; v5p's second name is a prefix of v5e's, so it comes after it.
+KINDS = {"TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v6": "v6e", "TPU7x": "tpu7x"}
 
 # Dense bf16 FLOP/s per device, from the vendors' data sheets (runs/chips.py, NVIDIA data sheets).
 PEAK_FLOPS: dict[str, float] = {
     "TPU v4": 275e12,
-    "TPU v5 lite": CHIPS["v5e"].flops,
-    "TPU v5e": CHIPS["v5e"].flops,
-    "TPU v5": CHIPS["v5p"].flops,  # one of its two names, and a prefix of v5e's, so it comes after v5e
-    "TPU v6": CHIPS["v6e"].flops,
-    "TPU7x": CHIPS["tpu7x"].flops,
+    **{name: CHIPS[chip].flops for name, chip in KINDS.items()},
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
     "NVIDIA H200": 989e12,
 }
+
+
+def find_device_memory(device: jax.Device) -> int:
+    """Bytes of memory of a device, which a compiler's may be without its machine; a CPU's is shared by all of them."""
+    chips = {name: CHIPS[chip] for name, chip in KINDS.items()}
+    known = next((chip.hbm_bytes for name, chip in chips.items() if device.device_kind.startswith(name)), None)
+    if known is not None:
+        return known
+    return find_memory() // (len(jax.local_devices()) if device.platform == "cpu" else 1)
 
 
 @functools.cache

@@ -11,21 +11,20 @@ import copy
 import dataclasses
 import json
 import pathlib
-import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import jax
 from flax import nnx
 
 from r1jax.core.errors import UserError
-from r1jax.core.sharding import MESH_AXES, MeshConfig, batch_parts, current_layout, in_layout, make_mesh, use_mesh
+from r1jax.core.sharding import batch_parts, current_layout, in_layout, make_mesh, use_mesh
 from r1jax.core.startup.voice import activity
 from r1jax.core.structs import Completion, Program, Request, Sampling
 from r1jax.models.flops import Work
 from r1jax.models.rope import find_positions
 from r1jax.models.transformer import Params, split
 from r1jax.rollout.engine import Engine
+from r1jax.rollout.layout import read_sizes
 from r1jax.rollout.slots import EngineConfig
 from r1jax.runs.prologue import join
 from r1jax.text.tokenizer import Tokenizer
@@ -189,18 +188,8 @@ def place_sampler(mesh: str = "") -> Iterator[None]:
     if not mesh and jax.default_backend() == "cpu" and jax.process_count() == 1:
         yield
         return
-    with use_mesh(make_mesh(_read_mesh(mesh), key="--mesh")):
+    with use_mesh(make_mesh(read_sizes(mesh, "--mesh"), key="--mesh")):
         yield
-
-
-def _read_mesh(text: str) -> MeshConfig:
-    sizes: dict[str, Any] = {}
-    for part in filter(None, text.split(",")):
-        axis, _, size = part.partition("=")
-        if axis not in MESH_AXES or not re.fullmatch(r"-?[0-9]+", size):
-            raise UserError(f"a mesh must be axis=size,... with axes {', '.join(MESH_AXES)}, got {text!r} (--mesh)")
-        sizes[axis] = int(size)
-    return MeshConfig(**{"data": 1 if -1 in sizes.values() else -1, **sizes})
 
 
 def load_sampler(

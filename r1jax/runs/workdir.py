@@ -37,6 +37,8 @@ FREE_KEYS = (
     "profile",
     "model.scan_layers",
     "model.remat",
+    "rollout.mesh",
+    "rollout.rules",
     *MAKERS,
     "guards",
     "watchdog_minutes",

@@ -24,6 +24,7 @@ import numpy as np
 from r1jax.core import console, distributed
 from r1jax.core.errors import UserError
 from r1jax.core.processes.agreement import agree_on_data
+from r1jax.core.sharding import use_layout
 from r1jax.core.startup.voice import activity
 from r1jax.core.structs import Completion, Program, Request
 from r1jax.data.loader import PromptLoader
@@ -35,12 +36,19 @@ from r1jax.learner.trainable import Trainable
 from r1jax.learner.update_guard import SKIPPED
 from r1jax.losses.advantage import group_advantages
 from r1jax.models.rope import find_positions
+from r1jax.models.transformer import Params
 from r1jax.rewards.base import connect_rewards, read_rewards
 from r1jax.rewards.reader.golds import log_golds
 from r1jax.rl.curriculum import Curriculum
 from r1jax.rl.grpo_config import GRPOConfig
 from r1jax.rl.policy_judge import Judge
-from r1jax.rl.policy_programs import ObjectiveMaker, list_policy_programs, make_engine, make_updates
+from r1jax.rl.policy_programs import (
+    ObjectiveMaker,
+    list_policy_programs,
+    make_engine,
+    make_handover,
+    make_updates,
+)
 from r1jax.rl.rollout_batch import describe_lengths, describe_rewards, describe_samples
 from r1jax.rl.rollouts import Rollouts
 from r1jax.runs.abstract_model import ASSUMED, Prompts, abstract_model
@@ -68,9 +76,10 @@ def programs(
     """The programs of a run, under the mesh in use. config.rollout.max_prompt_tokens goes before `prompts`."""
     trainable = Trainable(abstract_model(settings.model), settings.lora)
     longest = settings.rollout.max_prompt_tokens or len(prompts.prefix) + prompts.tokens
-    engine = make_engine(settings, trainable, longest, prompts.prefix)
+    handover = make_handover(settings, trainable)
+    engine = make_engine(settings, handover, longest, prompts.prefix)
     updates = make_updates(settings, trainable, longest, prompts.prefix, make_objective=make_objective)
-    return list_policy_programs(settings, engine, updates)
+    return list_policy_programs(settings, handover, engine, updates)
 
 
 class GRPORun:
@@ -108,22 +117,24 @@ class GRPORun:
         check("train.replay_experts", True, routed or not settings.train.replay_experts, "needs a model with experts")
         rate, moves = settings.train.bias_rate, holds_biases(trainable.params)
         check("train.bias_rate", rate, moves or not rate, "must be 0 where no correction biases of experts are trained")
-        self.judge = Judge(
-            settings.judge,
-            self.graph,
-            self.tokenizer,
-            seed=settings.seed,
-            slots=settings.rollout.slots,
-            context=model.config.max_positions,
-        )
+        self.handover = make_handover(settings, trainable)
+        with use_layout(self.handover.layout):
+            self.judge = Judge(
+                settings.judge,
+                self.handover.graph,
+                self.tokenizer,
+                seed=settings.seed,
+                slots=settings.rollout.slots,
+                context=model.config.max_positions,
+            )
         connected = connect_rewards(rewards, self.judge)
         self.loader = PromptLoader(task.train, settings.rollout.prompts_per_step, seed=settings.seed)
-        self.engine = make_engine(settings, trainable, longest, prefix)
+        self.engine = make_engine(settings, self.handover, longest, prefix)
         self.updates = make_updates(
             settings, trainable, longest, prefix, tokenizer=self.tokenizer, make_objective=make_objective
         )
         self.updates.guard.folder = workdir / SKIPPED
-        self.engine.check_memory(jax.eval_shape(self.updates.weights))
+        self.engine.check_memory(self.handover.shapes(jax.eval_shape(self.updates.weights)))
         curriculum = Curriculum(settings.curriculum, self.loader, settings.seed)
         self.rollouts = Rollouts(settings, self.engine, curriculum, self.encode, self.tokenizer, connected)
         self.eval = dataclasses.replace(settings.eval, name=settings.eval.name or settings.data.name)
@@ -224,14 +235,15 @@ class GRPORun:
         """Rollout, rewards, updates -> (metrics row, sample rows)."""
         begin, settings, G = time.perf_counter(), self.settings, self.settings.rollout.group_size
         temperature, loss = settings.rollout.temperature_at(step), settings.loss
-        weights = self.updates.weights()
+        weights, handed = self._hand_over()
         with self.judge.weights(weights, step):
             drawn = self.rollouts.draw(weights, step)
-        del weights
+        del weights  # those of rollouts make room for the gradient
         trained, excluded_PG = drawn.groups.pick(drawn.kept, G), drawn.excluded[drawn.kept]
         rewards_PG = np.where(drawn.scores.out_of_loss, np.nan, drawn.scores.total).reshape(-1, G)[drawn.kept]
         ready = time.perf_counter()
-        metrics = {**drawn.metrics, "time/reward": ready - begin - drawn.metrics["time/rollout"]}
+        sampled = drawn.metrics["time/rollout"] + sum(handed.values())
+        metrics = {**drawn.metrics, **handed, **self.engine.take_metrics(), "time/reward": ready - begin - sampled}
         if loss.kl_coefficient and loss.kl_in == "reward":
             kl_N = self.updates.measure_kl(trained, temperature)
             rewards_PG = rewards_PG - loss.kl_coefficient * kl_N.reshape(-1, G)
@@ -267,7 +279,7 @@ class GRPORun:
         if not self.problems.rows:
             return {}
         log.info("answering %d held-out problems, sampled and greedy", len(self.problems.rows))
-        weights = self.updates.weights()
+        weights, _ = self._hand_over()
 
         def generate(requests: list[Request]) -> list[Completion]:
             with console.Progress(len(requests), title="held-out answers", every=10) as progress:
@@ -277,6 +289,15 @@ class GRPORun:
         begin = time.perf_counter()
         metrics = evaluate(generate, self.tokenizer.decode, self.problems, self.eval, sampling, seed=self.settings.seed)
         return metrics | {"time/eval": time.perf_counter() - begin}
+
+    def _hand_over(self) -> tuple[Params, dict[str, float]]:
+        """The current weights where the engine samples from them, and the seconds of their way, if they have one."""
+        begin = time.perf_counter()
+        weights = self.handover(self.updates.weights())
+        if self.handover.is_identity:
+            return weights, {}
+        jax.block_until_ready(weights)
+        return weights, {"time/weights": time.perf_counter() - begin}
 
     def _check_difference(self, metrics: dict[str, Any]) -> None:
         difference = metrics["sampling/sampling_logp_difference/mean"]

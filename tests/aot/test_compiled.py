@@ -1,9 +1,11 @@
 """What is said of compiled programs: memory with all that a run keeps, the roofline, what does not fit and why."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from r1jax.aot import compiled as subject
@@ -36,6 +38,22 @@ def test_figures_of_a_program_are_per_device(program: Program) -> None:
     assert (done.memory.arguments, done.memory.outputs) == (part + whole, part)
     assert done.memory.peak >= sum((done.memory.arguments, done.memory.outputs, done.memory.resident))
     assert done.costs.flops == done.useful_flops == 2 * 512.0**3 / 8
+
+
+def test_links_between_devices_of_a_torus() -> None:
+    """Of a ring of four two neighbours are one link apart, and all of them 4/3 on average."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Device:
+        coords: tuple[int, ...]
+        core: int = 0
+
+    mesh = types.SimpleNamespace(devices=np.array([Device((x, y, 0)) for y in range(2) for x in range(4)], object))
+    hops = subject.find_hops(mesh, (4, 2))
+    assert hops is not None
+    assert [hops([0, 1]), hops([0, 3]), hops([0, 2]), hops([0, 1, 2, 3])] == pytest.approx([1, 1, 2, 4 / 3])
+    assert hops(range(8)) == pytest.approx((3 * 4 / 3 + 4 * (1 + 1)) / 7)
+    assert subject.find_hops(jax.make_mesh((8,), ("data",)), (4, 2)) is None  # a CPU has no place in a torus
 
 
 def test_what_does_not_fit_is_told_with_its_cure(program: Program) -> None:

@@ -12,8 +12,9 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from r1jax.aot.costs import count_taps, measure
+from r1jax.aot.costs import measure
 from r1jax.aot.hlo import group_members
+from r1jax.aot.products import count_taps
 
 PROGRAMS = Path(__file__).parent / "programs"
 
@@ -80,6 +81,53 @@ ENTRY %main (old: f32[100,8], new: f32[1,8], at: s32[]) -> f32[100,8] {
 }
 """
     assert measure(text).hbm_bytes == 8 * 4 + 4  # the row written and the position; the new row is on the chip
+
+
+def test_traffic_of_a_slice_in_a_fusion_inside_is_the_slice() -> None:
+    text = """
+%inner (stack: f32[100,8], at: s32[]) -> f32[1,8] {
+  %stack = f32[100,8]{1,0} parameter(0)
+  %at = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %slice = f32[1,8]{1,0} dynamic-slice(%stack, %at, %zero), dynamic_slice_sizes={1,8}
+}
+
+%outer (stack: f32[100,8], at: s32[]) -> f32[1,8] {
+  %stack = f32[100,8]{1,0} parameter(0)
+  %at = s32[] parameter(1)
+  %layer = f32[1,8]{1,0} fusion(%stack, %at), kind=kLoop, calls=%inner
+  ROOT %twice = f32[1,8]{1,0} add(%layer, %layer)
+}
+
+ENTRY %main (stack: f32[100,8], at: s32[]) -> f32[1,8] {
+  %stack = f32[100,8]{1,0} parameter(0)
+  %at = s32[] parameter(1)
+  ROOT %fusion = f32[1,8]{1,0} fusion(%stack, %at), kind=kLoop, calls=%outer
+}
+"""
+    assert measure(text).hbm_bytes == 8 * 4 + 8 * 4 + 4  # the layer read, the row written, the position
+
+
+def test_a_kernel_reads_no_more_than_it_says() -> None:
+    text = """
+ENTRY %main (stack: f32[100,8], x: f32[8]) -> f32[8] {
+  %stack = f32[100,8]{1,0} parameter(0)
+  %x = f32[8]{0} parameter(1)
+  ROOT %kernel.1 = f32[8]{0} custom-call(%stack, %x), custom_call_target="tpu_custom_call", backend_config={ESTIMATE}
+}
+"""
+    estimate = '"custom_call_config":{"cost_estimate":{"flops":"64","transcendentals":"0","bytes_accessed":"96"}}'
+    assert measure(text.replace("ESTIMATE", estimate)).hbm_bytes == 96
+    assert measure(text.replace("ESTIMATE", estimate.replace('"96"', '"9600"'))).hbm_bytes == (800 + 8 + 8) * 4
+
+
+def test_an_all_to_all_costs_its_bytes_times_the_links_that_they_pass() -> None:
+    mesh = Mesh(np.array(jax.devices()), ("all",), axis_types=(AxisType.Auto,))
+    swap = lambda x: jax.lax.all_to_all(x, "all", 0, 0, tiled=True)
+    text = compile_text(jax.shard_map(swap, mesh=mesh, in_specs=P("all"), out_specs=P("all")), jnp.ones((64, 16)))
+    once, thrice = (measure(text, hops=lambda members, links=links: links * len(members) / 8) for links in (1.0, 3.0))
+    assert thrice.wire == 3 * once.wire == 3 * 7 / 8 * 8 * 16 * 4
+    assert measure(text, slices=2, hops=lambda members: 3.0).wire == once.wire  # between slices there is no torus
 
 
 @pytest.mark.parametrize("slices", [1, 2])

@@ -73,7 +73,11 @@ def test_every_request_ends_once_with_its_own_tokens(drawn, prefix, slots, batch
             owners_of_row = {expected[n] for n in open_}
             ended.append((number, owners_of_row))
         logprobs = -sampled.astype(np.float32)
-        for _, completion in scheduler.collect(active, done, sampled, logprobs):
+        slots_ended = scheduler.find_ended(active)
+        assert set(slots_ended) == stops
+        for _, completion in scheduler.collect(
+            slots_ended, done[slots_ended], sampled[slots_ended], logprobs[slots_ended]
+        ):
             assert completion.finish_reason == ("stop" if completion.tokens[-1] == STOP else "length")
             assert completion.logprobs == tuple(-float(token) for token in completion.tokens)
             assert any(completion.tokens in possible for _, possible in ended)

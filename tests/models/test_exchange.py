@@ -23,9 +23,9 @@ B, T, D, F, E, A = 8, 6, 8, 12, 8, 3
 AXES = {
     "x": ("batch", "sequence", None),
     "weights": ("batch", "sequence", None),
-    "gate": ("experts", "expert_embed", "mlp"),
-    "up": ("experts", "expert_embed", "mlp"),
-    "down": ("experts", "mlp", "expert_embed"),
+    "gate": ("experts", "expert_embed", "expert_mlp"),
+    "up": ("experts", "expert_embed", "expert_mlp"),
+    "down": ("experts", "expert_mlp", "expert_embed"),
 }
 MESHES = {
     "expert": MeshConfig(data=1, expert=8),
@@ -140,6 +140,47 @@ def test_few_tokens_have_room_whatever_the_bound() -> None:
     *found, overflow = run("grouped", "few", 1.25, "expert")
     assert_close(tuple(found), reference("few")[:2], 1e-5)
     assert overflow == 0
+
+
+@functools.cache
+def forward(chosen: Dispatch, mesh: str) -> Any:
+    """Compiled once for all choices: (y, overflow)."""
+    kernels = lambda arrays: Kernels(*(arrays[name] for name in Kernels._fields))
+    return jax.jit(lambda arrays, choice: chosen(arrays["x"], choice, arrays["weights"], kernels(arrays)))
+
+
+def run_forward(chosen: Dispatch, kind: str, mesh: str, rules: dict[str, Any] | None = None) -> Any:
+    with use_mesh(make_mesh(MESHES[mesh]), rules):
+        placed = put_global(arrays(), {name: sharding(AXES[name], array.shape) for name, array in arrays().items()})
+        return jax.device_get(forward(chosen, f"{mesh} {bool(rules)}")(placed, draw_choices(kind)))
+
+
+@pytest.mark.parametrize("kind", CHOICES)
+@pytest.mark.parametrize("way", ["all_to_all", "ragged"])
+def test_what_finds_no_place_travels_in_a_further_turn(way: str, kind: str) -> None:
+    """To the bit what unbounded buffers give, whoever had to wait; the overflow tells that somebody did."""
+    whole, _ = run_forward(Dispatch(way), kind, "expert")
+    y, overflow = run_forward(Dispatch(way, 0.5, complete=True), kind, "expert")
+    np.testing.assert_array_equal(y, whole)
+    assert_close(y, reference(kind)[0], 1e-5)
+    assert overflow > 0
+    y, overflow = run_forward(Dispatch(way, 8.0, complete=True), kind, "expert")
+    np.testing.assert_array_equal(y, whole)
+    assert overflow == 0
+
+
+def test_a_complete_exchange_by_all_gather_needs_no_further_turn() -> None:
+    y, overflow = run_forward(Dispatch("all_gather", 0.5, complete=True), "few", "expert")
+    assert_close(y, reference("few")[0], 1e-5)
+    assert overflow == 0
+
+
+@pytest.mark.parametrize("kind", CHOICES)
+def test_devices_that_share_the_width_of_experts_bring_their_rows_together(kind: str) -> None:
+    """As in rollouts: each row at one device, experts over two axes, their width over a third."""
+    rules = {"batch": ("fsdp", "expert", "tensor"), "experts": ("tensor", "expert"), "expert_mlp": "fsdp"}
+    y, _ = run_forward(Dispatch("grouped", 1.25, complete=True), kind, "mixed", {**rules, "expert_embed": None})
+    assert_close(y, reference(kind)[0], 1e-5)
 
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])

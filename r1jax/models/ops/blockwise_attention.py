@@ -97,4 +97,4 @@ def attend_blocks(
 def _is_split(shape: tuple[int, ...]) -> bool:
     """Whether the current mesh shards rows along their length."""
     mesh = current_mesh()
-    return mesh is not None and partition(("batch", "sequence", "heads", None), shape, mesh)[1] is not None
+    return mesh is not None and partition(("group_batch", "sequence", "heads", None), shape, mesh)[1] is not None

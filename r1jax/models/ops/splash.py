@@ -76,8 +76,8 @@ def _on_each_device(run: Any, arrays: tuple[jax.Array, ...]) -> jax.Array:
     mesh = current_mesh()
     if mesh is None or mesh.size == 1:
         return run(*arrays)
-    keys = ("batch", "kv_heads", None, None)
-    axes: tuple[Axes, ...] = (("batch", "heads", None, None), keys, keys, ("batch", None))[: len(arrays)]
+    keys = ("group_batch", "kv_heads", None, None)
+    axes: tuple[Axes, ...] = (("group_batch", "heads", None, None), keys, keys, ("group_batch", None))[: len(arrays)]
     specs = tuple(partition(a, x.shape, mesh, name="attention") for a, x in zip(axes, arrays, strict=True))
     return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)(*arrays)
 
