@@ -4,7 +4,7 @@
     python -m r1jax.compile_check --config=configs/grpo_llama8b_v5p.py --topology=v5p:4x4x2
 
 `MATH.jsonl` has the columns `problem` and `answer`. On a pod: `python3 launch/tpu_pod.py run --type=v5p-64 ...`. It has
-not run on a TPU; its programs compile for one and fit, as the second command shows.
+not run on a TPU; decoding and the hand-over of weights were compiled for one and fit. The second command compiles all.
 
 Rows are 8,192 tokens: a prompt of up to 1,024 and a completion of up to 7,168. A step samples 64 prompts 16 times, with
 32 sequences in flight per chip. Training shards all state over all 32 chips (fsdp); to sample, each chip gets all

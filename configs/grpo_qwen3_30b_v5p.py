@@ -4,7 +4,8 @@
     python -m r1jax.compile_check --config=configs/grpo_qwen3_30b_v5p.py --topology=v5p:4x4x4
 
 `MATH.jsonl` has the columns `problem` and `answer`. On a pod: `python3 launch/tpu_pod.py run --type=v5p-128 ...`. It
-has not run on a TPU; its programs compile for one and fit, as the second command shows.
+has not run on a TPU; decoding and the hand-over of weights were compiled for one and fit. The second command compiles
+all.
 
 Rows are 8,192 tokens: a prompt of up to 1,024 and a completion of up to 7,168. A step samples 64 prompts 16 times, with
 16 sequences in flight per chip. Training shards experts over 8 groups of chips (expert=8), and parameters within a
