@@ -53,7 +53,7 @@ def listen(host: ModelHost, bound: socket.socket, *, key: str, queue: int, secon
     )
     address, port = bound.getsockname()[:2]
     shown = f"[{address}]" if ":" in address else address
-    voice.settle()
+    voice.mute()  # a server waits in silence
     log.info("serving %s at http://%s:%d/v1 (Ctrl-C ends)", host.name, shown, port)
     uvicorn.Server(config).run(sockets=[bound])
     worker.stop()
