@@ -17,6 +17,7 @@ import json
 import logging
 import pathlib
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -106,7 +107,9 @@ class _Span(NamedTuple):
 
 def split_trace(file: pathlib.Path) -> list[dict]:
     """The steps in an xplane file: {"step", "seconds", "parts": {program: seconds}}, the largest part first."""
-    steps, spans = _read_trace(file)
+    with warnings.catch_warnings():  # jax's native types warn when they are made: as an error it would end the process
+        warnings.simplefilter("ignore", DeprecationWarning)
+        steps, spans = _read_trace(file)
     found = []
     for number, (begin, end) in sorted(steps.items()):
         parts = share_time(begin, end, (span for span in spans if span.end > begin and span.begin < end))
