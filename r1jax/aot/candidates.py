@@ -17,7 +17,7 @@ import jax
 from flax import nnx
 
 from r1jax.aot.timeline import EFFICIENCY
-from r1jax.core.sharding import RULES
+from r1jax.core.sharding import FOLLOWS, RULES
 from r1jax.models.flops import Work, count_work
 from r1jax.models.layers import Dtypes
 from r1jax.models.transformer import logical_axes, split
@@ -116,7 +116,7 @@ class Job:
         ):
             parts = 1
             for size, name in zip(leaf.shape, names, strict=True):
-                target = RULES.get(name) if name else None
+                target = RULES.get(FOLLOWS.get(name, name)) if name else None
                 over = [target] if isinstance(target, str) else list(target or ())
                 ways = math.prod(sizes.get(axis, 1) for axis in over)
                 if size % ways:

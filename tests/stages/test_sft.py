@@ -159,7 +159,7 @@ def test_adapters_alone_are_trained_and_saved(tiny_model: pathlib.Path, tmp_path
     graph, base = split(load_pretrained(tiny_model)[0])
     chex.assert_trees_all_equal(base, run.trainable.base)
     tokens = np.arange(4, 40).reshape(2, 18)
-    expected = merge(graph, run.trainable.whole(run.state.params))(tokens)
+    expected = merge(run.trainable.graph, run.trainable.whole(run.state.params))(tokens)
     exported, tokenizer = load_pretrained(tmp_path)  # the workdir is a model itself
     np.testing.assert_allclose(exported(tokens), expected, atol=1e-5)
     assert tokenizer is not None and np.abs(expected - merge(graph, base)(tokens)).max() > 1
