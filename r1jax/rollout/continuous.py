@@ -26,13 +26,13 @@ from flax import nnx
 
 from r1jax.core.distributed import fetch
 from r1jax.core.errors import UserError
-from r1jax.core.sharding import batch_parts, constrain, current_layout, in_layout
+from r1jax.core.sharding import batch_parts, current_layout, in_layout
 from r1jax.core.structs import FinishReason, Sampling
 from r1jax.core.watchdog import beat
 from r1jax.models.cache import Cache, constrain_layers
 from r1jax.models.transformer import Params, merge
-from r1jax.rollout.sampling import SamplingArrays, sample
-from r1jax.rollout.slots import row_axes
+from r1jax.rollout.sampling import SamplingArrays, sample_next, stop_table
+from r1jax.rollout.slots import constrain_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,19 +241,11 @@ class ContinuousEngine:
         """Slots to start (out of range: none), with token, length, done, limit and seed [5, B], stop ids, and knobs."""
         B, pad = self.config.slots, self.config.slots - len(waiting)
         slots = np.array([*waiting, *[B] * pad], np.int32)
-        numbers, stop = np.zeros((5, B), np.int64), np.full((B, self.config.max_stop_ids), -1, np.int32)
+        numbers, sampling = np.zeros((5, B), np.uint32), [held.sampling for held in waiting.values()]
         for row, held in enumerate(waiting.values()):
             limit = held.done + held.sampling.max_new_tokens
             numbers[:, row] = held.waiting[0], held.length, held.done, limit, held.seed % 2**32
-            stop[row, : len(held.sampling.stop_ids)] = held.sampling.stop_ids
-        knob = lambda name: [*(getattr(held.sampling, name) for held in waiting.values()), *[0] * pad]
-        knobs = SamplingArrays(
-            np.array(knob("temperature"), np.float32),
-            np.array(knob("top_k"), np.int32),
-            np.array(knob("top_p"), np.float32),
-            np.array(knob("min_p"), np.float32),
-        )
-        return slots, numbers.astype(np.uint32), stop, knobs
+        return slots, numbers, stop_table(sampling, B, self.config.max_stop_ids), SamplingArrays.of(sampling, B)
 
 
 def _init(graph: nnx.GraphDef, config: ContinuousConfig, params: Params) -> Rows:
@@ -270,16 +262,14 @@ def _init(graph: nnx.GraphDef, config: ContinuousConfig, params: Params) -> Rows
             active=zeros(bool),
             seed=zeros(jnp.uint32),
             stop=jnp.full((B, config.max_stop_ids), -1, jnp.int32),
-            knobs=SamplingArrays(zeros(jnp.float32), zeros(), jnp.ones((B,), jnp.float32), zeros(jnp.float32)),
+            knobs=SamplingArrays.idle(B),
         )
     )
 
 
 def _constrain(rows: Rows) -> Rows:
     """Sharding constraint: rows over the batch axes, and the cache like the model's."""
-    fields = {f.name: getattr(rows, f.name) for f in dataclasses.fields(Rows) if f.name != "layers"}
-    fields = jax.tree.map(lambda x: constrain(x, row_axes(x), name="slots"), fields)
-    return Rows(layers=constrain_layers(rows.layers), **fields)
+    return constrain_fields(rows, layers=constrain_layers(rows.layers))
 
 
 def _start(rows: Rows, at: jax.Array, numbers: jax.Array, stop: jax.Array, knobs: SamplingArrays) -> Rows:
@@ -350,9 +340,9 @@ def _decode(
             positions=rows.length[:, None],
             cache=_make_cache(config, rows.layers, rows.length),
         )
-        logits_BV = constrain(model.unembed(states.hidden[:, 0]), ("batch", "vocab"), name="logits")
-        uniform = jax.vmap(lambda seed, done: jax.random.uniform(jax.random.fold_in(jax.random.key(seed), done)))
-        token_B, logprob_B = sample(logits_BV, uniform(rows.seed, rows.done), rows.knobs, filtered=filtered)
+        token_B, logprob_B, logits_BV = sample_next(
+            model, states.hidden[:, 0], rows.seed, rows.done, rows.knobs, filtered=filtered
+        )
         at = jnp.where(rows.active, index, config.burst)  # out of range for parked rows, which write nothing
         done = rows.done + rows.active
         stopped = (token_B[:, None] == rows.stop).any(-1)

@@ -25,13 +25,13 @@ from flax import nnx
 
 from r1jax.core.distributed import fetch
 from r1jax.core.errors import UserError
-from r1jax.core.sharding import abstract_array, batch_parts, constrain, current_layout, in_layout, part_rows
+from r1jax.core.sharding import abstract_array, batch_parts, constrain, current_layout, in_layout
 from r1jax.core.startup.memory import check_memory
 from r1jax.core.structs import Completion, Program, Request, Sampling
 from r1jax.core.watchdog import beat
 from r1jax.models.flops import Work
 from r1jax.models.transformer import Params, merge
-from r1jax.rollout.sampling import sample
+from r1jax.rollout.sampling import sample_next
 from r1jax.rollout.scheduler import Scheduler
 from r1jax.rollout.slots import (
     EngineConfig,
@@ -254,10 +254,7 @@ def _decode(
         hidden_B1D, cache, router = model.hidden(
             slots.token[:, None], positions=slots.position[:, None], cache=slots.cache, prefix=prefix
         )
-        logits_BV = constrain(model.unembed(hidden_B1D[:, 0]), ("group_batch", "vocab"), name="logits")
-        logits_BV = part_rows(logits_BV)
-        uniform = jax.vmap(lambda seed, done: jax.random.uniform(jax.random.fold_in(jax.random.key(seed), done)))
-        token, logprob = sample(logits_BV, uniform(slots.seed, slots.done), slots.knobs, filtered=filtered)
+        token, logprob, _ = sample_next(model, hidden_B1D[:, 0], slots.seed, slots.done, slots.knobs, filtered=filtered)
         row = jnp.arange(token.shape[0])
         at = jnp.where(slots.active, slots.done, ring)  # out of range for idle rows, which write nothing
         done = slots.done + slots.active

@@ -9,10 +9,16 @@ value: tokens tied with the last kept one are kept too.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from r1jax.core.sharding import constrain, part_rows
+from r1jax.core.structs import Sampling
+from r1jax.models.transformer import Transformer
 
 _BLOCK = 256
 _WINDOW = 512
@@ -27,6 +33,45 @@ class SamplingArrays:
     top_k: jax.Array | np.ndarray
     top_p: jax.Array | np.ndarray
     min_p: jax.Array | np.ndarray
+
+    @classmethod
+    def of(cls, sampling: Sequence[Sampling], rows: int) -> Self:
+        """Numpy arrays [rows] of so many samplings; further rows are zeros."""
+        pad = [0] * (rows - len(sampling))
+        make = lambda name, dtype: np.array([*(getattr(each, name) for each in sampling), *pad], dtype)
+        floats = {name: make(name, np.float32) for name in ("temperature", "top_p", "min_p")}
+        return cls(top_k=make("top_k", np.int32), **floats)
+
+    @classmethod
+    def idle(cls, rows: int) -> Self:
+        """Device arrays [rows] of slots that have no request."""
+        zeros, ones = jnp.zeros((rows,), jnp.float32), jnp.ones((rows,), jnp.float32)
+        return cls(zeros, jnp.zeros((rows,), jnp.int32), ones, zeros)
+
+
+def stop_table(sampling: Sequence[Sampling], rows: int, width: int) -> np.ndarray:
+    """[rows, width] int32: the stop ids of so many samplings; -1 where there is none."""
+    table = np.full((rows, width), -1, np.int32)
+    for row, each in enumerate(sampling):
+        table[row, : len(each.stop_ids)] = each.stop_ids
+    return table
+
+
+def sample_next(
+    model: Transformer,
+    hidden_BD: jax.Array,
+    seed_B: jax.Array,
+    done_B: jax.Array,
+    knobs: SamplingArrays,
+    *,
+    filtered: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Token [B] and log-prob [B] that follow the states of a decode step, by the noise of each row's seed and number of
+    tokens sampled before, and the logits [B, V].
+    """
+    logits_BV = part_rows(constrain(model.unembed(hidden_BD), ("group_batch", "vocab"), name="logits"))
+    uniform = jax.vmap(lambda seed, done: jax.random.uniform(jax.random.fold_in(jax.random.key(seed), done)))
+    return *sample(logits_BV, uniform(seed_B, done_B), knobs, filtered=filtered), logits_BV
 
 
 def sample(

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from r1jax.core.structs import Completion, FinishReason, Request
-from r1jax.rollout.sampling import SamplingArrays
+from r1jax.rollout.sampling import SamplingArrays, stop_table
 from r1jax.rollout.slots import EngineConfig, SlotUpdate
 
 
@@ -98,10 +98,6 @@ class Scheduler:
         requests = [self._requests[index] for _, index, _ in taken]
         sampling = [request.sampling for request in requests]
         ints = lambda values, fill=0: np.array([*values, *[fill] * pad], np.int32)
-        floats = lambda values: np.array([*values, *[0.0] * pad], np.float32)
-        stop = np.full((B, self._config.max_stop_ids), -1, np.int32)
-        for row, s in enumerate(sampling):
-            stop[row, : len(s.stop_ids)] = s.stop_ids
         return SlotUpdate(
             slot=ints((slot for slot, _, _ in taken), B),
             prompt=ints(row for _, _, row in taken),
@@ -110,11 +106,6 @@ class Scheduler:
             token=ints(request.tokens[-1] for request in requests),
             limit=ints(s.max_new_tokens for s in sampling),
             seed=np.array([*(request.seed % 2**32 for request in requests), *[0] * pad], np.uint32),
-            stop=stop,
-            knobs=SamplingArrays(
-                floats(s.temperature for s in sampling),
-                ints(s.top_k for s in sampling),
-                floats(s.top_p for s in sampling),
-                floats(s.min_p for s in sampling),
-            ),
+            stop=stop_table(sampling, B, self._config.max_stop_ids),
+            knobs=SamplingArrays.of(sampling, B),
         )

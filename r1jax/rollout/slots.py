@@ -117,7 +117,7 @@ def init_slots(config: EngineConfig, cache: Cache, routing: tuple[int, int], *, 
             active=zeros(bool),
             seed=zeros(jnp.uint32),
             stop=jnp.full((B, config.max_stop_ids), -1, jnp.int32),
-            knobs=SamplingArrays(zeros(jnp.float32), zeros(), jnp.ones((B,), jnp.float32), zeros(jnp.float32)),
+            knobs=SamplingArrays.idle(B),
             tokens=jnp.zeros((B, R), jnp.int32),
             logprobs=jnp.zeros((B, R), jnp.float32),
             experts=jnp.zeros((B, R, *routing), jnp.int16) if config.record_experts else None,
@@ -128,11 +128,21 @@ def init_slots(config: EngineConfig, cache: Cache, routing: tuple[int, int], *, 
 
 def constrain_slots(slots: Slots) -> Slots:
     """Sharding constraint: rows over the batch axes, and the cache like the model's."""
-    rows = lambda x: constrain(x, row_axes(x), name="slots")
-    fields = {f.name: getattr(slots, f.name) for f in dataclasses.fields(Slots) if f.name not in _NO_ROWS}
-    layers, visible = constrain_layers(slots.cache.layers), rows(slots.cache.visible)
+    layers, visible = constrain_layers(slots.cache.layers), _constrain_rows(slots.cache.visible)
     cache = dataclasses.replace(slots.cache, layers=layers, visible=visible)
-    return Slots(cache=cache, turns=slots.turns, **jax.tree.map(rows, fields))
+    return constrain_fields(slots, cache=cache, turns=slots.turns)
+
+
+def constrain_fields(state: Any, **others: Any) -> Any:
+    """A dataclass with its arrays split by rows over the batch axes; `others` replace its fields that are no such
+    arrays.
+    """
+    fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state) if f.name not in others}
+    return dataclasses.replace(state, **jax.tree.map(_constrain_rows, fields), **others)
+
+
+def _constrain_rows(x: jax.Array) -> jax.Array:
+    return constrain(x, row_axes(x), name="slots")
 
 
 def abstract_slots(slots: Slots) -> Slots:
