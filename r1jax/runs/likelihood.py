@@ -26,6 +26,7 @@ class Likelihood:
     def __init__(self, graph: nnx.GraphDef, params: Params):
         self._params, self.layout = params, current_layout()
         self._score = jax.jit(functools.partial(_score, graph))
+        self._describe = jax.jit(functools.partial(_describe, graph), static_argnames="alternatives")
 
     @in_layout
     def score(
@@ -44,8 +45,7 @@ class Likelihood:
         rows = -(-ROWS // parts) * parts
         sizes: dict[int, list[int]] = {}
         for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-            length = max(SHORTEST, 1 << (len(prompt) + len(completion) - 1).bit_length())
-            sizes.setdefault(length, []).append(number)
+            sizes.setdefault(_find_length(len(prompt) + len(completion)), []).append(number)
         for length, numbers in sizes.items():
             for first in range(0, len(numbers), rows):
                 tokens, batch = np.zeros((rows, length), np.int32), numbers[first : first + rows]
@@ -58,6 +58,21 @@ class Likelihood:
                     found[number] = scored[row, start : start + len(completions[number])].tolist()
         return found
 
+    @in_layout
+    def find_alternatives(self, tokens: Sequence[int], alternatives: int) -> tuple[list[float], list[dict[int, float]]]:
+        """Log-prob of each token after the first, and the likeliest ids at its place with their log-probs."""
+        padded = np.zeros((batch_parts(), _find_length(len(tokens))), np.int32)
+        padded[:, : len(tokens)] = tokens
+        logprobs, ids, values = (x[0] for x in fetch(self._describe(self._params, padded, alternatives=alternatives)))
+        count = len(tokens) - 1
+        pairs = zip(ids[:count].tolist(), values[:count].tolist(), strict=True)
+        return logprobs[:count].tolist(), [dict(zip(*pair, strict=True)) for pair in pairs]
+
+
+def _find_length(tokens: int) -> int:
+    """Positions of the row that holds so many tokens: few lengths, so that few programs are compiled."""
+    return max(SHORTEST, 1 << (tokens - 1).bit_length())
+
 
 def _score(graph: nnx.GraphDef, params: Params, tokens: jax.Array, temperature: jax.Array) -> jax.Array:
     """Log-prob of the token after each position, [B, T]; the last column means nothing."""
@@ -65,3 +80,23 @@ def _score(graph: nnx.GraphDef, params: Params, tokens: jax.Array, temperature: 
     targets = jnp.roll(tokens, -1, axis=1)
     hidden = model.hidden(tokens).hidden
     return token_logprobs(hidden, targets, model.unembed, temperature=temperature, chunk=CHUNK)[0]
+
+
+def _describe(
+    graph: nnx.GraphDef, params: Params, tokens_BT: jax.Array, *, alternatives: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Log-probs [B, T - 1] of the tokens after the first; likeliest ids and log-probs [B, T - 1, alternatives]."""
+    model = merge(graph, params)
+    hidden_BTD = model.hidden(tokens_BT).hidden
+    B, T, D = hidden_BTD.shape
+    after_BT = jnp.roll(tokens_BT, -1, axis=1)
+
+    def score(chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        hidden, after = chunk
+        logprobs = jax.nn.log_softmax(model.unembed(hidden))
+        values, ids = jax.lax.top_k(logprobs, alternatives)
+        return jnp.take_along_axis(logprobs, after[..., None], axis=-1)[..., 0], ids, values
+
+    chunks = hidden_BTD.reshape(B, T // CHUNK, CHUNK, D).swapaxes(0, 1), after_BT.reshape(B, -1, CHUNK).swapaxes(0, 1)
+    scored = jax.lax.map(score, chunks)
+    return tuple(x.swapaxes(0, 1).reshape(B, T, *x.shape[3:])[:, :-1] for x in scored)  # type: ignore[return-value]

@@ -16,7 +16,7 @@ from r1jax.serving.body_limit import BodyLimit
 from r1jax.serving.model_host import ModelHost
 from r1jax.serving.openai_api import OpenAIApi
 from r1jax.serving.request_counts import Metrics
-from r1jax.serving.request_errors import ApiError, describe_error, read_mistake
+from r1jax.serving.request_errors import ApiError, answer_error, read_mistake
 from r1jax.serving.requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from r1jax.serving.worker import BusyError, Worker
 
@@ -34,18 +34,18 @@ def make_app(host: ModelHost, worker: Worker, *, key: str = "", seconds: float =
     async def admit(request: Request, call: Callable[[Request], Any]) -> Response:
         given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
         if key and request.url.path not in OPEN and not hmac.compare_digest(given, key.encode()):
-            answer: Response = describe_error(ApiError(401, "the key in the Authorization header is missing or wrong"))
+            answer: Response = answer_error(ApiError(401, "the key in the Authorization header is missing or wrong"))
         else:
             answer = await call(request)
         metrics.count(_find_path(request), answer.status_code)
         return answer
 
-    app.add_exception_handler(ApiError, lambda _, error: describe_error(error))
-    app.add_exception_handler(UserError, lambda _, error: describe_error(ApiError(400, str(error))))
-    app.add_exception_handler(RequestValidationError, lambda _, error: describe_error(read_mistake(error)))
-    app.add_exception_handler(HTTPException, lambda _, e: describe_error(ApiError(e.status_code, str(e.detail))))
-    app.add_exception_handler(BusyError, lambda *_: describe_error(ApiError(429, "the queue is full: try again later")))
-    app.add_exception_handler(Exception, lambda *_: describe_error(ApiError(500, "the server failed; see its log")))
+    app.add_exception_handler(ApiError, lambda _, error: answer_error(error))
+    app.add_exception_handler(UserError, lambda _, error: answer_error(ApiError(400, str(error))))
+    app.add_exception_handler(RequestValidationError, lambda _, error: answer_error(read_mistake(error)))
+    app.add_exception_handler(HTTPException, lambda _, e: answer_error(ApiError(e.status_code, str(e.detail))))
+    app.add_exception_handler(BusyError, lambda *_: answer_error(ApiError(429, "the queue is full: try again later")))
+    app.add_exception_handler(Exception, lambda *_: answer_error(ApiError(500, "the server failed; see its log")))
 
     @app.get("/health")
     async def health() -> Response:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
+
+from r1jax.serving.request_errors import ApiError, answer_error
 
 MOST_BYTES = 8 << 20
 
@@ -13,6 +14,7 @@ class BodyLimit:
 
     def __init__(self, app: Any, most: int = MOST_BYTES):
         self._app, self._most = app, most
+        self._refusal = answer_error(ApiError(413, f"a request must have at most {most} bytes"), connection="close")
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -20,7 +22,7 @@ class BodyLimit:
             return
         said = dict(scope["headers"]).get(b"content-length", b"0")
         if not said.isdigit() or int(said) > self._most:
-            await self._refuse(send)
+            await self._refusal(scope, receive, send)
             return
         size, begun, refused = 0, False, False
 
@@ -45,11 +47,4 @@ class BodyLimit:
             if not refused:
                 raise
         if refused and not begun:
-            await self._refuse(send)
-
-    async def _refuse(self, send: Any) -> None:
-        message = f"a request must have at most {self._most} bytes"
-        body = json.dumps({"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}})
-        headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
-        await send({"type": "http.response.start", "status": 413, "headers": headers})
-        await send({"type": "http.response.body", "body": body.encode()})
+            await self._refusal(scope, receive, send)

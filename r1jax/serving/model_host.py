@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from flax import nnx
-
-from r1jax.core.distributed import fetch
 from r1jax.core.errors import UserError
-from r1jax.core.sharding import batch_parts, in_layout
 from r1jax.core.structs import Sampling
 from r1jax.eval.prompting import Prompting
-from r1jax.models.transformer import Params, merge
 from r1jax.rollout.continuous import ContinuousConfig, ContinuousEngine
 from r1jax.runs.conversation import choose_turns
+from r1jax.runs.likelihood import Likelihood
 from r1jax.runs.sampler import Sampler
 from r1jax.serving.requests import SamplingRequest
 from r1jax.text.chat_template import render
@@ -27,8 +19,6 @@ from r1jax.text.encoding import encode_prompt
 from r1jax.text.tokenizer import Tokenizer
 from r1jax.weights.pretrained import require_tokenizer
 
-CHUNK = 64  # positions whose logits exist at once
-SHORTEST = 64  # tokens of the shortest row that is scored
 KNOBS = ("temperature", "top_p", "top_k", "min_p")
 
 
@@ -38,12 +28,11 @@ class ModelHost:
     def __init__(self, name: str, sampler: Sampler, prompting: Prompting | None, config: ContinuousConfig):
         self.name, self.config = name, config
         self.tokenizer: Tokenizer = require_tokenizer(sampler.tokenizer, name)
-        self.prompting, self.layout = choose_turns(sampler, prompting), sampler.layout
+        self.prompting = choose_turns(sampler, prompting)
         self.stop_ids = self.prompting.stop_ids or sampler.stop_ids
         self.vocab_size = sampler.vocab_size
         self.engine = ContinuousEngine(sampler.graph, sampler.params, config)
-        self._params = sampler.params
-        self._score = jax.jit(functools.partial(_score, sampler.graph), static_argnames="alternatives")
+        self.score = Likelihood(sampler.graph, sampler.params).find_alternatives
 
     def encode_messages(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> tuple[int, ...]:
         """Ids of a conversation through the chat template; of a model whose run asked one question at a time, through
@@ -97,34 +86,3 @@ class ModelHost:
     def show(self, token: int) -> str:
         """Text of one id, special tokens included."""
         return self.tokenizer.decode([token], skip_special=False)
-
-    @in_layout
-    def score(self, tokens: Sequence[int], alternatives: int) -> tuple[list[float], list[dict[int, float]]]:
-        """Log-prob of each token after the first, and at its place the likeliest ids with their log-probs."""
-        length = max(SHORTEST, 1 << (len(tokens) - 1).bit_length())
-        padded = np.zeros((batch_parts(), length), np.int32)
-        padded[:, : len(tokens)] = tokens
-        logprobs, ids, values = (x[0] for x in fetch(self._score(self._params, padded, alternatives=alternatives)))
-        count = len(tokens) - 1
-        pairs = zip(ids[:count].tolist(), values[:count].tolist(), strict=True)
-        return logprobs[:count].tolist(), [dict(zip(*pair, strict=True)) for pair in pairs]
-
-
-def _score(
-    graph: nnx.GraphDef, params: Params, tokens_BT: jax.Array, *, alternatives: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Log-probs [B, T - 1] of the tokens after the first; likeliest ids and log-probs [B, T - 1, alternatives]."""
-    model = merge(graph, params)
-    hidden_BTD = model.hidden(tokens_BT).hidden
-    B, T, D = hidden_BTD.shape
-    after_BT = jnp.roll(tokens_BT, -1, axis=1)
-
-    def score(chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        hidden, after = chunk
-        logprobs = jax.nn.log_softmax(model.unembed(hidden))
-        values, ids = jax.lax.top_k(logprobs, alternatives)
-        return jnp.take_along_axis(logprobs, after[..., None], axis=-1)[..., 0], ids, values
-
-    chunks = hidden_BTD.reshape(B, T // CHUNK, CHUNK, D).swapaxes(0, 1), after_BT.reshape(B, -1, CHUNK).swapaxes(0, 1)
-    scored = jax.lax.map(score, chunks)
-    return tuple(x.swapaxes(0, 1).reshape(B, T, *x.shape[3:])[:, :-1] for x in scored)  # type: ignore[return-value]

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import jsonschema
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
@@ -19,7 +20,7 @@ from r1jax.serving.model_host import ModelHost
 from r1jax.serving.reply import Reply, describe_chat_logprobs, describe_completion_logprobs, find_flaw
 from r1jax.serving.request_counts import Metrics
 from r1jax.serving.request_errors import ApiError, describe_error
-from r1jax.serving.requests import ChatRequest, CompletionRequest, SamplingRequest
+from r1jax.serving.requests import MOST_ALTERNATIVES, ChatRequest, CompletionRequest, SamplingRequest
 from r1jax.serving.worker import Worker
 from r1jax.text.tool_calls import parse_tool_calls
 
@@ -95,13 +96,16 @@ class OpenAIApi:
         if body.echo:
             text = self.host.tokenizer.decode(prompt) + text
             if body.logprobs is not None:
-                score = lambda: self.host.score(prompt, max(1, body.logprobs or 0))
+                score = lambda: self.host.score(prompt, MOST_ALTERNATIVES)
                 scored, likeliest = await asyncio.wrap_future(self.worker.call(score))
                 tokens, logprobs = [*prompt, *tokens], [None, *scored, *logprobs]
                 alternatives = [{}, *likeliest, *alternatives]
-        shown = describe_completion_logprobs(self.host, tokens, logprobs, alternatives, body.logprobs or 0)
-        choice = {"index": index, "text": text, "finish_reason": reply.finish_reason if reply else "length"}
-        choice["logprobs"] = None if body.logprobs is None else shown
+        choice: dict[str, Any] = {"index": index, "text": text}
+        choice["finish_reason"] = reply.finish_reason if reply else "length"
+        choice["logprobs"] = None
+        if body.logprobs is not None:
+            described = describe_completion_logprobs(self.host, tokens, logprobs, alternatives, body.logprobs)
+            choice["logprobs"] = described
         if body.return_token_ids:
             choice |= {"token_ids": reply.tokens if reply else [], "prompt_token_ids": list(prompt)}
         return choice
@@ -194,7 +198,8 @@ class OpenAIApi:
         for place, (prompt, number) in enumerate(prompts):
             sampling = self.host.choose_sampling(body, limit, len(prompt))
             own = derive_seed("reply", seed, number, place % body.n, *seeds)
-            options: dict[str, Any] = {"stops": body.stops, "alternatives": alternatives}
+            # One number of alternatives for all: each compiles the decode program anew.
+            options: dict[str, Any] = {"stops": body.stops, "alternatives": MOST_ALTERNATIVES if alternatives else 0}
             replies.append(Reply(self.host, self.worker, prompt, sampling, own, **options))
         self.worker.submit(*(reply.job for reply in replies))
         return replies
@@ -228,7 +233,7 @@ class OpenAIApi:
             async def follow(index: int, reply: Reply) -> None:
                 try:
                     first = 0
-                    async for piece, _ in reply:
+                    async for piece in reply:
                         queue.put_nowait((index, piece, first))
                         first = len(reply.tokens)
                 except Exception as error:
@@ -252,10 +257,10 @@ class OpenAIApi:
                     yield _event({**head, "choices": [], "usage": _count(given, replies)})
                 yield "data: [DONE]\n\n"
             except TimeoutError:
-                yield _event(json.loads(bytes(describe_error(ApiError(504, f"longer than {self.seconds:.0f} s")).body)))
+                yield _event(describe_error(ApiError(504, f"longer than {self.seconds:.0f} s")))
             except Exception:
                 log.exception("a stream failed")
-                yield _event(json.loads(bytes(describe_error(ApiError(500, "the server failed; see its log")).body)))
+                yield _event(describe_error(ApiError(500, "the server failed; see its log")))
             finally:
                 for task in tasks:
                     task.cancel()
@@ -279,8 +284,6 @@ def _read_schema(body: ChatRequest) -> Any:
     if form.type == "json_object":
         return None
     schema = (form.json_schema or {}).get("schema")
-    import jsonschema
-
     try:
         jsonschema.validators.validator_for(schema).check_schema(schema)
     except (jsonschema.SchemaError, TypeError, AttributeError) as error:

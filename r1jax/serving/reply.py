@@ -8,6 +8,8 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import jsonschema
+
 from r1jax.core.structs import Sampling
 from r1jax.rollout.continuous import Burst
 from r1jax.serving.model_host import ModelHost
@@ -17,7 +19,7 @@ from r1jax.text.stop_texts import StopTexts
 
 
 class Reply:
-    """One sampled sequence. Iterating gives (text that is certain, how many tokens came with it).
+    """One sampled sequence. Iterating gives pieces of text as they are certain.
 
     tokens, logprobs, alternatives: as sampled, the stop id included. text: what was given out so far.
     finish_reason: "" while it goes on. first_seconds: time to the first token.
@@ -47,7 +49,7 @@ class Reply:
 
         self.job = Job(prompt, sampling, seed, deliver, alternatives)
 
-    async def __aiter__(self) -> AsyncIterator[tuple[str, int]]:
+    async def __aiter__(self) -> AsyncIterator[str]:
         begun = time.perf_counter()
         while not self.finish_reason:
             burst = await self._bursts.get()
@@ -70,13 +72,12 @@ class Reply:
                 pieces += [self._stops.push(self._increments.end()), self._stops.end()]
             piece = "".join(pieces)
             self.text += piece
-            yield piece, len(burst.tokens)
+            yield piece
 
-    async def finish(self) -> Reply:
+    async def finish(self) -> None:
         """Waits for the end."""
         async for _ in self:
             pass
-        return self
 
 
 def describe_completion_logprobs(
@@ -127,8 +128,6 @@ def find_flaw(text: str, schema: dict[str, Any] | None) -> str:
         return f"it is not JSON ({error})"
     if schema is None:
         return "" if isinstance(value, dict) else "it is no JSON object"
-    import jsonschema
-
     try:
         jsonschema.validate(value, schema)
     except jsonschema.ValidationError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
@@ -16,12 +18,16 @@ class ApiError(Exception):
         self.status, self.param, self.code = status, param, code
 
 
-def describe_error(error: ApiError) -> JSONResponse:
-    """The answer to a request that failed."""
+def describe_error(error: ApiError) -> dict[str, Any]:
+    """The error as JSON."""
     kind = KINDS.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
-    body = {"message": str(error), "type": kind, "param": error.param, "code": error.code}
-    headers = {"Retry-After": "1"} if error.status == 429 else None
-    return JSONResponse({"error": body}, error.status, headers)
+    return {"error": {"message": str(error), "type": kind, "param": error.param, "code": error.code}}
+
+
+def answer_error(error: ApiError, **headers: str) -> JSONResponse:
+    """The answer to a request that failed."""
+    headers |= {"Retry-After": "1"} if error.status == 429 else {}
+    return JSONResponse(describe_error(error), error.status, headers)
 
 
 def read_mistake(error: RequestValidationError) -> ApiError:

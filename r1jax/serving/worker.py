@@ -45,7 +45,6 @@ class Worker:
     def __init__(self, engine: ContinuousEngine, *, queue: int = 256):
         self.engine, self.queue = engine, queue
         self.error: Exception | None = None
-        self.sampled = 0  # tokens so far
         self._changed = threading.Condition()
         self._waiting: collections.deque[Job] = collections.deque()
         self._calls: collections.deque[tuple[Callable[[], Any], concurrent.futures.Future]] = collections.deque()
@@ -145,7 +144,6 @@ class Worker:
         alternatives = max((job.alternatives for job in self._live.values()), default=0)
         steps, ends = (HURRIED, 1) if others_wait else (PATIENT, 0)
         for burst in self.engine.step(steps, ends=ends, alternatives=alternatives):
-            self.sampled += len(burst.tokens)
             job = self._live[burst.slot]
             if burst.finish_reason:
                 self.engine.close(burst.slot)

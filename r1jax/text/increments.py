@@ -36,6 +36,11 @@ class TextIncrements:
         return text[len(known) :]
 
 
+def count_begun(text: str, mark: str) -> int:
+    """Characters at the end of `text` with which `mark` begins, but not all of it: more text may complete them."""
+    return next(count for count in range(len(mark) - 1, -1, -1) if text.endswith(mark[:count]))
+
+
 class ThoughtSplitter:
     """Splits a text that arrives in pieces at R1's think tags: (piece, whether it is reasoning), tags left out.
 
@@ -54,7 +59,7 @@ class ThoughtSplitter:
             if found:
                 self._rest = after
             else:
-                kept = next(n for n in range(len(tag) - 1, -1, -1) if before.endswith(tag[:n]))
+                kept = count_begun(before, tag)
                 before, self._rest = before[: len(before) - kept], before[len(before) - kept :]
             if before:
                 yield before, self.is_open

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from r1jax.text.increments import count_begun
+
 
 class StopTexts:
     """Cuts a text before the first of `stops`; what may be the beginning of one is kept back until it is certain."""
@@ -23,7 +25,7 @@ class StopTexts:
             self.is_found = True
             found, self._rest = self._rest[: min(places)], ""
             return found
-        kept = max((_count_begun(self._rest, stop) for stop in self._stops), default=0)
+        kept = max((count_begun(self._rest, stop) for stop in self._stops), default=0)
         found, self._rest = self._rest[: len(self._rest) - kept], self._rest[len(self._rest) - kept :]
         return found
 
@@ -31,8 +33,3 @@ class StopTexts:
         """The rest that was kept back."""
         found, self._rest = self._rest, ""
         return found
-
-
-def _count_begun(text: str, stop: str) -> int:
-    """Characters at the end of `text` with which `stop` begins."""
-    return next(count for count in range(min(len(stop) - 1, len(text)), -1, -1) if text.endswith(stop[:count]))
