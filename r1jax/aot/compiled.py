@@ -68,7 +68,7 @@ class Compiled:
     @property
     def predicted_seconds(self) -> float:
         """The time that the compiled text predicts (aot/timeline.py)."""
-        return math.nan if math.isnan(self.bound_seconds) else self.costs.busy + self.costs.exposed
+        return math.nan if math.isnan(self.bound_seconds) else self.costs.predicted_seconds
 
 
 def find_versions() -> dict[str, str]:
@@ -170,6 +170,30 @@ def _spell(seconds: float) -> str:
     return "–" if math.isnan(seconds) else f"{seconds:.4g}"
 
 
+def find_limit(costs: Costs, chip: Chip) -> str:
+    """The resource that a program needs for longest."""
+    bounds = find_bounds(costs, chip)
+    return max(bounds, key=lambda name: bounds[name])
+
+
+def describe_costs(costs: Costs, chip: Chip) -> dict[str, Any]:
+    """Costs of a program as plain figures per device."""
+    return {
+        "flops": costs.flops,
+        "collectives": {
+            kind: {"count": int(count), "bytes": int(costs.collective_bytes[kind])}
+            for kind, count in sorted(costs.collective_counts.items())
+        },
+        "predicted_seconds": costs.predicted_seconds,
+        "bound_seconds": bound_seconds(costs, chip),
+        "bound_by": find_limit(costs, chip),
+        "exposed_seconds": costs.exposed,
+        "memory_traffic_bytes": costs.hbm_bytes,
+        "kernels_without_flops": sorted(costs.unpriced),
+        "open_loops": sorted(costs.unknown_loops),
+    }
+
+
 class Report:
     """Table of all programs, and its JSON form."""
 
@@ -197,34 +221,18 @@ class Report:
         }
 
     def _describe(self, program: Compiled) -> dict[str, Any]:
-        costs = program.costs
+        figures = describe_costs(program.costs, self.topology.chip)
+        if math.isnan(program.bound_seconds):
+            figures |= dict.fromkeys(("predicted_seconds", "bound_seconds", "bound_by"))
         return {
             "compile_seconds": round(program.seconds, 2),
             "hbm_bytes": {**dataclasses.asdict(program.memory), "limit": self.topology.chip.hbm_bytes},
             "fits": program.fits,
-            "flops": costs.flops,
             "model_flops": program.useful_flops,
-            "collectives": {
-                kind: {"count": int(count), "bytes": int(costs.collective_bytes[kind])}
-                for kind, count in sorted(costs.collective_counts.items())
-            },
-            "predicted_seconds": None if math.isnan(program.predicted_seconds) else program.predicted_seconds,
-            "bound_seconds": None if math.isnan(program.bound_seconds) else program.bound_seconds,
-            "bound_by": self._find_limit(program),
-            "exposed_seconds": costs.exposed,
-            "memory_traffic_bytes": costs.hbm_bytes,
-            "exchange_buffer_bytes": costs.exchange_buffer,
-            "kernel_flops": costs.kernel_flops,
-            "kernels_without_flops": sorted(costs.unpriced),
-            "open_loops": sorted(costs.unknown_loops),
+            "exchange_buffer_bytes": program.costs.exchange_buffer,
+            "kernel_flops": program.costs.kernel_flops,
+            **figures,
         }
-
-    def _find_limit(self, program: Compiled) -> str | None:
-        """The resource that the program needs for longest; None if it did not compile."""
-        if math.isnan(program.bound_seconds):
-            return None
-        bounds = find_bounds(program.costs, self.topology.chip)
-        return max(bounds, key=lambda name: bounds[name])
 
     # --- Text output ---
 
@@ -249,7 +257,7 @@ class Report:
             f"{costs.flops / 1e12:>11.4g}{program.useful_flops / 1e12:>11.4g}"
             f"{sum(costs.collective_bytes.values()) / 1e9:>9.3g}{costs.exchange_buffer / 2**30:>12.3g}"
             f"{_spell(program.bound_seconds):>11}{_spell(program.predicted_seconds):>11}"
-            f"  {self._find_limit(program) or '–'}"
+            f"  {'–' if math.isnan(program.bound_seconds) else find_limit(costs, self.topology.chip)}"
         )
 
     def advice(self) -> list[str]:

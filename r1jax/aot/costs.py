@@ -77,6 +77,11 @@ class Costs:
     unpriced: Counter = dataclasses.field(default_factory=Counter)
     unknown_loops: Counter = dataclasses.field(default_factory=Counter)
 
+    @property
+    def predicted_seconds(self) -> float:
+        """The time that the program takes by aot/timeline.py."""
+        return self.busy + self.exposed
+
     def add(self, other: Costs, times: float = 1) -> None:
         """Adds `other`, multiplied by `times`."""
         for field in dataclasses.fields(Costs):

@@ -8,8 +8,6 @@ On GPUs, and without libtpu, the closed form alone decides.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -21,10 +19,11 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import r1jax
 from r1jax.aot.candidates import DISPATCH, SPARE, Candidate, Estimate, Job, estimate, list_candidates
+from r1jax.aot.compiled import find_versions
 from r1jax.core.atomic_file import replace_file
 from r1jax.core.errors import UserError
+from r1jax.core.processes.agreement import digest_code, digest_items
 from r1jax.core.startup.program_cache import find_user_cache
 from r1jax.core.startup.voice import activity
 from r1jax.runs.chips import Chip, Topology
@@ -144,16 +143,7 @@ def _limit_memory() -> None:
 
 def _digest(text: str, topology: Topology) -> str:
     """Name of a result: all that it depends on."""
-    parts = [text, topology.name, str(topology.slices)]
-    for package in ("jax", "jaxlib", "libtpu"):
-        try:
-            parts.append(importlib.metadata.version(package))
-        except importlib.metadata.PackageNotFoundError:
-            parts.append("")
-    code = hashlib.sha256()
-    for path in sorted(pathlib.Path(r1jax.__file__).parent.rglob("*.py")):
-        code.update(path.read_bytes())
-    return hashlib.sha256("\n".join([*parts, code.hexdigest()]).encode()).hexdigest()[:32]
+    return digest_items([text, topology.name, topology.slices, find_versions(), digest_code({})])
 
 
 # --- The config of a candidate ---

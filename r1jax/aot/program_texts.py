@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from r1jax.aot.compiled import bound_seconds, find_bounds
+from r1jax.aot.compiled import bound_seconds, describe_costs, find_limit
 from r1jax.aot.costs import Costs, measure
 from r1jax.core.errors import UserError
 from r1jax.runs.chips import Topology
@@ -26,7 +26,7 @@ class Judged(NamedTuple):
     @property
     def predicted(self) -> float:
         """Predicted seconds."""
-        return self.costs.busy + self.costs.exposed
+        return self.costs.predicted_seconds
 
     def line(self) -> str:
         """The program's line under HEAD."""
@@ -34,30 +34,12 @@ class Judged(NamedTuple):
         return (
             f"{self.name[:27]:<28}{costs.flops / 1e12:>11.4g}{sum(costs.collective_bytes.values()) / 1e9:>9.3g}"
             f"{costs.hbm_bytes / 1e12:>9.3g}{bound_seconds(costs, self.topology.chip):>11.4g}{self.predicted:>11.4g}"
-            f"{costs.exposed:>9.3g}  {self._limit()}"
+            f"{costs.exposed:>9.3g}  {find_limit(costs, self.topology.chip)}"
         )
 
     def as_dict(self) -> dict[str, Any]:
         """Figures per device."""
-        costs = self.costs
-        return {
-            "flops": costs.flops,
-            "memory_traffic_bytes": costs.hbm_bytes,
-            "collectives": {
-                kind: {"count": int(count), "bytes": int(costs.collective_bytes[kind])}
-                for kind, count in sorted(costs.collective_counts.items())
-            },
-            "bound_seconds": bound_seconds(costs, self.topology.chip),
-            "bound_by": self._limit(),
-            "predicted_seconds": self.predicted,
-            "exposed_seconds": costs.exposed,
-            "kernels_without_flops": sorted(costs.unpriced),
-            "open_loops": sorted(costs.unknown_loops),
-        }
-
-    def _limit(self) -> str:
-        bounds = find_bounds(self.costs, self.topology.chip)
-        return max(bounds, key=lambda name: bounds[name])
+        return describe_costs(self.costs, self.topology.chip)
 
 
 def judge_texts(folder: pathlib.Path, topology: Topology) -> Iterator[Judged]:

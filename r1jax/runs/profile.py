@@ -25,12 +25,11 @@ import jax
 
 from r1jax.core.atomic_file import replace_file
 from r1jax.core.startup.voice import activity
-from r1jax.eval.time_split import HOST, SPLIT_FILE
+from r1jax.eval.time_split import FOLDER, HOST, SPLIT_FILE
 from r1jax.runs.model_setup import check
 
 log = logging.getLogger(__name__)
 
-FOLDER = "profile"
 STEP = "r1jax step"  # name of a step's mark in the trace
 
 

@@ -84,27 +84,22 @@ class _Tracker:
     def find_id(self, make: Callable[[], str]) -> tuple[str, bool]:
         """The run's id for the project, and whether it is new: made, and kept in the workdir."""
         file, project = self.workdir / IDS_FILE, str(self.options.get("project", ""))
-        try:
-            ids = json.loads(file.read_text("utf-8"))
-            if isinstance(found := ids[self.name][project], str):
-                return found, False
-        except FileNotFoundError:
-            ids = {}
-        except (ValueError, KeyError, TypeError, RecursionError):
-            ids = ids if isinstance(ids := _read(file), dict) else {}
-        own = ids.get(self.name)
+        ids = _read_mapping(file)
+        own = found if isinstance(found := ids.get(self.name), dict) else {}
+        if isinstance(own.get(project), str):
+            return own[project], False
         made = make()
-        ids[self.name] = {**(own if isinstance(own, dict) else {}), project: made}
-        replace_file(file, json.dumps(ids, indent=1) + "\n")
+        replace_file(file, json.dumps({**ids, self.name: {**own, project: made}}, indent=1) + "\n")
         return made, True
 
 
-def _read(file: pathlib.Path) -> Any:
-    """The content of a JSON file; None if it is garbage, which a new id replaces."""
+def _read_mapping(file: pathlib.Path) -> dict[str, Any]:
+    """The object of a JSON file; {} if there is none, or it is garbage, which a new id replaces."""
     try:
-        return json.loads(file.read_text("utf-8"))
-    except (ValueError, RecursionError):
-        return None
+        found = json.loads(file.read_text("utf-8"))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 class WandB(_Tracker):
