@@ -17,7 +17,7 @@ import jax
 from flax import nnx
 
 from r1jax.aot.timeline import EFFICIENCY
-from r1jax.core.sharding import FOLLOWS, RULES
+from r1jax.core.sharding import FOLLOWS, RULES, list_leaves
 from r1jax.models.flops import Work, count_work
 from r1jax.models.layers import Dtypes
 from r1jax.models.transformer import logical_axes, split
@@ -109,11 +109,7 @@ class Job:
         """Parameters on a device, split over these mesh axes (none: all); None where a dimension is not divisible."""
         sizes = {axis: getattr(candidate, axis, 1) for axis in ("data", "fsdp", "expert", "tensor")}
         total = 0.0
-        for leaf, names in zip(
-            jax.tree.leaves(self.params),
-            jax.tree.leaves(self.axes, is_leaf=lambda x: isinstance(x, tuple)),
-            strict=True,
-        ):
+        for leaf, names in list_leaves(self.params, self.axes):
             parts = 1
             for size, name in zip(leaf.shape, names, strict=True):
                 target = RULES.get(FOLLOWS.get(name, name)) if name else None

@@ -304,6 +304,12 @@ def abstract_tree(tree: Any, axes: Any) -> Any:
     return jax.tree.map(lambda x, axes: abstract_array(x.shape, x.dtype, axes), tree, axes)
 
 
+def list_leaves(tree: Any, axes: Any) -> list[tuple[Any, Axes]]:
+    """Each array of a tree with its logical axes, of a tree of the same form."""
+    flat = jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple))
+    return list(zip(jax.tree.leaves(tree), flat, strict=True))
+
+
 def is_abstract(tree: Any) -> bool:
     """Whether a tree holds shapes in the place of arrays."""
     return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))

@@ -20,8 +20,8 @@ from r1jax.rewards.base import read_rewards
 from r1jax.rl.grpo_config import GRPOConfig
 from r1jax.rl.updates import Updates
 from r1jax.rollout.engine import Engine
-from r1jax.rollout.handover import Handover, find_bytes, find_weights
-from r1jax.rollout.layout import choose_layout
+from r1jax.rollout.handover import Handover, find_weights
+from r1jax.rollout.layout import choose_layout, find_bytes
 from r1jax.rollout.slots import EngineConfig
 from r1jax.runs.hardware import find_device_memory
 from r1jax.runs.sampler import Sampler

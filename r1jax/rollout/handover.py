@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from r1jax.core.sharding import Layout, partition, use_layout
+from r1jax.core.sharding import Layout, list_leaves, partition, use_layout
 from r1jax.core.structs import Program
 from r1jax.models.dispatch import Dispatch
 from r1jax.models.experts import MoE
@@ -105,12 +105,13 @@ class Handover:
         """The places of each array in both layouts, in the axes of the fine mesh."""
         if (fine := self._fine) is None:
             return []
-        find = lambda x, axes: (
-            find_places(self.training, axes, x.shape, fine.source),
-            find_places(self.layout, axes, x.shape, fine.target),
-        )
-        plans = jax.tree.map(lambda x, axes: _Plan(*find(x, axes)), self.weights.shapes, self.weights.axes)
-        return [(plan.source, plan.target) for plan in jax.tree.leaves(plans)]
+        return [
+            (
+                find_places(self.training, axes, x.shape, fine.source),
+                find_places(self.layout, axes, x.shape, fine.target),
+            )
+            for x, axes in list_leaves(self.weights.shapes, self.weights.axes)
+        ]
 
 
 # --- The model that samples ---
@@ -148,24 +149,11 @@ def fit_graph(graph: nnx.GraphDef, params: Params, dtype: str) -> nnx.GraphDef:
     return split(model)[0]
 
 
-def find_bytes(params: Params, *, width: int = 0) -> int:
-    """Bytes of a device for arrays or shapes with shardings, as they are or with so many bytes a number."""
-    shape = lambda x: x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
-    return sum(math.prod(shape(x)) * (width or x.dtype.itemsize) for x in jax.tree.leaves(params))
-
-
 def _without_depths(tree: Any) -> Any:
     return {name: part for name, part in tree.items() if name != "mtp"}
 
 
 # --- The plan of an array ---
-
-
-class _Plan:
-    """Places of an array in two layouts, as one leaf of a tree."""
-
-    def __init__(self, source: Places, target: Places):
-        self.source, self.target = source, target
 
 
 class FineMesh(NamedTuple):

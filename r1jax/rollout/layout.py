@@ -30,6 +30,7 @@ from r1jax.core.sharding import (
     Rules,
     abstract_tree,
     batch_parts,
+    list_leaves,
     resolve_sizes,
     use_layout,
 )
@@ -68,12 +69,11 @@ class Weights:
     @property
     def experts(self) -> tuple[int, int]:
         """Number of experts, and their width; (0, 0) without."""
-        flat = jax.tree.leaves(jax.tree.map(lambda x, axes: _Leaf(x, axes), self.shapes, self.axes))
-        found = [leaf for leaf in flat if "experts" in leaf.axes and "expert_mlp" in leaf.axes]
-        if not found:
-            return 0, 0
-        size = dict(zip(found[0].axes, found[0].shape.shape, strict=True))
-        return size["experts"], size["expert_mlp"]
+        for leaf, axes in list_leaves(self.shapes, self.axes):
+            if "experts" in axes and "expert_mlp" in axes:
+                size = dict(zip(axes, leaf.shape, strict=True))
+                return size["experts"], size["expert_mlp"]
+        return 0, 0
 
     def place(self, layout: Layout) -> Params:
         """The shapes with shardings in a layout. Raises UserError, naming config.rollout, where they do not divide."""
@@ -85,15 +85,13 @@ class Weights:
 
     def bytes_in(self, layout: Layout) -> int:
         """Bytes of a device."""
-        shapes = jax.tree.leaves(self.place(layout))
-        return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in shapes)
+        return find_bytes(self.place(layout))
 
 
-class _Leaf:
-    """A shape with its axes, as one leaf of a tree."""
-
-    def __init__(self, shape: Any, axes: tuple[str | None, ...]):
-        self.shape, self.axes = shape, axes
+def find_bytes(params: Params, *, width: int = 0) -> int:
+    """Bytes of a device for arrays or shapes with shardings, as they are or with so many bytes a number."""
+    shape = lambda x: x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
+    return sum(math.prod(shape(x)) * (width or x.dtype.itemsize) for x in jax.tree.leaves(params))
 
 
 def name_rollout(message: str) -> str:

@@ -27,8 +27,8 @@ from r1jax.models import stacks
 from r1jax.models.families import deepseek_v3, llama
 from r1jax.models.transformer import Params, logical_axes, split
 from r1jax.rollout.engine import Engine
-from r1jax.rollout.handover import Handover, Move, find_bytes, find_weights, plan_moves
-from r1jax.rollout.layout import choose_layout
+from r1jax.rollout.handover import Handover, Move, find_weights, plan_moves
+from r1jax.rollout.layout import choose_layout, find_bytes
 from r1jax.rollout.slots import EngineConfig
 from tests.models.test_expert_meshes import CONFIG as LATENT
 
