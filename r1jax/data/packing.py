@@ -190,10 +190,8 @@ def _lay_out(
             aimed["targets"][row, aim:end] = ids
             aimed["source"][row, aim:end] = np.arange(starts[i], starts[i] + len(ids))
             aimed["sequences"][row, aim:end] = number
+            prefix = 0  # prompt and completion are one segment, unless others share the prompt
             if shape.share_prompts:
-                segment += 1
-                at = feed(row, at, ids[:-1], len(prompt), segment, prompt_segment)
-            else:  # prompt and completion are one segment
-                at = feed(row, at, ids[:-1], len(prompt), segment, 0)
-            aim = end
+                segment, prefix = segment + 1, prompt_segment
+            at, aim = feed(row, at, ids[:-1], len(prompt), segment, prefix), end
     return PackedRows(**fed, **aimed)
