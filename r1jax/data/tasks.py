@@ -229,7 +229,7 @@ def leave_out_long(
                 "the data, and config.data.long_prompts=skip leaves such rows out"
             )
         kept.append(rows if fits.all() else choose_rows(rows, np.flatnonzero(fits)))
-        longest = max(longest, sizes[fits].max(initial=0))
+        longest = max(longest, int(sizes[fits].max(initial=0)))
         counts.append(int((~fits).sum()))
     if not kept[0]:
         raise UserError(f"no prompt of config.data has at most {limit} tokens ({rule})")

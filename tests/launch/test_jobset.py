@@ -109,7 +109,9 @@ def test_a_run_that_ends_well_completes_the_jobset(cluster: Cluster) -> None:
 @pytest.mark.parametrize("code", [2, 77])
 def test_a_mistake_or_a_diverged_run_ends_the_jobset_at_once(cluster: Cluster, code: int) -> None:
     cluster.apply(
-        f'if [ $JOB_COMPLETION_INDEX = 1 ]; then exit {code}; fi; trap "exit 75" TERM; while :; do sleep 0.1; done'
+        'ready="$STANDIN/ready"\n'
+        f'if [ $JOB_COMPLETION_INDEX = 1 ]; then until [ -e "$ready" ]; do sleep 0.1; done; exit {code}; fi\n'
+        'trap "exit 75" TERM; touch "$ready"; while :; do sleep 0.1; done'
     )
     status = cluster.wait()
     assert status["phase"] == "Failed" and status["restarts"] == 0 and status["codes"] == [75, code]
