@@ -66,6 +66,18 @@ def check_sizes(hf: Mapping[str, Any]) -> None:
             raise UserError(f"config.json: {key} must be a positive number, got {str(value)[:60]!r}")
 
 
+def read_either(hf: Mapping[str, Any], name: str, newer: str) -> Any:
+    """A value under the name of the released files, or under that of newer releases of transformers.
+
+    Raises KeyError, of the former, if there is neither.
+    """
+    value = hf.get(name)
+    value = hf.get(newer) if value is None else value
+    if value is None:
+        raise KeyError(name)
+    return value
+
+
 def read_rope(hf: Mapping[str, Any]) -> tuple[float, RopeScaling | YaRN | None]:
     """RoPE theta and scaling from `rope_scaling` (hub files) or `rope_parameters` (newer files).
 

@@ -17,7 +17,7 @@ from flax import nnx
 from r1jax.models.dispatch import GROUPED, Dispatch
 from r1jax.models.experts import Gate, MoE, group_layers
 from r1jax.models.families import dense
-from r1jax.models.families.hf_config import Names
+from r1jax.models.families.hf_config import Names, read_either
 from r1jax.models.layers import FLOAT32, Dtypes, GatedMLP
 from r1jax.models.transformer import Block, Transformer
 
@@ -77,7 +77,7 @@ def from_hf(hf: Mapping[str, Any]) -> Config:
         hf,
         _FIXED,
         expert_size=hf["moe_intermediate_size"],
-        num_experts=hf["num_experts"],
+        num_experts=read_either(hf, "num_experts", "num_local_experts"),
         active_experts=hf["num_experts_per_tok"],
         normalize=hf.get("norm_topk_prob", False),
         dense_layers=tuple(hf.get("mlp_only_layers") or ()),

@@ -46,6 +46,18 @@ def test_the_released_shape_as_the_hub_writes_it() -> None:
     assert qwen3_moe.from_hf(HUB) == qwen3_moe.VARIANTS["qwen3_30b_a3b"]
 
 
+def test_the_released_shape_as_newer_transformers_write_it() -> None:
+    newer = {
+        **HUB,
+        "num_local_experts": HUB["num_experts"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+    }
+    del newer["num_experts"], newer["rope_theta"]
+    assert qwen3_moe.from_hf(newer) == qwen3_moe.VARIANTS["qwen3_30b_a3b"]
+    with pytest.raises(KeyError, match="num_experts"):
+        qwen3_moe.from_hf({key: value for key, value in HUB.items() if key != "num_experts"})
+
+
 @pytest.mark.parametrize(
     ("name", "total", "active"),
     [("qwen3_30b_a3b", 30_532_122_624, 3.35e9), ("qwen3_235b_a22b", 235_093_634_560, 22.2e9)],
