@@ -5,7 +5,8 @@
 - Llama 3.1: the whole reply is `{"name": …, "parameters": {…}}`, after `<|python_tag|>` or not; several with `;`.
 - DeepSeek V3 and R1: `<｜tool▁call▁begin｜>function<｜tool▁sep｜>NAME\\n```json\\n{…}\\n```<｜tool▁call▁end｜>`.
 
-A call that does not parse stays text, so that nothing a model wrote is lost. Sources: the models' chat templates.
+A call that does not parse stays text, so that nothing a model wrote is lost; `find_broken_calls` lists such texts.
+Sources: the models' chat templates.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ _DEEPSEEK = re.compile(
     re.DOTALL,
 )
 _DEEPSEEK_FRAME = re.compile(r"<｜tool▁calls▁(?:begin|end)｜>")
+_DEEPSEEK_BEGIN = "<｜tool▁call▁begin｜>"
 _PYTHON_TAG = "<|python_tag|>"
 
 
@@ -49,6 +51,13 @@ def parse_tool_calls(text: str) -> tuple[str, list[ToolCall]]:
         if calls:
             return _DEEPSEEK_FRAME.sub("", rest).strip(), calls
     return _read_bare(text)
+
+
+def find_broken_calls(rest: str) -> list[str]:
+    """Texts in what `parse_tool_calls` left over that begin as a call does and could not be read."""
+    marks = [match.group(0) for match in _HERMES.finditer(rest)]
+    marks += [rest[place:] for mark in (_DEEPSEEK_BEGIN, _PYTHON_TAG) if (place := rest.find(mark)) >= 0]
+    return marks
 
 
 def _read_tagged(match: re.Match) -> ToolCall | None:
