@@ -99,7 +99,7 @@ class Rows:
 @dataclasses.dataclass
 class _Sequence:
     """The host's view of a slot: how it is sampled, the number of tokens sampled so far, given tokens that wait to be
-    fed, the number of tokens in the cache, and the last token sampled.
+    fed, the number of tokens in the cache, the last token sampled, and those of the last burst.
     """
 
     sampling: Sampling
@@ -109,6 +109,7 @@ class _Sequence:
     length: int = 0
     last: int = -1
     is_sampled: bool = False
+    burst: tuple[int, ...] = ()
 
 
 class ContinuousEngine:
@@ -127,9 +128,18 @@ class ContinuousEngine:
         self._stop = jax.jit(_stop, donate_argnums=0)
         static = ("filtered", "alternatives")
         self._decode = jax.jit(functools.partial(_decode, graph, config), donate_argnums=1, static_argnames=static)
-        self._params = params
-        self._rows: Rows = jax.jit(functools.partial(_init, graph, config))(params)
-        self._held: dict[int, _Sequence] = {}
+        self._init = jax.jit(functools.partial(_init, graph, config))
+        self.load(params)
+
+    @in_layout
+    def load(self, params: Params) -> None:
+        """Takes weights; all slots are free then."""
+        self._params, self._held = params, dict[int, _Sequence]()
+        self._rows: Rows = self._init(params)
+
+    def unload(self) -> None:
+        """Gives up weights and slots, so that their memory is free until `load`."""
+        del self._params, self._rows
 
     @property
     def free(self) -> int:
@@ -166,6 +176,17 @@ class ContinuousEngine:
         self._check(held.length + 1 + len(tokens), sampling)
         held.waiting, held.sampling = [held.last, *tokens], sampling
 
+    def cut(self, slot: int, count: int) -> None:
+        """Parks a slot behind the first `count` (at least 1) tokens of its last burst; the others are as if they had
+        never been sampled, though they were computed.
+        """
+        held = self._held[slot]
+        if held.is_sampled:
+            self._rows = self._stop(self._rows, np.int32(slot))
+        ids, forgotten = held.burst, len(held.burst) - count
+        held.length, held.done, held.last = held.length - forgotten, held.done - forgotten, ids[count - 1]
+        held.is_sampled, held.burst = False, ids[:count]
+
     def close(self, slot: int) -> None:
         """Frees a slot, whatever it does."""
         if self._held.pop(slot).is_sampled:
@@ -193,6 +214,7 @@ class ContinuousEngine:
         for slot, held in live.items():
             ids = tuple(tokens[slot, : count[slot]].tolist())
             held.length, held.done, held.last = held.length + len(ids), held.done + len(ids), ids[-1]
+            held.burst = ids
             held.is_sampled, self.computed = bool(active[slot]), self.computed + len(ids)
             reason: FinishReason = "stop" if held.last in held.sampling.stop_ids else "length"
             spent = tuple(logprobs[slot, : count[slot]].tolist())

@@ -61,10 +61,12 @@ class Naive:
     sampled: int = 0
     part: int = 0  # sampled since the limit began to count
     is_over: bool = False
+    burst: int = 0  # tokens of the last burst that can still be cut
 
     def check(self, model: tuple[Any, Any], burst: Burst) -> int:
         """Compares a burst token by token; returns the number of tokens that had to be computed for it."""
         computed, self.uncomputed = self.uncomputed + len(burst.tokens), 0
+        self.burst = len(burst.tokens)
         for found, logprob in zip(burst.tokens, burst.logprobs, strict=True):
             assert not self.is_over
             uniform = draw_uniform(self.seed, self.sampled)
@@ -91,7 +93,9 @@ class Mixture:
 
     def run(self, calls: int) -> None:
         for _ in range(calls):
-            name = self.draw.choice(["open", "open", "extend", "extend", "step", "step", "step", "close", "preempt"])
+            name = self.draw.choice(
+                ["open", "open", "extend", "extend", "step", "step", "step", "close", "preempt", "cut"]
+            )
             self.done[name] += getattr(self, name)()
         assert self.engine.computed == self.computed
 
@@ -118,6 +122,7 @@ class Mixture:
             return False
         self.engine.extend(slot, tokens, sampling)
         one.tokens += tokens
+        one.burst = 0
         one.sampling, one.part, one.is_over, one.uncomputed = sampling, 0, False, len(tokens)
         return True
 
@@ -128,6 +133,19 @@ class Mixture:
         assert {burst.slot for burst in bursts} == expected
         self.computed += sum(self.live[burst.slot].check(self.model, burst) for burst in bursts)
         return bool(bursts)
+
+    def cut(self) -> bool:
+        """Parks a slot within its last burst, as where a text ends a turn."""
+        burst = {slot: one for slot, one in self.live.items() if one.burst}
+        if not burst:
+            return False
+        one = burst[slot := self.draw.choice(sorted(burst))]
+        kept = self.draw.randint(1, one.burst)
+        self.engine.cut(slot, kept)
+        gone = one.burst - kept
+        del one.tokens[len(one.tokens) - gone :]
+        one.sampled, one.burst, one.is_over = one.sampled - gone, kept, True
+        return True
 
     def close(self) -> bool:
         """Frees a slot at any moment."""
@@ -160,8 +178,8 @@ class Mixture:
 @pytest.mark.parametrize("seed", range(2))
 def test_any_mixture_gives_what_each_sequence_gives_by_itself(model: tuple[Any, Any], seed: int) -> None:
     mixture = Mixture(model, seed)
-    mixture.run(70)
-    assert min(mixture.done[name] for name in ("open", "extend", "step", "close", "preempt")) >= 2
+    mixture.run(80)
+    assert min(mixture.done[name] for name in ("open", "extend", "step", "close", "preempt", "cut")) >= 2
 
 
 def test_neighbours_and_times_of_arrival_change_no_bit(model: tuple[Any, Any]) -> None:

@@ -162,8 +162,8 @@ class Dialogue:
     # --- What follows it ---
 
     def answer_calls(self, turn: Turn, results: Sequence[str], last: int) -> Answer:
-        """Tokens that follow a turn's calls: a result for each, and errors of its broken calls behind them. last: id with
-        which the turn ended.
+        """Tokens that follow a turn's calls: a result for each, then errors of its broken calls. last: id with which
+        the turn ended.
         """
         names = [call.name for call in turn.calls] + ["unknown"] * (len(results) - len(turn.calls))
         messages: list[Message] = [
