@@ -164,7 +164,7 @@ class Mixture:
         one = self.live.pop(slot := self.draw.choice(going))
         self.engine.close(slot)
         one.sampling = dataclasses.replace(one.sampling, max_new_tokens=one.sampling.max_new_tokens - one.part)
-        one.part, one.uncomputed = 0, len(one.tokens) - 1
+        one.part, one.burst, one.uncomputed = 0, 0, len(one.tokens) - 1
         self.live[self.engine.open(one.tokens, one.sampling, one.seed, done=one.sampled)] = one
         return True
 

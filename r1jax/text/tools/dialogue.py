@@ -109,8 +109,7 @@ class Dialogue:
                 raise UserError("tools of a raw prompt need config.episode.format = tagged")
             return encode_prompt(self.tokenizer, f"{self._instruct()}\n\n{prompt}" if self.tools else prompt)
         if not self.tools or (self.shown.tools and not self.is_tagged):
-            tools = {"tools": self.tools} if self.tools else {}
-            return tuple(self.tokenizer.encode(render(self.tokenizer, prompt, **tools)))
+            return tuple(self.tokenizer.encode(render(self.tokenizer, prompt, tools=self.tools or None)))
         first, *rest = prompt
         told = {**first, "content": f"{self._instruct()}\n\n{join_parts(first.get('content') or '')}"}
         if first.get("role") == "system":
