@@ -3,7 +3,8 @@ policies.
 
 A batch is a dict of arrays: tokens, positions, segments [B, T]; index, targets, sequences, weights, advantages,
 sampler_logprobs [B, R]; and where needed prefixes [B, T], old_logprobs, reference_logprobs [B, R] (see
-data/packing.py); temperature [] if it differs from that of the scoring; experts [B, R, L, A] to impose the sampler's
+data/packing.py), selected [B, R] (tokens of highest entropy); temperature [] if it differs from that of the scoring;
+entropy_coefficient [] where it moves towards a target; experts [B, R, L, A] to impose the sampler's
 expert selections, -1 where there is no target.
 """
 
@@ -27,6 +28,8 @@ from r1jax.losses.policy import LOG_RATIO_LIMIT, PolicyLossConfig, policy_loss
 from r1jax.models.transformer import Params, merge
 
 Batch = dict[str, jax.Array]
+
+MEANS = ("clip_ratio/", "correction/", "off_policy/", "vespo/")  # metrics that are means over tokens
 
 # Arrays of a batch that log-probs depend on; the others belong to the loss.
 SCORED = ("tokens", "positions", "segments", "prefixes", "index", "targets", "temperature", "experts")
@@ -56,6 +59,15 @@ def make_scorer(graph: nnx.GraphDef, scoring: Scoring) -> Callable[[Params, Batc
         return score_rows(graph, params, batch, scoring)[0]
 
     return score
+
+
+def make_entropies(graph: nnx.GraphDef, scoring: Scoring) -> Callable[[Params, Batch], jax.Array]:
+    """Function like that of `make_scorer`, to the entropy (nats) of the distribution of each target [B, R]."""
+
+    def measure(params: Params, batch: Batch) -> jax.Array:
+        return score_rows(graph, params, batch, scoring)[1]
+
+    return measure
 
 
 def score_rows(graph: nnx.GraphDef, params: Params, batch: Batch, scoring: Scoring) -> tuple[jax.Array, jax.Array]:
@@ -105,7 +117,8 @@ def _check_shapes(batch: Batch) -> None:
         given("tokens", "positions", "segments", "prefixes"),
         custom_message="tokens, positions, segments and prefixes of a batch must be [B, T]",
     )
-    values = ("targets", "sequences", "weights", "advantages", "sampler_logprobs", "old_logprobs", "reference_logprobs")
+    logprobs = ("sampler_logprobs", "old_logprobs", "reference_logprobs")
+    values = ("targets", "sequences", "weights", "advantages", *logprobs, "selected")
     chex.assert_equal_shape(
         given("index", *values), custom_message=f"index, {', '.join(values)} of a batch must be [B, R]"
     )
@@ -144,8 +157,14 @@ def make_loss(graph: nnx.GraphDef, config: PolicyLossConfig, scoring: Scoring, *
             sampler_logprobs=batch["sampler_logprobs"],
             entropy=entropy,
             sequences=batch.get("sequences"),
+            selected=batch.get("selected"),
+            entropy_coefficient=batch.get("entropy_coefficient"),
         )
         sums = {**sums, **compare_sampler(*jax.lax.stop_gradient((logprobs, entropy)), batch)}
+        if "selected" in batch:
+            chosen = batch["selected"] * (batch["weights"] > 0)
+            sums["selected/tokens"] = chosen.sum()
+            sums["selected/entropy"] = jnp.where(chosen > 0, jax.lax.stop_gradient(entropy), 0.0).sum()
         if router:
             sums |= {f"router/{key}": router[key].sum() for key in ("overflow", "replayed", "agreed") if key in router}
             sums[LOAD] = router["load"]
@@ -192,8 +211,18 @@ def summarize(updates: list[list[dict[str, Any]]]) -> dict[str, float]:
         metrics["router/agreement"] = first["router/agreed"].sum() / max(first["router/replayed"].sum(), 1.0)
     if "router/overflow" in table:
         metrics["router/overflow"] = table["router/overflow"].sum()
-    means = [key for key in table if key == "kl" or key.startswith(("clip_ratio/", "correction/"))]
+    if "selected/tokens" in table:
+        metrics["entropy_selected"] = table["selected/entropy"].sum() / max(table["selected/tokens"].sum(), 1.0)
+    means = [key for key in table if key == "kl" or key.startswith(MEANS)]
     return metrics | {key: table[key].sum() / tokens for key in means}
+
+
+def mean_entropy(parts: list[dict[str, Any]]) -> float:
+    """Mean entropy of an update's tokens that have a surrogate, from the sums of its micro-batches."""
+    table = _tabulate(parts)
+    names = ("selected/entropy", "selected/tokens") if "selected/tokens" in table else ("entropy", "tokens")
+    total, tokens = (table[name].sum() for name in names)
+    return float(total / max(tokens, 1.0))
 
 
 def _tabulate(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:

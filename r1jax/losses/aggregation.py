@@ -3,7 +3,7 @@
 "token" is the mean over all completion tokens of the update (DAPO, 2503.14476); "sequence" the mean over completions of
 each one's token mean (DeepSeekMath, 2402.03300); "constant" the sum over tokens divided by the number of completions
 times a constant length, so that a token's weight does not depend on the length of its completion (Dr. GRPO,
-2503.20783).
+2503.20783); "sum" the same without the length, the mean over completions of their sums (LUSPO, 2602.05261).
 
 Denominators are those of the whole update: each micro-batch contributes its share of one global mean, so the gradient
 depends neither on the micro-batch size nor on the mesh.
@@ -16,7 +16,7 @@ from typing import Literal
 import chex
 import numpy as np
 
-Aggregation = Literal["token", "sequence", "constant"]
+Aggregation = Literal["token", "sequence", "constant", "sum"]
 
 
 def token_weights(
@@ -36,5 +36,5 @@ def token_weights(
     elif aggregation == "sequence":
         weights = 1.0 / (np.maximum(lengths, 1.0) * count)
     else:
-        weights = np.full(lengths.shape, 1.0 / (count * constant))
+        weights = np.full(lengths.shape, 1.0 / (count * (constant if aggregation == "constant" else 1)))
     return np.where(kept, weights, 0.0)

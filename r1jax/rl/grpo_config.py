@@ -304,7 +304,10 @@ def _check_controls(settings: GRPOConfig) -> None:
         check(f"curriculum.{name}", value := getattr(curriculum, name), 0 <= value <= 1, "must be from 0 to 1")
     for name in ("kl_coefficient", "entropy_coefficient"):
         check(f"loss.{name}", value := getattr(loss, name), abs(value) < math.inf, "must be finite")
-    for name in ("clip_low", "clip_high", "clip_delta", "kl_coefficient", "importance_correction_low"):
+    lower = ("clip_low", "clip_high", "clip_delta", "kl_coefficient", "importance_correction_low")
+    weights = ("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg", "off_policy_mask_threshold")
+    entropy = ("entropy_target", "entropy_coefficient_delta", "entropy_coefficient_min")
+    for name in (*lower, *weights, *entropy):
         check(f"loss.{name}", value := getattr(loss, name), value >= 0, "must be 0 or more")
     check(
         "loss.importance_correction_high",
@@ -319,6 +322,23 @@ def _check_controls(settings: GRPOConfig) -> None:
         loss.importance_correction == "none" or not own,
         "compares trainer and sampler, which config.train.old_logprobs = 'sampler' takes for the same",
     )
+    for name in ("sapo_temperature_pos", "sapo_temperature_neg"):
+        check(f"loss.{name}", value := getattr(loss, name), value > 0, "must be above 0")
+    check(
+        "loss.top_entropy_quantile",
+        loss.top_entropy_quantile,
+        0 <= loss.top_entropy_quantile <= 1,
+        "must be from 0 to 1",
+    )
+    largest = loss.entropy_coefficient_max
+    check(
+        "loss.entropy_coefficient_max",
+        largest,
+        largest >= loss.entropy_coefficient_min,
+        "must be at least the smallest",
+    )
+    by_tokens = loss.surrogate != "vespo" or not loss.importance_correction.startswith("sequence")
+    check("loss.importance_correction", loss.importance_correction, by_tokens, "must be by tokens with surrogate vespo")
     check(
         "dynamic_sampling.max_rounds",
         settings.dynamic_sampling.max_rounds,

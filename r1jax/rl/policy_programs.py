@@ -101,7 +101,8 @@ def make_updates(
 
 
 def list_policy_programs(settings: GRPOConfig, handover: Handover, engine: Engine, updates: Updates) -> list[Program]:
-    """Programs accumulate, apply, logprobs (if old or reference log-probs are computed); weights (where rollouts
+    """Programs accumulate, apply, logprobs (if old or reference log-probs are computed), entropies (if tokens are
+    selected by them); weights (where rollouts
     have a layout of their own), prefill, insert, decode, collect (on several devices); judge.prefill,
     judge.insert, judge.decode, judge.collect if a reward asks the policy.
 
@@ -118,7 +119,7 @@ def list_policy_programs(settings: GRPOConfig, handover: Handover, engine: Engin
     resident = {
         "accumulate": (policy.opt_state, updates.reference, slots),
         "apply": (updates.frozen, slots),
-        "logprobs": (*kept, slots),
+        **dict.fromkeys(("logprobs", "entropies"), (*kept, slots)),
         "weights": kept,
         "prefill": (*sampling, slots),
         **dict.fromkeys(("insert", "collect"), (policy, updates.frozen, () if handover.is_identity else weights)),

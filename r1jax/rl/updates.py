@@ -20,7 +20,7 @@ from r1jax.data.packing import PackedRows, RowShape, pack_completions
 from r1jax.learner.balance import LOAD, measure_load
 from r1jax.learner.objective import Objective
 from r1jax.learner.optimizer import make_optimizer, make_schedule
-from r1jax.learner.policy_objective import SCORED, Scoring, make_scorer, summarize
+from r1jax.learner.policy_objective import SCORED, Scoring, make_entropies, make_scorer, mean_entropy, summarize
 from r1jax.learner.state import TrainState, abstract_state, init_state, state_places
 from r1jax.learner.step import Frozen, Learner
 from r1jax.learner.trainable import Trainable
@@ -28,6 +28,7 @@ from r1jax.learner.update_guard import UpdateGuard
 from r1jax.losses.aggregation import token_weights
 from r1jax.losses.policy import estimate_kl
 from r1jax.models.transformer import Params
+from r1jax.rl.entropy_control import EntropyControl
 from r1jax.rl.grpo_config import GRPOConfig
 from r1jax.rl.rollout_batch import Groups
 
@@ -71,6 +72,8 @@ class Updates:
             loss, self.optimizer, bias_rate=settings.train.bias_rate, guard=self.guard, places=places
         )
         self.logprobs = jax.jit(make_scorer(trainable.graph, scoring))
+        self.entropies = jax.jit(make_entropies(trainable.graph, scoring))
+        self.entropy_control = EntropyControl(settings.loss)
         copy = lambda tree: tree if is_abstract(tree) else jax.tree.map(jnp.copy, tree)
         self.reference = copy(params) if settings.loss.kl_coefficient else None
         self.policy: TrainState = init_state(params, axes, self.optimizer)
@@ -94,17 +97,19 @@ class Updates:
 
     @in_layout
     def programs(self) -> list[Program]:
-        """accumulate, apply, and logprobs where they are computed apart from the loss; for full rows, and for abstract
-        parameters. Left out: `mix`, which moves the reference.
+        """accumulate, apply, and logprobs and entropies where they are computed apart from the loss; for full rows, and
+        for abstract parameters. Left out: `mix`, which moves the reference.
         """
-        batch, shape = self.abstract_batch(), self.shape
+        batch, shape, settings = self.abstract_batch(), self.shape, self.settings.loss
         rows = self._rows_per_batch()
         counts = rows * shape.length, rows * shape.targets, rows * shape.pairs
         useful = self.work.train(*counts) + self.objective.work.forward(*counts)
         programs = self.learner.programs(self.abstract_policy(), self.frozen, batch, useful)
+        scored = self.weights(), {name: batch[name] for name in SCORED if name in batch}
         if self.recomputes_old or self.reference is not None:
-            scored = {name: batch[name] for name in SCORED if name in batch}
-            programs.append(Program("logprobs", self.logprobs, (self.weights(), scored), self.work.forward(*counts)))
+            programs.append(Program("logprobs", self.logprobs, scored, self.work.forward(*counts)))
+        if settings.top_entropy_quantile < 1:
+            programs.append(Program("entropies", self.entropies, scored, self.work.forward(*counts)))
         return programs
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -124,12 +129,16 @@ class Updates:
             arrays["old_logprobs"] = (aimed, jnp.float32)
         if self.reference is not None and settings.loss.kl_in == "loss":
             arrays["reference_logprobs"] = (aimed, jnp.float32)
+        if settings.loss.top_entropy_quantile < 1:
+            arrays["selected"] = (aimed, jnp.float32)
         if settings.train.replay_experts:
             arrays["experts"] = ((*aimed, *self.trainable.routing), jnp.int16)
         rows = self._rows_per_batch()
         batch = {name: _abstract((rows, *shape), dtype) for name, (shape, dtype) in arrays.items()}
         if settings.rollout.temperature_schedule:
             batch["temperature"] = _abstract((), jnp.float32)
+        if settings.loss.entropy_target:
+            batch["entropy_coefficient"] = _abstract((), jnp.float32)
         return batch
 
     @property
@@ -214,8 +223,13 @@ class Updates:
             plans = [self._add_logprobs("reference_logprobs", self.reference, *plan, temperature) for plan in plans]
         outcomes, sums = [], []
         for packed, arrays in plans:
+            if settings.loss.top_entropy_quantile < 1:
+                packed, arrays = self._select_tokens(packed, arrays, temperature)
             batches = self._batches(packed, arrays, temperature)
             self.policy, outcome, parts = self.learner.update(self.policy, self.frozen, batches)
+            if settings.loss.entropy_target:
+                parts = distributed.fetch(parts)
+                self.entropy_control.observe(mean_entropy(parts))
             outcomes.append(outcome)
             sums.append(parts)
         outcomes, sums = distributed.fetch((outcomes, sums))
@@ -223,6 +237,8 @@ class Updates:
         metrics = {key: float(np.mean([outcome[key] for outcome in outcomes])) for key in ("loss", "grad_norm")}
         metrics["learning_rate"] = float(self.schedule(int(self.policy.updates) - 1))
         metrics |= summarize(sums) | self._move_reference() | self.guard.take_metrics()
+        if settings.loss.has_entropy_bonus:
+            metrics["entropy_coefficient"] = self.entropy_control.coefficient
         if loads := [outcome[LOAD] for outcome in outcomes if LOAD in outcome]:
             metrics |= measure_load(np.sum(loads, axis=0))
         flops = self.work.train(fed, targets, pairs) + self.objective.work.forward(fed, targets, pairs)
@@ -285,6 +301,8 @@ class Updates:
         ]
         if "temperature" in names:
             pieces = [{**piece, "temperature": np.float32(temperature)} for piece in pieces]
+        if "entropy_coefficient" in names:
+            pieces = [{**piece, "entropy_coefficient": np.float32(self.entropy_control.applied)} for piece in pieces]
         place = lambda x: sharding(("batch", *[None] * (x.ndim - 1))[: x.ndim], x.shape, name="micro-batch")
         return [distributed.put_global(piece, jax.tree.map(place, piece)) for piece in pieces]
 
@@ -292,14 +310,33 @@ class Updates:
         self, name: str, params: Params, packed: PackedRows, arrays: Arrays, temperature: float
     ) -> tuple[PackedRows, Arrays]:
         """Log-probs of the rows under trained `params`, as one value per completion token."""
+        values, _ = self._measure(self.logprobs, params, packed, arrays, temperature)
+        return packed, {**arrays, name: values}
+
+    def _select_tokens(self, packed: PackedRows, arrays: Arrays, temperature: float) -> tuple[PackedRows, Arrays]:
+        """Marks the tokens of the update whose entropy under the current policy is in the highest quantile."""
+        entropies, rated = self._measure(self.entropies, self.policy.params, packed, arrays, temperature)
+        rated &= arrays["weights"] > 0
+        share = 1.0 - self.settings.loss.top_entropy_quantile
+        least = np.quantile(entropies[rated], share) if rated.any() else np.inf
+        return packed, {**arrays, "selected": (rated & (entropies >= least)).astype(np.float32)}
+
+    def _measure(
+        self, program: Any, params: Params, packed: PackedRows, arrays: Arrays, temperature: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Values that a program gives for the rows under trained `params`, one per completion token, and which tokens
+        are in a row; 0 for the others.
+        """
         weights = self.trainable.whole(params)
         batches = self._batches(packed, arrays, temperature)
-        parts = [self.logprobs(weights, {k: batch[k] for k in SCORED if k in batch}) for batch in batches]
+        parts = [program(weights, {k: batch[k] for k in SCORED if k in batch}) for batch in batches]
         laid_out = np.concatenate(distributed.fetch(parts))
         flat = np.zeros_like(arrays["sampler_logprobs"])
         inside = packed.source >= 0
         flat[packed.source[inside]] = laid_out[inside]
-        return packed, {**arrays, name: flat}
+        rated = np.zeros(len(flat), bool)
+        rated[packed.source[inside]] = True
+        return flat, rated
 
 
 def _abstract(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:

@@ -222,6 +222,7 @@ class GRPORun:
             "pools": self.rollouts.curriculum.get_state(),
             "num_tokens": self.num_tokens,
             "guard": self.updates.guard.get_state(),
+            **({"entropy": self.updates.entropy_control.get_state()} if self.settings.loss.entropy_target else {}),
         }
 
     def resume(self, metadata: dict[str, Any]) -> None:
@@ -230,6 +231,7 @@ class GRPORun:
         self.rollouts.curriculum.set_state(metadata["pools"])
         self.num_tokens = metadata["num_tokens"]
         self.updates.guard.set_state(metadata.get("guard"))
+        self.updates.entropy_control.set_state(metadata.get("entropy"))
 
     def step(self, step: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Rollout, rewards, updates -> (metrics row, sample rows)."""

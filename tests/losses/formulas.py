@@ -14,12 +14,18 @@ BOUNDS = {
     "r1": (-9.0, 11.0),
     "dr_grpo": (0.8, 1.2),
     "dapo": (0.8, 1.28),
+    "bnpo": (0.8, 1.2),
+    "luspo": (1 - 3e-4, 1 + 4e-4),
+    "sapo": (-math.inf, math.inf),
+    "vespo": (-math.inf, math.inf),
     "gspo": (1 - 3e-4, 1 + 4e-4),
     "cispo": (0.0, 5.0),
     "rloo": (0.8, 1.2),
     "reinforce++": (0.8, 1.2),
 }
 KL = {"grpo": 0.04, "r1": 0.001}
+SAPO = (1.0, 1.05)  # temperature where the advantage is positive, elsewhere
+VESPO = ((2.0, 3.0), (3.0, 2.0))  # (k, lambda) where the advantage is not negative, elsewhere
 CORRECTION = (0.7, 1.4)  # the bounds of importance weights
 
 
@@ -85,8 +91,10 @@ def loss_and_gradient(
             getattr(completions, name)[i] for name in ("logprobs", "old", "reference", "sampler")
         )
         length = len(logprobs)
-        if preset in ("grpo", "r1", "gspo"):
+        if preset in ("grpo", "r1", "gspo", "sapo"):
             weight = 1 / (len(taking_part) * length)
+        elif preset == "luspo":
+            weight = 1 / len(taking_part)
         elif preset in ("dr_grpo", "rloo"):
             weight = 1 / (len(taking_part) * CONSTANT)
         else:
@@ -94,30 +102,47 @@ def loss_and_gradient(
         importance = np.exp(old - sampler)
         if correction.startswith("sequence"):
             importance[:] = math.exp(sum(old - sampler))
+        scales = [correct(float(c), correction) for c in importance]
+        product = sum(logprobs - old) + sum(math.log(max(c, 1e-8)) for c in scales)
         for t in range(length):
-            c, inside = float(importance[t]), CORRECTION[0] <= importance[t] <= CORRECTION[1]
-            if correction == "none":
-                c = 1.0
-            elif correction.endswith("mask"):
-                c = c if inside else 0.0
-            else:
-                c = min(max(c, CORRECTION[0]), CORRECTION[1])
+            c = scales[t]
             share = 1.0
             ratio = math.exp(logprobs[t] - old[t])
-            if preset == "gspo":
+            if preset in ("gspo", "luspo"):
                 ratio, share = math.exp(sum(logprobs - old) / length), 1 / length
             clipped = min(max(ratio, low), high)
-            if preset == "cispo":
+            if preset == "sapo":
+                heat = SAPO[0] if A[i] > 0 else SAPO[1]
+                gate = 1 / (1 + math.exp(-heat * (ratio - 1)))
+                loss -= weight * c * 4 / heat * gate * A[i]
+                gradients[i][t] -= weight * c * 4 * gate * (1 - gate) * ratio * A[i]
+            elif preset == "vespo":
+                k, decay = VESPO[0] if A[i] >= 0 else VESPO[1]
+                W = min(max(math.exp(min(product, 20)), 1e-8), math.exp(20))
+                phi = W**k * math.exp(decay * (1 - W))
+                loss -= weight * phi * A[i] * logprobs[t]
+                gradients[i][t] -= weight * phi * A[i]
+            elif preset == "cispo":
                 loss -= weight * c * clipped * A[i] * logprobs[t]
                 gradients[i][t] -= weight * c * clipped * A[i]
             else:
                 loss -= weight * c * min(ratio * A[i], clipped * A[i])
                 if ratio * A[i] <= clipped * A[i]:
                     # The ratio of a sequence moves with each of its tokens.
-                    moved = range(length) if preset == "gspo" else [t]
+                    moved = range(length) if preset in ("gspo", "luspo") else [t]
                     for u in moved:
                         gradients[i][u] -= weight * c * ratio * A[i] * share
             gap = reference[t] - logprobs[t]
             loss += KL.get(preset, 0.0) * weight * (math.exp(gap) - gap - 1)
             gradients[i][t] += KL.get(preset, 0.0) * weight * (1 - math.exp(gap))
     return loss, gradients
+
+
+def correct(weight: float, correction: str) -> float:
+    """An importance weight, truncated or masked."""
+    low, high = CORRECTION
+    if correction == "none":
+        return 1.0
+    if correction.endswith("mask"):
+        return weight if low <= weight <= high else 0.0
+    return min(max(weight, low), high)

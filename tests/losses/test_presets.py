@@ -76,9 +76,11 @@ def spread_out(ragged: list[np.ndarray], places: list[tuple[int, int]], shape: t
 @pytest.mark.parametrize("correction", CORRECTIONS)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_loss_and_gradient_follow_the_formulas(preset: str, correction: str) -> None:
+    if preset == "vespo" and correction.startswith("sequence"):
+        pytest.skip("its weight of a sequence takes corrections of tokens")
     config = make_config(preset, correction)
     for seed in range(2):
-        spread = 3e-4 if preset == "gspo" and seed else 0.3  # its bounds are narrow
+        spread = 3e-4 if preset in ("gspo", "luspo") and seed else 0.3  # its bounds are narrow
         completions = formulas.draw(seed, spread=spread)
         completions.excluded[seed] = True
         expected, ragged = formulas.loss_and_gradient(preset, completions, correction)
@@ -95,7 +97,7 @@ def test_loss_and_gradient_follow_the_formulas(preset: str, correction: str) -> 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_cut_into_micro_batches_changes_nothing(preset: str) -> None:
-    config = make_config(preset, "sequence_truncate")
+    config = make_config(preset, "token_truncate" if preset == "vespo" else "sequence_truncate")
     rows, _ = lay_out(formulas.draw(4), config)
     loss, gradient, sums = run(rows, config, np.float32)
     for size in (2, 8):
@@ -110,7 +112,7 @@ def test_the_cut_into_micro_batches_changes_nothing(preset: str) -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_eight_devices_are_one(preset: str) -> None:
     """Rows spread over devices; a completion lies in one row, so its ratio is a matter of one device."""
-    config = make_config(preset, "sequence_mask")
+    config = make_config(preset, "token_mask" if preset == "vespo" else "sequence_mask")
     rows, _ = lay_out(formulas.draw(4), config)
     expected_loss, expected, _ = run(rows, config, np.float32)
     if not config.kl_coefficient:
@@ -133,9 +135,9 @@ def test_on_policy_the_ratio_is_exactly_one(preset: str) -> None:
     completions.old = completions.logprobs
     rows, _ = lay_out(completions, config)
     _, gradient, sums = run(rows, config, np.float32)
-    assert all(float(sums[name]) == 0 for name in sums)
+    assert all(float(sums[name]) == 0 for name in sums if name.startswith("clip_ratio/"))
     expected = np.where(rows["weights"] > 0, -np.float32(rows["weights"]) * np.float32(rows["advantages"]), 0)
-    if config.ratio == "token":
+    if config.ratio == "token" and config.surrogate != "sapo":
         np.testing.assert_array_equal(gradient, expected)
     else:
         np.testing.assert_allclose(gradient, expected, rtol=1e-5)
@@ -232,6 +234,33 @@ def test_other_knobs_follow_their_formulas(knobs: dict[str, Any]) -> None:
         assert (np.exp(np.concatenate(completions.logprobs) - np.concatenate(completions.old)) > 3).any()
 
 
+def test_sequences_far_from_their_sampler_are_left_out_where_the_advantage_is_negative() -> None:
+    """Equation 9 of DeepSeek-V3.2: the mean of sampler's log-prob - log-prob above the threshold, and A < 0."""
+    completions, threshold = formulas.draw(10, spread=0.05), 0.02
+    config = make_config("dapo", off_policy_mask_threshold=threshold)
+    rows, places = lay_out(completions, config)
+    plain = run(rows, make_config("dapo"), np.float32)[1]
+    _, gradient, sums = run(rows, config, np.float32)
+    A = formulas.advantages("dapo", completions.rewards).ravel()
+    far = [np.mean(s - x) > threshold for s, x in zip(completions.sampler, completions.logprobs, strict=True)]
+    dropped = [np.full(len(x), float(far[i] and A[i] < 0)) for i, x in enumerate(completions.logprobs)]
+    expected = np.where(spread_out(dropped, places, plain.shape) > 0, 0.0, plain)
+    assert 0 < sum(map(sum, dropped)) < sum(map(len, dropped)) and not (expected == plain).all()
+    np.testing.assert_array_equal(gradient, expected)
+    assert float(sums["off_policy/masked_mean"]) == sum(map(sum, dropped))
+
+
+def test_only_selected_tokens_have_a_surrogate() -> None:
+    """The denominators stay (as in TRL), and the KL term reaches every token."""
+    rows, _ = lay_out(formulas.draw(11), make_config("grpo"))
+    chosen = np.random.default_rng(0).integers(0, 2, rows["weights"].shape).astype(float)
+    selected = {**rows, "selected": chosen}
+    without = make_config("grpo", kl_coefficient=0.0)
+    whole, kl = run(rows, make_config("grpo"), np.float32)[1], run(rows, without, np.float32)[1]
+    part = run(selected, make_config("grpo", top_entropy_quantile=0.5), np.float32)[1]
+    np.testing.assert_allclose(part, np.where(chosen > 0, whole, whole - kl), rtol=1e-4, atol=1e-8)
+
+
 def test_the_entropy_bonus_pulls_every_entropy_up() -> None:
     config = make_config("dapo", entropy_coefficient=0.1)
     rows, _ = lay_out(formulas.draw(9), config)
@@ -251,9 +280,12 @@ def test_the_entropy_bonus_pulls_every_entropy_up() -> None:
         ({"ratio": "sequence"}, "sequences"),
         ({"importance_correction": "token_mask"}, "sampler_logprobs"),
         ({"entropy_coefficient": 0.1}, "entropy"),
+        ({"surrogate": "vespo"}, "sequences"),
+        ({"off_policy_mask_threshold": 0.1}, "sampler_logprobs|sequences"),
+        ({"top_entropy_quantile": 0.1}, "selected"),
     ],
 )
 def test_what_a_knob_needs_must_be_there(knobs: dict[str, Any], missing: str) -> None:
     x = jnp.ones((1, 2))
-    with pytest.raises(ValueError, match=f"needs {missing}"):
+    with pytest.raises(ValueError, match=f"needs ({missing})"):
         policy_loss(x, x, x, x, PolicyLossConfig(**knobs))

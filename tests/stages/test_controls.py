@@ -264,3 +264,34 @@ def test_ranks_become_rewards_and_the_bottom_leaves_the_loss(
         assert sorted(set(ranks)) == pytest.approx(np.linspace(0, 1, len(set(ranks))))
         assert (advantages[~others] == 0).all()  # out of the loss, and out of the mean of the others
         assert advantages[others].sum() == pytest.approx(0, abs=1e-6)
+
+
+# --- Entropy and off-policy masks ---
+
+ENTROPIC = {
+    "steps": 2,
+    "loss__preset": "sapo",
+    "loss__aggregation": "sequence",
+    "loss__top_entropy_quantile": 0.25,
+    "loss__entropy_target": 50.0,
+    "loss__entropy_coefficient_delta": 0.05,
+    "loss__off_policy_mask_threshold": 0.001,
+    "train__updates_per_step": 2,
+    "optimizer__schedule": "constant",
+}
+
+
+def test_tokens_of_high_entropy_are_those_of_the_update_and_the_bonus_goes_on_after_a_stop(
+    tiny_model: pathlib.Path, tmp_path: pathlib.Path
+):
+    """The selection is the same in micro-batches of any size, and its entropy above that of all tokens."""
+    whole = train(tmp_path / "whole", tiny_model, checkpoint__every_steps=1, **ENTROPIC, **SHORT)
+    cut = train(tmp_path / "cut", tiny_model, train__micro_batch_size=4, **{**ENTROPIC, "steps": 1}, **SHORT)
+    assert all(row["entropy_selected"] > row["entropy"] for row in whole)
+    for name in ("loss", "grad_norm", "entropy_selected", "off_policy/masked_mean"):
+        assert cut[0][name] == pytest.approx(whole[0][name], rel=1e-4, abs=1e-7), name
+    assert [row["entropy_coefficient"] for row in whole] == pytest.approx([0.1, 0.2])  # below the target always
+    stopped = tmp_path / "stopped"
+    train(stopped, tiny_model, **{**ENTROPIC, "steps": 1}, checkpoint__every_steps=1, **SHORT)
+    resumed = train(stopped, tiny_model, checkpoint__every_steps=1, **ENTROPIC, **SHORT)
+    assert untimed(resumed) == untimed(whole)
