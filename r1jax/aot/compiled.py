@@ -33,6 +33,7 @@ CURES = {
     "prefill": "config.rollout.prefill_batch, config.rollout.slots, or larger config.mesh.fsdp",
     "insert": "config.rollout.slots or config.rollout.max_new_tokens",
     "grow": "config.rollout.cache_pieces=1",
+    "shrink": "config.rollout.tails=0",
     "weights": "larger tensor in config.rollout.mesh, or config.optimizer.offload=true",
     "decode": "config.rollout.slots, config.rollout.max_new_tokens, or larger config.mesh.tensor",
 }

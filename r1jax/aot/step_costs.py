@@ -137,6 +137,7 @@ def count_programs(settings: Any) -> tuple[dict[str, int], int] | None:
         "decode": math.ceil(rollout.completions / rollout.slots) * limit,
         "collect": math.ceil(rollout.completions / max(1, int(rollout.slots * EngineConfig.refill_share))),
         "grow": rollout.cache_pieces - 1,
+        "shrink": 1,
         "logprobs": scored * accumulations,
         "accumulate": accumulations,
         "apply": updates,

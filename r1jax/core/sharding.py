@@ -372,3 +372,14 @@ def batch_parts() -> int:
     if layout.mesh is None:
         return 1
     return math.prod(layout.mesh.shape[a] for a in _mesh_axes(layout.rules["batch"]))
+
+
+def settle(arrays: Any) -> Any:
+    """The same arrays, waited for if several devices of a CPU compute them.
+
+    Simulated devices share a few threads. Where programs with collectives queue up, each may wait for a device whose
+    thread another one holds, for ever.
+    """
+    if current_layout().devices > 1 and jax.default_backend() == "cpu":
+        jax.block_until_ready(arrays)
+    return arrays

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from r1jax.core.sharding import current_layout, in_layout, replicated
+from r1jax.core.sharding import current_layout, in_layout, replicated, settle
 from r1jax.core.structs import Program
 from r1jax.core.watchdog import beat
 from r1jax.learner.balance import LOAD, shift_biases
@@ -76,7 +76,7 @@ class Learner:
             if gradients is None:
                 gradients = self.zeros(state.params)
             gradients, loss, sums_here = self.accumulate(state.params, gradients, frozen, batch)
-            losses.append(loss)
+            losses.append(settle(loss))
             total = loss if total is None else total + loss  # of one shape, whatever the number of micro-batches
             if LOAD in sums_here:
                 load = sums_here.pop(LOAD) if load is None else load + sums_here.pop(LOAD)

@@ -41,6 +41,8 @@ class RolloutConfig(SamplingConfig):
       prefill_batch: prompts prefilled at once, on all devices together.
       ignore_stop: whether completions go on to the limit past their stop tokens, for benchmarks of equal work.
       cache_pieces: steps in which the sampler's cache grows; 1 where it fills the memory (rollout/slots.py).
+      tails: smaller batches, each a quarter of the one before, in which the last completions of a step go on; each
+        compiles decoding once more (0: none; rollout/slots.py).
       mesh: arrangement of the devices for sampling: "auto" (a rule, rollout/layout.py), "same" as in training, or axes
         and sizes (`tensor=8,expert=64`).
       rules: entries over the sampler's table from logical axes to mesh axes (rollout/layout.py).
@@ -58,6 +60,7 @@ class RolloutConfig(SamplingConfig):
     prefill_batch: int = 8
     ignore_stop: bool = False
     cache_pieces: int = 4
+    tails: int = 1
     mesh: str = AUTO
     rules: Mapping[str, str | tuple[str, ...] | None] = dataclasses.field(default_factory=dict, hash=False)
     dtype: Literal["", "float32", "bfloat16", "float16"] = ""
@@ -252,6 +255,7 @@ def check_settings(settings: GRPOConfig) -> None:
     for name in ("prompts_per_step", "slots", "prefill_batch", "cache_pieces"):
         check(f"rollout.{name}", value := getattr(rollout, name), value >= 1, "must be at least 1")
         check(f"rollout.{name}", value, value <= MOST_COMPLETIONS, f"must be at most {MOST_COMPLETIONS}")
+    check("rollout.tails", rollout.tails, 0 <= rollout.tails <= 8, "must be from 0 (none) to 8")
     for name in ("updates_per_step", "micro_batch_size", "completions_per_row"):
         check(f"train.{name}", value := getattr(train, name), value >= 1, "must be at least 1")
     for name in ("logits_chunk", "min_group_std", "difference_alarm", "bias_rate"):

@@ -79,6 +79,7 @@ def make_engine(settings: GRPOConfig, handover: Handover, longest: int, prefix: 
                 prefill_batch=rollout.prefill_batch,
                 prefix=prefix,
                 cache_pieces=rollout.cache_pieces,
+                tails=rollout.tails,
                 record_experts=settings.train.replay_experts,
             ),
         )
@@ -123,7 +124,7 @@ def list_policy_programs(settings: GRPOConfig, handover: Handover, engine: Engin
         "weights": kept,
         "prefill": (*sampling, slots),
         **dict.fromkeys(("insert", "collect"), (policy, updates.frozen, () if handover.is_identity else weights)),
-        **dict.fromkeys(("prefix", "decode", "grow"), sampling),
+        **dict.fromkeys(("prefix", "decode", "grow", "shrink"), sampling),
     }
     programs = hold([*updates.programs(), *handover.programs(own), *rolls], resident)
     if any(reward.make for reward in read_rewards(settings.rewards)):

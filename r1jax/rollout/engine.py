@@ -5,7 +5,8 @@ The rest of each prompt is prefilled once (without the head) and copied into the
 the prompt's last token, so that every forward pass of a slot gives one sampled token. All slots write at one common
 column of a ring buffer after the prompt columns (models/cache.py), so an append is one in-place update. The ring grows
 in a few steps until it is full for the first time, then wraps around. The decode program runs until enough slots are
-idle or the cache has to grow; the scheduler then refills the slots. The engine works on tokens only.
+idle or the cache has to grow; the scheduler then refills the slots. When no request waits and few rows are left, these
+go on in a smaller batch. The engine works on tokens only.
 
 Left out: paged caches, chunked prefill, speculative decoding.
 """
@@ -25,7 +26,7 @@ from flax import nnx
 
 from r1jax.core.distributed import fetch
 from r1jax.core.errors import UserError
-from r1jax.core.sharding import abstract_array, batch_parts, constrain, current_layout, in_layout
+from r1jax.core.sharding import abstract_array, batch_parts, constrain, current_layout, in_layout, settle
 from r1jax.core.startup.memory import check_memory
 from r1jax.core.structs import Completion, Program, Request, Sampling
 from r1jax.core.watchdog import beat
@@ -42,7 +43,10 @@ from r1jax.rollout.slots import (
     grow,
     init_slots,
     insert,
+    shrink,
 )
+
+SHORT_TAIL = 32  # tokens: fewer that may be left are not worth another program
 
 
 class Engine:
@@ -65,8 +69,12 @@ class Engine:
         self._prefix = jax.jit(functools.partial(_prefix, graph, config.prefix))
         self._grow = jax.jit(functools.partial(_grow, graph, config), static_argnames="columns")
         self._insert = jax.jit(insert, donate_argnums=0)
-        self._decode = jax.jit(functools.partial(_decode, graph, config), donate_argnums=2, static_argnames="filtered")
+        self._decode = jax.jit(
+            functools.partial(_decode, graph, config, parts), donate_argnums=2, static_argnames="filtered"
+        )
+        self._shrink = jax.jit(functools.partial(_shrink, graph, config))
         self._collect = jax.jit(_collect)
+        self._parts, self._tails = parts, config.tail_slots(parts)
         self._rows_at_once = max(1, int(config.slots * config.refill_share))
         self._fits = False
         self._turns = np.zeros(2)
@@ -88,25 +96,41 @@ class Engine:
         self.check_memory(params)
         scheduler = Scheduler(requests, self.config)
         length, *longer = self.config.cache_lengths
+        tails = self._tails.copy()
         prefix = self._prefix(params) if self.config.prefix else None
         slots, prompts = self._init(params, columns=length), None
         filtered = any(r.sampling.is_filtered for r in requests)
         while not scheduler.finished:
             for tokens, fill in scheduler.refill():
                 prompts = prompts if tokens is None else self._prefill(params, prefix, tokens)
-                slots = self._insert(slots, prompts, fill)
-            slots = self._decode(params, prefix, slots, scheduler.idle_limit, filtered=filtered)
+                slots = settle(self._insert(slots, prompts, fill))
+            few = tails[0] // self._parts if tails and not scheduler.has_waiting else -1  # of a shard
+            slots = self._decode(params, prefix, slots, scheduler.idle_limit, few, filtered=filtered)
             column, active, done = fetch((slots.cache.column, slots.active, slots.done))
             beat()
             for ended in self._split(scheduler.find_ended(active)):
                 rows = self._fetch_rows(slots, ended)
                 for number, completion in scheduler.collect(ended, done[ended], *rows):
                     on_complete(number, completion)
-            if longer and column == slots.cache.length:
+            if active.reshape(self._parts, -1).sum(-1).max() <= few and not scheduler.finished:
+                tails, most = tails[1:], scheduler.longest_limit - done[active].min()
+                if most < SHORT_TAIL:
+                    tails = []
+                else:
+                    slots, longer = self._keep_active(params, slots, scheduler, active, few), []
+            elif longer and column == slots.cache.length:
                 slots = self._grow(params, slots, columns=longer.pop(0))
         if slots.turns is not None:
             self._turns += fetch(slots.turns)
         return scheduler.completions()
+
+    def _keep_active(self, params: Params, slots: Slots, scheduler: Scheduler, active: np.ndarray, rows: int) -> Slots:
+        """The active slots alone, in so many rows of each shard, with a cache of the whole length."""
+        shards = active.reshape(self._parts, -1)
+        places = np.argsort(~shards, axis=-1, kind="stable")[:, :rows].astype(np.int32)  # those within a shard
+        first = np.arange(self._parts)[:, None] * shards.shape[1]
+        scheduler.keep_slots((first + places).ravel())
+        return self._shrink(params, slots, places)
 
     def _split(self, ended: np.ndarray) -> list[np.ndarray]:
         """Parts of the slots that ended, of as many as travel to the host at once; of one device nothing travels."""
@@ -132,23 +156,25 @@ class Engine:
 
     @in_layout
     def programs(self, params: Params, sampling: Sampling, work: Work) -> list[Program]:
-        """prefill, insert and decode, at the cache's whole length; prefix, collect and grow where the engine has such a
-        program.
+        """prefill, insert and decode, at the cache's whole length; prefix, collect, grow and shrink where the engine
+        has such a program.
 
         params: shapes with shardings. sampling: of the requests. work: of the model. Decoding attends, on average, to
-        half of the ring. Left out: making empty slots.
+        half of the ring. Left out: making empty slots, and decode with the fewer rows of a tail.
         """
         config, slots = self.config, self._abstract_slots(params, -1)
         prefix = abstract_layers(jax.eval_shape(self._prefix, params)) if config.prefix else None
         request = Request((*config.prefix, *range(config.prompt_columns)), sampling)
-        host = (*next(Scheduler([request], config).refill()), np.zeros((), np.int32))
-        tokens, update, idle_limit = jax.tree.map(lambda x: abstract_array(x.shape, x.dtype, (None,) * x.ndim), host)
+        host = (*next(Scheduler([request], config).refill()), *np.zeros(2, np.int32))
+        tokens, update, idle_limit, few = jax.tree.map(
+            lambda x: abstract_array(x.shape, x.dtype, (None,) * x.ndim), host
+        )
         prompts = abstract_layers(jax.eval_shape(self._prefill, params, prefix, tokens))
         S, Tp, R = len(config.prefix), config.prompt_columns, config.max_new_tokens
         fed, pairs = config.prefill_batch * Tp, config.slots * (S + Tp + R / 2)
         prefilled = work.forward(fed, 0, fed * (S + Tp / 2))
         decoded = work.forward(config.slots, config.slots, pairs)
-        decode = (params, prefix, slots, idle_limit)
+        decode = (params, prefix, slots, idle_limit, few)
         programs = [
             Program("prefill", self._prefill, (params, prefix, tokens), prefilled),
             Program("insert", self._insert, (slots, prompts, update), 0.0),
@@ -162,6 +188,9 @@ class Engine:
         if len(config.cache_lengths) > 1:
             shorter, columns = self._abstract_slots(params, -2), config.cache_lengths[-1]
             programs.append(Program("grow", self._grow, (params, shorter), 0.0, {"columns": columns}))
+        if self._tails:
+            places = abstract_array((self._parts, self._tails[0] // self._parts), np.int32, (None, None))
+            programs.append(Program("shrink", self._shrink, (params, slots, places), 0.0))
         return [dataclasses.replace(program, layout=self.layout) for program in programs]
 
     def _abstract_slots(self, params: Params, piece: int) -> Slots:
@@ -229,6 +258,11 @@ def _grow(graph: nnx.GraphDef, config: EngineConfig, params: Params, slots: Slot
     return grow(slots, merge(graph, params).init_cache(config.slots, columns))
 
 
+def _shrink(graph: nnx.GraphDef, config: EngineConfig, params: Params, slots: Slots, places: jax.Array) -> Slots:
+    """The slots at `places` [X, b], numbers within each shard, with a cache of the whole length."""
+    return shrink(slots, places, merge(graph, params).init_cache(places.size, config.cache_lengths[-1]))
+
+
 def _collect(slots: Slots, places: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Tokens, log-probs and experts of the slots at `places`, at every device."""
     take = lambda x: constrain(jnp.take(x, places, axis=0), (None,) * x.ndim, name="ended rows")
@@ -238,14 +272,18 @@ def _collect(slots: Slots, places: jax.Array) -> tuple[jax.Array, jax.Array, jax
 def _decode(
     graph: nnx.GraphDef,
     config: EngineConfig,
+    parts: int,
     params: Params,
     prefix: Any,
     slots: Slots,
     idle_limit: jax.Array,
+    few: jax.Array,
     *,
     filtered: bool,
 ) -> Slots:
-    """Samples tokens until `idle_limit` slots are idle, or until a cache that can still grow is full."""
+    """Samples tokens until `idle_limit` slots are idle, at most `few` are active in each of `parts` shards (-1: never),
+    or a cache that can still grow is full.
+    """
     model = merge(graph, params)
     first, ring, length = config.prompt_columns, config.max_new_tokens, slots.cache.length
     turns = length == first + ring
@@ -280,6 +318,7 @@ def _decode(
 
     def is_on(slots: Slots) -> jax.Array:
         busy = (~slots.active).sum() < idle_limit
+        busy &= slots.active.reshape(parts, -1).sum(-1).max() > few
         return busy if turns else busy & (slots.cache.column < length)
 
     return jax.lax.while_loop(is_on, step, slots)

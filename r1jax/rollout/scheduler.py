@@ -37,10 +37,24 @@ class Scheduler:
     @property
     def idle_limit(self) -> int:
         """Number of idle slots at which decoding returns to the host: a share while requests wait, else all slots."""
-        slots = self._config.slots
-        if not (self._waiting or self._ready):
-            return slots
-        return max(1, int(slots * self._config.refill_share))
+        if not self.has_waiting:
+            return len(self._slot_request)
+        return max(1, int(self._config.slots * self._config.refill_share))
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether a request has no slot yet."""
+        return bool(self._waiting or self._ready)
+
+    @property
+    def longest_limit(self) -> int:
+        """The largest limit of new tokens of the requests in slots."""
+        live = self._slot_request[self._slot_request >= 0]
+        return max((self._requests[index].sampling.max_new_tokens for index in live), default=0)
+
+    def keep_slots(self, places: np.ndarray) -> None:
+        """Goes on with the slots at `places` alone; no others may hold a request."""
+        self._slot_request = self._slot_request[places]
 
     def refill(self) -> Iterator[tuple[np.ndarray | None, SlotUpdate]]:
         """Yields (prompt tokens [P, Tp] to prefill, or None to continue with the last batch; the slot update)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from r1jax.rollout.sampling import SamplingArrays
 
 _NO_ROWS = ("cache", "turns")  # fields of `Slots` that are no array of rows
 _SHORTEST_PIECE = 32  # columns; each length of the cache compiles one more program
+_ROWS = 8  # a batch of a multiple of 8 rows gives a row the same bits on CPU
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +31,8 @@ class EngineConfig:
       refill_share: share of slots that must be idle before the host refills them while requests wait.
       cache_pieces: largest number of steps in which the cache grows while the ring fills for the first time, so that
         early tokens do not attend over unwritten columns; growing holds the old and the new cache at once.
+      tails: largest number of smaller batches, each a quarter of the one before, in which the last rows of a call go on
+        (`tail_slots`); each compiles the decode program once more.
       max_stop_ids: most stop ids per request.
       prefix: ids that every prompt begins with, computed once per call and stored once.
       record_experts: completions include the selected experts, for a trainer that replays them.
@@ -40,6 +44,7 @@ class EngineConfig:
     prefill_batch: int = 8
     refill_share: float = 0.125
     cache_pieces: int = 4
+    tails: int = 1
     max_stop_ids: int = 8
     prefix: tuple[int, ...] = ()
     record_experts: bool = False
@@ -54,6 +59,15 @@ class EngineConfig:
         """Columns of the cache as it grows; the last is its full length."""
         pieces = max(1, min(self.cache_pieces, self.max_new_tokens // _SHORTEST_PIECE))
         return [self.prompt_columns + -(-self.max_new_tokens * piece // pieces) for piece in range(1, pieces + 1)]
+
+    def tail_slots(self, parts: int) -> list[int]:
+        """Rows of the smaller batches, for rows in `parts` shards: multiples of 8 a shard, and at most half of the
+        batch before. None for completions too short to pay for the program.
+        """
+        sizes, whole = [self.slots], parts * _ROWS
+        for _ in range(self.tails if self.max_new_tokens >= 2 * _SHORTEST_PIECE else 0):
+            sizes.append(-(-sizes[-1] // (4 * whole)) * whole)
+        return [size for before, size in itertools.pairwise(sizes) if 2 * size <= before]
 
 
 @jax.tree_util.register_dataclass
@@ -172,6 +186,32 @@ def grow(slots: Slots, empty: Cache) -> Slots:
     old = slots.cache
     cache = Cache(jax.tree.map(fill, old.layers, empty.layers), fill(old.visible, empty.visible), old.column)
     return constrain_slots(dataclasses.replace(slots, cache=cache))
+
+
+def shrink(slots: Slots, places: jax.Array, empty: Cache) -> Slots:
+    """The slots at `places` alone, with a cache of the shapes of `empty`, which may be longer.
+
+    places [X, b]: of each of X shards, numbers within it, so that no row changes its device.
+    """
+    parts, rows = places.shape
+
+    def take(x: jax.Array) -> jax.Array:
+        shards = x.reshape(parts, -1, *x.shape[1:])
+        return jax.vmap(lambda shard, at: jnp.take(shard, at, axis=0))(shards, places).reshape(
+            parts * rows, *x.shape[1:]
+        )
+
+    def take_layer(x: jax.Array) -> jax.Array:
+        return jax.vmap(take)(x) if x.ndim > 4 else take(x)  # scanned layers carry a leading layer axis
+
+    old = slots.cache
+    fields = {f.name: getattr(slots, f.name) for f in dataclasses.fields(Slots) if f.name not in _NO_ROWS}
+    kept = dataclasses.replace(
+        slots,
+        cache=Cache(jax.tree.map(take_layer, old.layers), take(old.visible), old.column),
+        **jax.tree.map(take, fields),
+    )
+    return grow(kept, empty)
 
 
 def insert(slots: Slots, prompts: Any, fill: SlotUpdate) -> Slots:
