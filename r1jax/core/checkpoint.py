@@ -56,6 +56,7 @@ class Checkpoints:
         self._manager = ocp.training.Checkpointer(
             self._workdir / FOLDER, context=_make_context(), preservation_policy=newest
         )
+        self._under_way: Any = None  # orbax's response to a save; its thread ends once the result is taken
 
     @property
     def latest(self) -> int | None:
@@ -142,7 +143,7 @@ class Checkpoints:
         self.finish()
         parts = {STATE: state, FACTS: metadata | {SAVED_STEP: step}}
         if self._asynchronous or kept:
-            self._manager.save_checkpointables_async(step, parts, force=True)
+            self._under_way = self._manager.save_checkpointables_async(step, parts, force=True)
         else:
             self._manager.save_checkpointables(step, parts, force=True)
             self.finish()
@@ -179,6 +180,9 @@ class Checkpoints:
 
     def finish(self) -> None:
         """Waits for a save under way and writes this process's checksums of complete checkpoints that lack them."""
+        response, self._under_way = self._under_way, None
+        if response is not None:
+            response.result()
         self._manager.wait()
         index, count = jax.process_index(), jax.process_count()
         for checkpoint in self._manager.checkpoints:

@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,19 @@ def test_arrays_may_be_given_up_once_saved(tmp_path: Path) -> None:
         state = overwrite(state)
     checkpoints.close()
     assert_same_bits(restore(tmp_path, make_state(1))[0], make_state())
+
+
+def test_saves_beside_other_work_leave_no_threads(tmp_path: Path):
+    state, checkpoints = make_state(), Checkpoints(tmp_path)
+
+    def save(step: int) -> int:
+        checkpoints.save(step, state, FACTS, kept=True)
+        checkpoints.finish()
+        return threading.active_count()
+
+    before = [save(step) for step in range(3)][-1]
+    assert [save(step) for step in range(3, 9)][-1] <= before
+    checkpoints.close()
 
 
 def test_the_newest_are_kept_and_half_a_checkpoint_is_none(tmp_path: Path) -> None:
