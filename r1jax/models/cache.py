@@ -31,11 +31,15 @@ class Cache:
         list or as one stack [L, B, K, ...].
       visible: [B, S], columns that contain a token of the row.
       column: int32, where the next tokens are written: one scalar for all rows, or [B].
+      clock: tokens written so far, where `column` goes round and layers with windows count on (None: `column`).
+      chunk: most tokens that are written at once, by which layers with windows keep fewer columns (0: they keep all).
     """
 
     layers: Any
     visible: jax.Array
     column: jax.Array
+    clock: jax.Array | None = None
+    chunk: int = dataclasses.field(default=0, metadata=dict(static=True))
 
     @property
     def length(self) -> int:

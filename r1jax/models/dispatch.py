@@ -44,7 +44,7 @@ from jax.sharding import Mesh, PartitionSpec
 from r1jax.core.errors import UserError
 from r1jax.core.sharding import current_mesh, partition
 from r1jax.models import exchange
-from r1jax.models.exchange import Kernels, Peers
+from r1jax.models.exchange import ClampedKernels, Kernels, Peers
 from r1jax.models.ops.silu_gate import gate_silu
 from r1jax.models.stacks import StackedLayer, read
 
@@ -89,13 +89,13 @@ class Dispatch:
         chex.assert_shape(choice_BTA, (B, T, None), custom_message="choices must be [B, T, A] for tokens [B, T, D]")
         chex.assert_equal_shape([choice_BTA, weights_BTA], custom_message="each choice must have one weight")
         chex.assert_shape(
-            kernels, [(E, D, F), (E, D, F), (E, F, D)], custom_message="kernels of experts: gate, up, down"
+            kernels[:3], [(E, D, F), (E, D, F), (E, F, D)], custom_message="kernels of experts: gate, up, down"
         )
         if self.way == "dense":
             return run_dense(x_BTD, choice_BTA, weights_BTA, kernels), jnp.zeros(())
         mesh = current_mesh()
         if mesh is None or mesh.size == 1:
-            run = self._program(Peers((), 1, False), ())
+            run = self._program(Peers((), 1, False), (), type(kernels))
             return run(x_BTD, choice_BTA, weights_BTA, *kernels)
         return self._run_on(mesh, x_BTD, choice_BTA, weights_BTA, kernels)
 
@@ -107,7 +107,9 @@ class Dispatch:
         outward = PartitionSpec(inward[0], inward[2], None)
         over, hidden = _names(inward[0]), _names(inward[2])
         native = mesh.devices.flat[0].platform != "cpu"
-        run = self._program(Peers(over, exchange.size(mesh, over), native), mesh.axis_names)
+        run = self._program(Peers(over, exchange.size(mesh, over), native), mesh.axis_names, type(kernels))
+        if isinstance(kernels, ClampedKernels) and (parts := exchange.size(mesh, hidden)) > 1:
+            kernels = kernels._replace(down_bias=read(kernels.down_bias) / parts)  # each part of a width adds its share
         shared = tuple(axis for axis in hidden if axis in _names(tokens[0]))
         hidden = tuple(axis for axis in hidden if axis not in shared)
 
@@ -123,15 +125,17 @@ class Dispatch:
             y = jax.lax.psum_scatter(y, shared, scatter_dimension=0, tiled=True) if shared else y
             return y, jax.lax.psum(overflow, spread) if spread else overflow
 
-        weights = map(_specs_of, kernels, (inward, inward, outward))
+        gate_bias, down_bias = PartitionSpec(inward[0], inward[2]), PartitionSpec(inward[0], None)
+        placed_as = (inward, inward, outward, gate_bias, gate_bias, down_bias)
+        weights = map(_specs_of, kernels, placed_as[: len(kernels)])
         specs = (tokens, tokens, tokens, *weights)
         placed = jax.shard_map(
             run_shard, mesh=mesh, in_specs=specs, out_specs=(tokens, PartitionSpec()), check_vma=False
         )
         return placed(x_BTD, choice_BTA, weights_BTA, *kernels)
 
-    def _program(self, peers: Peers, everybody: tuple[str, ...]) -> Callable:
-        """The program of one device. everybody: all axes of the mesh."""
+    def _program(self, peers: Peers, everybody: tuple[str, ...], make: Any) -> Callable:
+        """The program of one device. everybody: all axes of the mesh; make: the class of the kernels."""
         way = self.way
         if way == "grouped":
             way = "all_gather" if peers.devices == 1 else "ragged" if peers.native else "all_to_all"
@@ -139,12 +143,12 @@ class Dispatch:
         def run(x_BTD: jax.Array, choice: jax.Array, weights: jax.Array, *kernels: Any) -> tuple:
             flat = tuple(array.reshape(-1, array.shape[-1]) for array in (x_BTD, choice, weights))
             factor = self.buffer_factor if len(flat[0]) > FEW_TOKENS else 0.0
-            send = lambda *flat: EXCHANGES[way](*flat, Kernels(*kernels), peers, factor)
+            send = lambda *flat: EXCHANGES[way](*flat, make(*kernels), peers, factor)
             if self.complete and way in TURNS:
-                one = lambda x, choice: TURNS[way](x, choice, Kernels(*kernels), peers, self.buffer_factor)
+                one = lambda x, choice: TURNS[way](x, choice, make(*kernels), peers, self.buffer_factor)
                 send = lambda *flat: exchange.exchange_all(one, flat, len(kernels[0]) * peers.devices, everybody)
             elif self.complete:
-                send = lambda *flat: EXCHANGES[way](*flat, Kernels(*kernels), peers, 0.0)
+                send = lambda *flat: EXCHANGES[way](*flat, make(*kernels), peers, 0.0)
             if 0 < self.tokens < len(flat[0]):
                 y_MD, overflow = take_turns(send, flat, self.tokens, nobody=len(kernels[0]) * peers.devices)
             else:
@@ -175,11 +179,15 @@ def take_turns(
 
 def run_dense(x_BTD: jax.Array, choice_BTA: jax.Array, weights_BTA: jax.Array, kernels: Kernels) -> jax.Array:
     """Every expert on every token."""
-    kernels = Kernels(*map(read, kernels))
+    kernels = type(kernels)(*map(read, kernels))
     chosen_BTAE = choice_BTA[..., None] == jnp.arange(len(kernels.gate))
     weights_BTE = jnp.where(chosen_BTAE, weights_BTA[..., None], 0).sum(-2)
     gate, up = (jnp.einsum("BTD,EDF->BTEF", x_BTD, kernel) for kernel in kernels[:2])
-    out_BTED = jnp.einsum("BTEF,EFD->BTED", gate_silu(gate, up), kernels.down)
+    if isinstance(kernels, ClampedKernels):
+        hidden = exchange.gate_clamped(gate + kernels.gate_bias, up + kernels.up_bias)
+        out_BTED = jnp.einsum("BTEF,EFD->BTED", hidden, kernels.down) + kernels.down_bias
+    else:
+        out_BTED = jnp.einsum("BTEF,EFD->BTED", gate_silu(gate, up), kernels.down)
     return jnp.einsum("BTED,BTE->BTD", out_BTED.astype(jnp.float32), weights_BTE).astype(x_BTD.dtype)
 
 

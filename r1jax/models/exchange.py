@@ -26,6 +26,8 @@ from r1jax.models.ops.splash import runs_here
 from r1jax.models.ops.stacked_matmul import fits, multiply_in_stack
 from r1jax.models.stacks import StackedLayer, read
 
+SLOPE, CLAMP = 1.702, 7.0
+
 
 class Kernels(NamedTuple):
     """Expert weights: gate and up [E, D, F], down [E, F, D]; arrays, or those of a layer inside the stack of all."""
@@ -33,6 +35,17 @@ class Kernels(NamedTuple):
     gate: jax.Array | StackedLayer
     up: jax.Array | StackedLayer
     down: jax.Array | StackedLayer
+
+
+class ClampedKernels(NamedTuple):
+    """Expert weights with biases [E, F], [E, F], [E, D], and another gate (`gate_clamped`)."""
+
+    gate: jax.Array | StackedLayer
+    up: jax.Array | StackedLayer
+    down: jax.Array | StackedLayer
+    gate_bias: jax.Array | StackedLayer
+    up_bias: jax.Array | StackedLayer
+    down_bias: jax.Array | StackedLayer
 
 
 class Peers(NamedTuple):
@@ -240,7 +253,20 @@ def exchange_all(
 def run_experts(rows_SD: jax.Array, sizes_E: jax.Array, kernels: Kernels) -> jax.Array:
     """Applies experts to rows grouped by expert; rows after the groups give zeros."""
     gate, up = (_multiply(rows_SD, kernel, sizes_E) for kernel in kernels[:2])
-    return _multiply(gate_silu(gate, up), kernels.down, sizes_E)
+    if not isinstance(kernels, ClampedKernels):
+        return _multiply(gate_silu(gate, up), kernels.down, sizes_E)
+    row_S = jnp.arange(len(rows_SD))
+    expert_S = jnp.searchsorted(jnp.cumsum(sizes_E), row_S, side="right")
+    own = jnp.where(row_S < sizes_E.sum(), expert_S, len(sizes_E))
+    add = lambda rows, bias: rows + jnp.take(read(bias), own, axis=0, mode="fill", fill_value=0)
+    hidden = gate_clamped(add(gate, kernels.gate_bias), add(up, kernels.up_bias))
+    return add(_multiply(hidden, kernels.down, sizes_E), kernels.down_bias)
+
+
+def gate_clamped(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """(up + 1) gate sigmoid(1.702 gate), with gate at most 7 and up within +-7 (gpt-oss, 2508.10925)."""
+    gate, up = jnp.minimum(gate, CLAMP), jnp.clip(up, -CLAMP, CLAMP)
+    return (up + 1) * gate * jax.nn.sigmoid(SLOPE * gate)
 
 
 def _multiply(rows: jax.Array, kernel: jax.Array | StackedLayer, sizes_E: jax.Array) -> jax.Array:

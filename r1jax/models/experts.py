@@ -20,8 +20,8 @@ from flax import nnx
 
 from r1jax.core.errors import UserError
 from r1jax.models.dispatch import GROUPED, Dispatch
-from r1jax.models.exchange import Kernels
-from r1jax.models.layers import FLOAT32, Dtypes, GatedMLP, weight
+from r1jax.models.exchange import ClampedKernels, Kernels
+from r1jax.models.layers import FLOAT32, Dtypes, GatedMLP, Linear, weight
 
 GateKind = Literal["sigmoid", "softmax"]
 
@@ -33,7 +33,8 @@ class Gate:
     kind: function from router logits to scores. bias: a correction is added for the selection only. groups,
     active_groups: experts form `groups` equal groups, and a token's experts all lie in its best `active_groups`; a
     group is ranked by the sum of its two best scores ("sigmoid") or by its best one ("softmax"). normalize: the
-    selected weights are divided by their sum. scale: factor applied to the weights at the end.
+    selected weights are divided by their sum. scale: factor applied to the weights at the end. linear_bias: the linear
+    map has a bias.
     """
 
     kind: GateKind = "softmax"
@@ -42,6 +43,7 @@ class Gate:
     groups: int = 1
     active_groups: int = 1
     bias: bool = False
+    linear_bias: bool = False
 
 
 class Routing(NamedTuple):
@@ -71,6 +73,8 @@ class Router(nnx.Module):
             )
         self.active, self.gate = active, gate
         self.kernel = weight(rngs, (width, experts), ("embed", None), dtypes, std=std)
+        if gate.linear_bias:
+            self.bias = weight(rngs, (experts,), (None,), dtypes, std=0.0)
         if gate.bias:
             self.correction_bias = weight(rngs, (experts,), (None,), FLOAT32, std=0.0)
 
@@ -80,6 +84,8 @@ class Router(nnx.Module):
         """
         kernel_DE = self.kernel[...].astype(jnp.float32)
         logits_BTE = jnp.matmul(x_BTD.astype(jnp.float32), kernel_DE, precision="highest")
+        if self.gate.linear_bias:
+            logits_BTE = logits_BTE + self.bias[...].astype(jnp.float32)
         scores = jax.nn.sigmoid(logits_BTE) if self.gate.kind == "sigmoid" else jax.nn.softmax(logits_BTE)
         own = self._choose(jax.lax.stop_gradient(scores))
         choice = own if experts_BTA is None else jnp.where(experts_BTA < 0, own, experts_BTA.astype(own.dtype))
@@ -114,23 +120,30 @@ class Router(nnx.Module):
 
 
 class Experts(nnx.Module):
-    """Weights of E gated MLPs."""
+    """Weights of E gated MLPs. biases: each map has one, and the gate is clamped (`ClampedKernels`)."""
 
-    def __init__(self, width: int, hidden: int, experts: int, *, dtypes: Dtypes, rngs: nnx.Rngs, std: float):
-        self.compute = dtypes.compute
+    def __init__(
+        self, width: int, hidden: int, experts: int, *, dtypes: Dtypes, rngs: nnx.Rngs, std: float, biases: bool = False
+    ):
+        self.compute, self.biases = dtypes.compute, biases
         inward, outward = ("experts", "expert_embed", "expert_mlp"), ("experts", "expert_mlp", "expert_embed")
         self.gate = weight(rngs, (experts, width, hidden), inward, dtypes, std=std)
         self.up = weight(rngs, (experts, width, hidden), inward, dtypes, std=std)
         self.down = weight(rngs, (experts, hidden, width), outward, dtypes, std=std)
+        if biases:
+            self.gate_bias = weight(rngs, (experts, hidden), inward[::2], dtypes, std=0.0)
+            self.up_bias = weight(rngs, (experts, hidden), inward[::2], dtypes, std=0.0)
+            self.down_bias = weight(rngs, (experts, width), outward[::2], dtypes, std=0.0)
 
-    def kernels(self) -> Kernels:
+    def kernels(self) -> Kernels | ClampedKernels:
         """The weights in the compute dtype."""
-        return Kernels(*(kernel[...].astype(self.compute) for kernel in (self.gate, self.up, self.down)))
+        make: Any = ClampedKernels if self.biases else Kernels
+        return make(*(getattr(self, name)[...].astype(self.compute) for name in make._fields))
 
 
 class MoE(nnx.Module):
     """`active_experts` of `num_experts` MLPs of width `expert_size`, plus one of width `shared_hidden` (0: none) for
-    every token.
+    every token, which a sigmoid of one linear map weights if `shared_gate`.
 
     Called with the mask of valid tokens (not padding); returns the output and statistics. kernels: of the experts, in
     place of its own parameters (models/stacks.py).
@@ -152,6 +165,8 @@ class MoE(nnx.Module):
         active_experts: int,
         *,
         shared_hidden: int = 0,
+        shared_gate: bool = False,
+        biases: bool = False,
         gate: Gate,
         dispatch: Dispatch = GROUPED,
         dtypes: Dtypes,
@@ -161,22 +176,26 @@ class MoE(nnx.Module):
         shared: dict[str, Any] = dict(dtypes=dtypes, rngs=rngs, std=std)
         self.compute, self.dispatch = dtypes.compute, dispatch
         self.router = Router(width, num_experts, active_experts, gate=gate, **shared)
-        self.experts = Experts(width, expert_size, num_experts, **shared)
+        self.experts = Experts(width, expert_size, num_experts, biases=biases, **shared)
         self.shared = GatedMLP(width, shared_hidden, **shared) if shared_hidden else None
+        self.shared_gate = Linear((width,), (1,), ("embed", None), **shared) if shared_gate else None
 
     def __call__(
         self,
         x_BTD: jax.Array,
         valid_BT: jax.Array | None = None,
         experts_BTA: jax.Array | None = None,
-        kernels: Kernels | None = None,
+        kernels: Any = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         valid_BT = jnp.ones(x_BTD.shape[:2], bool) if valid_BT is None else valid_BT
         routing, kernels = self.router(x_BTD, experts_BTA), kernels or self.experts.kernels()
         choice_BTA = jnp.where(valid_BT[..., None], routing.choice, len(kernels.gate))
         y_BTD, overflow = self.dispatch(x_BTD.astype(self.compute), choice_BTA, routing.weights, kernels)
         if self.shared is not None:
-            y_BTD = y_BTD + self.shared(x_BTD)[0]
+            beside_BTD = self.shared(x_BTD)[0]
+            if self.shared_gate is not None:
+                beside_BTD = jax.nn.sigmoid(self.shared_gate(x_BTD)) * beside_BTD
+            y_BTD = y_BTD + beside_BTD
         router = {**self.router.count(routing, valid_BT), "choice": routing.choice, "overflow": overflow}
         if experts_BTA is not None:
             told_BTA = (experts_BTA >= 0) & valid_BT[..., None]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ class Dtypes:
 
 
 FLOAT32 = Dtypes()
+Activation = Literal["silu", "gelu"]
 
 
 class Keys:
@@ -114,26 +115,30 @@ class Linear(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """x / rms(x) * scale over the last axis, in float32 (Zhang and Sennrich 2019)."""
+    """x / rms(x) * (scale + offset) over the last axis, in float32 (Zhang and Sennrich 2019). offset: 0, or 1 where the
+    files hold the difference from 1 (Gemma).
+    """
 
-    def __init__(self, width: int, *, epsilon: float, dtypes: Dtypes, rngs: nnx.Rngs):
-        self.epsilon, self.compute = epsilon, dtypes.compute
-        self.scale = weight(rngs, (width,), ("norm",), dtypes, std=None)
+    def __init__(self, width: int, *, epsilon: float, dtypes: Dtypes, rngs: nnx.Rngs, offset: float = 0.0):
+        self.epsilon, self.compute, self.offset = epsilon, dtypes.compute, offset
+        self.scale = weight(rngs, (width,), ("norm",), dtypes, std=0.0 if offset else None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.scale[...].astype(jnp.float32)
+        scale = scale + self.offset if self.offset else scale
         return normalize(x.astype(jnp.float32), scale, self.epsilon).astype(self.compute)
 
 
 class Embedding(nnx.Module):
-    """Token ids to rows of the table; `attend` is the tied output head."""
+    """Token ids to rows of the table, times `scale`; `attend` is the tied output head."""
 
-    def __init__(self, vocab_size: int, width: int, *, dtypes: Dtypes, rngs: nnx.Rngs, std: float):
-        self.compute = dtypes.compute
+    def __init__(self, vocab_size: int, width: int, *, dtypes: Dtypes, rngs: nnx.Rngs, std: float, scale: float = 1.0):
+        self.compute, self.scale = dtypes.compute, scale
         self.embedding = weight(rngs, (vocab_size, width), ("vocab", "embed"), dtypes, std=std)
 
     def __call__(self, tokens_BT: jax.Array) -> jax.Array:
-        return jnp.take(self.embedding[...], tokens_BT, axis=0).astype(self.compute)
+        rows = jnp.take(self.embedding[...], tokens_BT, axis=0).astype(self.compute)
+        return rows if self.scale == 1.0 else rows * jnp.asarray(self.scale, self.compute)
 
     def attend(self, x: jax.Array) -> jax.Array:
         """Hidden [..., D] -> float32 logits [..., V]."""
@@ -154,18 +159,22 @@ class Head(nnx.Module):
 
 
 class GatedMLP(nnx.Module):
-    """down(silu(gate(x)) * up(x)) (SwiGLU, Shazeer 2020).
+    """down(f(gate(x)) * up(x)), f silu (SwiGLU, Shazeer 2020) or gelu in its tanh form (GeGLU).
 
     Shares the signature of MoE: takes the mask of valid tokens and returns router statistics, which are empty here.
     """
 
-    def __init__(self, width: int, hidden: int, *, dtypes: Dtypes, rngs: nnx.Rngs, std: float):
+    def __init__(
+        self, width: int, hidden: int, *, dtypes: Dtypes, rngs: nnx.Rngs, std: float, activation: Activation = "silu"
+    ):
         shared: dict[str, Any] = dict(dtypes=dtypes, rngs=rngs, std=std)
+        self.activation = activation
         self.gate = Linear((width,), (hidden,), ("embed", "mlp"), **shared)
         self.up = Linear((width,), (hidden,), ("embed", "mlp"), **shared)
         self.down = Linear((hidden,), (width,), ("mlp", "embed"), **shared)
 
     def __call__(self, x_BTD: jax.Array, valid_BT: jax.Array | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
         x_BTD = join_rows(x_BTD)
-        hidden_BTF = constrain(gate_silu(self.gate(x_BTD), self.up(x_BTD)), ("group_batch", "sequence", "mlp"))
+        gate = gate_silu if self.activation == "silu" else lambda gate, up: jax.nn.gelu(gate, approximate=True) * up
+        hidden_BTF = constrain(gate(self.gate(x_BTD), self.up(x_BTD)), ("group_batch", "sequence", "mlp"))
         return part_rows(self.down(hidden_BTF)), {}

@@ -116,9 +116,10 @@ def _axes(linear: Linear) -> dict[str, Axes]:
 
 
 def _name(path: tuple) -> list[str]:
-    """Parts of a path without its list ("layers", "stacks", "mtp") and its index."""
+    """Parts of a path without its list ("layers", "stacks", "mtp") and its numbers."""
     words = [str(part) for part in path]
-    return words[2:] if len(words) > 2 and words[1].isdigit() else words
+    first = next((at for at, word in enumerate(words[1:], 1) if not word.isdigit()), 1)
+    return words[first:] if first > 1 else words
 
 
 def _put(tree: Params, path: tuple, value: Any) -> None:

@@ -1,7 +1,9 @@
-"""Rotary position embedding (Su et al. 2021, 2104.09864) and its long-context scalings: linear, Llama 3.1's, YaRN.
+"""Rotary position embedding (Su et al. 2021, 2104.09864) and its long-context scalings: linear, NTK-aware, Llama 3's,
+YaRN (Peng et al. 2023, 2309.00071) with DeepSeek's `mscale` (2405.04434), LongRoPE (2402.13753), dynamic.
 
-Scaling is static and applies at every length. Tables are computed in float32, once per forward pass. YaRN (Peng et al.
-2023, 2309.00071) with DeepSeek's `mscale` (2405.04434) reads config keys as transformers does.
+Tables are computed in float32, once per forward pass; config keys are read as transformers does. Scaling is static and
+applies at every length, except that LongRoPE and the dynamic kind look at the largest position of a row in the call at
+hand, as transformers does: beyond the original length, keys that a cache holds were turned by what was right then.
 """
 
 from __future__ import annotations
@@ -19,7 +21,10 @@ Tables = tuple[jax.Array, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3.1's frequency scaling ("llama3"), or linear scaling (all frequencies divided by `factor`)."""
+    """Llama 3.1's frequency scaling ("llama3"), linear scaling (all frequencies divided by `factor`), or a larger
+    theta: NTK-aware at every length ("ntk"), or growing with the length of the row beyond `original_positions`
+    ("dynamic").
+    """
 
     kind: str = "llama3"
     factor: float = 8.0
@@ -28,11 +33,24 @@ class RopeScaling:
     original_positions: int = 8192
 
 
-def find_positions(max_positions: int, scaling: RopeScaling | YaRN | None) -> int:
+@dataclasses.dataclass(frozen=True)
+class LongRoPE:
+    """LongRoPE: each frequency is divided by its factor of `short`, or of `long` in rows of more than
+    `original_positions`; rotated vectors are stretched by `attention_factor` (None: by `factor`, as published).
+    """
+
+    short: tuple[float, ...]
+    long: tuple[float, ...]
+    original_positions: int = 4096
+    factor: float = 32.0
+    attention_factor: float | None = None
+
+
+def find_positions(max_positions: int, scaling: Scaling) -> int:
     """Positions that a model was made for: those that its config names, or those that its scaling stretches to."""
     if isinstance(scaling, YaRN):
         return max(max_positions, int(scaling.factor * scaling.original_positions))
-    if scaling is not None and scaling.kind == "linear":
+    if isinstance(scaling, RopeScaling) and scaling.kind in ("linear", "ntk", "dynamic"):
         return max(max_positions, int(scaling.factor * max_positions))
     return max_positions
 
@@ -57,15 +75,54 @@ class YaRN:
     truncate: bool = True
 
 
-def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | YaRN | None) -> jax.Array:
-    """Angular frequencies [H/2] in radians per position."""
+Scaling = RopeScaling | YaRN | LongRoPE | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+    """One kind of rotation of a model: width of what is turned, base and scaling."""
+
+    width: int
+    theta: float
+    scaling: Scaling = None
+
+
+def make_tables(positions_BT: jax.Array, rope: Rope) -> Tables:
+    """The tables of a kind of rotation for these positions."""
+    longest_B = positions_BT.max(-1) + 1 if is_dynamic(rope.scaling) else None
+    frequencies = rope_frequencies(rope.width, rope.theta, rope.scaling, longest_B)
+    if longest_B is not None:
+        frequencies = frequencies[:, None, None]
+    return rope_tables(positions_BT, frequencies, attention_factor(rope.scaling))
+
+
+def is_dynamic(scaling: Scaling) -> bool:
+    """Whether frequencies depend on the length of a row."""
+    return isinstance(scaling, LongRoPE) or isinstance(scaling, RopeScaling) and scaling.kind == "dynamic"
+
+
+def rope_frequencies(head_dim: int, theta: float, scaling: Scaling, longest: jax.Array | None = None) -> jax.Array:
+    """Angular frequencies [H/2] in radians per position; [B, H/2] where they depend on the length `longest` [B] of the
+    rows.
+    """
     frequencies = theta ** -(jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     if scaling is None:
         return frequencies
+    if isinstance(scaling, LongRoPE):
+        short, long = (frequencies / jnp.asarray(each, jnp.float32) for each in (scaling.short, scaling.long))
+        return short if longest is None else jnp.where(longest[:, None] > scaling.original_positions, long, short)
     if isinstance(scaling, YaRN):
         keep = _yarn_share(head_dim, theta, scaling)
     elif scaling.kind == "linear":
         return frequencies / scaling.factor
+    elif scaling.kind in ("ntk", "dynamic"):
+        stretch: Any = scaling.factor
+        if scaling.kind == "dynamic":
+            length = scaling.original_positions if longest is None else longest[:, None]
+            length = jnp.maximum(length, scaling.original_positions).astype(jnp.float32)
+            stretch = scaling.factor * length / scaling.original_positions - (scaling.factor - 1)
+        base = theta * stretch ** (head_dim / (head_dim - 2))
+        return base ** -(jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     else:
         wavelength = 2 * math.pi / frequencies
         low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
@@ -88,8 +145,12 @@ def _yarn_share(head_dim: int, theta: float, scaling: YaRN) -> jax.Array:
     return 1 - jnp.clip((jnp.arange(head_dim // 2, dtype=jnp.float32) - low) / span, 0.0, 1.0)
 
 
-def attention_factor(scaling: RopeScaling | YaRN | None) -> float:
-    """YaRN's factor on rotated queries and keys; 1 without YaRN."""
+def attention_factor(scaling: Scaling) -> float:
+    """YaRN's and LongRoPE's factor on rotated queries and keys; 1 without them."""
+    if isinstance(scaling, LongRoPE):
+        if scaling.attention_factor is not None:
+            return scaling.attention_factor
+        return math.sqrt(1 + math.log(max(scaling.factor, 1.0)) / math.log(scaling.original_positions))
     if not isinstance(scaling, YaRN):
         return 1.0
     if scaling.attention_factor is not None:
@@ -99,7 +160,7 @@ def attention_factor(scaling: RopeScaling | YaRN | None) -> float:
     return _mscale(scaling.factor, 1.0)
 
 
-def score_factor(scaling: RopeScaling | YaRN | None) -> float:
+def score_factor(scaling: Scaling) -> float:
     """DeepSeek's factor on attention scores for a context extended by YaRN."""
     return _mscale(scaling.factor, scaling.mscale_all_dim) ** 2 if isinstance(scaling, YaRN) else 1.0
 
@@ -112,6 +173,15 @@ def rope_tables(positions_BT: jax.Array, frequencies: jax.Array, factor: float =
     """cos and sin [B, T, 1, H/2] times `factor`, made once per forward pass and shared by all layers."""
     angles = positions_BT[..., None, None].astype(jnp.float32) * frequencies
     return factor * jnp.cos(angles), factor * jnp.sin(angles)
+
+
+def rotate_first(x_BTNH: jax.Array, tables: Tables, *, interleaved: bool = False) -> jax.Array:
+    """Rotary embedding of the first elements of a head, as many as the tables turn; the others are left."""
+    turn, width = rotate_pairs if interleaved else rotate, 2 * tables[0].shape[-1]
+    if width == x_BTNH.shape[-1]:
+        return turn(x_BTNH, tables)
+    turned, rest = jnp.split(x_BTNH, [width], axis=-1)
+    return jnp.concatenate([turn(turned, tables), rest], axis=-1)
 
 
 def rotate(x_BTNH: jax.Array, tables: Tables) -> jax.Array:
@@ -139,10 +209,20 @@ def _turn(first: jax.Array, second: jax.Array, tables: Tables) -> jax.Array:
     return turned.reshape(*first.shape[:-1], 2 * first.shape[-1])
 
 
-def write_scaling(scaling: RopeScaling | YaRN | None) -> dict[str, Any] | None:
+def write_scaling(scaling: Scaling) -> dict[str, Any] | None:
     """A scaling as `rope_scaling` of a Hugging Face config.json, the inverse of `hf_config.read_rope`."""
     if scaling is None:
         return None
+    if isinstance(scaling, LongRoPE):
+        factor = {} if scaling.attention_factor is None else {"attention_factor": scaling.attention_factor}
+        return {
+            "rope_type": "longrope",
+            "factor": scaling.factor,
+            "short_factor": list(scaling.short),
+            "long_factor": list(scaling.long),
+            "original_max_position_embeddings": scaling.original_positions,
+            **factor,
+        }
     if isinstance(scaling, YaRN):
         named = {
             "mscale": scaling.mscale or None,
@@ -158,8 +238,8 @@ def write_scaling(scaling: RopeScaling | YaRN | None) -> dict[str, Any] | None:
             "beta_slow": scaling.beta_slow,
             **{key: value for key, value in named.items() if value is not None},
         }
-    if scaling.kind == "linear":
-        return {"rope_type": "linear", "factor": scaling.factor}
+    if scaling.kind in ("linear", "ntk", "dynamic"):
+        return {"rope_type": scaling.kind, "factor": scaling.factor}
     return {
         "rope_type": scaling.kind,
         "factor": scaling.factor,

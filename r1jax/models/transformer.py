@@ -1,18 +1,18 @@
 """The decoder shared by all families: embedding, blocks, norm, head; for training, prefill and decoding.
 
-Layers form groups of equal blocks (three dense, then 58 with experts). They are a list of blocks (`layers`, unrolled:
-fastest on CPU) or one block per group whose weights have a leading layer axis (`stacks`, scanned: 61 layers compile in
-seconds), by the switch `scan_layers`. Initial values do not depend on it; `unstack` and `stack` convert between the
-layouts, and a checkpoint of either is read into the other. `split` and `merge` are the border of the module system:
-below it parameters are a plain nested dict.
+Layers form groups of equal blocks (three dense, then 58 with experts), or of a pattern of blocks that repeats (five
+with a window, one without). They are a list of blocks (`layers`, unrolled: fastest on CPU) or one block per group, or a
+list of the pattern's blocks, whose weights have a leading layer axis (`stacks`, scanned: 61 layers compile in seconds),
+by the switch `scan_layers`. Initial values do not depend on it; `unstack` and `stack` convert between the layouts, and
+a checkpoint of either is read into the other. `split` and `merge` are the border of the module system: below it
+parameters are a plain nested dict.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -24,14 +24,23 @@ from flax import nnx
 from r1jax.core.sharding import constrain, join_rows
 from r1jax.models import stacks
 from r1jax.models.attention import Context, mask_bias, segment_mask
+from r1jax.models.block import Block as Block
+from r1jax.models.block import style_of
 from r1jax.models.cache import Cache, cache_mask, constrain_layers
 from r1jax.models.layers import FLOAT32, Dtypes, Embedding, Head, Keys, RMSNorm
+from r1jax.models.layouts import Params as Params
+from r1jax.models.layouts import logical_axes as logical_axes
+from r1jax.models.layouts import merge as merge
+from r1jax.models.layouts import split as split
+from r1jax.models.layouts import stack as stack
+from r1jax.models.layouts import unstack as unstack
 from r1jax.models.ops.blockwise_attention import LONG_ROW, Segments
-from r1jax.models.rope import attention_factor, rope_frequencies, rope_tables
+from r1jax.models.rope import Rope, make_tables
 from r1jax.models.stacks import stack_layer, unstack_layer
+from r1jax.models.windows import count_prefix, mask_ring, mask_window
 
-Params = dict[str, Any]
 MakeBlock = Callable[[Any], "Block"]  # of `Keys`, which stand in for nnx.Rngs
+Group = tuple[int, MakeBlock | Sequence[MakeBlock]]  # number of layers, and their maker or those of a pattern
 
 REMAT_POLICIES: dict[str, Any] = {
     "none": None,
@@ -50,40 +59,20 @@ class States(NamedTuple):
     router: dict[str, jax.Array]
 
 
-class Block(nnx.Module):
-    """Pre-norm attention and MLP with residuals.
-
-    `attention(x, context, cache, prefix) -> (y, cache)` with `init_cache(rows, columns)`; `mlp(x, valid) -> (y, router
-    statistics, {} without a router)`; a routed MLP also accepts preset expert ids.
-    """
-
-    def __init__(self, attention: Any, mlp: Any, attention_norm: RMSNorm, mlp_norm: RMSNorm):
-        self.attention, self.mlp = attention, mlp
-        self.attention_norm, self.mlp_norm = attention_norm, mlp_norm
-
-    def __call__(
-        self, x_BTD: jax.Array, context: Context, cache: Any, prefix: Any, experts: jax.Array | None = None
-    ) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
-        attended, cache = self.attention(self.attention_norm(x_BTD), context, cache, prefix)
-        x_BTD = x_BTD + attended
-        told = {} if experts is None else {"experts_BTA": experts}
-        if context.experts is not None:
-            told["kernels"] = context.experts
-        mixed, router = self.mlp(self.mlp_norm(x_BTD), context.valid, **told)
-        return constrain(x_BTD + mixed, ("batch", "sequence", "act_embed")), cache, router
-
-
 class Transformer(nnx.Module):
-    """Decoder-only language model of groups of blocks: (count, `make_block(rngs)`), first layer first.
+    """Decoder-only language model of groups of blocks: (count, `make_block(rngs)`), or (count, the makers of a pattern
+    of blocks that the layers repeat), first layer first.
 
     `config` needs vocab_size, hidden_size, head_dim (the rotated width), rope_theta, rope_scaling, norm_epsilon,
-    tie_embeddings, initializer_std. `extra`: makers of prediction depths (models/mtp.py).
+    tie_embeddings, initializer_std; it may have `ropes`, further kinds of rotation by name (`Rope`; "": in place of the
+    former three), embedding_scale, logit_cap (a soft bound), norm_offset. `extra`: makers of prediction depths
+    (models/mtp.py).
     """
 
     def __init__(
         self,
         config: Any,
-        groups: Sequence[tuple[int, MakeBlock]],
+        groups: Sequence[Group],
         *,
         rngs: nnx.Rngs,
         dtypes: Dtypes = FLOAT32,
@@ -93,15 +82,23 @@ class Transformer(nnx.Module):
     ):
         self.config, self.dtypes, self.scan_layers, self.remat = config, dtypes, scan_layers, remat
         self.counts = tuple(count for count, _ in groups)
+        self.logit_cap = getattr(config, "logit_cap", 0.0)
         shared: dict[str, Any] = dict(dtypes=dtypes, rngs=rngs, std=config.initializer_std)
-        self.embed = Embedding(config.vocab_size, config.hidden_size, **shared)
+        scale, offset = getattr(config, "embedding_scale", 1.0), getattr(config, "norm_offset", 0.0)
+        self.embed = Embedding(config.vocab_size, config.hidden_size, scale=scale, **shared)
         keys = jnp.split(jax.random.split(rngs.params(), sum(self.counts)), np.cumsum(self.counts)[:-1])
         pairs = [(make, group) for (_, make), group in zip(groups, keys, strict=True)]
         if scan_layers:
-            self.stacks = nnx.List([_stacked_block(make, group) for make, group in pairs])
+            self.stacks = nnx.List([_stacked_group(make, group) for make, group in pairs])
         else:
-            self.layers = nnx.List([make(Keys(key)) for make, group in pairs for key in group])
-        self.norm = RMSNorm(config.hidden_size, epsilon=config.norm_epsilon, dtypes=dtypes, rngs=rngs)
+            many = [make if isinstance(make, Sequence) else [make] for make, _ in pairs]
+            blocks = [
+                makers[i % len(makers)](Keys(key))
+                for makers, g in zip(many, keys, strict=True)
+                for i, key in enumerate(g)
+            ]
+            self.layers = nnx.List(blocks)
+        self.norm = RMSNorm(config.hidden_size, epsilon=config.norm_epsilon, dtypes=dtypes, rngs=rngs, offset=offset)
         self.head = None if config.tie_embeddings else Head(config.hidden_size, config.vocab_size, **shared)
         self.mtp = nnx.List([make(rngs) for make in extra]) if extra else None
 
@@ -143,19 +140,22 @@ class Transformer(nnx.Module):
             layers, active = self.routing
             message = "`experts` must hold A choices of each token for each of the L layers that have a router"
             chex.assert_shape(experts, (layers, *tokens_BT.shape, active), custom_message=message)
-        context, visible = self.make_context(tokens_BT, positions, segment_ids, prefix_ids, cache)
+        context, visible = self.make_context(tokens_BT, positions, segment_ids, prefix_ids, cache, prefix)
         x_BTD = constrain(join_rows(self.embed(join_rows(tokens_BT))), ("batch", "sequence", "act_embed"))
         run = self._scan if self.scan_layers else self._unroll
         if cache is None:
             x_BTD, _, router = run(x_BTD, context, None, prefix, experts)
             return States(self.norm(x_BTD), None, router)
         x_BTD, layers, router = run(x_BTD, context, cache.layers, prefix, experts)
-        return States(self.norm(x_BTD), Cache(layers, visible, cache.column + tokens_BT.shape[1]), router)
+        T, clock = tokens_BT.shape[1], cache.clock
+        changed: dict[str, Any] = {"column": cache.column + T, "clock": None if clock is None else clock + T}
+        return States(self.norm(x_BTD), dataclasses.replace(cache, layers=layers, visible=visible, **changed), router)
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """Normalized states [..., D] -> float32 logits [..., V]."""
         hidden = join_rows(hidden)
-        return self.embed.attend(hidden) if self.head is None else self.head(hidden)
+        logits, cap = self.embed.attend(hidden) if self.head is None else self.head(hidden), self.logit_cap
+        return cap * jnp.tanh(logits / cap) if cap else logits
 
     def prefix(self, tokens_P: jax.Array) -> Any:
         """Per-layer keys and values of tokens that all rows of later calls begin with; differentiable."""
@@ -163,14 +163,28 @@ class Transformer(nnx.Module):
         assert cache is not None
         return cache.layers
 
-    def init_cache(self, rows: int, columns: int) -> Cache:
-        """An empty cache: nothing visible, the next token goes to column 0."""
-        blocks = self.stacks if self.scan_layers else self.layers
-        layers = [block.attention.init_cache(rows, columns) for block in blocks]
+    def init_cache(self, rows: int, columns: int, chunk: int = 0) -> Cache:
+        """An empty cache: nothing visible, the next token goes to column 0.
+
+        chunk: most tokens of a row that will be written at once, by which layers with windows keep fewer columns than
+        the others (0: any number, and all columns).
+        """
+        told, windows = {"chunk": chunk} if chunk else {}, self._windows
+        make = lambda block: block.attention.init_cache(rows, columns, **(told if style_of(block).window else {}))
+        layers: list[Any]
         if self.scan_layers:
             repeat = lambda tree, count: jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), tree)
-            layers = [repeat(layer, count) for layer, count in zip(layers, self.counts, strict=True)]
-        return Cache(constrain_layers(layers), jnp.zeros((rows, columns), bool), jnp.zeros((), jnp.int32))
+            layers = [
+                [repeat(make(member), count // len(block)) for member in block]
+                if isinstance(block, nnx.List)
+                else repeat(make(block), count)
+                for block, count in zip(self.stacks, self.counts, strict=True)
+            ]
+        else:
+            layers = [make(block) for block in self.layers]
+        clock = jnp.zeros((), jnp.int32) if windows else None
+        visible, column = jnp.zeros((rows, columns), bool), jnp.zeros((), jnp.int32)
+        return Cache(constrain_layers(layers), visible, column, clock, chunk if windows else 0)
 
     def runner(self, block: nnx.Module) -> tuple[Callable, Params]:
         """`run(params, *args)`, which calls the module with this model's rematerialization, and the module's
@@ -186,6 +200,7 @@ class Transformer(nnx.Module):
         segments: jax.Array | None = None,
         prefixes: jax.Array | None = None,
         cache: Cache | None = None,
+        prefix: Any = None,
     ) -> tuple[Context, Any]:
         """Shared inputs of the blocks, and the visible columns afterwards (None without a cache)."""
         chex.assert_rank(tokens_BT, 2)
@@ -195,31 +210,73 @@ class Transformer(nnx.Module):
         )
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-        config, length = self.config, tokens_BT.shape[1]
-        frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
-        rope = rope_tables(positions, frequencies, attention_factor(config.rope_scaling))
+        length, ropes = tokens_BT.shape[1], {name: make_tables(positions, rope) for name, rope in self.ropes.items()}
+        rope = ropes.pop("")
         valid = jnp.ones(tokens_BT.shape, bool) if segments is None else segments != 0
         if cache is not None:
             mask, visible = cache_mask(cache, length)
             whole = length >= LONG_ROW and cache.length == length  # these tokens fill the whole cache
-            return Context(rope, Segments() if whole else mask_bias(mask), valid, cache.column), visible
+            context = Context(rope, Segments() if whole else mask_bias(mask), valid, cache.column)
+            return self._add_kinds(context, ropes, positions, prefix, cache=cache), visible
         if length >= LONG_ROW:
-            return Context(rope, Segments(segments, prefixes), valid), None
+            return self._add_kinds(Context(rope, Segments(segments, prefixes), valid), ropes, positions, prefix), None
         segments = jnp.ones(tokens_BT.shape, jnp.int32) if segments is None else segments
-        return Context(rope, mask_bias(segment_mask(segments, prefixes)), valid), None
+        mask = segment_mask(segments, prefixes)
+        return self._add_kinds(Context(rope, mask_bias(mask), valid), ropes, positions, prefix, mask=mask), None
+
+    def _add_kinds(
+        self,
+        context: Context,
+        ropes: dict,
+        positions: jax.Array,
+        prefix: Any,
+        *,
+        mask: jax.Array | None = None,
+        cache: Cache | None = None,
+    ) -> Context:
+        """The context with what kinds of layers need that are not the first one."""
+        if stretched := any(style_of(block).stretch for block, _ in self.blocks()):
+            context = dataclasses.replace(context, positions=positions)
+        if not (ropes or stretched or self._windows):
+            return context
+        start = count_prefix(prefix)
+        if cache is None:
+            windows = {w: mask_window(w, mask, positions, start, context.bias) for w in self._windows}
+            return dataclasses.replace(context, ropes=ropes, windows=windows)
+        windows = {w: mask_ring(w, cache, positions, start) for w in self._windows}
+        return dataclasses.replace(context, ropes=ropes, windows=windows, columns=cache.length)
+
+    @property
+    def ropes(self) -> dict[str, Rope]:
+        """Kinds of rotation by name."""
+        config = self.config
+        own = getattr(config, "ropes", {})
+        return own if "" in own else {"": Rope(config.head_dim, config.rope_theta, config.rope_scaling), **own}
+
+    @property
+    def _windows(self) -> list[int]:
+        """The windows of layers that do not see all keys."""
+        return sorted({style_of(block).window for block, _ in self.blocks()} - {0})
+
+    def blocks(self) -> Iterator[tuple[Any, int]]:
+        """Blocks of one structure each, with their numbers of layers."""
+        if not self.scan_layers:
+            yield from ((block, 1) for block in self.layers)
+            return
+        for block, count in zip(self.stacks, self.counts, strict=True):
+            members = block if isinstance(block, nnx.List) else [block]
+            yield from ((member, count // len(members)) for member in members)
 
     @property
     def routing(self) -> tuple[int, int]:
         """Number of layers with a router, and number of experts selected per token."""
-        blocks = zip(self.stacks, self.counts, strict=True) if self.scan_layers else ((b, 1) for b in self.layers)
-        found = [(count, block.mlp.router.active) for block, count in blocks if hasattr(block.mlp, "router")]
+        found = [(count, block.mlp.router.active) for block, count in self.blocks() if hasattr(block.mlp, "router")]
         return sum(count for count, _ in found), max((active for _, active in found), default=0)
 
     @property
     def sends_all(self) -> bool:
         """Whether tokens travel to their experts in as many turns as all need (models/dispatch.py)."""
-        blocks = self.stacks if self.scan_layers else self.layers
-        return any(hasattr(block.mlp, "router") and block.mlp.dispatch.complete for block in blocks)
+        return any(hasattr(block.mlp, "router") and block.mlp.dispatch.complete for block, _ in self.blocks())
 
     def _unroll(
         self, x: jax.Array, context: Context, caches: Any, prefixes: Any, experts: jax.Array | None
@@ -241,54 +298,62 @@ class Transformer(nnx.Module):
         new, routers, told = [], [], 0
         for index, block in enumerate(self.stacks):
             group, prefix = (None if tree is None else tree[index] for tree in (caches, prefixes))
-            count, choices = self.counts[index], None
-            if experts is not None and hasattr(block.mlp, "router"):
-                choices, told = experts[told : told + count], told + count
-            x, group, router = self._scan_group(block, count, x, context, group, prefix, choices)
-            new.append(group)
-            routers.append(router)
+            many = isinstance(block, nnx.List)
+            members = list(block) if many else [block]
+            count, choices = self.counts[index] // len(members), None
+            if experts is not None and (routed := sum(hasattr(member.mlp, "router") for member in members)):
+                choices, told = experts[told : told + count * routed], told + count * routed
+                choices = choices.reshape(count, routed, *choices.shape[1:])
+            listed = lambda tree, many=many: tree if many or tree is None else [tree]
+            x, group, found = self._scan_group(members, count, x, context, listed(group), listed(prefix), choices)
+            new.append(group if many or group is None else group[0])
+            routers.append(join_routers(found, _interleave))
         return x, None if caches is None else new, join_routers(routers, jnp.concatenate)
 
     def _scan_group(
         self,
-        block: Any,
+        blocks: Sequence[Any],
         count: int,
         x: jax.Array,
         context: Context,
         caches: Any,
         prefixes: Any,
         experts: jax.Array | None,
-    ) -> tuple[jax.Array, Any, dict]:
-        """Scans one group of layers. Caches are a carry, updated in place: as scan outputs they would be copied every
-        step.
+    ) -> tuple[jax.Array, Any, list[dict]]:
+        """Scans `count` times over the blocks of one group of layers. Caches are a carry, updated in place: as scan
+        outputs they would be copied every step.
         """
-        run, params = self.runner(block)
-        kernels, in_place = None, stacks.are_read_in_place()
-        if (
-            in_place
-            and caches is not None
-            and x.shape[1] == 1
-            and hasattr(block.mlp, "router")
-            and block.mlp.dispatch.complete
-        ):
-            kernels = block.mlp.experts.kernels()  # these are not cut out of their stack
-            nothing = jax.tree.map(lambda kernel: jnp.zeros(len(kernel)), params["mlp"]["experts"])
-            params = {**params, "mlp": {**params["mlp"], "experts": nothing}}
+        runs, params = zip(*map(self.runner, blocks), strict=True)
+        in_place, kernels = stacks.are_read_in_place(), {}
+        for at, block in enumerate(blocks) if in_place and caches is not None and x.shape[1] == 1 else ():
+            if hasattr(block.mlp, "router") and block.mlp.dispatch.complete:
+                kernels[at] = block.mlp.experts.kernels()  # these are not cut out of their stack
+                nothing = jax.tree.map(lambda kernel: jnp.zeros(len(kernel)), params[at]["mlp"]["experts"])
+                own = {**params[at], "mlp": {**params[at]["mlp"], "experts": nothing}}
+                params = (*params[:at], own, *params[at + 1 :])
 
-        def body(carry: tuple, layer: tuple) -> tuple[tuple, dict]:
+        def body(carry: tuple, layer: tuple) -> tuple[tuple, list[dict]]:
             x, caches = carry
-            index, params, prefix, choices = layer
-            if in_place:
-                inner = dataclasses.replace(context, experts=stack_layer(kernels, index)) if kernels else context
-                x, cache, router = run(params, x, inner, stack_layer(caches, index), prefix, choices)
-                return (x, unstack_layer(cache)), router
-            cache = jax.tree.map(lambda c: jax.lax.dynamic_index_in_dim(c, index, keepdims=False), caches)
-            x, cache, router = run(params, x, context, cache, prefix, choices)
-            update = lambda old, new: jax.lax.dynamic_update_index_in_dim(old, new, index, 0)
-            return (x, jax.tree.map(update, caches, cache)), router
+            index, params, prefixes, experts = layer
+            told, routers, new = iter(() if experts is None else experts), [], []
+            for at, run in enumerate(runs):
+                choices = next(told, None) if hasattr(blocks[at].mlp, "router") else None
+                cache, prefix = (None if tree is None else tree[at] for tree in (caches, prefixes))
+                if in_place:
+                    own = {"experts": stack_layer(kernels[at], index)} if at in kernels else {}
+                    inner = dataclasses.replace(context, **own) if own else context
+                    x, found, router = run(params[at], x, inner, stack_layer(cache, index), prefix, choices)
+                    new.append(unstack_layer(found))
+                else:
+                    part = jax.tree.map(lambda c: jax.lax.dynamic_index_in_dim(c, index, keepdims=False), cache)
+                    x, part, router = run(params[at], x, context, part, prefix, choices)
+                    update = lambda old, new: jax.lax.dynamic_update_index_in_dim(old, new, index, 0)
+                    new.append(jax.tree.map(update, cache, part))
+                routers.append(router)
+            return (x, None if caches is None else new), routers
 
-        (x, caches), router = jax.lax.scan(body, (x, caches), (jnp.arange(count), params, prefixes, experts))
-        return x, caches, router
+        (x, caches), routers = jax.lax.scan(body, (x, caches), (jnp.arange(count), params, prefixes, experts))
+        return x, caches, routers
 
 
 @functools.lru_cache(maxsize=256)
@@ -308,6 +373,20 @@ def join_routers(routers: Sequence[dict], join: Callable) -> dict[str, jax.Array
     return jax.tree.map(lambda *xs: join(xs), *routing) if routing else {}
 
 
+def _interleave(arrays: Sequence[jax.Array]) -> jax.Array:
+    """Arrays [repeats, ...] of the blocks of a pattern as one, in the order of the layers."""
+    if len(arrays) == 1:
+        return arrays[0]
+    return jnp.stack(arrays, axis=1).reshape(-1, *arrays[0].shape[1:])
+
+
+def _stacked_group(make: MakeBlock | Sequence[MakeBlock], keys: jax.Array) -> Any:
+    """The stack of a group of equal layers, or the stacks of the blocks of its pattern."""
+    if not isinstance(make, Sequence):
+        return _stacked_block(make, keys)
+    return nnx.List([_stacked_block(each, keys[at :: len(make)]) for at, each in enumerate(make)])
+
+
 def _stacked_block(make_block: MakeBlock, keys: jax.Array) -> Block:
     """One block with the weights of all layers of a group, stacked along a new first axis "layers"."""
     graph, _ = split(nnx.eval_shape(lambda: make_block(Keys(keys[0]))))
@@ -316,50 +395,3 @@ def _stacked_block(make_block: MakeBlock, keys: jax.Array) -> Block:
         if isinstance(variable, nnx.Variable):
             variable.set_metadata(axes=("layers", *variable.get_metadata("axes")))
     return block
-
-
-def split(module: nnx.Module) -> tuple[nnx.GraphDef, Params]:
-    """Structure of a module, and its parameters as a plain nested dict."""
-    graph, state = nnx.split(module)
-    return graph, nnx.to_pure_dict(state)
-
-
-def merge(graph: nnx.GraphDef, params: Params) -> Any:
-    """The module of a structure and parameters from `split`."""
-    return nnx.merge(graph, params)
-
-
-def logical_axes(module: nnx.Module) -> Params:
-    """Logical axes of every parameter as tuples, in the structure of `split(module)[1]`."""
-    _, state = nnx.split(module)
-    axes = jax.tree.map(lambda v: v.get_metadata("axes"), state, is_leaf=lambda x: isinstance(x, nnx.Variable))
-    return axes if isinstance(axes, dict) else nnx.to_pure_dict(axes)
-
-
-def unstack(params: Params, counts: Sequence[int] = (), take: Callable[[Any, int], Any] = operator.getitem) -> Params:
-    """Scanned -> canonical layout: the rows of all `stacks` become `layers` {0: ..., 1: ...}. Canonical parameters are
-    returned unchanged. counts: layers of each group (default: the rows of the arrays); `take(array, row)` extracts a
-    row.
-    """
-    if "stacks" not in params:
-        return params
-    stacks = [params["stacks"][group] for group in range(len(params["stacks"]))]
-    counts = counts or [jax.tree.leaves(tree)[0].shape[0] for tree in stacks]
-    rows = [(tree, i) for tree, count in zip(stacks, counts, strict=True) for i in range(count)]
-    layers = {layer: jax.tree.map(lambda x, i=i: take(x, i), tree) for layer, (tree, i) in enumerate(rows)}
-    return {"layers": layers, **{key: value for key, value in params.items() if key != "stacks"}}
-
-
-def stack(params: Params, counts: Sequence[int] = (), join: Callable[[Sequence], Any] = jnp.stack) -> Params:
-    """Canonical -> scanned layout with groups of `counts` layers (default: one group). Scanned parameters are returned
-    unchanged. `join(arrays)` stacks the arrays of a group.
-    """
-    if "stacks" in params:
-        return params
-    layers = params["layers"]
-    ends = np.cumsum(counts or [len(layers)])
-    groups = [range(start, end) for start, end in zip([0, *ends], ends, strict=False)]
-    stacks = {
-        group: jax.tree.map(lambda *xs: join(xs), *(layers[i] for i in members)) for group, members in enumerate(groups)
-    }
-    return {"stacks": stacks, **{key: value for key, value in params.items() if key != "layers"}}

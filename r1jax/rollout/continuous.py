@@ -276,7 +276,7 @@ def _init(graph: nnx.GraphDef, config: ContinuousConfig, params: Params) -> Rows
     zeros = lambda dtype=jnp.int32: jnp.zeros((B,), dtype)
     return _constrain(
         Rows(
-            layers=merge(graph, params).init_cache(B, config.columns).layers,
+            layers=merge(graph, params).init_cache(B, config.columns, config.chunk).layers,
             token=zeros(),
             length=zeros(),
             done=zeros(),
@@ -335,7 +335,7 @@ def _feed(
 
 def _make_cache(config: ContinuousConfig, layers: Any, length: jax.Array) -> Cache:
     """Cache of rows that hold `length` [B] tokens each."""
-    return Cache(layers, jnp.arange(config.columns) < length[:, None], length)
+    return Cache(layers, jnp.arange(config.columns) < length[:, None], length, chunk=config.chunk)
 
 
 def _decode(

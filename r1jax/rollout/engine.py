@@ -250,12 +250,14 @@ def _prefill(graph: nnx.GraphDef, start: int, params: Params, prefix: Any, token
 def _init(graph: nnx.GraphDef, config: EngineConfig, params: Params, *, columns: int) -> Slots:
     """All slots idle, with an empty cache."""
     model = merge(graph, params)
-    return init_slots(config, model.init_cache(config.slots, columns), model.routing, counts_turns=model.sends_all)
+    return init_slots(
+        config, model.init_cache(config.slots, columns, chunk=1), model.routing, counts_turns=model.sends_all
+    )
 
 
 def _grow(graph: nnx.GraphDef, config: EngineConfig, params: Params, slots: Slots, *, columns: int) -> Slots:
     """The same slots with a cache of more columns."""
-    return grow(slots, merge(graph, params).init_cache(config.slots, columns))
+    return grow(slots, merge(graph, params).init_cache(config.slots, columns, chunk=1))
 
 
 def _shrink(graph: nnx.GraphDef, config: EngineConfig, params: Params, slots: Slots, places: jax.Array) -> Slots:

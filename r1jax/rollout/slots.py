@@ -13,6 +13,7 @@ import numpy as np
 
 from r1jax.core.sharding import Axes, abstract_array, constrain
 from r1jax.models.cache import Cache, constrain_layers, layer_axes
+from r1jax.models.windows import find_ring, turn_into_ring
 from r1jax.rollout.sampling import SamplingArrays
 
 _NO_ROWS = ("cache", "turns")  # fields of `Slots` that are no array of rows
@@ -119,7 +120,8 @@ class SlotUpdate:
 def init_slots(config: EngineConfig, cache: Cache, routing: tuple[int, int], *, counts_turns: bool = False) -> Slots:
     """All slots idle; `cache` is an empty one of `slots` rows, `routing` the model's."""
     B, R = config.slots, config.max_new_tokens
-    cache = dataclasses.replace(cache, column=jnp.int32(config.prompt_columns))
+    first = jnp.int32(config.prompt_columns)
+    cache = dataclasses.replace(cache, column=first, clock=None if cache.clock is None else first)
     zeros = lambda dtype=jnp.int32: jnp.zeros((B,), dtype)
     return constrain_slots(
         Slots(
@@ -166,7 +168,8 @@ def abstract_slots(slots: Slots) -> Slots:
     layers, cache = abstract_layers(slots.cache.layers), slots.cache
     whole: Any = lambda x: abstract_array(x.shape, x.dtype, (None,) * x.ndim, name="slots")
     turns = jax.tree.map(whole, slots.turns)
-    cache = Cache(layers, rows(cache.visible), rows(cache.column))
+    told = {"visible": cache.visible, "column": cache.column, "clock": cache.clock}
+    cache = dataclasses.replace(cache, layers=layers, **jax.tree.map(rows, told))
     return Slots(cache=cache, turns=turns, **jax.tree.map(rows, fields))
 
 
@@ -184,7 +187,8 @@ def grow(slots: Slots, empty: Cache) -> Slots:
     """The same slots with a longer cache, of the shapes of `empty`."""
     fill = lambda x, shape: jnp.pad(x, [(0, new - old) for old, new in zip(x.shape, shape.shape, strict=True)])
     old = slots.cache
-    cache = Cache(jax.tree.map(fill, old.layers, empty.layers), fill(old.visible, empty.visible), old.column)
+    layers = jax.tree.map(fill, old.layers, empty.layers)
+    cache = dataclasses.replace(old, layers=layers, visible=fill(old.visible, empty.visible))
     return constrain_slots(dataclasses.replace(slots, cache=cache))
 
 
@@ -218,13 +222,18 @@ def insert(slots: Slots, prompts: Any, fill: SlotUpdate) -> Slots:
     """Copies prompts (their part after the prefix) into slots and starts them."""
     cache, at = slots.cache, fill.slot
     prompt_B = jnp.full(slots.active.shape, -1).at[at].set(fill.prompt, mode="drop")  # -1: the slot is unchanged
-    copy = functools.partial(_copy_prompts, prompt_B=prompt_B)
+    ends_B = jnp.ones_like(prompt_B).at[at].set(fill.columns, mode="drop") - 1
+    copy = functools.partial(_copy_prompts, prompt_B=prompt_B, ends_B=ends_B, clock=cache.clock)
     visible = jnp.arange(cache.length) < (fill.columns - 1)[:, None]
     put = lambda old, new: old.at[at].set(new, mode="drop")
     return constrain_slots(
         dataclasses.replace(
             slots,
-            cache=Cache(jax.tree.map(copy, cache.layers, prompts), put(cache.visible, visible), cache.column),
+            cache=dataclasses.replace(
+                cache,
+                layers=jax.tree_util.tree_map_with_path(copy, cache.layers, prompts),
+                visible=put(cache.visible, visible),
+            ),
             token=put(slots.token, fill.token),
             position=put(slots.position, fill.position),
             done=put(slots.done, 0),
@@ -237,22 +246,35 @@ def insert(slots: Slots, prompts: Any, fill: SlotUpdate) -> Slots:
     )
 
 
-def _copy_prompts(buffer: jax.Array, prompts: jax.Array, *, prompt_B: jax.Array) -> jax.Array:
+def _copy_prompts(
+    path: Any,
+    buffer: jax.Array,
+    prompts: jax.Array,
+    *,
+    prompt_B: jax.Array,
+    ends_B: jax.Array,
+    clock: jax.Array | None,
+) -> jax.Array:
     """A cache array [L,] [B, K, ...] with rows of `prompts` [L,] [P, K, ...] copied into the first columns of each
-    updated slot.
+    updated slot, or into the columns of a ring (models/windows.py) that stand before the clock. ends: tokens of each
+    row of the prompts that are in the cache.
 
     Slots gather their rows; scattering rows to slots would need them on every device, as many as there are slots.
     Layers are processed one at a time, because all prompts of a layer are on every device during the copy.
     """
+    copy = functools.partial(_copy_prompts, prompt_B=prompt_B, ends_B=ends_B, clock=clock)
     if buffer.ndim > 4:  # scanned layers carry a leading layer axis
         one = lambda index, x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False)
         body = lambda index, whole: jax.lax.dynamic_update_index_in_dim(
-            whole, _copy_prompts(one(index, whole), one(index, prompts), prompt_B=prompt_B), index, 0
+            whole, copy(path, one(index, whole), one(index, prompts)), index, 0
         )
         return jax.lax.fori_loop(0, len(buffer), body, buffer)
     slot = layer_axes(buffer)
     everywhere = constrain(prompts, (None, *slot[1:]), name="prompts")
     rows = constrain(jnp.take(everywhere, jnp.maximum(prompt_B, 0), axis=0), slot, name="slots")
+    if (axis := find_ring(path)) is not None:
+        assert clock is not None
+        rows = turn_into_ring(rows, ends_B, clock, axis=axis, columns=buffer.shape[axis])
     old = buffer[:, *map(slice, rows.shape[1:])]  # prompts have fewer columns and otherwise equal sizes
     taken = jnp.where((prompt_B >= 0)[:, None, None, None], rows, old)
     return jax.lax.dynamic_update_slice(buffer, taken, (0, 0, 0, 0))

@@ -24,6 +24,7 @@ from r1jax.core.errors import UserError
 from r1jax.core.outputs.ownership import check_writable
 from r1jax.models.transformer import Params
 from r1jax.text.tokenizer import Tokenizer
+from r1jax.weights.fused import find_rules, join_read, join_specs, open_part
 from r1jax.weights.lora_base import Adapted
 from r1jax.weights.parameters import Parameters, family_of, of_arrays, of_shape
 from r1jax.weights.peft import CONFIG as ADAPTER_CONFIG
@@ -63,9 +64,10 @@ def export_model(
     dtype: of floating tensors, except the router's correction bias; None: unchanged. Every process must call it.
     """
     tensors = of_arrays(family_of(config), params)
-    specs = choose_specs(tensors, tensors.dtype, dtype)
+    rules = find_rules(family_of(config), config)
+    specs = join_specs(choose_specs(tensors, tensors.dtype, dtype), rules)
     with new_folder(folder) as target:
-        write_tensors(target, specs, tensors.read, shard_bytes=shard_bytes)
+        write_tensors(target, specs, join_read(tensors.read, rules), shard_bytes=shard_bytes)
         if target is not None:
             describe_shape(config, tokenizer, target, specs)
 
@@ -91,14 +93,17 @@ def convert(
     stored = {name: name if name in tensors else needed.original(name) for name in needed.names}
     for name, theirs in stored.items():
         check_tensor(tensors, theirs, needed.shape(name))
-    specs = choose_specs(needed, lambda name: tensors.dtype(stored[name]), dtype)
+    rules = find_rules(opened.family, opened.config)
+    parts = choose_specs(needed, lambda name: tensors.dtype(stored[name]), dtype)
+    specs = join_specs(parts, rules)
     with new_folder(folder) as target:
         if target is not None:
             if isinstance(tensors, SavedModel):
-                fill = lambda open_tensor: tensors.fill(specs, open_tensor)
+                fill = lambda open_tensor: tensors.fill(parts, open_part(open_tensor, rules))
                 fill_tensors(target, specs, fill, shard_bytes=shard_bytes)
             else:
-                write_tensors(target, specs, lambda name: tensors.read(stored[name]), shard_bytes=shard_bytes)
+                read = join_read(lambda name: tensors.read(stored[name]), rules)
+                write_tensors(target, specs, read, shard_bytes=shard_bytes)
             describe(opened, target, specs)
             for name, text in (files or {}).items():
                 (target / name).write_text(text, "utf-8")

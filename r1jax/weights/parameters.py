@@ -126,9 +126,12 @@ def family_of(config: Any) -> ModuleType:
 
 def _count_layers(leaves: Mapping[Path, Spec]) -> list[int]:
     """Number of layers in each group; one group in the unrolled layout."""
-    groups = {path[1]: leaf.shape[0] for path, leaf in leaves.items() if path[0] == "stacks"}
+    groups: dict[Any, dict[Any, int]] = {}
+    for path, leaf in leaves.items():
+        if path[0] == "stacks":  # a block of a pattern that layers repeat has a number of its own
+            groups.setdefault(path[1], {})[path[2] if isinstance(path[2], int) else ""] = leaf.shape[0]
     if groups:
-        return [groups[group] for group in sorted(groups)]
+        return [sum(groups[group].values()) for group in sorted(groups)]
     return [len({path[1] for path in leaves if path[0] == "layers"})]
 
 

@@ -48,13 +48,18 @@ def find_pieces(
     """Number of leading axes of a parameter that index tensors, and for each tensor its index on those axes, its name
     in the files, and its `inputs` of the table.
 
-    keys, shape: of the parameter in either layout; counts: number of layers in each group of the model.
+    keys, shape: of the parameter in either layout; counts: number of layers in each group of the model. The key of a
+    block of a pattern that layers repeat follows that of its group.
     """
     numbers, rest = [[key] for key in keys if isinstance(key, int)], list(keys)
     stacked = keys[0] == "stacks"
     if stacked:
         first, rest = sum(counts[: keys[1]]), ["layers", *keys[1:]]
-        numbers[0] = list(range(first, first + shape[0]))
+        if in_pattern := isinstance(keys[2], int):
+            first, rest = first + keys[2], ["layers", *keys[2:]]
+            del numbers[1]
+        period = counts[keys[1]] // shape[0] if in_pattern else 1
+        numbers[0] = list(range(first, first + shape[0] * period, period))
     elif keys[0] == "mtp":
         numbers[0] = [sum(counts) + keys[1]]
     theirs, inputs = names[".".join("{}" if isinstance(key, int) else key for key in rest)]

@@ -30,6 +30,7 @@ from r1jax.models.layers import Dtypes
 from r1jax.models.transformer import Transformer
 from r1jax.text.tokenizer import Tokenizer
 from r1jax.weights.fp8 import dequantize
+from r1jax.weights.fused import open_parts
 from r1jax.weights.gguf import GGUFModel
 from r1jax.weights.hf import load_weights
 from r1jax.weights.lora_base import Adapted, holds_adapters
@@ -131,6 +132,7 @@ def open_model(path: str | pathlib.Path, *, fetch: str = "") -> Opened:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     source = find_source(family, config)
+    source = source if isinstance(source, SavedModel | Adapted) else open_parts(source, family, config)
     _check_layers(config, family.HF_NAMES, source, path)
     return Opened(path, source, family, drop_absent_depths(config, family.HF_NAMES, source), hf, folder)
 

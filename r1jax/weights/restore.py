@@ -13,7 +13,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from r1jax.core.checkpoint import Checkpoints, SavedArrays
-from r1jax.models.transformer import stack, unstack
+from r1jax.models.layouts import find_periods, stack, unstack
 
 
 def restore_state(checkpoints: Checkpoints, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
@@ -24,24 +24,31 @@ def restore_state(checkpoints: Checkpoints, step: int, abstract: Any) -> tuple[A
         (node for node in jax.tree.leaves(abstract, is_leaf=_has_layers) if _has_layers(node)), {}
     )
     groups = node.get("stacks", {})
-    counts = [jax.tree.leaves(groups[group])[0].shape[0] for group in range(len(groups))]
-    saved = _count_saved(SavedArrays(checkpoints.folder(step)))
-    if bool(counts) == bool(saved):
+    repeats = [jax.tree.leaves(groups[group])[0].shape[0] for group in range(len(groups))]
+    saved, patterns = _count_saved(SavedArrays(checkpoints.folder(step)))
+    if bool(repeats) == bool(saved):
         return checkpoints.restore(step, abstract)
-    if counts:
-        before, turn = _turn(abstract, lambda tree: unstack(tree, counts, _take)), lambda tree: stack(tree, counts)
+    if repeats:
+        periods = find_periods(node)
+        counts = [count * (period or 1) for count, period in zip(repeats, periods, strict=True)]
+        before = _turn(abstract, lambda tree: unstack(tree, repeats, _take))
+        turn = lambda tree: stack(tree, counts, periods=periods)
     else:
-        before, turn = _turn(abstract, lambda tree: stack(tree, saved, _join)), lambda tree: unstack(tree, saved)
+        counts = [count * (period or 1) for count, period in zip(saved, patterns, strict=True)]
+        before = _turn(abstract, lambda tree: stack(tree, counts, _join, patterns))
+        turn = lambda tree: unstack(tree, saved)
     state, metadata = checkpoints.restore(step, before)
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return jax.jit(lambda state: _turn(state, turn), out_shardings=places)(state), metadata
 
 
-def _count_saved(saved: SavedArrays) -> list[int]:
-    """Number of layers in each saved stack; [] for the unrolled layout."""
-    stacked = [path for path in saved.paths if "stacks" in path]
-    stacks = {path[path.index("stacks") + 1]: saved.shape(path)[0] for path in stacked}
-    return [stacks[group] for group in range(len(stacks))]
+def _count_saved(saved: SavedArrays) -> tuple[list[int], list[int]]:
+    """Repeats of each saved group of layers, and the blocks of its pattern (0: none); [] for the unrolled layout."""
+    stacked = [(path, path.index("stacks") + 1) for path in saved.paths if "stacks" in path]
+    stacks = {path[at]: saved.shape(path)[0] for path, at in stacked}
+    members = {path[at : at + 2] for path, at in stacked if isinstance(path[at + 1], int)}
+    groups = range(len(stacks))
+    return [stacks[group] for group in groups], [sum(place[0] == group for place in members) for group in groups]
 
 
 def _has_layers(tree: Any) -> bool:

@@ -11,7 +11,7 @@ import collections
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -163,9 +163,16 @@ def _list_layers(path: Path, shapes: Mapping[Path, tuple[int, ...]]) -> list[tup
     """The paths of a stack's layers with their rows; of any other parameter its own."""
     if path[0] != "stacks":
         return [(path, None)]
-    counts = {other[1]: shape[0] for other, shape in shapes.items() if other[0] == "stacks"}
-    first = sum(size for group, size in counts.items() if int(group) < int(path[1]))
-    return [(("layers", first + row, *path[2:]), row) for row in range(shapes[path][0])]
+    counts: dict[Any, dict[Any, int]] = {}
+    for other, shape in shapes.items():
+        if other[0] == "stacks":
+            counts.setdefault(int(other[1]), {})[other[2] if isinstance(other[2], int) else ""] = shape[0]
+    first = sum(sum(members.values()) for group, members in counts.items() if group < int(path[1]))
+    rows = range(shapes[path][0])
+    if isinstance(path[2], int):  # a block of a pattern that layers repeat
+        period = len(counts[int(path[1])])
+        return [(("layers", first + row * period + path[2], *path[3:]), row) for row in rows]
+    return [(("layers", first + row, *path[2:]), row) for row in rows]
 
 
 def _shapes(leaves: Mapping[Path, Spec]) -> dict[Path, tuple[int, ...]]:

@@ -21,7 +21,7 @@ from r1jax.models.families.hf_config import Names, read_rope
 from r1jax.models.layers import FLOAT32, Dtypes, GatedMLP, RMSNorm
 from r1jax.models.mla import Form, LatentAttention, LatentSizes
 from r1jax.models.mtp import MTPBlock
-from r1jax.models.rope import RopeScaling, YaRN, score_factor, write_scaling
+from r1jax.models.rope import Scaling, YaRN, score_factor, write_scaling
 from r1jax.models.transformer import Block, Transformer
 
 
@@ -49,7 +49,7 @@ class Config:
     expert_interval: int = 1
     mtp_depths: int = 1
     rope_theta: float = 10_000.0
-    rope_scaling: RopeScaling | YaRN | None = None
+    rope_scaling: Scaling = None
     rope_interleaved: bool = True
     max_positions: int = 4096
     norm_epsilon: float = 1e-6

@@ -1,22 +1,25 @@
-"""Shared parts of the dense families: sizes, table of names, and block (pre-norm, grouped-query attention, SwiGLU).
+"""Shared parts of the families with grouped-query attention: sizes, table of names, and block (by default pre-norm,
+SwiGLU).
 
-A family's file sets its options (`qkv_bias`, `qk_norm`), the keys of its config.json, and its published sizes.
+A family's file sets its options (`qkv_bias`, `qk_norm`, the style of each layer's attention), the keys of its
+config.json, and its published sizes.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from flax import nnx
 
 from r1jax.core.errors import UserError
-from r1jax.models.attention import Attention
+from r1jax.models.attention import LLAMA, Attention, Style
 from r1jax.models.families.hf_config import Names, read_rope
-from r1jax.models.layers import FLOAT32, Dtypes, GatedMLP, RMSNorm
-from r1jax.models.rope import RopeScaling, YaRN, write_scaling
-from r1jax.models.transformer import Block, Transformer
+from r1jax.models.layers import FLOAT32, Activation, Dtypes, GatedMLP, RMSNorm
+from r1jax.models.rope import Scaling, write_scaling
+from r1jax.models.transformer import Block, Group, Transformer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,13 +37,17 @@ class DenseConfig:
     num_kv_heads: int = 2
     head_dim: int = 16
     rope_theta: float = 10_000.0
-    rope_scaling: RopeScaling | YaRN | None = None
+    rope_scaling: Scaling = None
     norm_epsilon: float = 1e-5
     tie_embeddings: bool = True
     initializer_std: float = 0.02
     max_positions: int = 4096
     qkv_bias: bool = False
     qk_norm: bool = False
+
+    def style(self, layer: int) -> Style:
+        """What the attention of a layer does differently from Llama's."""
+        return LLAMA
 
 
 C = TypeVar("C", bound=DenseConfig)
@@ -129,9 +136,19 @@ def write_config(config: DenseConfig, fixed: Mapping[str, Any]) -> dict[str, Any
     }
 
 
-def make_block(config: DenseConfig, make_mlp: Callable[[], Any], *, dtypes: Dtypes, rngs: nnx.Rngs) -> Block:
-    """One layer around the MLP that `make_mlp` returns."""
-    norm: dict[str, Any] = dict(epsilon=config.norm_epsilon, dtypes=dtypes, rngs=rngs)
+def make_block(
+    config: DenseConfig,
+    make_mlp: Callable[[], Any],
+    *,
+    style: Style = LLAMA,
+    norms: str = "pre",
+    dtypes: Dtypes,
+    rngs: nnx.Rngs,
+) -> Block:
+    """One layer around the MLP that `make_mlp` returns. norms: before attention and MLP ("pre"), after them ("post"),
+    or both.
+    """
+    norm: dict[str, Any] = dict(epsilon=config.norm_epsilon, dtypes=dtypes, rngs=rngs, offset=style.norm_offset)
     attention = Attention(
         config.hidden_size,
         config.num_heads,
@@ -139,19 +156,52 @@ def make_block(config: DenseConfig, make_mlp: Callable[[], Any], *, dtypes: Dtyp
         config.head_dim,
         qkv_bias=config.qkv_bias,
         norm_epsilon=config.norm_epsilon if config.qk_norm else None,
+        style=style,
         dtypes=dtypes,
         rngs=rngs,
         std=config.initializer_std,
     )
-    return Block(attention, make_mlp(), RMSNorm(config.hidden_size, **norm), RMSNorm(config.hidden_size, **norm))
+    make = lambda *kinds: RMSNorm(config.hidden_size, **norm) if norms in kinds else None
+    before = make("pre", "both"), make("pre", "both")
+    return Block(attention, make_mlp(), *before, make("post", "both"), make("post", "both"))
 
 
-def build(config: DenseConfig, *, rngs: nnx.Rngs, dtypes: Dtypes = FLOAT32, **options: Any) -> Transformer:
+def build(
+    config: DenseConfig,
+    *,
+    rngs: nnx.Rngs,
+    dtypes: Dtypes = FLOAT32,
+    norms: str = "pre",
+    activation: Activation = "silu",
+    **options: Any,
+) -> Transformer:
     """The model with fresh weights; `options`: scan_layers, remat."""
 
-    def make(rngs: nnx.Rngs) -> Block:
-        shared: dict[str, Any] = dict(dtypes=dtypes, rngs=rngs, std=config.initializer_std)
+    def make(rngs: nnx.Rngs, style: Style) -> Block:
+        shared: dict[str, Any] = dict(dtypes=dtypes, rngs=rngs, std=config.initializer_std, activation=activation)
         mlp = lambda: GatedMLP(config.hidden_size, config.intermediate_size, **shared)
-        return make_block(config, mlp, dtypes=dtypes, rngs=rngs)
+        return make_block(config, mlp, style=style, norms=norms, dtypes=dtypes, rngs=rngs)
 
-    return Transformer(config, [(config.num_layers, make)], rngs=rngs, dtypes=dtypes, **options)
+    groups = group_kinds([config.style(layer) for layer in range(config.num_layers)], make)
+    return Transformer(config, groups, rngs=rngs, dtypes=dtypes, **options)
+
+
+def group_kinds(kinds: Sequence[Hashable], make_block: Callable[[Any, Any], Block]) -> list[Group]:
+    """A Transformer's groups of layers of these kinds: runs of one kind, or patterns of up to 8 that repeat.
+    `make_block(rngs, kind)` makes a layer.
+    """
+    groups: list[Group] = []
+    maker = lambda kind: lambda rngs: make_block(rngs, kind)
+    while kinds:
+        repeats = {period: _count_repeats(kinds, period) for period in range(1, min(8, len(kinds)) + 1)}
+        lengths = {period: count * period if count > 1 or period == 1 else 0 for period, count in repeats.items()}
+        period = max(lengths, key=lambda period: (lengths[period], -period))
+        pattern, kinds, count = kinds[:period], kinds[lengths[period] :], lengths[period]
+        groups.append((count, maker(pattern[0]) if period == 1 else [maker(kind) for kind in pattern]))
+    return groups
+
+
+def _count_repeats(kinds: Sequence[Hashable], period: int) -> int:
+    """How many times the first `period` kinds stand one after the other."""
+    starts = range(0, len(kinds) - period + 1, period)
+    return len(list(itertools.takewhile(lambda at: kinds[at : at + period] == kinds[:period], starts)))

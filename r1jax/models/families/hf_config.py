@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from r1jax.core.errors import UserError
-from r1jax.models.rope import RopeScaling, YaRN
+from r1jax.models.rope import LongRoPE, RopeScaling, Scaling, YaRN
 
 # Our dotted parameter path -> (their tensor name, leading input axes of their matrix); weights/hf.py explains both.
 Names = Mapping[str, tuple[str, int | None]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Fused:
+    """A tensor of the files that holds several of ours, whose names in a table end with `#part`.
+
+    sizes: of each part along the axis, in order; last: along the last axis, not the first; interleaved: their elements
+    take turns.
+    """
+
+    sizes: Mapping[str, int]
+    last: bool = False
+    interleaved: bool = False
+
+    @property
+    def total(self) -> int:
+        """Size of the whole along the axis."""
+        return sum(self.sizes.values())
+
+    def place(self, part: str) -> slice:
+        """Where a part lies along the axis."""
+        parts = list(self.sizes)
+        if self.interleaved:
+            return slice(parts.index(part), None, len(parts))
+        start = sum(self.sizes[other] for other in parts[: parts.index(part)])
+        return slice(start, start + self.sizes[part])
+
 
 # Sizes of a config.json and the largest value believed: a model is built from them before its tensors are read.
 _LARGEST = {
@@ -78,23 +106,52 @@ def read_either(hf: Mapping[str, Any], name: str, newer: str) -> Any:
     return value
 
 
-def read_rope(hf: Mapping[str, Any]) -> tuple[float, RopeScaling | YaRN | None]:
+def read_rotary_share(hf: Mapping[str, Any], default: float) -> float:
+    """The share of a head's elements that are turned, in files of either age."""
+    parameters = hf.get("rope_parameters") or {}
+    return parameters.get("partial_rotary_factor") or hf.get("partial_rotary_factor") or default
+
+
+def read_interval(hf: Mapping[str, Any], default: int) -> int:
+    """The interval of layers that see all keys among those with a window, from `layer_types`: every so many-th, counted
+    from 1; 0: none does. default: where the file does not say.
+
+    Raises UserError for another order of layers.
+    """
+    kinds, layers = hf.get("layer_types"), hf["num_hidden_layers"]
+    if not kinds:
+        return default
+    interval = kinds.index("full_attention") + 1 if "full_attention" in kinds else 0
+    if list(kinds) not in (write_kinds(layers, interval), write_kinds(layers, default)):
+        raise UserError(f"layer_types must be full_attention at every so many-th layer, got {str(kinds)[:200]}")
+    return default if list(kinds) == write_kinds(layers, default) else interval
+
+
+def write_kinds(layers: int, interval: int) -> list[str]:
+    """`layer_types` of a config.json, with all keys seen by every `interval`-th layer."""
+    full = [bool(interval) and (layer + 1) % interval == 0 for layer in range(layers)]
+    return ["full_attention" if whole else "sliding_attention" for whole in full]
+
+
+def read_rope(hf: Mapping[str, Any], kind: str = "", *, theta: float = 10_000.0) -> tuple[float, Scaling]:
     """RoPE theta and scaling from `rope_scaling` (hub files) or `rope_parameters` (newer files).
 
-    Raises UserError for an unknown kind or a missing key.
+    kind: of layers ("full_attention"), where the newer files have parameters for each. theta: where the file names
+    none. Raises UserError for an unknown kind of scaling or a missing key.
     """
     parameters = hf.get("rope_parameters") or {}
+    parameters = parameters.get(kind) or {} if kind and kind in parameters else parameters
     scaling = parameters if parameters else hf.get("rope_scaling") or {}
-    theta = parameters.get("rope_theta", hf.get("rope_theta", 10_000.0))
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind == "default":
+    theta = parameters.get("rope_theta", hf.get("rope_theta") or theta)
+    name = scaling.get("rope_type", scaling.get("type", "default"))
+    if name == "default":
         return theta, None
-    if kind not in _SCALINGS:
-        raise UserError(f"rope scaling {kind!r} is not known; known: default, {', '.join(_SCALINGS)}")
+    if name not in _SCALINGS:
+        raise UserError(f"rope scaling {name!r} is not known; known: default, {', '.join(_SCALINGS)}")
     try:
-        return theta, _SCALINGS[kind](scaling, hf)
+        return theta, _SCALINGS[name](scaling, hf)
     except KeyError as error:
-        raise UserError(f"rope scaling {kind!r} lacks the key {error}") from None
+        raise UserError(f"rope scaling {name!r} lacks the key {error}") from None
 
 
 def _read_llama3(scaling: Mapping[str, Any], hf: Mapping[str, Any]) -> RopeScaling:
@@ -116,8 +173,30 @@ def _read_yarn(scaling: Mapping[str, Any], hf: Mapping[str, Any]) -> YaRN:
     )
 
 
-_SCALINGS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], RopeScaling | YaRN]] = {
+def _read_longrope(scaling: Mapping[str, Any], hf: Mapping[str, Any]) -> LongRoPE:
+    original = scaling.get("original_max_position_embeddings") or hf["original_max_position_embeddings"]
+    return LongRoPE(
+        tuple(map(float, scaling["short_factor"])),
+        tuple(map(float, scaling["long_factor"])),
+        original,
+        scaling.get("factor") or hf["max_position_embeddings"] / original,
+        scaling.get("attention_factor"),
+    )
+
+
+def _read_base(kind: str) -> Callable[[Mapping[str, Any], Mapping[str, Any]], RopeScaling]:
+    def read(scaling: Mapping[str, Any], hf: Mapping[str, Any]) -> RopeScaling:
+        return RopeScaling(kind, scaling["factor"], original_positions=hf["max_position_embeddings"])
+
+    return read
+
+
+_SCALINGS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], Any]] = {
     "linear": lambda scaling, _: RopeScaling("linear", scaling["factor"]),
+    "ntk": _read_base("ntk"),
+    "dynamic": _read_base("dynamic"),
+    "longrope": _read_longrope,
+    "su": _read_longrope,
     "llama3": _read_llama3,
     "yarn": _read_yarn,
 }

@@ -12,10 +12,21 @@ from r1jax.core.errors import UserError
 FAMILIES = {
     "deepseek_v2": "r1jax.models.families.deepseek_v3",
     "deepseek_v3": "r1jax.models.families.deepseek_v3",
+    "gemma2": "r1jax.models.families.gemma",
+    "gemma3_text": "r1jax.models.families.gemma",
+    "glm4_moe": "r1jax.models.families.glm4_moe",
     "llama": "r1jax.models.families.llama",
+    "minimax_m2": "r1jax.models.families.minimax_m2",
+    "ministral": "r1jax.models.families.mistral",
+    "ministral3": "r1jax.models.families.mistral",
+    "mistral": "r1jax.models.families.mistral",
+    "olmo2": "r1jax.models.families.olmo",
+    "olmo3": "r1jax.models.families.olmo",
+    "phi3": "r1jax.models.families.phi3",
     "qwen2": "r1jax.models.families.qwen2",
     "qwen3": "r1jax.models.families.qwen3",
     "qwen3_moe": "r1jax.models.families.qwen3_moe",
+    "smollm3": "r1jax.models.families.llama",
 }
 
 

@@ -29,10 +29,14 @@ BLOCK, QUARTERS = 512, 4
 class Segments:
     """Replacement of a mask bias: the segment of each token and the segment it continues [B, T] (`segment_mask`); None
     for both means causal only.
+
+    window: which keys of those a token sees (`see`; 0: all), by the positions [B, T] of both.
     """
 
     ids: jax.Array | None = None
     continued: jax.Array | None = None
+    positions: jax.Array | None = None
+    window: int = dataclasses.field(default=0, metadata=dict(static=True))
 
 
 def attend_segments(
@@ -44,13 +48,15 @@ def attend_segments(
     prefix: Any,
     *,
     scale: float,
+    **shape: Any,
 ) -> jax.Array:
     """Same result as `attend` with the mask of `segments`, which is made one block at a time; keys are those of the row
-    itself.
+    itself. shape: of the scores, as in `softmax_attention.attend_heads_shaped`.
     """
-    if segments.continued is None and prefix is None and splash.runs_here() and not _is_split(q_BTNH.shape):
-        return splash.attend_causal(q_BTNH, k_BKTH, v_BKTH, segments.ids, scale=scale)
-    return attend_blocks(attend, q_BTNH, k_BKTH, v_BKTH, segments, prefix, scale=scale)
+    by_kernel = segments.continued is None and segments.window >= 0 and prefix is None
+    if by_kernel and splash.runs_here() and not _is_split(q_BTNH.shape):
+        return splash.attend_causal(q_BTNH, k_BKTH, v_BKTH, segments.ids, scale=scale, window=segments.window, **shape)
+    return attend_blocks(attend, q_BTNH, k_BKTH, v_BKTH, segments, prefix, scale=scale, **shape)
 
 
 def attend_blocks(
@@ -63,6 +69,7 @@ def attend_blocks(
     *,
     scale: float,
     block: int = 0,
+    **shape: Any,
 ) -> jax.Array:
     """`attend` over blocks of `block` queries (default `BLOCK`); rows are padded so that each quarter is a whole number
     of blocks.
@@ -74,6 +81,7 @@ def attend_blocks(
     ids = jnp.ones(q_BTNH.shape[:2], jnp.int32) if segments.ids is None else segments.ids
     q, k, v, ids = fill(q_BTNH, 1), fill(k_BKTH, 2), fill(v_BKTH, 2), fill(ids, 1)
     continued = None if segments.continued is None else fill(segments.continued, 1)
+    positions = None if segments.positions is None else fill(segments.positions, 1)
 
     def attend_block(end: int, start: jax.Array) -> jax.Array:
         take = lambda x: jax.lax.dynamic_slice_in_dim(x, start, block, axis=1)
@@ -82,8 +90,13 @@ def attend_blocks(
         if continued is not None:
             seen |= keys == take(continued)[:, :, None]
         seen &= (keys != 0) & (jnp.arange(end) <= (start + jnp.arange(block))[:, None])
+        if positions is not None:
+            seen &= see(take(positions)[:, :, None], positions[:, None, :end], segments.window)
         bias = jnp.where(seen, 0.0, NEGATIVE).astype(jnp.float32)
-        return attend(take(q), k[:, :, :end], v[:, :, :end], bias, prefix, scale=scale)
+        before = prefix
+        if prefix is not None and positions is not None:
+            before = {**prefix, "bias": prefix_bias(take(positions), prefix["k"].shape[2], segments.window)}
+        return attend(take(q), k[:, :, :end], v[:, :, :end], bias, before, scale=scale, **shape)
 
     parts = []
     for quarter in range(QUARTERS):
@@ -92,6 +105,25 @@ def attend_blocks(
         blocks = jax.lax.map(run, jnp.arange(first, last, block))  # [blocks, B, block, ...]
         parts.append(jnp.moveaxis(blocks, 0, 1).reshape(q.shape[0], last - first, *blocks.shape[3:]))
     return jnp.concatenate(parts, axis=1)[:, :T]
+
+
+def see(queries: jax.Array, keys: jax.Array, window: int) -> jax.Array:
+    """Whether a query at a position may see a key at an earlier one. window: W > 0: the last W positions, its own
+    included; -C: those of its own chunk of C positions (Llama 4); 0: all.
+    """
+    if window > 0:
+        return queries - keys < window
+    return (
+        queries // -window == keys // -window
+        if window
+        else jnp.ones(jnp.broadcast_shapes(queries.shape, keys.shape), bool)
+    )
+
+
+def prefix_bias(positions_BT: jax.Array, length: int, window: int) -> jax.Array:
+    """Additive mask [B, T, P] over a prefix that all rows begin with."""
+    seen = see(positions_BT[:, :, None], jnp.arange(length), window)
+    return jnp.where(seen, 0.0, NEGATIVE).astype(jnp.float32)
 
 
 def _is_split(shape: tuple[int, ...]) -> bool:

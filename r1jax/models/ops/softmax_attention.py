@@ -50,6 +50,37 @@ def _attend_backward(scale: float, saved: tuple, grad: jax.Array) -> tuple[jax.A
 attend_heads.defvjp(_attend_forward, _attend_backward)
 
 
+def attend_heads_shaped(
+    q_BKMH: jax.Array,
+    k_BKSH: jax.Array,
+    v_BKSH: jax.Array,
+    bias_BTS: jax.Array,
+    scale: float,
+    cap: float = 0.0,
+    sinks_N: jax.Array | None = None,
+) -> jax.Array:
+    """`attend_heads` with scores softly capped at +-`cap` before the bias (Gemma 2, 2408.00118; 0: not), and with a
+    learned score for each of the N query heads that takes its share of the softmax and gives nothing (a sink, gpt-oss,
+    2508.10925). Its gradient is autodiff's.
+    """
+    B, K, M, _ = q_BKMH.shape
+    T, S = bias_BTS.shape[1:]
+    scores = jnp.einsum("BKMH,BKSH->BKMS", q_BKMH, k_BKSH, preferred_element_type=jnp.float32) * scale
+    scores = cap * jnp.tanh(scores / cap) if cap else scores
+    scores = scores.reshape(B, K, M // T, T, S) + bias_BTS[:, None, None]
+    peak = scores.max(-1, keepdims=True)
+    if sinks_N is not None:
+        sinks = sinks_N.astype(jnp.float32).reshape(1, K, M // T, 1, 1)
+        peak = jnp.maximum(peak, sinks)
+    peak = jax.lax.stop_gradient(peak)
+    powers = jnp.exp(scores - peak)
+    total = powers.sum(-1, keepdims=True)
+    if sinks_N is not None:
+        total = total + jnp.exp(sinks - peak)
+    weights = (powers / total).reshape(B, K, M, S).astype(v_BKSH.dtype)
+    return jnp.einsum("BKMS,BKSH->BKMH", weights, v_BKSH)
+
+
 def attend_heads_prefixed(
     q: jax.Array,
     k: jax.Array,

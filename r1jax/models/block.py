@@ -1,0 +1,52 @@
+"""The block that all families share: attention and MLP, each with a residual and norms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from flax import nnx
+
+from r1jax.core.sharding import constrain
+from r1jax.models.attention import LLAMA, Context, Style
+from r1jax.models.layers import RMSNorm
+
+
+class Block(nnx.Module):
+    """Attention and MLP with residuals, each normalized before (`attention_norm`, `mlp_norm`), after
+    (`attention_post_norm`, `mlp_post_norm`), or both; None: not.
+
+    `attention(x, context, cache, prefix) -> (y, cache)` with `init_cache(rows, columns)`; `mlp(x, valid) -> (y, router
+    statistics, {} without a router)`; a routed MLP also accepts preset expert ids.
+    """
+
+    def __init__(
+        self,
+        attention: Any,
+        mlp: Any,
+        attention_norm: RMSNorm | None,
+        mlp_norm: RMSNorm | None,
+        attention_post_norm: RMSNorm | None = None,
+        mlp_post_norm: RMSNorm | None = None,
+    ):
+        self.attention, self.mlp = attention, mlp
+        self.attention_norm, self.mlp_norm = attention_norm, mlp_norm
+        self.attention_post_norm, self.mlp_post_norm = attention_post_norm, mlp_post_norm
+
+    def __call__(
+        self, x_BTD: jax.Array, context: Context, cache: Any, prefix: Any, experts: jax.Array | None = None
+    ) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
+        normed = x_BTD if self.attention_norm is None else self.attention_norm(x_BTD)
+        attended, cache = self.attention(normed, context, cache, prefix)
+        x_BTD = x_BTD + (attended if self.attention_post_norm is None else self.attention_post_norm(attended))
+        told = {} if experts is None else {"experts_BTA": experts}
+        if context.experts is not None:
+            told["kernels"] = context.experts
+        mixed, router = self.mlp(x_BTD if self.mlp_norm is None else self.mlp_norm(x_BTD), context.valid, **told)
+        mixed = mixed if self.mlp_post_norm is None else self.mlp_post_norm(mixed)
+        return constrain(x_BTD + mixed, ("batch", "sequence", "act_embed")), cache, router
+
+
+def style_of(block: Any) -> Style:
+    """What the attention of a block does differently from Llama's."""
+    return getattr(block.attention, "style", LLAMA)
