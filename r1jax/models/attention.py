@@ -56,7 +56,7 @@ class Context:
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-    """What the attention layers of a family do differently from Llama's.
+    """Options in which the attention layers of a family differ from Llama's.
 
     rope: name of the tables of rotation ("": the model's own; None: positions are not encoded). interleaved: pairs are
     neighbours. window: which keys a query sees (models/windows.py; 0: all). scale: of the scores (None: 1 / sqrt(H)).

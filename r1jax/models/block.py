@@ -48,5 +48,5 @@ class Block(nnx.Module):
 
 
 def style_of(block: Any) -> Style:
-    """What the attention of a block does differently from Llama's."""
+    """The options in which the attention of a block differs from Llama's."""
     return getattr(block.attention, "style", LLAMA)

@@ -29,6 +29,7 @@ _LAYER = {
     "ffn_down": "mlp.down_proj",
 }
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_ARCHITECTURES = ("llama", "qwen2", "qwen3")
 _PERMUTED = ("llama",)
 _ROPE_FACTORS = "rope_freqs.weight"
 
@@ -82,6 +83,9 @@ class GGUFModel:
         """
         metadata = self._file.metadata
         architecture = metadata.get("general.architecture")
+        if architecture not in _ARCHITECTURES:
+            known = ", ".join(_ARCHITECTURES)
+            raise UserError(f"{self.path}: unknown model_type {architecture!r}; known in this format: {known}")
 
         def get(key: str, *default: Any) -> Any:
             value = metadata.get(f"{architecture}.{key}", *default)

@@ -191,5 +191,7 @@ def test_an_unknown_architecture_and_a_file_cut_off_are_named(tmp_path: Path) ->
         load_pretrained(path)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "gemma2"}))
-    with pytest.raises(UserError, match=r"model\.gguf: unknown model_type 'gemma2'; known: .*qwen2, qwen3"):
+    with pytest.raises(
+        UserError, match=r"model\.gguf: unknown model_type 'gemma2'; known in this format: .*qwen2, qwen3"
+    ):
         load_pretrained(write_gguf(folder))

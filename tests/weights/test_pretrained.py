@@ -225,8 +225,8 @@ def cut_file(folder: Path) -> None:
         (lambda folder: edit_config(folder, hidden_size=32), "DIR: tensor 'model.embed_tokens.weight' has shape"),
         (lambda folder: edit_config(folder, attention_bias=True), "DIR: attention_bias = True is not known"),
         (
-            lambda folder: edit_config(folder, rope_scaling={"type": "ntk"}),
-            "DIR: rope scaling 'ntk' is not known; known: ",
+            lambda folder: edit_config(folder, rope_scaling={"type": "other"}),
+            "DIR: rope scaling 'other' is not known; known: ",
         ),
         (
             lambda folder: edit_config(folder, rope_scaling={"type": "yarn"}),

@@ -46,7 +46,7 @@ class DenseConfig:
     qk_norm: bool = False
 
     def style(self, layer: int) -> Style:
-        """What the attention of a layer does differently from Llama's."""
+        """The options in which the attention of a layer differs from Llama's."""
         return LLAMA
 
 

@@ -42,7 +42,7 @@ class Config(dense.DenseConfig):
 
     @property
     def embedding_scale(self) -> float:
-        """What embeddings are multiplied by."""
+        """Factor of the embeddings."""
         return self.hidden_size**0.5
 
     @property

@@ -24,6 +24,7 @@ from r1jax.models.rope import Rope
 class Config(routed.RoutedConfig):
     """Sizes of a MiniMax-M2 model. rotary_dim: turned elements of a head."""
 
+    intermediate_size: int = 32
     norm_epsilon: float = 1e-6
     qk_norm: bool = True
     gate: Gate = Gate("sigmoid", bias=True)

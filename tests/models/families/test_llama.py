@@ -66,7 +66,7 @@ def test_what_a_file_leaves_out_is_as_transformers_has_it() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "rope scaling 'longrope' is not known"),
+        ({"rope_scaling": {"rope_type": "other", "factor": 4.0}}, "rope scaling 'other' is not known"),
         ({"attention_bias": True}, "attention_bias = True is not known for this family"),
         ({"mlp_bias": True}, "mlp_bias = True is not known"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not known for this family; known: 'silu'"),
