@@ -23,7 +23,7 @@ from r1jax.models.stacks import StackedLayer, read
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Window:
-    """Inputs that all layers of one window share in a forward pass: the mask as a bias [B, T, R] (for long rows as segments),
+    """Inputs that all layers of one window share: the mask as a bias [B, T, R] (for long rows as segments),
     the column to write (or None), and the bias over the prefix [B, T, P] (or None).
     """
 
