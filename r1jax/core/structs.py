@@ -93,13 +93,15 @@ class Completion:
     """Result of a request: sampled ids (the stop id included as last), their log-probs, and why sampling ended.
 
     experts [tokens, L, A]: for each id, the experts selected for the token before it, from whose state the id was
-    sampled (None: not recorded).
+    sampled (None: not recorded). ages [tokens]: for each id, the steps between the weights that sampled it and those
+    that are trained (None: 0).
     """
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: FinishReason
     experts: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
+    ages: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)

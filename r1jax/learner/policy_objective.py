@@ -174,15 +174,21 @@ def make_loss(graph: nnx.GraphDef, config: PolicyLossConfig, scoring: Scoring, *
 
 
 def compare_sampler(logprobs: jax.Array, entropy: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    """Difference between the trainer's and the sampler's log-probs: for equal weights, the first sign of a mismatch."""
+    """Difference between the trainer's and the sampler's log-probs: for equal weights, the first sign of a mismatch.
+
+    Tokens of older weights (`ages` above 0) are in the ratios alone.
+    """
     inside = batch["weights"] > 0
+    fresh = inside & (batch["ages"] == 0) if "ages" in batch else inside
     gap = jnp.where(inside, logprobs - batch["sampler_logprobs"], 0.0)
     ratio = jnp.exp(jnp.clip(gap, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
+    off = jnp.where(fresh, jnp.abs(gap), 0.0)
     return {
         "tokens": inside.sum(),
+        "fresh": fresh.sum(),
         "entropy": jnp.where(inside, entropy, 0.0).sum(),
-        "difference/sum": jnp.abs(gap).sum(),
-        "difference/max": jnp.abs(gap).max(),
+        "difference/sum": off.sum(),
+        "difference/max": off.max(),
         "ratio/sum": (ratio * inside).sum(),
         "ratio/min": jnp.where(inside, ratio, jnp.inf).min(),
         "ratio/max": jnp.where(inside, ratio, -jnp.inf).max(),
@@ -198,11 +204,13 @@ def summarize(updates: list[list[dict[str, Any]]]) -> dict[str, float]:
     table = _tabulate([row for parts in updates for row in parts])
     tables = [_tabulate(parts) for parts in updates]
     first = next((rows for rows in tables if rows["tokens"].any()), tables[0])
-    tokens, compared = (rows["tokens"].sum() or math.nan for rows in (table, first))
+    tokens, compared, fresh = (
+        rows[key].sum() or math.nan for rows, key in ((table, "tokens"), (first, "tokens"), (first, "fresh"))
+    )
     metrics = {
         "entropy": table["entropy"].sum() / tokens,
-        "sampling/sampling_logp_difference/mean": first["difference/sum"].sum() / compared,
-        "sampling/sampling_logp_difference/max": first["difference/max"].max() if compared > 0 else math.nan,
+        "sampling/sampling_logp_difference/mean": first["difference/sum"].sum() / fresh,
+        "sampling/sampling_logp_difference/max": first["difference/max"].max() if fresh > 0 else math.nan,
         "sampling/importance_sampling_ratio/min": first["ratio/min"].min(),
         "sampling/importance_sampling_ratio/mean": first["ratio/sum"].sum() / compared,
         "sampling/importance_sampling_ratio/max": first["ratio/max"].max(),

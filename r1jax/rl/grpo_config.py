@@ -43,6 +43,9 @@ class RolloutConfig(SamplingConfig):
       cache_pieces: steps in which the sampler's cache grows; 1 where it fills the memory (rollout/slots.py).
       tails: smaller batches, each a quarter of the one before, in which the last completions of a step go on; each
         compiles decoding once more (0: none; rollout/slots.py).
+      max_staleness: largest number of steps by which the weights that sampled a token may be older than those that
+        are trained on it. 0: a step waits for all its completions; above, it trains as soon as it has its groups, and
+        unfinished ones go on under the next weights (rl/live_rollouts.py).
       mesh: arrangement of the devices for sampling: "auto" (a rule, rollout/layout.py), "same" as in training, or axes
         and sizes (`tensor=8,expert=64`).
       rules: entries over the sampler's table from logical axes to mesh axes (rollout/layout.py).
@@ -61,6 +64,7 @@ class RolloutConfig(SamplingConfig):
     ignore_stop: bool = False
     cache_pieces: int = 4
     tails: int = 1
+    max_staleness: int = 0
     mesh: str = AUTO
     rules: Mapping[str, str | tuple[str, ...] | None] = dataclasses.field(default_factory=dict, hash=False)
     dtype: Literal["", "float32", "bfloat16", "float16"] = ""
@@ -237,6 +241,12 @@ class GRPOConfig:
             f"completions of up to {rollout.max_new_tokens:,} tokens",
         ]
 
+    @property
+    def is_on_policy(self) -> bool:
+        """Whether the old log-probs of an update are its own: one update a step, not compared with the sampler's."""
+        is_stale = self.rollout.max_staleness > 0 and self.train.old_logprobs == "sampler"
+        return self.train.updates_per_step == 1 and not is_stale
+
     def row_shape(self, prompt_tokens: int, prefix: int) -> RowShape:
         """Row shape of an update, for the longest prompt of `prompt_tokens` tokens, of which all prompts share
         `prefix`.
@@ -297,6 +307,7 @@ def check_settings(settings: GRPOConfig) -> None:
             "train.completions_per_row x rollout.max_new_tokens", targets, "train.logits_chunk", train.logits_chunk
         )
     _check_controls(settings)
+    _check_staleness(settings)
     check("rewards", settings.rewards, bool(settings.rewards), "must name a reward")
 
 
@@ -319,7 +330,7 @@ def _check_controls(settings: GRPOConfig) -> None:
         loss.importance_correction_high > loss.importance_correction_low,
         "must be the larger",
     )
-    own = train.updates_per_step > 1 and train.old_logprobs == "sampler"
+    own = train.old_logprobs == "sampler" and not settings.is_on_policy
     check(
         "loss.importance_correction",
         loss.importance_correction,
@@ -369,3 +380,23 @@ def _check_controls(settings: GRPOConfig) -> None:
             "reference.every_updates", reference.every_updates, "train.updates_per_step", train.updates_per_step
         )
     check("curriculum.skip", settings.curriculum.skip, 0 <= settings.curriculum.skip <= 1, "must be from 0 to 1")
+
+
+def _check_staleness(settings: GRPOConfig) -> None:
+    """Checks what goes with rollouts over several steps."""
+    staleness, train, loss = settings.rollout.max_staleness, settings.train, settings.loss
+    check("rollout.max_staleness", staleness, 0 <= staleness <= 64, "must be from 0 (none) to 64")
+    if not staleness:
+        return
+    corrected = loss.importance_correction != "none" or train.old_logprobs == "sampler"
+    rules = {
+        "needs config.loss.importance_correction, or config.train.old_logprobs='sampler': tokens of older weights must "
+        "count by their ratio": corrected,
+        "must be 0 with rounds of dynamic sampling (config.dynamic_sampling.max_rounds)": (
+            settings.dynamic_sampling.max_rounds == 1
+        ),
+        "must be 0 with config.rollout.temperature_schedule": not settings.rollout.temperature_schedule,
+        "must be 0 with config.train.replay_experts": not train.replay_experts,
+    }
+    for rule, holds in rules.items():
+        check("rollout.max_staleness", staleness, holds, rule)

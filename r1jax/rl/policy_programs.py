@@ -19,6 +19,7 @@ from r1jax.models.transformer import Params, logical_axes, merge
 from r1jax.rewards.base import read_rewards
 from r1jax.rl.grpo_config import GRPOConfig
 from r1jax.rl.updates import Updates
+from r1jax.rollout.continuous import ContinuousConfig, ContinuousEngine
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.handover import Handover, find_weights
 from r1jax.rollout.layout import choose_layout, find_bytes
@@ -26,6 +27,8 @@ from r1jax.rollout.slots import EngineConfig
 from r1jax.runs.hardware import find_device_memory
 from r1jax.runs.sampler import Sampler
 from r1jax.text.tokenizer import Tokenizer
+
+LIVE_BURST = 64  # tokens of each completion between two looks of the host, at most
 
 # (policy, tokenizer, scoring) -> the loss of its updates. An abstract policy has no tokenizer.
 ObjectiveMaker = Callable[[Trainable, Tokenizer | None, Scoring], Objective]
@@ -35,8 +38,7 @@ def make_policy_objective(settings: GRPOConfig) -> ObjectiveMaker:
     """The maker of the GRPO loss described by config.loss."""
 
     def make(trainable: Trainable, tokenizer: Tokenizer | None, scoring: Scoring) -> Objective:
-        on_policy = settings.train.updates_per_step == 1
-        return Objective(make_loss(trainable.graph, settings.loss, scoring, on_policy=on_policy))
+        return Objective(make_loss(trainable.graph, settings.loss, scoring, on_policy=settings.is_on_policy))
 
     return make
 
@@ -81,6 +83,22 @@ def make_engine(settings: GRPOConfig, handover: Handover, longest: int, prefix: 
                 cache_pieces=rollout.cache_pieces,
                 tails=rollout.tails,
                 record_experts=settings.train.replay_experts,
+            ),
+        )
+
+
+def make_live_engine(settings: GRPOConfig, handover: Handover, longest: int) -> ContinuousEngine:
+    """The sampler of completions that go on over several steps, without weights. longest: tokens of a prompt."""
+    rollout = settings.rollout
+    with use_layout(handover.layout):
+        return ContinuousEngine(
+            handover.graph,
+            None,
+            ContinuousConfig(
+                slots=rollout.slots,
+                max_tokens=longest + rollout.max_new_tokens,
+                feed_rows=rollout.prefill_batch,
+                burst=LIVE_BURST,
             ),
         )
 

@@ -76,10 +76,24 @@ class Rollouts:
             rewards_PG = np.where(scores.out_of_loss, np.nan, scores.total).reshape(-1, G)
             flat = np.append(flat, group_advantages(rewards_PG, min_group_std=self.settings.train.min_group_std)[1])
         groups, scores = join_groups([g for g, _ in rounds]), join_scores([s for _, s in rounds])
+        return self._select(groups, scores, flat, step, rounds=len(rounds), seconds=seconds)
+
+    def get_state(self) -> list[dict[str, Any]]:
+        """What goes on in the next step, for JSON: nothing."""
+        return []
+
+    def set_state(self, state: Sequence[dict[str, Any]]) -> None:
+        """Continues from the state of `get_state`."""
+
+    def _select(
+        self, groups: Groups, scores: Scores, flat: np.ndarray, step: int, *, rounds: int, seconds: float
+    ) -> RolloutResult:
+        """The result of a step from all groups of its rounds, which took so many seconds to sample."""
+        P, G = self.settings.rollout.prompts_per_step, self.settings.rollout.group_size
         kept = np.sort(np.argsort(flat, kind="stable")[:P])
         cut_short = np.array([c.finish_reason == "length" for c in groups.completions])
-        excluded = scores.out_of_loss | (cut_short & dynamic_sampling.filter_truncated)
-        metrics = {"time/rollout": seconds, **scores.metrics} | self._describe(step, flat, kept, cut_short, len(rounds))
+        excluded = scores.out_of_loss | (cut_short & self.settings.dynamic_sampling.filter_truncated)
+        metrics = {"time/rollout": seconds, **scores.metrics} | self._describe(step, flat, kept, cut_short, rounds)
         solved = scores.by_name[self.settings.curriculum.reward or self.rewards[0].name]
         metrics |= self.curriculum.remember(groups.rows, solved.reshape(-1, G))
         return RolloutResult(groups, scores, kept, flat, excluded.reshape(-1, G), metrics)

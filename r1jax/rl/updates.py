@@ -131,6 +131,8 @@ class Updates:
             arrays["reference_logprobs"] = (aimed, jnp.float32)
         if settings.loss.top_entropy_quantile < 1:
             arrays["selected"] = (aimed, jnp.float32)
+        if settings.rollout.max_staleness:
+            arrays["ages"] = (aimed, jnp.int32)
         if settings.train.replay_experts:
             arrays["experts"] = ((*aimed, *self.trainable.routing), jnp.int16)
         rows = self._rows_per_batch()
@@ -281,6 +283,8 @@ class Updates:
             "advantages": np.repeat(advantages, lengths).astype(np.float32),
             "weights": np.repeat(weights, lengths).astype(np.float32),
         }
+        if self.settings.rollout.max_staleness:
+            arrays["ages"] = np.concatenate([c.ages for c in completions if c.ages is not None])
         if self.settings.train.replay_experts:
             arrays["experts"] = np.concatenate([c.experts for c in completions if c.experts is not None])
         return packed, arrays

@@ -113,12 +113,12 @@ class _Sequence:
 
 
 class ContinuousEngine:
-    """Samples sequences from a model structure and weights, in the layout current at construction.
+    """Samples sequences from a model structure and weights (None: until `load`), in the layout current at construction.
 
     computed: tokens that went through the model for some sequence so far. One thread at a time may use an engine.
     """
 
-    def __init__(self, graph: nnx.GraphDef, params: Params, config: ContinuousConfig):
+    def __init__(self, graph: nnx.GraphDef, params: Params | None, config: ContinuousConfig):
         if config.slots % (parts := batch_parts()):
             raise UserError(f"slots must be divisible by the {parts} shards of the batch axes, got {config.slots}")
         self.config, self.layout, self.computed = config, current_layout(), 0
@@ -129,7 +129,8 @@ class ContinuousEngine:
         static = ("filtered", "alternatives")
         self._decode = jax.jit(functools.partial(_decode, graph, config), donate_argnums=1, static_argnames=static)
         self._init = jax.jit(functools.partial(_init, graph, config))
-        self.load(params)
+        if params is not None:
+            self.load(params)
 
     @in_layout
     def load(self, params: Params) -> None:

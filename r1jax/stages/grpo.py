@@ -41,12 +41,14 @@ from r1jax.rewards.base import connect_rewards, read_rewards
 from r1jax.rewards.reader.golds import log_golds
 from r1jax.rl.curriculum import Curriculum
 from r1jax.rl.grpo_config import GRPOConfig
+from r1jax.rl.live_rollouts import LiveRollouts
 from r1jax.rl.policy_judge import Judge
 from r1jax.rl.policy_programs import (
     ObjectiveMaker,
     list_policy_programs,
     make_engine,
     make_handover,
+    make_live_engine,
     make_updates,
 )
 from r1jax.rl.rollout_batch import describe_lengths, describe_rewards, describe_samples
@@ -136,7 +138,10 @@ class GRPORun:
         self.updates.guard.folder = workdir / SKIPPED
         self.engine.check_memory(self.handover.shapes(jax.eval_shape(self.updates.weights)))
         curriculum = Curriculum(settings.curriculum, self.loader, settings.seed)
-        self.rollouts = Rollouts(settings, self.engine, curriculum, self.encode, self.tokenizer, connected)
+        parts = settings, self.engine, curriculum, self.encode, self.tokenizer, connected
+        self.rollouts = Rollouts(*parts)
+        if settings.rollout.max_staleness:
+            self.rollouts = LiveRollouts(*parts, make_live_engine(settings, self.handover, longest))
         self.eval = dataclasses.replace(settings.eval, name=settings.eval.name or settings.data.name)
         self.problems = make_problems(task.held_out, self.encode, self.eval, rewards)
         self.num_tokens = 0
@@ -216,10 +221,11 @@ class GRPORun:
         return self.updates.abstract_state()
 
     def metadata(self) -> dict[str, Any]:
-        """The data position, the solve rates of prompts, and the number of tokens so far."""
+        """The data position, the solve rates of prompts, completions that go on, and the number of tokens so far."""
         return {
             "loader": self.loader.get_state(),
             "pools": self.rollouts.curriculum.get_state(),
+            "live": self.rollouts.get_state(),
             "num_tokens": self.num_tokens,
             "guard": self.updates.guard.get_state(),
             **({"entropy": self.updates.entropy_control.get_state()} if self.settings.loss.entropy_target else {}),
@@ -229,6 +235,7 @@ class GRPORun:
         """Continues from a checkpoint's metadata."""
         self.loader.set_state(metadata["loader"])
         self.rollouts.curriculum.set_state(metadata["pools"])
+        self.rollouts.set_state(metadata.get("live", []))
         self.num_tokens = metadata["num_tokens"]
         self.updates.guard.set_state(metadata.get("guard"))
         self.updates.entropy_control.set_state(metadata.get("entropy"))
