@@ -24,7 +24,7 @@ from r1jax.models.flops import Work
 from r1jax.models.rope import find_positions
 from r1jax.models.transformer import Params, split
 from r1jax.rollout.engine import Engine
-from r1jax.rollout.layout import read_sizes
+from r1jax.rollout.layout import RULES, read_sizes
 from r1jax.rollout.slots import EngineConfig
 from r1jax.runs.prologue import join
 from r1jax.text.tokenizer import Tokenizer
@@ -180,7 +180,8 @@ def make_engine_config(
 
 @contextlib.contextmanager
 def place_sampler(mesh: str = "") -> Iterator[None]:
-    """Context with the mesh of a sampling command: `mesh` names axes and sizes (`fsdp=4,tensor=2`).
+    """Context with the mesh of a sampling command: `mesh` names axes and sizes (`tensor=8,expert=64`), over which
+    weights and rows are split as in the rollouts of a run (rollout/layout.py).
 
     Without `mesh`, the model uses one CPU, or a copy on each accelerator.
     """
@@ -188,7 +189,7 @@ def place_sampler(mesh: str = "") -> Iterator[None]:
     if not mesh and jax.default_backend() == "cpu" and jax.process_count() == 1:
         yield
         return
-    with use_mesh(make_mesh(read_sizes(mesh, "--mesh"), key="--mesh")):
+    with use_mesh(make_mesh(read_sizes(mesh, "--mesh"), key="--mesh"), RULES):
         yield
 
 
