@@ -28,7 +28,7 @@ from r1jax.runs.hardware import find_device_memory
 from r1jax.runs.sampler import Sampler
 from r1jax.text.tokenizer import Tokenizer
 
-LIVE_BURST = 64  # tokens of each completion between two looks of the host, at most
+LIVE_CHUNK, LIVE_BURST = 32, 64  # tokens of a sequence that are fed at once, and sampled between two looks, at most
 
 # (policy, tokenizer, scoring) -> the loss of its updates. An abstract policy has no tokenizer.
 ObjectiveMaker = Callable[[Trainable, Tokenizer | None, Scoring], Objective]
@@ -97,6 +97,7 @@ def make_live_engine(settings: GRPOConfig, handover: Handover, longest: int) -> 
             ContinuousConfig(
                 slots=rollout.slots,
                 max_tokens=longest + rollout.max_new_tokens,
+                chunk=LIVE_CHUNK,
                 feed_rows=rollout.prefill_batch,
                 burst=LIVE_BURST,
             ),
