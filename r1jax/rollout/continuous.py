@@ -9,14 +9,15 @@ All programs have one shape whatever the slots hold, and each row's columns begi
 of weights, tokens, sampling and seed: neither the sequences beside it nor the time of their arrival changes a bit. Only
 the number of its slot may, where a device rounds the rows of a product differently.
 
-Left out: shared prefixes, pages, replayed experts. The engine (engine.py) samples a batch that is known beforehand.
+Left out: pages, replayed experts. The engine (engine.py) samples a batch that is known beforehand.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -35,6 +36,9 @@ from r1jax.rollout.sampling import SamplingArrays, sample_next, stop_table
 from r1jax.rollout.slots import constrain_fields
 
 
+LEAST_SHARED = 4  # a common beginning of a fourth of a chunk or more is shared
+
+
 @dataclasses.dataclass(frozen=True)
 class ContinuousConfig:
     """Static shapes.
@@ -46,6 +50,8 @@ class ContinuousConfig:
       feed_rows: sequences that are fed at once; where the rows are split over devices, all slots are.
       burst: most tokens that a call of `step` samples for each sequence.
       max_stop_ids: most stop ids of a sequence.
+      share: whether what sequences that were opened together begin with is computed once and copied; only where the
+        rows lie at one device.
     """
 
     slots: int = 16
@@ -54,6 +60,7 @@ class ContinuousConfig:
     feed_rows: int = 4
     burst: int = 16
     max_stop_ids: int = 8
+    share: bool = False
 
     @property
     def columns(self) -> int:
@@ -124,6 +131,8 @@ class ContinuousEngine:
         self.config, self.layout, self.computed = config, current_layout(), 0
         self._fed_rows = min(config.feed_rows, config.slots) if parts == 1 else config.slots
         self._feed = jax.jit(functools.partial(_feed, graph, config), donate_argnums=1)
+        self._share = config.share and parts == 1
+        self._copy = jax.jit(_copy, donate_argnums=0)
         self._start = jax.jit(_start, donate_argnums=0)
         self._stop = jax.jit(_stop, donate_argnums=0)
         static = ("filtered", "alternatives")
@@ -236,6 +245,8 @@ class ContinuousEngine:
     def _feed_waiting(self) -> None:
         """Feeds all given tokens in order of arrival, and starts their sequences."""
         waiting = {slot: held for slot, held in self._held.items() if held.waiting}
+        if self._share:
+            self._feed_common([slot for slot, held in waiting.items() if not held.length])
         while fed := [slot for slot, held in waiting.items() if len(held.waiting) > 1][: self._fed_rows]:
             self._feed_once(fed)
         if waiting:
@@ -243,8 +254,37 @@ class ContinuousEngine:
         for held in waiting.values():
             held.waiting, held.is_sampled = [], True
 
-    def _feed_once(self, slots: Sequence[int]) -> None:
-        """Feeds a chunk of each of these slots."""
+    def _feed_common(self, slots: Sequence[int]) -> None:
+        """Feeds what new sequences begin with in common, and copies it: first what most of them share, then what parts
+        of these share beyond it.
+        """
+        level, least = [list(slots)], self.config.chunk // LEAST_SHARED
+        while level:
+            found: dict[int, tuple[list[int], int]] = {}  # first slot -> (the others, tokens that it has then)
+            for members in level:
+                branches: dict[int, list[int]] = {}
+                for slot in members:
+                    branches.setdefault(self._held[slot].waiting[0], []).append(slot)
+                for first, *others in branches.values():
+                    waiting = [self._held[slot].waiting for slot in (first, *others)]
+                    count = min(len(os.path.commonprefix(waiting)), min(map(len, waiting)) - 1)
+                    if others and count >= least:
+                        found[first] = others, self._held[first].length + count
+            ends = {first: end for first, (_, end) in found.items()}
+            while fed := [slot for slot, end in ends.items() if self._held[slot].length < end][: self._fed_rows]:
+                self._feed_once(fed, ends)
+            pairs = [(first, other) for first, (others, _) in found.items() for other in others]
+            for at in range(0, len(pairs), self._fed_rows):
+                pad = [(0, self.config.slots)] * (self._fed_rows - len(pairs[at : at + self._fed_rows]))
+                places = np.array([*pairs[at : at + self._fed_rows], *pad], np.int32)
+                self._rows = self._copy(self._rows, *places.T)
+            for first, other in pairs:
+                held, length = self._held[other], self._held[first].length
+                held.waiting, held.length = held.waiting[length - held.length :], length
+            level = [[first, *others] for first, (others, _) in found.items()]
+
+    def _feed_once(self, slots: Sequence[int], ends: Mapping[int, int] | None = None) -> None:
+        """Feeds a chunk of each of these slots, up to a number of tokens that they then have."""
         config, count = self.config, self._fed_rows
         is_whole = count == config.slots  # then row and slot have one number
         at = np.full(count, config.slots, np.int32)  # out of range: no slot
@@ -252,9 +292,9 @@ class ContinuousEngine:
         if is_whole:
             at = np.arange(count, dtype=np.int32)
             first[:] = [self._held[slot].length if slot in self._held else 0 for slot in range(count)]
-        for row, slot in enumerate(slots):
-            held, row = self._held[slot], slot if is_whole else row
-            size = min(config.chunk, len(held.waiting) - 1)
+        for index, slot in enumerate(slots):
+            held, row = self._held[slot], slot if is_whole else index
+            size = min(config.chunk, len(held.waiting) - 1, ends[slot] - held.length if ends else config.chunk)
             chunk, held.waiting = held.waiting[:size], held.waiting[size:]
             at[row], first[row], tokens[row, : len(chunk)] = slot, held.length, chunk
             held.length, self.computed = held.length + len(chunk), self.computed + len(chunk)
@@ -302,6 +342,13 @@ def _start(rows: Rows, at: jax.Array, numbers: jax.Array, stop: jax.Array, knobs
     started = {name: put(getattr(rows, name), new) for name, new in zip(names, numbers, strict=True)}
     active, knobs = rows.active.at[at].set(True, mode="drop"), jax.tree.map(put, rows.knobs, knobs)
     return _constrain(dataclasses.replace(rows, **started, active=active, stop=put(rows.stop, stop), knobs=knobs))
+
+
+def _copy(rows: Rows, source: jax.Array, at: jax.Array) -> Rows:
+    """Writes the cache of the slots `source` [P] into the slots `at` [P] (out of range: none)."""
+    axis = lambda x: x.ndim - 4  # scanned layers carry a leading layer axis
+    put = lambda x: x.at[(*[slice(None)] * axis(x), at)].set(jnp.take(x, source, axis=axis(x)), mode="drop")
+    return _constrain(dataclasses.replace(rows, layers=jax.tree.map(put, rows.layers)))
 
 
 def _stop(rows: Rows, slot: jax.Array) -> Rows:
