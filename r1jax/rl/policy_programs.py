@@ -100,6 +100,7 @@ def make_live_engine(settings: GRPOConfig, handover: Handover, longest: int) -> 
                 chunk=LIVE_CHUNK,
                 feed_rows=rollout.prefill_batch,
                 burst=LIVE_BURST,
+                share=True,
             ),
         )
 

@@ -79,7 +79,7 @@ class Rollouts:
         return self._select(groups, scores, flat, step, rounds=len(rounds), seconds=seconds)
 
     def get_state(self) -> list[dict[str, Any]]:
-        """What goes on in the next step, for JSON: nothing."""
+        """Groups that go on in the next step, for JSON: none."""
         return []
 
     def set_state(self, state: Sequence[dict[str, Any]]) -> None:

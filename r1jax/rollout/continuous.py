@@ -35,7 +35,6 @@ from r1jax.models.transformer import Params, merge
 from r1jax.rollout.sampling import SamplingArrays, sample_next, stop_table
 from r1jax.rollout.slots import constrain_fields
 
-
 LEAST_SHARED = 4  # a common beginning of a fourth of a chunk or more is shared
 
 

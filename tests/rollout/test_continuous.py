@@ -234,3 +234,28 @@ def test_the_likeliest_ids_come_with_each_token_and_change_nothing(model: tuple[
                 assert list(likeliest) == np.argsort(-expected, kind="stable")[:4].tolist()
                 np.testing.assert_allclose(list(likeliest.values()), expected[list(likeliest)], rtol=0, atol=1e-5)
                 tokens.append(token)
+
+
+def test_what_sequences_begin_with_in_common_is_computed_once(model: tuple[Any, Any]) -> None:
+    """Two prompts with a template in common and three replies each; one more reply has tokens of its own already."""
+    config = dataclasses.replace(CONFIG, slots=8, share=True)
+    template, sampling = [5, 6, 7, 8, 9, 10, 11], Sampling(max_new_tokens=9)
+    prompts = [[*template, 12, 13, 14], [*template, 40, 41, 42, 43, 44, 45, 46]]
+    given = [(prompt, seed) for prompt in prompts for seed in range(3)] + [([*prompts[1], 50, 51, 52], 9)]
+
+    def run(config: ContinuousConfig, opened: Sequence[tuple[list[int], int]]) -> tuple[list[Any], int]:
+        engine = ContinuousEngine(*model, config)
+        slots = [engine.open(tokens, sampling, seed) for tokens, seed in opened]
+        bursts = [burst for _ in range(3) for burst in engine.step()]
+        mine = [[burst for burst in bursts if burst.slot == slot] for slot in slots]
+        joined = [([t for b in each for t in b.tokens], [p for b in each for p in b.logprobs]) for each in mine]
+        return joined, engine.computed
+
+    found, computed = run(config, given)
+    expected, anew = run(dataclasses.replace(config, share=False), given)
+    for (tokens, logprobs), (same, values) in zip(found, expected, strict=True):
+        assert tokens == same and len(tokens) == 9
+        np.testing.assert_allclose(logprobs, values, rtol=0, atol=1e-5)
+    fed = len(prompts[0]) - 1 + len(prompts[1]) - 1 - len(template) + 3
+    assert computed == fed + 9 * len(given) < anew
+    assert run(config, given[:1]) == run(dataclasses.replace(config, share=False), given[:1])
