@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
@@ -22,6 +21,7 @@ from r1jax.learner.update_guard import GuardsConfig
 from r1jax.losses.policy import PRESETS, PolicyLossConfig
 from r1jax.models.lora import LoRAConfig
 from r1jax.rl.curriculum import CurriculumConfig
+from r1jax.rl.grpo_checks import check_controls, check_staleness
 from r1jax.rl.policy_judge import JudgeConfig
 from r1jax.rollout.layout import AUTO, SAME, read_sizes
 from r1jax.runs.model_setup import CheckpointConfig, LogConfig, ModelConfig, check, check_divides, check_run
@@ -306,97 +306,6 @@ def check_settings(settings: GRPOConfig) -> None:
         check_divides(
             "train.completions_per_row x rollout.max_new_tokens", targets, "train.logits_chunk", train.logits_chunk
         )
-    _check_controls(settings)
-    _check_staleness(settings)
+    check_controls(settings)
+    check_staleness(settings)
     check("rewards", settings.rewards, bool(settings.rewards), "must name a reward")
-
-
-def _check_controls(settings: GRPOConfig) -> None:
-    """Checks the settings of sampling schedules, loss and reference."""
-    rollout, train, loss, reference = settings.rollout, settings.train, settings.loss, settings.reference
-    curriculum = settings.curriculum
-    for name in ("skip", "low", "high"):
-        check(f"curriculum.{name}", value := getattr(curriculum, name), 0 <= value <= 1, "must be from 0 to 1")
-    for name in ("kl_coefficient", "entropy_coefficient"):
-        check(f"loss.{name}", value := getattr(loss, name), abs(value) < math.inf, "must be finite")
-    lower = ("clip_low", "clip_high", "clip_delta", "kl_coefficient", "importance_correction_low")
-    weights = ("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg", "off_policy_mask_threshold")
-    entropy = ("entropy_target", "entropy_coefficient_delta", "entropy_coefficient_min")
-    for name in (*lower, *weights, *entropy):
-        check(f"loss.{name}", value := getattr(loss, name), value >= 0, "must be 0 or more")
-    check(
-        "loss.importance_correction_high",
-        loss.importance_correction_high,
-        loss.importance_correction_high > loss.importance_correction_low,
-        "must be the larger",
-    )
-    own = train.old_logprobs == "sampler" and not settings.is_on_policy
-    check(
-        "loss.importance_correction",
-        loss.importance_correction,
-        loss.importance_correction == "none" or not own,
-        "compares trainer and sampler, which config.train.old_logprobs = 'sampler' takes for the same",
-    )
-    for name in ("sapo_temperature_pos", "sapo_temperature_neg"):
-        check(f"loss.{name}", value := getattr(loss, name), value > 0, "must be above 0")
-    check(
-        "loss.top_entropy_quantile",
-        loss.top_entropy_quantile,
-        0 <= loss.top_entropy_quantile <= 1,
-        "must be from 0 to 1",
-    )
-    largest = loss.entropy_coefficient_max
-    check(
-        "loss.entropy_coefficient_max",
-        largest,
-        largest >= loss.entropy_coefficient_min,
-        "must be at least the smallest",
-    )
-    by_tokens = loss.surrogate != "vespo" or not loss.importance_correction.startswith("sequence")
-    check("loss.importance_correction", loss.importance_correction, by_tokens, "must be by tokens with surrogate vespo")
-    check(
-        "dynamic_sampling.max_rounds",
-        settings.dynamic_sampling.max_rounds,
-        settings.dynamic_sampling.max_rounds >= 1,
-        "must be at least 1",
-    )
-    for name in ("max_new_tokens_schedule", "temperature_schedule"):
-        points = getattr(rollout, name)
-        rising = all(a[0] < b[0] for a, b in itertools.pairwise(points))
-        check(f"rollout.{name}", points, rising, "must be (step, value) pairs by rising steps")
-    inside = all(1 <= limit <= rollout.max_new_tokens for _, limit in rollout.max_new_tokens_schedule)
-    check(
-        "rollout.max_new_tokens_schedule",
-        rollout.max_new_tokens_schedule,
-        inside,
-        f"must be from 1 to max_new_tokens = {rollout.max_new_tokens}",
-    )
-    positive = all(0 < value < math.inf for _, value in rollout.temperature_schedule)
-    check("rollout.temperature_schedule", rollout.temperature_schedule, positive, "must be positive")
-    check("reference.every_updates", reference.every_updates, reference.every_updates >= 0, "must be 0 or more")
-    check("reference.mixing", reference.mixing, 0 < reference.mixing <= 1, "must be above 0 and at most 1")
-    if reference.every_updates:
-        check_divides(
-            "reference.every_updates", reference.every_updates, "train.updates_per_step", train.updates_per_step
-        )
-    check("curriculum.skip", settings.curriculum.skip, 0 <= settings.curriculum.skip <= 1, "must be from 0 to 1")
-
-
-def _check_staleness(settings: GRPOConfig) -> None:
-    """Checks what goes with rollouts over several steps."""
-    staleness, train, loss = settings.rollout.max_staleness, settings.train, settings.loss
-    check("rollout.max_staleness", staleness, 0 <= staleness <= 64, "must be from 0 (none) to 64")
-    if not staleness:
-        return
-    corrected = loss.importance_correction != "none" or train.old_logprobs == "sampler"
-    rules = {
-        "needs config.loss.importance_correction, or config.train.old_logprobs='sampler': tokens of older weights must "
-        "count by their ratio": corrected,
-        "must be 0 with rounds of dynamic sampling (config.dynamic_sampling.max_rounds)": (
-            settings.dynamic_sampling.max_rounds == 1
-        ),
-        "must be 0 with config.rollout.temperature_schedule": not settings.rollout.temperature_schedule,
-        "must be 0 with config.train.replay_experts": not train.replay_experts,
-    }
-    for rule, holds in rules.items():
-        check("rollout.max_staleness", staleness, holds, rule)

@@ -18,10 +18,9 @@ import dataclasses
 import functools
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -30,41 +29,20 @@ from r1jax.core.errors import UserError
 from r1jax.core.sharding import batch_parts, current_layout, in_layout
 from r1jax.core.structs import FinishReason, Sampling
 from r1jax.core.watchdog import beat
-from r1jax.models.cache import Cache, constrain_layers
-from r1jax.models.transformer import Params, merge
-from r1jax.rollout.sampling import SamplingArrays, sample_next, stop_table
-from r1jax.rollout.slots import constrain_fields
+from r1jax.models.transformer import Params
+from r1jax.rollout.rows import (
+    ContinuousConfig,
+    Rows,
+    copy_rows,
+    decode_rows,
+    feed_rows,
+    init_rows,
+    start_rows,
+    stop_row,
+)
+from r1jax.rollout.sampling import SamplingArrays, stop_table
 
 LEAST_SHARED = 4  # a common beginning of a fourth of a chunk or more is shared
-
-
-@dataclasses.dataclass(frozen=True)
-class ContinuousConfig:
-    """Static shapes.
-
-    Attributes:
-      slots: sequences held at once, sampled or parked.
-      max_tokens: longest sequence, given and sampled tokens together.
-      chunk: given tokens of a sequence that are fed at once.
-      feed_rows: sequences that are fed at once; where the rows are split over devices, all slots are.
-      burst: most tokens that a call of `step` samples for each sequence.
-      max_stop_ids: most stop ids of a sequence.
-      share: whether what sequences that were opened together begin with is computed once and copied; only where the
-        rows lie at one device.
-    """
-
-    slots: int = 16
-    max_tokens: int = 2048
-    chunk: int = 64
-    feed_rows: int = 4
-    burst: int = 16
-    max_stop_ids: int = 8
-    share: bool = False
-
-    @property
-    def columns(self) -> int:
-        """Columns of the cache; a chunk is written whole, also where it holds fewer tokens."""
-        return self.max_tokens + self.chunk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,26 +58,6 @@ class Burst:
     logprobs: tuple[float, ...]
     finish_reason: FinishReason | Literal[""]
     alternatives: tuple[dict[int, float], ...] = ()
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass
-class Rows:
-    """Changing state on the devices, one row a slot.
-
-    layers: of the cache; token: next id to feed; length: tokens fed so far, the position of `token`; done: ids sampled
-    so far; limit: the `done` at which sampling ends; active: being sampled; seed, stop [B, Z], knobs: how.
-    """
-
-    layers: Any
-    token: jax.Array
-    length: jax.Array
-    done: jax.Array
-    limit: jax.Array
-    active: jax.Array
-    seed: jax.Array
-    stop: jax.Array
-    knobs: SamplingArrays
 
 
 @dataclasses.dataclass
@@ -129,14 +87,14 @@ class ContinuousEngine:
             raise UserError(f"slots must be divisible by the {parts} shards of the batch axes, got {config.slots}")
         self.config, self.layout, self.computed = config, current_layout(), 0
         self._fed_rows = min(config.feed_rows, config.slots) if parts == 1 else config.slots
-        self._feed = jax.jit(functools.partial(_feed, graph, config), donate_argnums=1)
+        self._feed = jax.jit(functools.partial(feed_rows, graph, config), donate_argnums=1)
         self._share = config.share and parts == 1
-        self._copy = jax.jit(_copy, donate_argnums=0)
-        self._start = jax.jit(_start, donate_argnums=0)
-        self._stop = jax.jit(_stop, donate_argnums=0)
+        self._copy = jax.jit(copy_rows, donate_argnums=0)
+        self._start = jax.jit(start_rows, donate_argnums=0)
+        self._stop = jax.jit(stop_row, donate_argnums=0)
         static = ("filtered", "alternatives")
-        self._decode = jax.jit(functools.partial(_decode, graph, config), donate_argnums=1, static_argnames=static)
-        self._init = jax.jit(functools.partial(_init, graph, config))
+        self._decode = jax.jit(functools.partial(decode_rows, graph, config), donate_argnums=1, static_argnames=static)
+        self._init = jax.jit(functools.partial(init_rows, graph, config))
         if params is not None:
             self.load(params)
 
@@ -308,133 +266,3 @@ class ContinuousEngine:
             limit = held.done + held.sampling.max_new_tokens
             numbers[:, row] = held.waiting[0], held.length, held.done, limit, held.seed % 2**32
         return slots, numbers, stop_table(sampling, B, self.config.max_stop_ids), SamplingArrays.of(sampling, B)
-
-
-def _init(graph: nnx.GraphDef, config: ContinuousConfig, params: Params) -> Rows:
-    """All slots free."""
-    B = config.slots
-    zeros = lambda dtype=jnp.int32: jnp.zeros((B,), dtype)
-    return _constrain(
-        Rows(
-            layers=merge(graph, params).init_cache(B, config.columns, config.chunk).layers,
-            token=zeros(),
-            length=zeros(),
-            done=zeros(),
-            limit=zeros(),
-            active=zeros(bool),
-            seed=zeros(jnp.uint32),
-            stop=jnp.full((B, config.max_stop_ids), -1, jnp.int32),
-            knobs=SamplingArrays.idle(B),
-        )
-    )
-
-
-def _constrain(rows: Rows) -> Rows:
-    """Sharding constraint: rows over the batch axes, and the cache like the model's."""
-    return constrain_fields(rows, layers=constrain_layers(rows.layers))
-
-
-def _start(rows: Rows, at: jax.Array, numbers: jax.Array, stop: jax.Array, knobs: SamplingArrays) -> Rows:
-    """Begins to sample the slots `at`; the other arguments are of `ContinuousEngine._describe`."""
-    put = lambda old, new: old.at[at].set(new.astype(old.dtype), mode="drop")
-    names = ("token", "length", "done", "limit", "seed")
-    started = {name: put(getattr(rows, name), new) for name, new in zip(names, numbers, strict=True)}
-    active, knobs = rows.active.at[at].set(True, mode="drop"), jax.tree.map(put, rows.knobs, knobs)
-    return _constrain(dataclasses.replace(rows, **started, active=active, stop=put(rows.stop, stop), knobs=knobs))
-
-
-def _copy(rows: Rows, source: jax.Array, at: jax.Array) -> Rows:
-    """Writes the cache of the slots `source` [P] into the slots `at` [P] (out of range: none)."""
-    axis = lambda x: x.ndim - 4  # scanned layers carry a leading layer axis
-    put = lambda x: x.at[(*[slice(None)] * axis(x), at)].set(jnp.take(x, source, axis=axis(x)), mode="drop")
-    return _constrain(dataclasses.replace(rows, layers=jax.tree.map(put, rows.layers)))
-
-
-def _stop(rows: Rows, slot: jax.Array) -> Rows:
-    return _constrain(dataclasses.replace(rows, active=rows.active.at[slot].set(False)))
-
-
-def _feed(
-    graph: nnx.GraphDef,
-    config: ContinuousConfig,
-    params: Params,
-    rows: Rows,
-    at: jax.Array,
-    tokens_PT: jax.Array,
-    first_P: jax.Array,
-) -> Rows:
-    """Writes keys and values of `tokens_PT` into the slots `at` [P] (out of range: none) from the columns `first_P` on.
-
-    Where all slots are fed, row and slot have one number, and no row moves between devices.
-    """
-    is_whole = tokens_PT.shape[0] == config.slots
-    row_axis = lambda x: x.ndim - 4  # scanned layers carry a leading layer axis
-    take = lambda x: jnp.take(x, at, axis=row_axis(x), mode="clip")
-    put = lambda x, new: x.at[(*[slice(None)] * row_axis(x), at)].set(new, mode="drop")
-    layers = rows.layers if is_whole else jax.tree.map(take, rows.layers)
-    positions_PT = first_P[:, None] + jnp.arange(tokens_PT.shape[1])
-    cache = _make_cache(config, layers, first_P)
-    fed = merge(graph, params).hidden(tokens_PT, positions=positions_PT, cache=cache).cache
-    assert fed is not None
-    layers = fed.layers if is_whole else jax.tree.map(put, rows.layers, fed.layers)
-    return _constrain(dataclasses.replace(rows, layers=layers))
-
-
-def _make_cache(config: ContinuousConfig, layers: Any, length: jax.Array) -> Cache:
-    """Cache of rows that hold `length` [B] tokens each."""
-    return Cache(layers, jnp.arange(config.columns) < length[:, None], length, chunk=config.chunk)
-
-
-def _decode(
-    graph: nnx.GraphDef,
-    config: ContinuousConfig,
-    params: Params,
-    rows: Rows,
-    steps: jax.Array,
-    left: jax.Array,
-    *,
-    filtered: bool,
-    alternatives: int,
-) -> tuple[Rows, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Samples up to `steps` tokens of each active row, or until at most `left` rows are active: the rows, how many were
-    sampled [B], these tokens and log-probs [B, burst], and the likeliest ids and log-probs [B, burst, alternatives].
-    """
-    model, before_B = merge(graph, params), rows.done
-    B, row_B = config.slots, jnp.arange(config.slots)
-
-    def step(carry: tuple) -> tuple:
-        index, rows, tokens, logprobs, others, values = carry
-        states = model.hidden(
-            rows.token[:, None],
-            positions=rows.length[:, None],
-            cache=_make_cache(config, rows.layers, rows.length),
-        )
-        token_B, logprob_B, logits_BV = sample_next(
-            model, states.hidden[:, 0], rows.seed, rows.done, rows.knobs, filtered=filtered
-        )
-        at = jnp.where(rows.active, index, config.burst)  # out of range for parked rows, which write nothing
-        done = rows.done + rows.active
-        stopped = (token_B[:, None] == rows.stop).any(-1)
-        changed = dataclasses.replace(
-            rows,
-            layers=states.cache.layers,
-            token=jnp.where(rows.active, token_B, rows.token),
-            length=rows.length + rows.active,
-            done=done,
-            active=rows.active & ~stopped & (done < rows.limit),
-        )
-        put = lambda old, new: old.at[row_B, at].set(new, mode="drop")
-        if alternatives:
-            heat_B1 = jnp.where(rows.knobs.temperature > 0, rows.knobs.temperature, 1.0)[:, None]
-            top = jax.lax.top_k(jax.nn.log_softmax(jax.lax.optimization_barrier(logits_BV) / heat_B1), alternatives)
-            values, others = put(values, top[0]), put(others, top[1])
-        return index + 1, _constrain(changed), put(tokens, token_B), put(logprobs, logprob_B), others, values
-
-    def is_on(carry: tuple) -> jax.Array:
-        index, rows, *_ = carry
-        return (index < steps) & (rows.active.sum() > left)
-
-    empty = lambda *shape: (jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
-    carry = jnp.int32(0), rows, *empty(B, config.burst), *empty(B, config.burst, alternatives)
-    _, rows, tokens, logprobs, others, values = jax.lax.while_loop(is_on, step, carry)
-    return rows, rows.done - before_B, tokens, logprobs, others, values
