@@ -10,8 +10,8 @@ import pytest
 
 from r1jax import train
 from r1jax.core.errors import UserError
-from r1jax.models.families.presets import find_preset
 from r1jax.models.families.registry import FAMILIES
+from r1jax.models.presets import find_preset
 from r1jax.rewards import load_rewards, score
 from r1jax.rewards.registry import REWARDS
 from r1jax.stages.registry import STAGES

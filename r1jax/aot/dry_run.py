@@ -20,8 +20,8 @@ from r1jax.data.files import find_missing
 from r1jax.data.filters import FilterConfig
 from r1jax.data.tasks import FILES, TaskConfig, make_builder
 from r1jax.eval.held_out import EvalConfig
-from r1jax.models.families.presets import count_parameters
 from r1jax.models.families.registry import find_family
+from r1jax.models.presets import count_parameters
 from r1jax.rewards.base import read_rewards
 from r1jax.runs.abstract_model import find_sizes
 from r1jax.runs.model_setup import ModelConfig, check

@@ -39,8 +39,8 @@ class Context:
     """Shared inputs of all layers in one forward pass: rotary tables, the mask as a bias [B, T, S] (for long rows as
     segments), valid tokens [B, T] (not padding), and the cache column to write (or None). experts: kernels of the
     layer's experts inside their stack, in place of the layer's parameters (None: these). ropes, windows: tables and
-    masks of layers of other kinds, by name and by window; columns: of the whole cache; positions [B, T]: where a kind
-    of layer uses them.
+    masks of layers of other kinds, by name and by window; columns: of the whole cache; positions, segments,
+    prefixes [B, T]: where a kind of layer uses them.
     """
 
     rope: tuple[jax.Array, jax.Array]
@@ -51,6 +51,8 @@ class Context:
     ropes: dict[str, tuple[jax.Array, jax.Array]] = dataclasses.field(default_factory=dict)
     windows: dict[int, Window] = dataclasses.field(default_factory=dict)
     positions: jax.Array | None = None
+    segments: jax.Array | None = None
+    prefixes: jax.Array | None = None
     columns: int = dataclasses.field(default=0, metadata=dict(static=True))
 
 

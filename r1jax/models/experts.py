@@ -34,7 +34,7 @@ class Gate:
     active_groups: experts form `groups` equal groups, and a token's experts all lie in its best `active_groups`; a
     group is ranked by the sum of its two best scores ("sigmoid") or by its best one ("softmax"). normalize: the
     selected weights are divided by their sum. scale: factor applied to the weights at the end. linear_bias: the linear
-    map has a bias.
+    map has a bias. on_input: the weight of a token's one expert multiplies what goes in, not what comes out (Llama 4).
     """
 
     kind: GateKind = "softmax"
@@ -44,6 +44,7 @@ class Gate:
     active_groups: int = 1
     bias: bool = False
     linear_bias: bool = False
+    on_input: bool = False
 
 
 class Routing(NamedTuple):
@@ -71,6 +72,8 @@ class Router(nnx.Module):
             raise UserError(
                 f"{active} active experts do not fit into {gate.active_groups} of {gate.groups} groups (of {experts})"
             )
+        if gate.on_input and active > 1:
+            raise UserError(f"weights on the input need one active expert a token, got {active}")
         self.active, self.gate = active, gate
         self.kernel = weight(rngs, (width, experts), ("embed", None), dtypes, std=std)
         if gate.linear_bias:
@@ -190,7 +193,10 @@ class MoE(nnx.Module):
         valid_BT = jnp.ones(x_BTD.shape[:2], bool) if valid_BT is None else valid_BT
         routing, kernels = self.router(x_BTD, experts_BTA), kernels or self.experts.kernels()
         choice_BTA = jnp.where(valid_BT[..., None], routing.choice, len(kernels.gate))
-        y_BTD, overflow = self.dispatch(x_BTD.astype(self.compute), choice_BTA, routing.weights, kernels)
+        rows_BTD, weights_BTA = x_BTD.astype(self.compute), routing.weights
+        if self.router.gate.on_input:
+            rows_BTD, weights_BTA = rows_BTD * weights_BTA.astype(self.compute), jnp.ones_like(weights_BTA)
+        y_BTD, overflow = self.dispatch(rows_BTD, choice_BTA, weights_BTA, kernels)
         if self.shared is not None:
             beside_BTD = self.shared(x_BTD)[0]
             if self.shared_gate is not None:

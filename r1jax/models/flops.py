@@ -54,7 +54,8 @@ def count_work(params: Params, config: Any, adapters: Params | None = None) -> W
     """Forward FLOPs of a model, from its config and the shapes of its parameters. adapters: those that are trained
     beside frozen `params` (models/lora.py).
     """
-    totals, pair = _count_products(params, config), config.num_layers * _pair(config)
+    layers = getattr(config, "attention_layers", config.num_layers)
+    totals, pair = _count_products(params, config), layers * _pair(config)
     low_rank = None if adapters is None else _count_products(adapters, config)
     return Work(
         totals["body"],
@@ -71,7 +72,7 @@ def _count_products(params: Params, config: Any) -> dict[str, float]:
     totals = {"embed": 0.0, "head": 0.0, "mtp": 0.0, "body": 0.0}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         keys = [str(getattr(entry, "key", entry)) for entry in path]
-        if keys[-1] in ("scale", "bias", "correction_bias"):
+        if keys[-1] in ("scale", "sinks") or keys[-1].endswith("bias"):
             continue
         part = keys[0] if keys[0] in totals else "body"
         totals[part] += 2.0 * math.prod(leaf.shape) * (share if "experts" in keys else 1.0)

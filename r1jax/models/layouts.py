@@ -11,7 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from r1jax.models.layers import Keys
+
 Params = dict[str, Any]
+MakeBlock = Callable[[Any], Any]  # of `Keys`, which stand in for nnx.Rngs
 
 
 def split(module: nnx.Module) -> tuple[nnx.GraphDef, Params]:
@@ -84,3 +87,28 @@ def _is_pattern(group: dict[Any, Any]) -> bool:
 def _list(group: dict[Any, Any]) -> list[Params]:
     """The stacks of a group."""
     return [group[at] for at in range(len(group))] if _is_pattern(group) else [group]
+
+
+def stack_group(make: MakeBlock | Sequence[MakeBlock], keys: jax.Array) -> Any:
+    """The stack of a group of equal layers, or the stacks of the blocks of its pattern."""
+    if not isinstance(make, Sequence):
+        return _stacked_block(make, keys)
+    return nnx.List([_stacked_block(each, keys[at :: len(make)]) for at, each in enumerate(make)])
+
+
+def _stacked_block(make_block: MakeBlock, keys: jax.Array) -> Any:
+    """One block with the weights of all layers of a group, stacked along a new first axis "layers"."""
+    graph, _ = split(nnx.eval_shape(lambda: make_block(Keys(keys[0]))))
+    block = merge(graph, jax.vmap(lambda key: split(make_block(Keys(key)))[1])(keys))
+    for _, variable in nnx.iter_graph(block):
+        if isinstance(variable, nnx.Variable):
+            variable.set_metadata(axes=("layers", *variable.get_metadata("axes")))
+    return block
+
+
+def is_recurrent(graph: nnx.GraphDef) -> bool:
+    """Whether a structure has layers with a state, as `Transformer.is_recurrent` says of a model."""
+    return any(
+        getattr(node, "type", None) is not None and getattr(node.type, "is_recurrent", None) is True
+        for node in graph.nodes
+    )

@@ -28,18 +28,20 @@ from r1jax.models.block import Block as Block
 from r1jax.models.block import style_of
 from r1jax.models.cache import Cache, cache_mask, constrain_layers
 from r1jax.models.layers import FLOAT32, Dtypes, Embedding, Head, Keys, RMSNorm
+from r1jax.models.layouts import MakeBlock as MakeBlock
 from r1jax.models.layouts import Params as Params
+from r1jax.models.layouts import is_recurrent as is_recurrent
 from r1jax.models.layouts import logical_axes as logical_axes
 from r1jax.models.layouts import merge as merge
 from r1jax.models.layouts import split as split
 from r1jax.models.layouts import stack as stack
+from r1jax.models.layouts import stack_group
 from r1jax.models.layouts import unstack as unstack
 from r1jax.models.ops.blockwise_attention import LONG_ROW, Segments
 from r1jax.models.rope import Rope, make_tables
 from r1jax.models.stacks import stack_layer, unstack_layer
 from r1jax.models.windows import count_prefix, mask_ring, mask_window
 
-MakeBlock = Callable[[Any], "Block"]  # of `Keys`, which stand in for nnx.Rngs
 Group = tuple[int, MakeBlock | Sequence[MakeBlock]]  # number of layers, and their maker or those of a pattern
 
 REMAT_POLICIES: dict[str, Any] = {
@@ -89,7 +91,7 @@ class Transformer(nnx.Module):
         keys = jnp.split(jax.random.split(rngs.params(), sum(self.counts)), np.cumsum(self.counts)[:-1])
         pairs = [(make, group) for (_, make), group in zip(groups, keys, strict=True)]
         if scan_layers:
-            self.stacks = nnx.List([_stacked_group(make, group) for make, group in pairs])
+            self.stacks = nnx.List([stack_group(make, group) for make, group in pairs])
         else:
             many = [make if isinstance(make, Sequence) else [make] for make, _ in pairs]
             blocks = [
@@ -219,10 +221,25 @@ class Transformer(nnx.Module):
             context = Context(rope, Segments() if whole else mask_bias(mask), valid, cache.column)
             return self._add_kinds(context, ropes, positions, prefix, cache=cache), visible
         if length >= LONG_ROW:
-            return self._add_kinds(Context(rope, Segments(segments, prefixes), valid), ropes, positions, prefix), None
+            context = Context(rope, Segments(segments, prefixes), valid, **self._tell(segments, prefixes))
+            return self._add_kinds(context, ropes, positions, prefix), None
+        told = self._tell(segments, prefixes)
         segments = jnp.ones(tokens_BT.shape, jnp.int32) if segments is None else segments
         mask = segment_mask(segments, prefixes)
-        return self._add_kinds(Context(rope, mask_bias(mask), valid), ropes, positions, prefix, mask=mask), None
+        return self._add_kinds(Context(rope, mask_bias(mask), valid, **told), ropes, positions, prefix, mask=mask), None
+
+    def _tell(self, segments: jax.Array | None, prefixes: jax.Array | None) -> dict[str, Any]:
+        """Packing, where layers with a state need to know it."""
+        return {"segments": segments, "prefixes": prefixes} if self.is_recurrent else {}
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether a layer's state changes with every token, padding too unless it is named (`segment_ids`)."""
+        return any(getattr(block.attention, "is_recurrent", False) for block, _ in self.blocks())
+
+    def mark_valid(self, valid_BT: jax.Array) -> dict[str, jax.Array]:
+        """Arguments of `hidden` by which padding does not change a state; none for a model without states."""
+        return {"segment_ids": valid_BT.astype(jnp.int32)} if self.is_recurrent else {}
 
     def _add_kinds(
         self,
@@ -235,7 +252,7 @@ class Transformer(nnx.Module):
         cache: Cache | None = None,
     ) -> Context:
         """The context with what kinds of layers need that are not the first one."""
-        if stretched := any(style_of(block).stretch for block, _ in self.blocks()):
+        if stretched := self.is_recurrent or any(style_of(block).stretch for block, _ in self.blocks()):
             context = dataclasses.replace(context, positions=positions)
         if not (ropes or stretched or self._windows):
             return context
@@ -378,20 +395,3 @@ def _interleave(arrays: Sequence[jax.Array]) -> jax.Array:
     if len(arrays) == 1:
         return arrays[0]
     return jnp.stack(arrays, axis=1).reshape(-1, *arrays[0].shape[1:])
-
-
-def _stacked_group(make: MakeBlock | Sequence[MakeBlock], keys: jax.Array) -> Any:
-    """The stack of a group of equal layers, or the stacks of the blocks of its pattern."""
-    if not isinstance(make, Sequence):
-        return _stacked_block(make, keys)
-    return nnx.List([_stacked_block(each, keys[at :: len(make)]) for at, each in enumerate(make)])
-
-
-def _stacked_block(make_block: MakeBlock, keys: jax.Array) -> Block:
-    """One block with the weights of all layers of a group, stacked along a new first axis "layers"."""
-    graph, _ = split(nnx.eval_shape(lambda: make_block(Keys(keys[0]))))
-    block = merge(graph, jax.vmap(lambda key: split(make_block(Keys(key)))[1])(keys))
-    for _, variable in nnx.iter_graph(block):
-        if isinstance(variable, nnx.Variable):
-            variable.set_metadata(axes=("layers", *variable.get_metadata("axes")))
-    return block

@@ -29,7 +29,7 @@ from r1jax.core.errors import UserError
 from r1jax.core.sharding import batch_parts, current_layout, in_layout
 from r1jax.core.structs import FinishReason, Sampling
 from r1jax.core.watchdog import beat
-from r1jax.models.transformer import Params
+from r1jax.models.transformer import Params, is_recurrent
 from r1jax.rollout.rows import (
     ContinuousConfig,
     Rows,
@@ -86,9 +86,10 @@ class ContinuousEngine:
         if config.slots % (parts := batch_parts()):
             raise UserError(f"slots must be divisible by the {parts} shards of the batch axes, got {config.slots}")
         self.config, self.layout, self.computed = config, current_layout(), 0
+        self._pad = -1 if is_recurrent(graph) else 0  # -1: padding that can be told from tokens
         self._fed_rows = min(config.feed_rows, config.slots) if parts == 1 else config.slots
         self._feed = jax.jit(functools.partial(feed_rows, graph, config), donate_argnums=1)
-        self._share = config.share and parts == 1
+        self._share = config.share and parts == 1 and not self._pad
         self._copy = jax.jit(copy_rows, donate_argnums=0)
         self._start = jax.jit(start_rows, donate_argnums=0)
         self._stop = jax.jit(stop_row, donate_argnums=0)
@@ -148,6 +149,8 @@ class ContinuousEngine:
         never been sampled, though they were computed.
         """
         held = self._held[slot]
+        if self._pad and count < len(held.burst):
+            raise UserError("tokens of a model whose layers hold a state cannot be taken back")
         if held.is_sampled:
             self._rows = self._stop(self._rows, np.int32(slot))
         ids, forgotten = held.burst, len(held.burst) - count
@@ -245,7 +248,7 @@ class ContinuousEngine:
         config, count = self.config, self._fed_rows
         is_whole = count == config.slots  # then row and slot have one number
         at = np.full(count, config.slots, np.int32)  # out of range: no slot
-        first, tokens = np.zeros(count, np.int32), np.zeros((count, config.chunk), np.int32)
+        first, tokens = np.zeros(count, np.int32), np.full((count, config.chunk), self._pad, np.int32)
         if is_whole:
             at = np.arange(count, dtype=np.int32)
             first[:] = [self._held[slot].length if slot in self._held else 0 for slot in range(count)]

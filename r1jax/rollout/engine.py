@@ -31,7 +31,7 @@ from r1jax.core.startup.memory import check_memory
 from r1jax.core.structs import Completion, Program, Request, Sampling
 from r1jax.core.watchdog import beat
 from r1jax.models.flops import Work
-from r1jax.models.transformer import Params, merge
+from r1jax.models.transformer import Params, is_recurrent, merge
 from r1jax.rollout.sampling import sample_next
 from r1jax.rollout.scheduler import Scheduler
 from r1jax.rollout.slots import (
@@ -63,6 +63,9 @@ class Engine:
                     f"config.rollout.{key} must be divisible by the {parts} shards of the batch axes, "
                     f"got {getattr(config, key)}"
                 )
+        self._is_recurrent = is_recurrent(graph)
+        if self._is_recurrent:  # a state cannot be shared as keys are: the prefix is computed with each prompt
+            config = dataclasses.replace(config, prefix=())
         self.graph, self.config, self.layout = graph, config, current_layout()
         self._init = jax.jit(functools.partial(_init, graph, config), static_argnames="columns")
         self._prefill = jax.jit(functools.partial(_prefill, graph, len(config.prefix)))
@@ -94,7 +97,7 @@ class Engine:
         for request in requests:
             self._check(request)
         self.check_memory(params)
-        scheduler = Scheduler(requests, self.config)
+        scheduler = Scheduler(requests, self.config, marks_ends=self._is_recurrent)
         length, *longer = self.config.cache_lengths
         tails = self._tails.copy()
         prefix = self._prefix(params) if self.config.prefix else None
@@ -165,7 +168,8 @@ class Engine:
         config, slots = self.config, self._abstract_slots(params, -1)
         prefix = abstract_layers(jax.eval_shape(self._prefix, params)) if config.prefix else None
         request = Request((*config.prefix, *range(config.prompt_columns)), sampling)
-        host = (*next(Scheduler([request], config).refill()), *np.zeros(2, np.int32))
+        scheduler = Scheduler([request], config, marks_ends=self._is_recurrent)
+        host = (*next(scheduler.refill()), *np.zeros(2, np.int32))
         tokens, update, idle_limit, few = jax.tree.map(
             lambda x: abstract_array(x.shape, x.dtype, (None,) * x.ndim), host
         )
@@ -241,9 +245,10 @@ def _prefill(graph: nnx.GraphDef, start: int, params: Params, prefix: Any, token
     """
     model = merge(graph, params)
     positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1]), tokens.shape)
-    cache = model.init_cache(*tokens.shape)
+    cache, told = model.init_cache(*tokens.shape), model.mark_valid(tokens >= 0)
+    tokens = jnp.maximum(tokens, 0) if told else tokens
     return model.hidden(
-        constrain(tokens, ("batch", None)), positions=positions, cache=cache, prefix=prefix
+        constrain(tokens, ("batch", None)), positions=positions, cache=cache, prefix=prefix, **told
     ).cache.layers
 
 
@@ -262,7 +267,7 @@ def _grow(graph: nnx.GraphDef, config: EngineConfig, params: Params, slots: Slot
 
 def _shrink(graph: nnx.GraphDef, config: EngineConfig, params: Params, slots: Slots, places: jax.Array) -> Slots:
     """The slots at `places` [X, b], numbers within each shard, with a cache of the whole length."""
-    return shrink(slots, places, merge(graph, params).init_cache(places.size, config.cache_lengths[-1]))
+    return shrink(slots, places, merge(graph, params).init_cache(places.size, config.cache_lengths[-1], chunk=1))
 
 
 def _collect(slots: Slots, places: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:

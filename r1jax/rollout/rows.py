@@ -70,7 +70,7 @@ def init_rows(graph: nnx.GraphDef, config: ContinuousConfig, params: Params) -> 
     zeros = lambda dtype=jnp.int32: jnp.zeros((B,), dtype)
     return _constrain(
         Rows(
-            layers=merge(graph, params).init_cache(B, config.columns, config.chunk).layers,
+            layers=merge(graph, params).init_cache(B, config.columns, config.chunk + config.burst).layers,
             token=zeros(),
             length=zeros(),
             done=zeros(),
@@ -129,15 +129,19 @@ def feed_rows(
     layers = rows.layers if is_whole else jax.tree.map(take, rows.layers)
     positions_PT = first_P[:, None] + jnp.arange(tokens_PT.shape[1])
     cache = _make_cache(config, layers, first_P)
-    fed = merge(graph, params).hidden(tokens_PT, positions=positions_PT, cache=cache).cache
+    model = merge(graph, params)
+    told = model.mark_valid(tokens_PT >= 0)
+    tokens_PT = jnp.maximum(tokens_PT, 0) if told else tokens_PT
+    fed = model.hidden(tokens_PT, positions=positions_PT, cache=cache, **told).cache
     assert fed is not None
     layers = fed.layers if is_whole else jax.tree.map(put, rows.layers, fed.layers)
     return _constrain(dataclasses.replace(rows, layers=layers))
 
 
 def _make_cache(config: ContinuousConfig, layers: Any, length: jax.Array) -> Cache:
-    """Cache of rows that hold `length` [B] tokens each."""
-    return Cache(layers, jnp.arange(config.columns) < length[:, None], length, chunk=config.chunk)
+    """Cache of rows that hold `length` [B] tokens each; a ring has room for a chunk's rest and a burst that was cut."""
+    visible = jnp.arange(config.columns) < length[:, None]
+    return Cache(layers, visible, length, chunk=config.chunk + config.burst)
 
 
 def decode_rows(
@@ -163,6 +167,7 @@ def decode_rows(
             rows.token[:, None],
             positions=rows.length[:, None],
             cache=_make_cache(config, rows.layers, rows.length),
+            **model.mark_valid(rows.active[:, None]),
         )
         token_B, logprob_B, logits_BV = sample_next(
             model, states.hidden[:, 0], rows.seed, rows.done, rows.knobs, filtered=filtered

@@ -19,8 +19,8 @@ from r1jax.rollout.slots import EngineConfig, SlotUpdate
 class Scheduler:
     """Assigns requests to free slots and collects their completions."""
 
-    def __init__(self, requests: Sequence[Request], config: EngineConfig):
-        self._requests, self._config = requests, config
+    def __init__(self, requests: Sequence[Request], config: EngineConfig, *, marks_ends: bool = False):
+        self._requests, self._config, self._marks_ends = requests, config, marks_ends
         groups: dict[tuple[int, ...], deque[int]] = {}
         for index, request in enumerate(requests):
             groups.setdefault(tuple(request.tokens), deque()).append(index)
@@ -97,12 +97,18 @@ class Scheduler:
         return [result for result in self._results if result is not None]
 
     def _next_prompts(self) -> np.ndarray:
-        """The next prompts [P, Tp] without their prefix; their requests become ready."""
+        """The next prompts [P, Tp] without their prefix; their requests become ready.
+
+        marks_ends (of the scheduler): the last token of each, which is fed when it is sampled from, and what follows
+        are -1, for a model whose state every token changes.
+        """
         P, start = self._config.prefill_batch, len(self._config.prefix)
         tokens = np.zeros((P, self._config.prompt_columns), np.int32)
         for row in range(min(P, len(self._waiting))):
             prompt, members = self._waiting.popleft()
             tokens[row, : len(prompt) - start] = prompt[start:]
+            if self._marks_ends:
+                tokens[row, len(prompt) - start - 1 :] = -1
             self._ready.extend((index, row) for index in members)
         return tokens
 

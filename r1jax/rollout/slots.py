@@ -212,7 +212,7 @@ def shrink(slots: Slots, places: jax.Array, empty: Cache) -> Slots:
     fields = {f.name: getattr(slots, f.name) for f in dataclasses.fields(Slots) if f.name not in _NO_ROWS}
     kept = dataclasses.replace(
         slots,
-        cache=Cache(jax.tree.map(take_layer, old.layers), take(old.visible), old.column),
+        cache=dataclasses.replace(old, layers=jax.tree.map(take_layer, old.layers), visible=take(old.visible)),
         **jax.tree.map(take, fields),
     )
     return grow(kept, empty)

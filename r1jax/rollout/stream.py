@@ -23,7 +23,7 @@ from r1jax.core.distributed import fetch
 from r1jax.core.sharding import batch_parts, current_layout, in_layout
 from r1jax.core.structs import Sampling
 from r1jax.models.cache import Cache
-from r1jax.models.transformer import Params, merge
+from r1jax.models.transformer import Params, is_recurrent, merge
 from r1jax.rollout.sampling import SamplingArrays, sample
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ class Stream:
 
     def __init__(self, graph: nnx.GraphDef, params: Params):
         self._params, self.layout, self._rows = params, current_layout(), batch_parts()
+        self._is_recurrent = is_recurrent(graph)
         self._init = jax.jit(functools.partial(_init, graph, self._rows), static_argnames="columns")
         self._feed = jax.jit(functools.partial(_feed, graph), donate_argnums=1)
         self._step = jax.jit(functools.partial(_step, graph), donate_argnums=1, static_argnames="filtered")
@@ -66,6 +67,8 @@ class Stream:
                 log.info("the text outgrows the cache of %d tokens; the next one holds %d", self._cache.length, columns)
             self._cache, self._held = self._init(self._params, columns=columns), []
         shared = len(os.path.commonprefix([self._held, list(tokens[:-1])]))
+        if self._is_recurrent and shared < len(self._held):  # a state cannot be taken back
+            shared = 0
         self._held = self._held[:shared]
         for first in range(shared, len(tokens) - 1, CHUNK):
             chunk = list(tokens[first : min(first + CHUNK, len(tokens) - 1)])
@@ -103,7 +106,9 @@ def _feed(
     """Appends `count` of the `tokens` [T] to the cache, the first of them at column `first`."""
     rows = (cache.visible.shape[0], tokens.shape[0])
     positions = jnp.broadcast_to(first + jnp.arange(rows[1]), rows)
-    states = merge(graph, params).hidden(jnp.broadcast_to(tokens, rows), positions=positions, cache=_at(cache, first))
+    model = merge(graph, params)
+    told = model.mark_valid(jnp.broadcast_to(jnp.arange(rows[1]) < count, rows))
+    states = model.hidden(jnp.broadcast_to(tokens, rows), positions=positions, cache=_at(cache, first), **told)
     assert states.cache is not None
     return _at(states.cache, first + count)
 

@@ -12,9 +12,9 @@ from flax import nnx
 from r1jax.core.buckets.staging import is_address
 from r1jax.core.errors import UserError
 from r1jax.core.sharding import abstract_tree
-from r1jax.models.families.presets import find_preset, replace_sizes
 from r1jax.models.families.registry import find_family, load_families
 from r1jax.models.layers import Dtypes
+from r1jax.models.presets import find_preset, replace_sizes
 from r1jax.models.transformer import Transformer, logical_axes, merge, split
 from r1jax.runs.model_setup import ModelConfig, expert_options
 from r1jax.weights.names import find_model

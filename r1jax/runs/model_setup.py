@@ -15,9 +15,9 @@ from r1jax.core.errors import UserError
 from r1jax.core.sinks.trackers import TRACKERS
 from r1jax.core.startup.voice import activity
 from r1jax.models.dispatch import GROUPED, Dispatch
-from r1jax.models.families.presets import find_preset, replace_sizes
 from r1jax.models.init import init_weights
 from r1jax.models.layers import Dtypes
+from r1jax.models.presets import find_preset, replace_sizes
 from r1jax.models.transformer import Transformer
 from r1jax.text.special_tokens import SpecialTokensInText
 from r1jax.text.tokenizer import SPELT, Tokenizer

@@ -24,7 +24,6 @@ from r1jax.core.errors import UserError
 from r1jax.core.outputs.ownership import check_writable
 from r1jax.models.transformer import Params
 from r1jax.text.tokenizer import Tokenizer
-from r1jax.weights.fused import find_rules, join_read, join_specs, open_part
 from r1jax.weights.lora_base import Adapted
 from r1jax.weights.parameters import Parameters, family_of, of_arrays, of_shape
 from r1jax.weights.peft import CONFIG as ADAPTER_CONFIG
@@ -33,6 +32,7 @@ from r1jax.weights.pieces import check_tensor
 from r1jax.weights.pretrained import PROMPTING_FILE, Opened, open_model
 from r1jax.weights.safetensors_writer import SHARD_BYTES, Spec, fill_tensors, write_tensors
 from r1jax.weights.saved import SavedModel
+from r1jax.weights.views.fused import find_rules, join_read, join_specs, open_part
 
 DTYPES = ("float32", "bfloat16", "float16")
 # Files of a model folder besides its config and weights.

@@ -16,6 +16,7 @@ import numpy as np
 
 from r1jax.core.errors import UserError
 from r1jax.core.tensors.tensor_reader import TensorFile
+from r1jax.weights.views.mxfp4 import Microscaled
 
 SUFFIX = "_scale_inv"
 
@@ -84,15 +85,17 @@ class BlockScaled:
         return self._file.dtype(name).itemsize == 1 and len(self._file.shape(name)) == 2
 
 
-def dequantize(file: TensorFile, hf: Mapping[str, Any]) -> TensorFile | BlockScaled:
+def dequantize(file: TensorFile, hf: Mapping[str, Any]) -> TensorFile | BlockScaled | Microscaled:
     """The file with its tensors dequantized as its config.json describes. Raises UserError for an unknown method."""
     quantization = hf.get("quantization_config")
     if not quantization:
         return file
     method, block = quantization.get("quant_method"), quantization.get("weight_block_size")
+    if method == "mxfp4":
+        return Microscaled(file)
     if method != "fp8" or not isinstance(block, (list, tuple)) or len(block) != 2:
         raise UserError(
             f"{file.path}: quantization_config.quant_method = {method!r} with weight_block_size = {block!r} is not "
-            "supported; known: 'fp8' in blocks of rows and columns"
+            "supported; known: 'fp8' in blocks of rows and columns, 'mxfp4'"
         )
     return BlockScaled(file, (int(block[0]), int(block[1])))

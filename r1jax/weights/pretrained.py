@@ -25,12 +25,11 @@ from r1jax.core.errors import UserError
 from r1jax.core.sharding import current_mesh, use_mesh
 from r1jax.core.tensors.tensor_reader import open_tensors
 from r1jax.models.families.hf_config import Names, check_sizes
-from r1jax.models.families.registry import find_family
+from r1jax.models.families.registry import WRAPPERS, find_family
 from r1jax.models.layers import Dtypes
 from r1jax.models.transformer import Transformer
 from r1jax.text.tokenizer import Tokenizer
 from r1jax.weights.fp8 import dequantize
-from r1jax.weights.fused import open_parts
 from r1jax.weights.gguf import GGUFModel
 from r1jax.weights.hf import load_weights
 from r1jax.weights.lora_base import Adapted, holds_adapters
@@ -39,6 +38,8 @@ from r1jax.weights.peft import CONFIG as ADAPTER_CONFIG
 from r1jax.weights.peft import PeftAdapted, is_adapter_folder, name_base, read_adapter_config
 from r1jax.weights.pieces import Source
 from r1jax.weights.saved import SavedModel
+from r1jax.weights.views.fused import open_parts
+from r1jax.weights.views.nested import find_text, find_text_config
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +124,8 @@ def open_model(path: str | pathlib.Path, *, fetch: str = "") -> Opened:
         folder = step.parents[1] / DESCRIPTION
         hf, find_source = _read_json(folder / "config.json"), lambda *shape: _open_run(step, *shape)
     else:
-        hf, folder, find_source = _read_json(path / "config.json"), path, lambda *_: dequantize(open_tensors(path), hf)
+        hf = find_text_config(_read_json(path / "config.json"), WRAPPERS)
+        folder, find_source = path, lambda *_: dequantize(find_text(open_tensors(path)), hf)
     family = find_family(hf.get("model_type"), path)
     try:
         with _check_values("config.json"):

@@ -19,9 +19,9 @@ from r1jax.rollout.engine import Engine
 from r1jax.rollout.slots import EngineConfig
 from r1jax.weights import load_pretrained
 from r1jax.weights.export import convert, export_model
-from r1jax.weights.fused import open_parts
 from r1jax.weights.hf import load_weights
 from r1jax.weights.pretrained import open_model
+from r1jax.weights.views.fused import open_parts
 from tests.models.toy import assert_close
 
 DENSE = Path(__file__).parents[1] / "goldens" / "dense"

@@ -1,6 +1,8 @@
 """Rotary positions and their scalings against numpy formulas, written pair by pair."""
 
+import json
 import math
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,9 +10,11 @@ import pytest
 
 from r1jax.models.families.hf_config import read_rope
 from r1jax.models.rope import (
+    Rope,
     RopeScaling,
     YaRN,
     attention_factor,
+    make_tables,
     rope_frequencies,
     rope_tables,
     rotate,
@@ -100,3 +104,21 @@ def test_scalings_are_written_as_they_are_read(scaling: RopeScaling | YaRN | Non
     assert read_rope({"rope_theta": 5.0, "rope_scaling": write_scaling(scaling)}) == (5.0, scaling)
     newer = {"rope_parameters": {"rope_theta": 5.0, **(write_scaling(scaling) or {"rope_type": "default"})}}
     assert read_rope(newer) == (5.0, scaling)
+
+
+ROPE = np.load(Path(__file__).parents[1] / "goldens" / "rope.npz")
+
+
+@pytest.mark.parametrize("name", sorted({key.split("/")[0] for key in ROPE.files}))
+def test_tables_are_those_of_transformers_at_four_times_the_original_length(name: str) -> None:
+    hf = json.loads(str(ROPE[f"{name}/config"]))
+    theta, scaling = read_rope(hf)
+    cos, sin = make_tables(jnp.asarray(ROPE[f"{name}/positions"])[None], Rope(16, theta, scaling))
+    np.testing.assert_allclose(cos[0, :, 0], ROPE[f"{name}/cos"], rtol=0, atol=2e-5)
+    np.testing.assert_allclose(sin[0, :, 0], ROPE[f"{name}/sin"], rtol=0, atol=2e-5)
+
+
+def test_ntk_is_a_larger_theta_at_every_length() -> None:
+    found = rope_frequencies(16, 500.0, RopeScaling("ntk", 4.0))
+    base = 500.0 * 4.0 ** (16 / 14)
+    np.testing.assert_allclose(found, base ** -(np.arange(0, 16, 2) / 16), rtol=1e-6)

@@ -11,7 +11,7 @@ from flax import nnx
 from r1jax.core.errors import UserError
 from r1jax.core.sharding import ONE_DEVICE, Layout, MeshConfig, make_mesh
 from r1jax.models.families import deepseek_v3, llama
-from r1jax.models.families.presets import find_preset
+from r1jax.models.presets import find_preset
 from r1jax.models.transformer import logical_axes, split
 from r1jax.rollout.handover import find_weights
 from r1jax.rollout.layout import Weights, choose_layout

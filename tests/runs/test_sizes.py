@@ -31,7 +31,7 @@ def test_a_name_tells_the_parameters(name: str, count: float) -> None:
 
 
 def test_files_and_runs_tell_them_exactly(tiny_model: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    from r1jax.models.families.presets import count_parameters as count_shape
+    from r1jax.models.presets import count_parameters as count_shape
     from r1jax.weights.pretrained import open_model
 
     opened = open_model(tiny_model)

@@ -1,9 +1,10 @@
-"""The DeepSeek family: V3 and R1 (latent attention, sigmoid gate without auxiliary loss, multi-token prediction), and
-the architecture of V2 and V2-Lite (softmax gate, expert groups ranked by their best expert, queries with or without a
-latent).
+"""The DeepSeek family: V3, V3.1 and R1 (latent attention, sigmoid gate without auxiliary loss, multi-token prediction),
+V2 and V2-Lite (softmax gate, expert groups ranked by their best expert, queries with or without a latent), and models
+of this architecture: Moonlight, Kimi-K2 and the text model of K2.5, GLM-4.7-Flash.
 
-Sources: DeepSeek-V3 (2412.19437), DeepSeek-V2 (2405.04434), DeepSeek-R1 (2501.12948); names as in the Hugging Face
-files, where prediction depths are layers after the last one, with copies of embedding and head.
+Sources: DeepSeek-V3 (2412.19437), DeepSeek-V2 (2405.04434), DeepSeek-R1 (2501.12948), Moonlight (2502.16982), Kimi-K2
+(2507.20534), GLM-4.5 (2508.06471); names as in the Hugging Face files, where prediction depths are layers after the
+last one, with copies of embedding and head.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from flax import nnx
 from r1jax.core.errors import UserError
 from r1jax.models.dispatch import GROUPED, Dispatch
 from r1jax.models.experts import Gate, GateKind, MoE, group_layers
+from r1jax.models.families import dense, routed
+from r1jax.models.families.deepseek_sizes import SIZES, V2_GATE
 from r1jax.models.families.hf_config import Names, read_rope
 from r1jax.models.layers import FLOAT32, Dtypes, GatedMLP, RMSNorm
 from r1jax.models.mla import Form, LatentAttention, LatentSizes
 from r1jax.models.mtp import MTPBlock
-from r1jax.models.rope import Scaling, YaRN, score_factor, write_scaling
+from r1jax.models.rope import Scaling, score_factor
 from r1jax.models.transformer import Block, Transformer
 
 
@@ -66,93 +69,36 @@ class Config:
         return layer >= self.dense_layers and layer % self.expert_interval == 0
 
 
-_V2_GATE = Gate("softmax", normalize=False, scale=1.0, groups=1, active_groups=1, bias=False)
-
 VARIANTS: dict[str, Config] = {
     "tiny_deepseek_v3": Config(),
     "tiny_deepseek_v2_lite": Config(
-        latents=LatentSizes(0, 32, 16, 8, 16), shared_experts=2, gate=_V2_GATE, mtp_depths=0
+        latents=LatentSizes(0, 32, 16, 8, 16), shared_experts=2, gate=V2_GATE, mtp_depths=0
     ),
-    "deepseek_v3_671b": Config(
-        vocab_size=129_280,
-        hidden_size=7168,
-        intermediate_size=18_432,
-        num_layers=61,
-        num_heads=128,
-        latents=LatentSizes(1536, 512, 128, 64, 128),
-        expert_size=2048,
-        num_experts=256,
-        active_experts=8,
-        gate=Gate("sigmoid", normalize=True, scale=2.5, groups=8, active_groups=4, bias=True),
-        dense_layers=3,
-        rope_scaling=YaRN(40.0, 4096, 32.0, 1.0, mscale=1.0, mscale_all_dim=1.0),
-        max_positions=163_840,
-    ),
-    "deepseek_v2_lite_16b": Config(
-        vocab_size=102_400,
-        hidden_size=2048,
-        intermediate_size=10_944,
-        num_layers=27,
-        num_heads=16,
-        latents=LatentSizes(0, 512, 128, 64, 128),
-        expert_size=1408,
-        num_experts=64,
-        active_experts=6,
-        shared_experts=2,
-        gate=_V2_GATE,
-        mtp_depths=0,
-        rope_scaling=YaRN(40.0, 4096, 32.0, 1.0, mscale=0.707, mscale_all_dim=0.707),
-        max_positions=163_840,
-    ),
+    **{name: Config(**sizes) for name, sizes in SIZES.items()},
 }
 
 _BLOCK: Names = {
-    "attention_norm.scale": ("input_layernorm.weight", None),
-    "attention.query.kernel": ("self_attn.q_proj.weight", 1),
-    "attention.query_down.kernel": ("self_attn.q_a_proj.weight", 1),
-    "attention.query_norm.scale": ("self_attn.q_a_layernorm.weight", None),
-    "attention.query_up.kernel": ("self_attn.q_b_proj.weight", 1),
-    "attention.kv_down.kernel": ("self_attn.kv_a_proj_with_mqa.weight", 1),
-    "attention.kv_norm.scale": ("self_attn.kv_a_layernorm.weight", None),
-    "attention.kv_up.kernel": ("self_attn.kv_b_proj.weight", 1),
-    "attention.out.kernel": ("self_attn.o_proj.weight", 2),
-    "mlp_norm.scale": ("post_attention_layernorm.weight", None),
-    "mlp.gate.kernel": ("mlp.gate_proj.weight", 1),
-    "mlp.up.kernel": ("mlp.up_proj.weight", 1),
-    "mlp.down.kernel": ("mlp.down_proj.weight", 1),
-    "mlp.router.kernel": ("mlp.gate.weight", 1),
-    "mlp.router.correction_bias": ("mlp.gate.e_score_correction_bias", None),
-    "mlp.experts.gate": ("mlp.experts.{}.gate_proj.weight", 1),
-    "mlp.experts.up": ("mlp.experts.{}.up_proj.weight", 1),
-    "mlp.experts.down": ("mlp.experts.{}.down_proj.weight", 1),
-    "mlp.shared.gate.kernel": ("mlp.shared_experts.gate_proj.weight", 1),
-    "mlp.shared.up.kernel": ("mlp.shared_experts.up_proj.weight", 1),
-    "mlp.shared.down.kernel": ("mlp.shared_experts.down_proj.weight", 1),
+    **{name: value for name, value in dense.NAMES.items() if ".attention." not in name},
+    **routed.name_experts("model.layers.{}.mlp", "gate", bias="gate.e_score_correction_bias", shared="shared_experts"),
+    **{
+        f"layers.{{}}.attention.{ours}": (f"model.layers.{{}}.self_attn.{theirs}.weight", axes)
+        for ours, theirs, axes in (
+            ("query.kernel", "q_proj", 1),
+            ("query_down.kernel", "q_a_proj", 1),
+            ("query_norm.scale", "q_a_layernorm", None),
+            ("query_up.kernel", "q_b_proj", 1),
+            ("kv_down.kernel", "kv_a_proj_with_mqa", 1),
+            ("kv_norm.scale", "kv_a_layernorm", None),
+            ("kv_up.kernel", "kv_b_proj", 1),
+            ("out.kernel", "o_proj", 2),
+        )
+    },
 }
+HF_NAMES: Names = {**_BLOCK, **routed.name_depths(_BLOCK)}
+HF_COPIES = routed.DEPTH_COPIES
 
-HF_NAMES: Names = {
-    "embed.embedding": ("model.embed_tokens.weight", None),
-    **{f"layers.{{}}.{ours}": (f"model.layers.{{}}.{theirs}", axes) for ours, (theirs, axes) in _BLOCK.items()},
-    "norm.scale": ("model.norm.weight", None),
-    "head.kernel": ("lm_head.weight", 1),
-    "mtp.{}.embedding_norm.scale": ("model.layers.{}.enorm.weight", None),
-    "mtp.{}.hidden_norm.scale": ("model.layers.{}.hnorm.weight", None),
-    "mtp.{}.projection.kernel": ("model.layers.{}.eh_proj.weight", 1),
-    **{f"mtp.{{}}.block.{ours}": (f"model.layers.{{}}.{theirs}", axes) for ours, (theirs, axes) in _BLOCK.items()},
-    "mtp.{}.norm.scale": ("model.layers.{}.shared_head.norm.weight", None),
-}
-
-# Tensors that the files repeat in each prediction depth: their name -> the parameter that they copy.
-HF_COPIES: Mapping[str, str] = {
-    "model.layers.{}.embed_tokens.weight": "embed.embedding",
-    "model.layers.{}.shared_head.head.weight": "head.kernel",
-}
-
+_LATENTS = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 _FIXED = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}
-_GATES: Mapping[str, tuple[GateKind, str]] = {
-    "deepseek_v3": ("sigmoid", "noaux_tc"),
-    "deepseek_v2": ("softmax", "greedy"),
-}
 
 
 def from_hf(hf: Mapping[str, Any]) -> Config:
@@ -167,19 +113,13 @@ def from_hf(hf: Mapping[str, Any]) -> Config:
         intermediate_size=hf["intermediate_size"],
         num_layers=hf["num_hidden_layers"],
         num_heads=hf["num_attention_heads"],
-        latents=LatentSizes(
-            hf.get("q_lora_rank") or 0,
-            hf["kv_lora_rank"],
-            hf["qk_nope_head_dim"],
-            hf["qk_rope_head_dim"],
-            hf["v_head_dim"],
-        ),
+        latents=LatentSizes(hf.get("q_lora_rank") or 0, *(hf[key] for key in _LATENTS)),
         expert_size=hf["moe_intermediate_size"],
         num_experts=hf["n_routed_experts"],
         active_experts=hf["num_experts_per_tok"],
         shared_experts=hf.get("n_shared_experts") or 0,
         gate=_read_gate(hf),
-        dense_layers=hf.get("first_k_dense_replace", 0),
+        dense_layers=_count_dense(hf),
         expert_interval=hf.get("moe_layer_freq", 1),
         mtp_depths=hf.get("num_nextn_predict_layers") or 0,
         rope_theta=theta,
@@ -192,9 +132,21 @@ def from_hf(hf: Mapping[str, Any]) -> Config:
     )
 
 
+def _count_dense(hf: Mapping[str, Any]) -> int:
+    """The number of first layers without experts, in files of either age."""
+    kinds = hf.get("mlp_layer_types")
+    if not kinds:
+        return hf.get("first_k_dense_replace", 0)
+    count = list(kinds).count("dense")
+    if list(kinds) != ["dense"] * count + ["sparse"] * (len(kinds) - count):
+        raise UserError(f"mlp_layer_types must be dense layers, then sparse ones, got {str(kinds)[:200]}")
+    return count
+
+
 def _read_gate(hf: Mapping[str, Any]) -> Gate:
     """The gate of a config.json: V3 selects by sigmoid and correction bias, V2 by softmax; no other is published."""
-    kind, method = _GATES[hf.get("model_type", "deepseek_v3")]
+    kind: GateKind = "softmax" if hf.get("model_type") == "deepseek_v2" else "sigmoid"
+    method = "greedy" if kind == "softmax" else "noaux_tc"
     limited = kind == "softmax" and hf.get("topk_method") == "group_limited_greedy"
     known = {**_FIXED, "scoring_func": kind, "topk_method": "group_limited_greedy" if limited else method}
     if kind == "softmax":
@@ -222,11 +174,7 @@ def to_hf(config: Config) -> dict[str, Any]:
     return {
         "architectures": ["DeepseekV3ForCausalLM" if sigmoid else "DeepseekV2ForCausalLM"],
         "model_type": kind,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
+        **dense.write_common(config),
         "num_key_value_heads": config.num_heads,
         "q_lora_rank": sizes.query_latent or None,
         "kv_lora_rank": sizes.latent,
@@ -245,12 +193,6 @@ def to_hf(config: Config) -> dict[str, Any]:
         "scoring_func": gate.kind,
         "norm_topk_prob": gate.normalize,
         "routed_scaling_factor": gate.scale,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": write_scaling(config.rope_scaling),
-        "max_position_embeddings": config.max_positions,
-        "rms_norm_eps": config.norm_epsilon,
-        "tie_word_embeddings": config.tie_embeddings,
-        "initializer_range": config.initializer_std,
         **_FIXED,
         **(own if sigmoid else {}),
     }

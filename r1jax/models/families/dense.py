@@ -118,21 +118,24 @@ def refuse_windows(hf: Mapping[str, Any]) -> None:
 
 def write_config(config: DenseConfig, fixed: Mapping[str, Any]) -> dict[str, Any]:
     """The config.json of these sizes, plus `fixed`, the family's own keys."""
+    heads = {"num_key_value_heads": config.num_kv_heads, "head_dim": config.head_dim}
+    return {**write_common(config), **heads, **fixed}
+
+
+def write_common(config: Any) -> dict[str, Any]:
+    """The keys of a config.json that all families have."""
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
         "num_hidden_layers": config.num_layers,
         "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
         "rope_theta": config.rope_theta,
         "rope_scaling": write_scaling(config.rope_scaling),
         "max_position_embeddings": config.max_positions,
         "rms_norm_eps": config.norm_epsilon,
         "tie_word_embeddings": config.tie_embeddings,
         "initializer_range": config.initializer_std,
-        **fixed,
     }
 
 

@@ -15,7 +15,11 @@ FAMILIES = {
     "gemma2": "r1jax.models.families.gemma",
     "gemma3_text": "r1jax.models.families.gemma",
     "glm4_moe": "r1jax.models.families.glm4_moe",
+    "glm4_moe_lite": "r1jax.models.families.deepseek_v3",
+    "gpt_oss": "r1jax.models.families.gpt_oss",
+    "kimi_k2": "r1jax.models.families.deepseek_v3",
     "llama": "r1jax.models.families.llama",
+    "llama4_text": "r1jax.models.families.llama4",
     "minimax_m2": "r1jax.models.families.minimax_m2",
     "ministral": "r1jax.models.families.mistral",
     "ministral3": "r1jax.models.families.mistral",
@@ -25,8 +29,31 @@ FAMILIES = {
     "phi3": "r1jax.models.families.phi3",
     "qwen2": "r1jax.models.families.qwen2",
     "qwen3": "r1jax.models.families.qwen3",
+    "qwen3_5_moe_text": "r1jax.models.families.qwen3_next",
+    "qwen3_5_text": "r1jax.models.families.qwen3_next",
     "qwen3_moe": "r1jax.models.families.qwen3_moe",
+    "qwen3_next": "r1jax.models.families.qwen3_next",
     "smollm3": "r1jax.models.families.llama",
+}
+
+# model_type of a model with images -> keys of its text model's config.json that its files may lack.
+WRAPPERS: dict[str, dict[str, Any]] = {
+    "gemma3": {
+        "model_type": "gemma3_text",
+        "architectures": ["Gemma3ForCausalLM"],
+        "vocab_size": 262_208,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 131_072,
+        "sliding_window": 4096,
+    },
+    "llama4": {"model_type": "llama4_text", "architectures": ["Llama4ForCausalLM"]},
+    "qwen3_5": {"model_type": "qwen3_5_text", "architectures": ["Qwen3_5ForCausalLM"]},
+    "qwen3_5_moe": {"model_type": "qwen3_5_moe_text", "architectures": ["Qwen3_5MoeForCausalLM"]},
+    "kimi_k25": {"model_type": "deepseek_v3", "architectures": ["DeepseekV3ForCausalLM"]},
+    "mistral3": {},
 }
 
 

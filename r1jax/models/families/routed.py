@@ -25,7 +25,8 @@ class RoutedConfig(dense.DenseConfig):
     """Sizes of a model with experts; defaults are a toy.
 
     gate: selection and weighting of experts. shared_size: width of the MLP that every token passes beside its experts
-    (0: none); shared_gate: a sigmoid of one linear map weights it. mtp_depths: prediction depths after the model.
+    (0: none); shared_gate: a sigmoid of one linear map weights it. expert_biases: the experts have biases and a clamped
+    gate. mtp_depths: prediction depths after the model.
     """
 
     tie_embeddings: bool = False
@@ -35,6 +36,7 @@ class RoutedConfig(dense.DenseConfig):
     gate: Gate = Gate()
     shared_size: int = 0
     shared_gate: bool = False
+    expert_biases: bool = False
     mtp_depths: int = 0
 
     def routes(self, layer: int) -> bool:
@@ -86,6 +88,7 @@ def make_mlp(config: RoutedConfig, routes: bool, dispatch: Dispatch, **shared: A
         config.active_experts,
         shared_hidden=config.shared_size,
         shared_gate=config.shared_gate,
+        biases=config.expert_biases,
         gate=config.gate,
         dispatch=dispatch,
         **shared,

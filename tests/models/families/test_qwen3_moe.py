@@ -6,7 +6,7 @@ from flax import nnx
 
 from r1jax.core.errors import UserError
 from r1jax.models.families import qwen3_moe
-from r1jax.models.families.presets import count_parameters, find_preset
+from r1jax.models.presets import count_parameters, find_preset
 from r1jax.models.transformer import split
 from tests.models import golden
 

@@ -12,11 +12,11 @@ from flax import nnx
 from r1jax.core.sharding import MeshConfig, make_mesh, use_mesh
 from r1jax.models import transformer
 from r1jax.models.attention import attend, mask_bias, segment_mask
-from r1jax.models.families.presets import find_preset
 from r1jax.models.ops import blockwise_attention as packed
 from r1jax.models.ops import splash
 from r1jax.models.ops.blockwise_attention import Segments, attend_blocks, attend_segments
 from r1jax.models.ops.splash import attend_causal
+from r1jax.models.presets import find_preset
 from tests.models.toy import assert_close
 
 WIDTHS = {"grouped": (8, 2, 16, 16), "latent": (4, 4, 24, 16), "absorbed": (4, 1, 24, 24)}

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from r1jax.core.errors import UserError
-from r1jax.models.families.presets import count_parameters, find_preset, load_families, replace_sizes
+from r1jax.models.presets import count_parameters, find_preset, load_families, replace_sizes
 
 # The sum of the sizes in each released model's safetensors index (or its model card's count).
 DENSE = {
