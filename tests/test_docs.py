@@ -72,11 +72,11 @@ def test_the_task(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_model_family(tmp_path: pathlib.Path) -> None:
-    mistral = load("r1jax/models/families/mistral.py", tmp_path)
-    config = mistral.VARIANTS["mistral_7b_v0.3"]
-    assert mistral.from_hf(mistral.to_hf(config)) == config
-    model = nnx.eval_shape(lambda: mistral.build(config, rngs=nnx.Rngs(0)))
-    assert sum(leaf.size for leaf in jax.tree.leaves(split(model)[1])) == 7_248_023_552
+    family = load("r1jax/models/families/seed_oss.py", tmp_path)
+    config = family.VARIANTS["seed_oss_36b"]
+    assert family.from_hf(family.to_hf(config)) == config
+    model = nnx.eval_shape(lambda: family.build(config, rngs=nnx.Rngs(0), scan_layers=True))
+    assert sum(leaf.size for leaf in jax.tree.leaves(split(model)[1])) == 36_151_104_512
 
 
 def test_the_stage(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

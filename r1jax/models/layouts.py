@@ -108,7 +108,5 @@ def _stacked_block(make_block: MakeBlock, keys: jax.Array) -> Any:
 
 def is_recurrent(graph: nnx.GraphDef) -> bool:
     """Whether a structure has layers with a state, as `Transformer.is_recurrent` says of a model."""
-    return any(
-        getattr(node, "type", None) is not None and getattr(node.type, "is_recurrent", None) is True
-        for node in graph.nodes
-    )
+    types = (getattr(node, "type", None) for node in graph.nodes)
+    return any(getattr(each, "is_recurrent", None) is True for each in types)

@@ -89,7 +89,7 @@ class ContinuousEngine:
         self._pad = -1 if is_recurrent(graph) else 0  # -1: padding that can be told from tokens
         self._fed_rows = min(config.feed_rows, config.slots) if parts == 1 else config.slots
         self._feed = jax.jit(functools.partial(feed_rows, graph, config), donate_argnums=1)
-        self._share = config.share and parts == 1 and not self._pad
+        self._share = config.share and parts == 1
         self._copy = jax.jit(copy_rows, donate_argnums=0)
         self._start = jax.jit(start_rows, donate_argnums=0)
         self._stop = jax.jit(stop_row, donate_argnums=0)

@@ -27,6 +27,29 @@ JSON = '{"name": "get_weather", "arguments": {"city": "Paris", "days": 2}}'
             "Well.",
         ),
         ('<｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>{"city": "Paris", "days": 2}<｜tool▁call▁end｜>', ""),
+        (
+            "Sure.\n<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>Paris</arg_value>\n<arg_key>days</arg_key>\n"
+            "<arg_value>2</arg_value>\n</tool_call>",
+            "Sure.",
+        ),
+        (
+            "Sure.<|tool_calls_section_begin|><|tool_call_begin|>functions.get_weather:0<|tool_call_argument_begin|>"
+            '{"city": "Paris", "days": 2}<|tool_call_end|><|tool_calls_section_end|>',
+            "Sure.",
+        ),
+        (
+            "<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>"
+            '{"city": "Paris", "days": 2}<|call|>',
+            "",
+        ),
+        (
+            '<minimax:tool_call>\n<invoke name="get_weather">\n<parameter name="city">Paris</parameter>\n'
+            '<parameter name="days">2</parameter>\n</invoke>\n</minimax:tool_call>',
+            "",
+        ),
+        (f"[TOOL_CALLS][{JSON}]</s>", ""),
+        ('[TOOL_CALLS]get_weather[ARGS]{"city": "Paris", "days": 2}</s>', "</s>"),
+        (f"<|tool_call|>[{JSON}]<|/tool_call|>", ""),
     ],
     ids=[
         "hermes",
@@ -37,6 +60,13 @@ JSON = '{"name": "get_weather", "arguments": {"city": "Paris", "days": 2}}'
         "arguments_as_json",
         "deepseek_v3",
         "deepseek_v31",
+        "glm",
+        "kimi",
+        "harmony",
+        "minimax",
+        "mistral",
+        "mistral_v11",
+        "phi4_mini",
     ],
 )
 def test_a_call_is_found_and_the_rest_kept(text: str, rest: str) -> None:
