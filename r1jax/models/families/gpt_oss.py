@@ -22,6 +22,7 @@ from r1jax.models.rope import YaRN
 class Config(routed.RoutedConfig):
     """Sizes of a gpt-oss model. window: keys that a layer sees, except every `interval`-th, which sees all."""
 
+    intermediate_size: int = 32
     rope_theta: float = 150_000.0
     qkv_bias: bool = True
     gate: Gate = Gate("softmax", linear_bias=True)

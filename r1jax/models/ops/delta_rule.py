@@ -84,7 +84,7 @@ def _run_chunk(memory: Memory, chunk: tuple, base: jax.Array) -> tuple[Memory, j
     sources = ((goes_on, memory.state), (from_root, memory.root), (real_BC & ~goes_on & ~from_root, base))
 
     def read(x_BCNK: jax.Array) -> jax.Array:
-        """What a chunk's vectors find in the matrices that their tokens begin with."""
+        """Values that a chunk's vectors find in the matrices that their tokens begin with."""
         found = [
             jnp.where(which[..., None, None], jnp.einsum("BCNK,BNKV->BCNV", x_BCNK, matrix), 0)
             for which, matrix in sources

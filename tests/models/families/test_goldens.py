@@ -7,14 +7,21 @@ import pytest
 from tests.models import golden
 
 FOLDERS = sorted((golden.DENSE.with_name("families")).iterdir())
+QUICK = ("gemma3", "glm4_moe", "gpt_oss", "llama4", "phi3", "qwen3_next")  # between them every part of the decoder
 each = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+most = pytest.mark.parametrize(
+    "folder",
+    [pytest.param(folder, marks=() if folder.name in QUICK else pytest.mark.slow) for folder in FOLDERS],
+    ids=lambda folder: folder.name,
+)
 
 
-@each
+@most
 def test_logits_and_their_gradient_are_those_of_transformers(folder: pathlib.Path) -> None:
     golden.check_family(folder)
 
 
+@pytest.mark.slow
 @each
 def test_greedy_tokens_are_those_of_transformers(folder: pathlib.Path) -> None:
     golden.check_greedy(folder)
