@@ -101,6 +101,7 @@ setup(
     extras_require={
         "hub": ["datasets>=4,<6", "pyarrow>=20,<27"],
         "gcs": ["gcsfs>=2025.3"],
+        "retrieval": ["bm25s>=0.2.14,<0.4"],
         "reasoning-gym": ["reasoning-gym>=0.1.25,<0.2"],
         "tpu": TPU,
         "gpu": ["jax[cuda13]"],

@@ -23,6 +23,7 @@ import numpy as np
 from r1jax.core.errors import UserError
 
 FinishReason = Literal["stop", "length"]
+EndReason = Literal["stop", "length", "turns", "fault"]  # turns: the largest number of them; fault: of an environment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,13 +96,39 @@ class Completion:
     experts [tokens, L, A]: for each id, the experts selected for the token before it, from whose state the id was
     sampled (None: not recorded). ages [tokens]: for each id, the steps between the weights that sampled it and those
     that are trained (None: 0).
+
+    A trajectory, of several turns, holds all tokens behind the prompt; sampled: which of them were sampled (None: all);
+    the others were given, and have log-prob 0. messages: what it reads as, without the prompt. prompt: as it was put,
+    where its environment added to it. environment: what rewards may read of it; payment: the reward that it gives.
     """
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
-    finish_reason: FinishReason
+    finish_reason: EndReason
     experts: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
     ages: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
+    sampled: tuple[bool, ...] | None = None
+    messages: tuple[dict[str, Any], ...] = ()
+    prompt: Any = None
+    environment: Any = dataclasses.field(default=None, compare=False, repr=False)
+    payment: float | None = None
+
+    @property
+    def length(self) -> int:
+        """Number of sampled tokens."""
+        return len(self.tokens) if self.sampled is None else sum(self.sampled)
+
+    @property
+    def places(self) -> np.ndarray:
+        """Places of the sampled tokens among all [length]."""
+        return np.arange(len(self.tokens)) if self.sampled is None else np.flatnonzero(self.sampled)
+
+    @property
+    def sampled_logprobs(self) -> tuple[float, ...]:
+        """Log-probs of the sampled tokens."""
+        if self.sampled is None:
+            return self.logprobs
+        return tuple(value for value, is_sampled in zip(self.logprobs, self.sampled, strict=True) if is_sampled)
 
 
 @dataclasses.dataclass(frozen=True)

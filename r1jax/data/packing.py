@@ -96,12 +96,15 @@ def pack_completions(
     *,
     multiple: int = 1,
     skip: Sequence[bool] | None = None,
+    sampled: Sequence[np.ndarray] | None = None,
 ) -> PackedRows:
     """Packs `completions` into rows; `owners[i]` is the prompt of completion i, and completions of one prompt are
     consecutive.
 
     multiple: the number of rows is rounded up to a multiple of it with empty rows. skip: completions to leave out of
-    the rows (`source` still counts their tokens). Raises ValueError for a sequence that exceeds the shape.
+    the rows (`source` still counts their tokens). sampled: places of the tokens of each completion that are targets,
+    where that is not all of them; `source` then counts targets. Raises ValueError for a sequence that exceeds the
+    shape.
     """
     lengths = np.array([len(completion) for completion in completions], np.int64)
     kept = [i for i in range(len(completions)) if skip is None or not skip[i]]
@@ -113,7 +116,8 @@ def pack_completions(
     sizes = {i: (len(behind[owners[i]]), int(lengths[i])) for i in kept}
     rows = _fill_in_order(sizes, owners, shape) if shape.share_prompts else _fill_best(sizes, shape)
     count = -(-max(1, len(rows)) // multiple) * multiple
-    return _lay_out(rows, count, behind, completions, owners, np.cumsum(lengths) - lengths, shape)
+    aimed = [np.arange(length) for length in lengths] if sampled is None else sampled
+    return _lay_out(rows, count, behind, completions, owners, aimed, shape)
 
 
 Sizes = dict[int, tuple[int, int]]  # of the kept completions, by index: tokens of prompt and completion
@@ -157,12 +161,12 @@ def _lay_out(
     prompts: dict[int, np.ndarray],
     completions: Sequence[Sequence[int]],
     owners: Sequence[int],
-    starts: np.ndarray,
+    sampled: Sequence[np.ndarray],
     shape: RowShape,
 ) -> PackedRows:
-    """The arrays of `count` rows. prompts: by owner, without the prefix; starts: of each completion in the
-    concatenation of all.
-    """
+    """The arrays of `count` rows. prompts: by owner, without the prefix; sampled: places of each one's targets."""
+    sizes = np.array([len(each) for each in sampled], np.int64)
+    starts = np.cumsum(sizes) - sizes
     fed = {name: np.zeros((count, shape.length), np.int32) for name in ("tokens", "positions", "segments", "prefixes")}
     aimed = {name: np.zeros((count, shape.targets), np.int32) for name in ("index", "targets", "source", "sequences")}
     aimed["source"][:] = PADDING
@@ -184,11 +188,11 @@ def _lay_out(
                 segment = prompt_segment = segment + 1
                 at = feed(row, at, prompt, 0, segment, 0)
                 prompt_end = at - 1
-            end = aim + len(ids)
-            aimed["index"][row, aim:end] = np.arange(at - 1, at - 1 + len(ids))
-            aimed["index"][row, aim] = prompt_end
-            aimed["targets"][row, aim:end] = ids
-            aimed["source"][row, aim:end] = np.arange(starts[i], starts[i] + len(ids))
+            targets = sampled[i]
+            end = aim + len(targets)
+            aimed["index"][row, aim:end] = np.where(targets == 0, prompt_end, at - 1 + targets)
+            aimed["targets"][row, aim:end] = ids[targets]
+            aimed["source"][row, aim:end] = np.arange(starts[i], starts[i] + len(targets))
             aimed["sequences"][row, aim:end] = number
             prefix = 0  # prompt and completion are one segment, unless others share the prompt
             if shape.share_prompts:

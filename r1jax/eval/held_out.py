@@ -20,6 +20,7 @@ from r1jax.core.seeds import derive_seed
 from r1jax.core.structs import Completion, Request, Sampling
 from r1jax.eval.score import mean_and_stderr
 from r1jax.rewards.base import Reward, load_rewards, score
+from r1jax.rewards.played import score_played
 
 # Names of measures `eval/NAME/MEASURE`; a reward of one of these names is not measured by it.
 RESERVED = ("pass@1", "greedy", "lenient", "greedy_lenient", "format_rate", "greedy_format_rate", "mean_length")
@@ -112,38 +113,52 @@ def evaluate(
     completions = generate(requests)
     count = len(problems.rows)
     texts, ids = [decode(c.tokens) for c in completions], [list(c.tokens) for c in completions]
-    sampled = judge(problems, config, texts[:count], ids[:count])
-    greedy = judge(problems, config, texts[count:], ids[count:])
+    played = completions if completions and completions[0].sampled is not None else []
+    sampled = judge(problems, config, texts[:count], ids[:count], played[:count])
+    greedy = judge(problems, config, texts[count:], ids[count:], played[count:])
     values = {"pass@1": sampled.get("strict"), "greedy": greedy.get("strict")}
     values |= {"lenient": sampled.get("lenient"), "greedy_lenient": greedy.get("lenient")}
     values |= {"format_rate": sampled.get("format"), "greedy_format_rate": greedy.get("format")}
-    values |= measure_rewards(problems, texts[:count], ids[:count])
+    values |= measure_rewards(problems, texts[:count], ids[:count], played[:count])
+    if played:
+        turns = [sum(message["role"] == "assistant" for message in c.messages) for c in played[:count]]
+        values["mean_turns"] = np.array(turns, float)
     metrics, prefix = {}, f"eval/{config.name or EvalConfig.name}"
     for name, value in values.items():
         if value is not None:
             key = f"{prefix}/{name}"
             metrics[key], metrics[f"{key}_stderr"] = mean_and_stderr(value)
-    metrics[f"{prefix}/mean_length"] = float(np.mean([len(c.tokens) for c in completions[:count]]))
+    metrics[f"{prefix}/mean_length"] = float(np.mean([c.length for c in completions[:count]]))
     metrics[f"{prefix}/problems"] = count
     return metrics
 
 
 def measure_rewards(
-    problems: Problems, texts: Sequence[str], ids: Sequence[Sequence[int]]
+    problems: Problems,
+    texts: Sequence[str],
+    ids: Sequence[Sequence[int]],
+    played: Sequence[Completion] = (),
 ) -> dict[str, np.ndarray | None]:
     """Values of the run's own rewards by name, of the problems to which each applies; None if that is none of them."""
     if not problems.rewards:
         return {}
-    values = _score(problems, problems.rewards, texts, ids)
+    values = _score(problems, problems.rewards, texts, ids, played)
     applied = {name: value[~np.isnan(value)] for name, value in values.items()}
     return {name: value if len(value) else None for name, value in applied.items()}
 
 
 def judge(
-    problems: Problems, config: EvalConfig, texts: Sequence[str], ids: Sequence[Sequence[int]]
+    problems: Problems,
+    config: EvalConfig,
+    texts: Sequence[str],
+    ids: Sequence[Sequence[int]],
+    played: Sequence[Completion] = (),
 ) -> dict[str, np.ndarray]:
-    """strict, lenient and format of one text per problem, each [problems] of 0 or 1, where they apply to a problem."""
-    values = _score(problems, list(problems.scorers.values()), texts, ids)
+    """strict, lenient and format of one text per problem, each [problems] of 0 or 1, where they apply to a problem.
+
+    played: the trajectories, where there is an environment: rewards then read their messages.
+    """
+    values = _score(problems, list(problems.scorers.values()), texts, ids, played)
     by_name = {name: values[reward.name] for name, reward in problems.scorers.items()}
     result = {}
     for score_name, wanted in (("strict", config.strict), ("lenient", (config.lenient,)), ("format", (config.format,))):
@@ -154,12 +169,21 @@ def judge(
 
 
 def _score(
-    problems: Problems, rewards: Sequence[Reward], texts: Sequence[str], ids: Sequence[Sequence[int]]
+    problems: Problems,
+    rewards: Sequence[Reward],
+    texts: Sequence[str],
+    ids: Sequence[Sequence[int]],
+    played: Sequence[Completion],
 ) -> dict[str, np.ndarray]:
     """Values [problems] of each reward by its name, NaN where it does not apply."""
     if not rewards:
         return {}
     columns = {key: [row.get(key) for row in problems.rows] for key in problems.rows[0] if key != "prompt"}
+    if played:
+        values = {reward.name: np.full(len(played), np.nan) for reward in rewards}
+        if distributed.is_writer():
+            values = score_played(rewards, [row["prompt"] for row in problems.rows], played, columns).by_name
+        return distributed.from_first(values)
     return score(
         rewards,
         prompts=[row["prompt"] for row in problems.rows],

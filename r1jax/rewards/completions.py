@@ -1,7 +1,7 @@
 """Text of a completion, for rewards.
 
-Completions are plain strings (raw prompts) or lists of `{role, content}` messages (chat prompts), as in TRL. Left out:
-turns after the first message (tool use) and content that is not text.
+Completions are plain strings (raw prompts) or lists of `{role, content}` messages (chat prompts), as in TRL; of several
+turns the assistant's last one counts. Left out: content that is not text.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,11 @@ Completion = str | Sequence[Mapping[str, Any]]
 
 
 def read_text(completion: Completion) -> str:
-    """The text of one completion: the string itself, or the content of its first message."""
+    """The text of one completion: the string itself, or the content of the assistant's last message."""
     if isinstance(completion, str):
         return completion
-    content = completion[0].get("content") if completion else None
+    said = [message for message in completion if message.get("role", "assistant") == "assistant"]
+    content = (said or completion)[-1].get("content") if completion else None
     if isinstance(content, str):
         return content
     return "".join(part.get("text", "") for part in content or () if isinstance(part, Mapping))

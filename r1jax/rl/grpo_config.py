@@ -15,6 +15,7 @@ from r1jax.core.sharding import MeshConfig
 from r1jax.core.structs import Sampling, SamplingConfig
 from r1jax.data.packing import RowShape
 from r1jax.data.tasks import TaskConfig
+from r1jax.environments.episode_config import EpisodeConfig
 from r1jax.eval.held_out import EvalConfig
 from r1jax.learner.optimizer import OptimizerConfig
 from r1jax.learner.update_guard import GuardsConfig
@@ -181,6 +182,10 @@ class GRPOConfig:
       data: problems that are asked.
       rewards: rewards: registered name or module:function -> weight, or {weight, arguments}.
       stage: name of the stage.
+      environment: environment that answers replies: a registered name, module:Class, an adapter's PREFIX:WHAT, or
+        several by name, of which config.episode.column chooses; "" is none.
+      tools: plain functions as tools: registered names or module:function.
+      episode: limits of trajectories, and how their environment is run.
       seed: seed of all randomness in the run.
       mesh: devices, and what is split over them.
       rollout: sampling.
@@ -209,6 +214,9 @@ class GRPOConfig:
     data: TaskConfig
     rewards: dict[str, Any]
     stage: str = "grpo"
+    environment: str | dict[str, str] = ""
+    tools: tuple[str, ...] = ()
+    episode: EpisodeConfig = EpisodeConfig()
     seed: int = 0
     mesh: MeshConfig = MeshConfig()
     rollout: RolloutConfig = RolloutConfig()
@@ -247,6 +255,16 @@ class GRPOConfig:
         is_stale = self.rollout.max_staleness > 0 and self.train.old_logprobs == "sampler"
         return self.train.updates_per_step == 1 and not is_stale
 
+    @property
+    def has_environment(self) -> bool:
+        """Whether completions are trajectories of several turns."""
+        return bool(self.environment or self.tools)
+
+    @property
+    def trajectory_tokens(self) -> int:
+        """Largest number of tokens behind a prompt, sampled and given."""
+        return (self.episode.max_tokens if self.has_environment else 0) or self.rollout.max_new_tokens
+
     def row_shape(self, prompt_tokens: int, prefix: int) -> RowShape:
         """Row shape of an update, for the longest prompt of `prompt_tokens` tokens, of which all prompts share
         `prefix`.
@@ -254,7 +272,7 @@ class GRPOConfig:
         train = self.train
         apart = prefix if train.share_prompts else 0
         return RowShape(
-            prompt_tokens - apart, self.rollout.max_new_tokens, train.completions_per_row, apart, train.share_prompts
+            prompt_tokens - apart, self.trajectory_tokens, train.completions_per_row, apart, train.share_prompts
         )
 
 
@@ -301,11 +319,16 @@ def check_settings(settings: GRPOConfig) -> None:
         "train.micro_batch_size",
         train.micro_batch_size,
     )
-    targets = train.completions_per_row * rollout.max_new_tokens
+    targets = train.completions_per_row * settings.trajectory_tokens
     if 0 < train.logits_chunk < targets:
         check_divides(
-            "train.completions_per_row x rollout.max_new_tokens", targets, "train.logits_chunk", train.logits_chunk
+            "train.completions_per_row x tokens of a completion", targets, "train.logits_chunk", train.logits_chunk
         )
     check_controls(settings)
     check_staleness(settings)
+    if settings.has_environment:
+        settings.episode.check_episode()
+        check("train.replay_experts", True, not train.replay_experts, "must be false with an environment")
+        stale = settings.rollout.max_staleness
+        check("rollout.max_staleness", stale, not stale, "must be 0 with an environment")
     check("rewards", settings.rewards, bool(settings.rewards), "must name a reward")

@@ -4,13 +4,14 @@ their programs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from r1jax.core import distributed
 from r1jax.core.sharding import current_layout, use_layout
 from r1jax.core.structs import Program, Sampling, hold
+from r1jax.environments.contract import Contract
 from r1jax.learner.objective import Objective
 from r1jax.learner.policy_objective import Scoring, make_loss
 from r1jax.learner.trainable import Trainable
@@ -24,9 +25,11 @@ from r1jax.rollout.engine import Engine
 from r1jax.rollout.handover import Handover, find_weights
 from r1jax.rollout.layout import choose_layout, find_bytes
 from r1jax.rollout.slots import EngineConfig
+from r1jax.runs.episodes.driver import Driver, make_continuous
 from r1jax.runs.hardware import find_device_memory
 from r1jax.runs.sampler import Sampler
 from r1jax.text.tokenizer import Tokenizer
+from r1jax.text.tools.dialogue import Dialogue
 
 LIVE_CHUNK, LIVE_BURST = 32, 64  # tokens of a sequence that are fed at once, and sampled between two looks, at most
 
@@ -103,6 +106,24 @@ def make_live_engine(settings: GRPOConfig, handover: Handover, longest: int) -> 
                 share=True,
             ),
         )
+
+
+def make_driver(
+    settings: GRPOConfig,
+    handover: Handover,
+    dialogues: Mapping[str, Dialogue],
+    contracts: Mapping[str, Contract],
+    longest: int,
+) -> Driver:
+    """The sampler of trajectories. longest: tokens of the longest prompt, with its tools."""
+    rollout, stop_ids = settings.rollout, len(next(iter(dialogues.values())).tokenizer.eos_ids)
+    tokens, slots = longest + settings.trajectory_tokens, min(rollout.slots, rollout.completions)
+
+    def make(params: Params) -> ContinuousEngine:
+        with use_layout(handover.layout):
+            return make_continuous(handover.graph, params, slots=slots, tokens=tokens, stop_ids=stop_ids)
+
+    return Driver(make, dialogues, contracts, settings.episode, longest=longest)
 
 
 def make_updates(

@@ -24,13 +24,21 @@ class Groups:
     texts: list[str]
 
     @property
+    def replies(self) -> list[Any]:
+        """What rewards read: the text of each completion, or the messages of a trajectory."""
+        return [
+            text if c.sampled is None else [*c.messages] for text, c in zip(self.texts, self.completions, strict=True)
+        ]
+
+    @property
     def counts(self) -> tuple[float, float, float]:
         """(tokens fed, tokens sampled, query-key pairs) of sampling the groups, each prompt fed once."""
         prompts = np.array([len(prompt) for prompt in self.prompts], float)
         lengths = np.array([len(c.tokens) for c in self.completions], float)
+        sampled = float(sum(c.length for c in self.completions))
         behind = np.repeat(prompts, len(lengths) // len(prompts))
         pairs = (prompts * (prompts + 1) / 2).sum() + (lengths * behind + lengths * (lengths + 1) / 2).sum()
-        return float(prompts.sum() + lengths.sum()), float(lengths.sum()), float(pairs)
+        return float(prompts.sum() + lengths.sum()), sampled, float(pairs)
 
     def columns(self, group_size: int) -> dict[str, list[Any]]:
         """The data's columns without `prompt`, a value per completion; None where a row lacks one."""
@@ -83,9 +91,9 @@ def describe_rewards(scores: Scores, group_size: int) -> dict[str, float]:
 
 
 def describe_lengths(groups: Groups) -> dict[str, float]:
-    """Lengths of completions, and the share that reached the limit."""
+    """Lengths of completions in sampled tokens, and the share that reached the limit."""
     return {
-        "completions/mean_length": float(np.mean([len(c.tokens) for c in groups.completions])),
+        "completions/mean_length": float(np.mean([c.length for c in groups.completions])),
         "completions/clipped_ratio": float(np.mean([c.finish_reason == "length" for c in groups.completions])),
     }
 
@@ -95,17 +103,18 @@ def describe_samples(
 ) -> list[dict[str, Any]]:
     """The rows of samples.jsonl: completions first, then the calls that rewards made to a model (`call_of`)."""
     G = advantages_PG.shape[1]
-    rules = explain_values(rewards, scores, groups.texts, groups.columns(G))
+    rules = explain_values(rewards, scores, groups.replies, groups.columns(G))
     answers = [
         {
-            "prompt": groups.rows[i // G]["prompt"],
+            "prompt": completion.prompt or groups.rows[i // G]["prompt"],
             "completion": text,
+            **({} if completion.sampled is None else {"messages": [*completion.messages]}),
             **_find_solution(groups.rows[i // G]),
             "reward": float(scores.total[i]),
             "rewards": {name: None if np.isnan(v[i]) else float(v[i]) for name, v in scores.by_name.items()},
             **({"rules": rules[i]} if rules[i] else {}),
             "advantage": float(advantages_PG[i // G, i % G]),
-            "length": len(completion.tokens),
+            "length": completion.length,
             "finish_reason": completion.finish_reason,
         }
         for i, (text, completion) in enumerate(zip(groups.texts, groups.completions, strict=True))

@@ -22,6 +22,7 @@ from r1jax.losses.advantage import group_advantages
 from r1jax.models.transformer import Params
 from r1jax.rewards.base import Reward, Scores, score
 from r1jax.rl.curriculum import Curriculum
+from r1jax.rl.episode_rollouts import EpisodeRollouts
 from r1jax.rl.grpo_config import GRPOConfig
 from r1jax.rl.rollout_batch import Groups, join_groups, join_scores
 from r1jax.rollout.engine import Engine
@@ -55,8 +56,9 @@ class Rollouts:
         encode: PromptEncoder,
         tokenizer: Tokenizer,
         rewards: Sequence[Reward],
+        episodes: EpisodeRollouts | None = None,
     ):
-        self.settings, self.engine, self.curriculum = settings, engine, curriculum
+        self.settings, self.engine, self.curriculum, self.episodes = settings, engine, curriculum, episodes
         self.encode, self.tokenizer, self.rewards = encode, tokenizer, rewards
 
     def draw(self, params: Params, step: int) -> RolloutResult:
@@ -75,6 +77,8 @@ class Rollouts:
             rounds.append((groups, scores))
             rewards_PG = np.where(scores.out_of_loss, np.nan, scores.total).reshape(-1, G)
             flat = np.append(flat, group_advantages(rewards_PG, min_group_std=self.settings.train.min_group_std)[1])
+        if self.episodes is not None:
+            self.episodes.release()
         groups, scores = join_groups([g for g, _ in rounds]), join_scores([s for _, s in rounds])
         return self._select(groups, scores, flat, step, rounds=len(rounds), seconds=seconds)
 
@@ -94,6 +98,8 @@ class Rollouts:
         cut_short = np.array([c.finish_reason == "length" for c in groups.completions])
         excluded = scores.out_of_loss | (cut_short & self.settings.dynamic_sampling.filter_truncated)
         metrics = {"time/rollout": seconds, **scores.metrics} | self._describe(step, flat, kept, cut_short, rounds)
+        if self.episodes is not None:
+            metrics |= self.episodes.take_metrics()
         solved = scores.by_name[self.settings.curriculum.reward or self.rewards[0].name]
         metrics |= self.curriculum.remember(groups.rows, solved.reshape(-1, G))
         return RolloutResult(groups, scores, kept, flat, excluded.reshape(-1, G), metrics)
@@ -123,6 +129,8 @@ class Rollouts:
         """Groups of completions for rows; `first` is the index of the first row in the step."""
         rollout = self.settings.rollout
         sampling = rollout.sampling_at(step, self.tokenizer.eos_ids)
+        if self.episodes is not None:
+            return self.episodes.sample(params, rows, sampling, rollout.group_size, step, first=first)
         prompts = [self.encode(row["prompt"]) for row in rows]
         requests = [
             Request(prompt, sampling, derive_seed(self.settings.seed, step, p, g))
@@ -134,6 +142,8 @@ class Rollouts:
         return Groups(rows, prompts, completions, [self.tokenizer.decode(c.tokens) for c in completions])
 
     def _score(self, groups: Groups) -> Scores:
+        if self.episodes is not None:
+            return self.episodes.score(self.rewards, groups, strict=self.settings.guards.rewards == "strict")
         G = self.settings.rollout.group_size
         scores = score(
             self.rewards,

@@ -185,12 +185,16 @@ class Updates:
         """KL of each completion from the reference, summed over its tokens, by the sampler's log-probs [N]."""
         assert self.reference is not None
         count = len(groups.completions)
-        packed, arrays = self._plan(groups, np.zeros(count), np.zeros(count, bool), np.zeros(count, bool))
+        empty = np.array([not c.length for c in groups.completions])  # faults before the first token
+        packed, arrays = self._plan(groups, np.zeros(count), np.zeros(count, bool), empty)
         packed, arrays = self._add_logprobs("reference_logprobs", self.reference, packed, arrays, temperature)
         kl = np.asarray(
             estimate_kl(arrays["sampler_logprobs"], arrays["reference_logprobs"], self.settings.loss), float
         )
-        return np.add.reduceat(kl, np.cumsum([0, *(len(c.tokens) for c in groups.completions)])[:-1])
+        lengths = np.array([c.length for c in groups.completions])
+        starts, summed, some = np.cumsum(lengths) - lengths, np.zeros(count), lengths > 0
+        summed[some] = np.add.reduceat(kl, starts[some])
+        return summed
 
     @in_layout
     def take(
@@ -262,7 +266,8 @@ class Updates:
     ) -> tuple[PackedRows, Arrays]:
         """The packed rows of one update, and its values per completion token."""
         completions = groups.completions
-        lengths = np.array([len(c.tokens) for c in completions])
+        lengths = np.array([c.length for c in completions])
+        has_given = any(c.sampled is not None for c in completions)
         G = len(completions) // len(groups.prompts)
         packed = pack_completions(
             groups.prompts,
@@ -271,15 +276,16 @@ class Updates:
             self.shape,
             multiple=self._rows_per_batch(),
             skip=skip.tolist(),
+            sampled=[c.places for c in completions] if has_given else None,
         )
         weights = token_weights(
             lengths,
             self.settings.loss.aggregation,
-            constant=self.settings.rollout.max_new_tokens,
+            constant=self.settings.trajectory_tokens,
             excluded=excluded,
         )
         arrays = {
-            "sampler_logprobs": np.concatenate([c.logprobs for c in completions]).astype(np.float32),
+            "sampler_logprobs": np.concatenate([c.sampled_logprobs for c in completions]).astype(np.float32),
             "advantages": np.repeat(advantages, lengths).astype(np.float32),
             "weights": np.repeat(weights, lengths).astype(np.float32),
         }

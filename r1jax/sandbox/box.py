@@ -125,6 +125,16 @@ def run_pair(checker: Box, program: Box, isolation: str = "bubblewrap") -> Outco
     return failed[0]
 
 
+@contextlib.contextmanager
+def converse(box: Box, isolation: str = "bubblewrap") -> Iterator[subprocess.Popen[bytes]]:
+    """Context with a process in the sandbox and pipes to its stdin and stdout; it is killed as a tree at the end.
+
+    Of the limits those of the kernel hold; its wall time is the caller's to watch.
+    """
+    with contextlib.ExitStack() as stack:
+        yield _start(box, isolation, stack, subprocess.PIPE, subprocess.PIPE, subprocess.DEVNULL).process
+
+
 def python_command(*arguments: str) -> tuple[str, ...]:
     """Command of the base Python that runs us, outside the virtual environment and ignoring environment settings."""
     return (find_python(), "-I", "-B", *arguments)
@@ -168,7 +178,7 @@ class _Started(NamedTuple):
 
 
 def _start(
-    box: Box, isolation: str, stack: contextlib.ExitStack, stdin: IO[bytes], stdout: IO[bytes] | int, stderr: int
+    box: Box, isolation: str, stack: contextlib.ExitStack, stdin: IO[bytes] | int, stdout: IO[bytes] | int, stderr: int
 ) -> _Started:
     """Starts a sandboxed process, which is killed when the exit stack closes."""
     memory = box.limits.memory_bytes + box.limits.scratch_bytes + _GROUP_SLACK

@@ -40,12 +40,14 @@ from r1jax.models.transformer import Params
 from r1jax.rewards.base import connect_rewards, read_rewards
 from r1jax.rewards.reader.golds import log_golds
 from r1jax.rl.curriculum import Curriculum
+from r1jax.rl.episode_rollouts import EpisodeRollouts, find_contracts
 from r1jax.rl.grpo_config import GRPOConfig
 from r1jax.rl.live_rollouts import LiveRollouts
 from r1jax.rl.policy_judge import Judge
 from r1jax.rl.policy_programs import (
     ObjectiveMaker,
     list_policy_programs,
+    make_driver,
     make_engine,
     make_handover,
     make_live_engine,
@@ -54,6 +56,7 @@ from r1jax.rl.policy_programs import (
 from r1jax.rl.rollout_batch import describe_lengths, describe_rewards, describe_samples
 from r1jax.rl.rollouts import Rollouts
 from r1jax.runs.abstract_model import ASSUMED, Prompts, abstract_model
+from r1jax.runs.episodes.driver import make_dialogues
 from r1jax.runs.hardware import peak_flops
 from r1jax.runs.loop import Loop
 from r1jax.runs.model_setup import check, load_model, load_tokenizer
@@ -104,12 +107,14 @@ class GRPORun:
             raise UserError(
                 f"config.curriculum.reward must be one of {', '.join(names)}, got {settings.curriculum.reward!r}"
             )
+        contracts = find_contracts(settings, rewards)
         task = load_task(settings.data)
         for note in task.notes:
             log.warning(note)
         agree_on_data(task.train, task.held_out)
         model_config = settings.model
         self.tokenizer = load_tokenizer(model_config)
+        self.dialogues = make_dialogues(self.tokenizer, contracts, settings.episode)
         self.encode = PromptEncoder(self.tokenizer)
         task, prefix, longest = self._survey(task)
         model, _ = load_model(model_config)
@@ -138,8 +143,12 @@ class GRPORun:
         self.updates.guard.folder = workdir / SKIPPED
         self.engine.check_memory(self.handover.shapes(jax.eval_shape(self.updates.weights)))
         curriculum = Curriculum(settings.curriculum, self.loader, settings.seed)
+        self.episodes = None
+        if contracts:
+            driver = make_driver(settings, self.handover, self.dialogues, contracts, longest)
+            self.episodes = EpisodeRollouts(driver, settings.seed)
         parts = settings, self.engine, curriculum, self.encode, self.tokenizer, connected
-        self.rollouts = Rollouts(*parts)
+        self.rollouts = Rollouts(*parts, self.episodes)
         if settings.rollout.max_staleness:
             self.rollouts = LiveRollouts(*parts, make_live_engine(settings, self.handover, longest))
         self.eval = dataclasses.replace(settings.eval, name=settings.eval.name or settings.data.name)
@@ -164,6 +173,8 @@ class GRPORun:
 
         def measure(prompt: Prompt) -> int:
             tokens = self.encode(prompt)
+            if self.dialogues:
+                tokens = max((each.open(prompt) for each in self.dialogues.values()), key=len)
             if not limit or len(tokens) <= limit:
                 search.add(tokens)
             return len(tokens)
@@ -174,13 +185,13 @@ class GRPORun:
         for note in task.notes:
             log.warning(note)
         self.longest_prompt = needed
-        prefix = search.find()
+        prefix = () if self.dialogues else search.find()  # an environment may add to each prompt
         behind = -(-(needed - len(prefix)) // 8) * 8  # rounded up to a multiple of 8
         return task, prefix, limit or len(prefix) + behind
 
     def _check_positions(self, positions: int) -> None:
         """Raises UserError if a prompt fills the model's positions, and logs if completions may go beyond them."""
-        needed, limit = self.longest_prompt, self.settings.rollout.max_new_tokens
+        needed, limit = self.longest_prompt, self.settings.trajectory_tokens
         if needed >= positions:
             raise UserError(
                 f"a prompt of config.data has {needed} tokens, but the model was made for sequences of {positions} "
@@ -189,7 +200,7 @@ class GRPORun:
             )
         if needed + limit > positions:
             log.warning(
-                "prompts of up to %d tokens and config.rollout.max_new_tokens=%d exceed the %d positions that the "
+                "prompts of up to %d tokens and completions of up to %d exceed the %d positions that the "
                 "model was made for",
                 needed,
                 limit,
@@ -256,15 +267,16 @@ class GRPORun:
         if loss.kl_coefficient and loss.kl_in == "reward":
             kl_N = self.updates.measure_kl(trained, temperature)
             rewards_PG = rewards_PG - loss.kl_coefficient * kl_N.reshape(-1, G)
-            metrics["kl"] = float(kl_N.sum() / sum(len(c.tokens) for c in trained.completions))
+            metrics["kl"] = float(kl_N.sum() / sum(c.length for c in trained.completions))
         advantages_PG, _ = group_advantages(
             rewards_PG, baseline=loss.baseline, scale=loss.scale, min_group_std=settings.train.min_group_std
         )
         with activity(f"step {step}: updating the model"):
             learned, targets, flops = self.updates.take(trained, advantages_PG, excluded_PG, temperature)
         end = time.perf_counter()
-        lengths = np.array([len(c.tokens) for c in drawn.groups.completions])
-        self.num_tokens += int(sum(map(len, drawn.groups.prompts)) * G + lengths.sum())
+        lengths = np.array([c.length for c in drawn.groups.completions])
+        behind = sum(len(c.tokens) for c in drawn.groups.completions)
+        self.num_tokens += sum(map(len, drawn.groups.prompts)) * G + behind
         metrics |= {
             **learned,
             **describe_rewards(drawn.scores, G),
@@ -292,11 +304,15 @@ class GRPORun:
 
         def generate(requests: list[Request]) -> list[Completion]:
             with console.Progress(len(requests), title="held-out answers", every=10) as progress:
+                if self.episodes is not None:
+                    return self.episodes.answer(weights, requests, self.problems.rows, progress)
                 return self.engine.generate(weights, requests, progress.count)
 
         sampling = self.settings.rollout.sampling(self.tokenizer.eos_ids)
         begin = time.perf_counter()
         metrics = evaluate(generate, self.tokenizer.decode, self.problems, self.eval, sampling, seed=self.settings.seed)
+        if self.episodes is not None:
+            self.episodes.release()
         return metrics | {"time/eval": time.perf_counter() - begin}
 
     def _hand_over(self) -> tuple[Params, dict[str, float]]:

@@ -13,6 +13,7 @@ import pytest
 from r1jax.core.metrics import read_rows
 from tests.core.test_distributed import free_port
 from tests.environment import ROOT, make_xla_flags
+from tests.stages.episodes import EPISODES
 from tests.stages.runs import CONFIG, Rows, read_completions, start, untimed
 
 DEVICES = 4
@@ -20,6 +21,7 @@ COPIES = f"--config.mesh.data={DEVICES}"
 STAGES = {
     "grpo": (CONFIG, ["--config.eval.every_steps=0", COPIES]),
     "sft": (CONFIG.with_name("tiny_sft.py"), ["--config.train.micro_batch_size=2", COPIES]),
+    "episodes": (CONFIG, [COPIES, *(f"--config.{k.replace('__', '.')}={v}" for k, v in EPISODES.items())]),
     # weights that are split in training lie over two neighbours in rollouts, which are in different processes of four
     "rollouts": (CONFIG, ["--config.mesh.data=1", "--config.mesh.fsdp=4", "--config.rollout.mesh=tensor=2"]),
 }
