@@ -95,9 +95,10 @@ def script_driver(
     tokenizer: Tokenizer | None = None,
     **config: Any,
 ) -> tuple[Driver, ScriptedEngine]:
-    """A driver whose model writes by a script; `environment`: of tests/environments/toys.py, or names to places."""
+    """A driver whose model writes by a script; `environment`: a class of tests/environments/toys.py, a place, or several."""
     tokenizer = tokenizer or make_tokenizer()
-    place = f"{PLACE}:{environment}" if isinstance(environment, str) and environment else environment
+    own = isinstance(environment, str) and environment and ":" not in environment
+    place = f"{PLACE}:{environment}" if own else environment
     contracts, settings = read_contracts(place, tools), EpisodeConfig(**config)
     engine = ScriptedEngine(tokenizer, script)
     dialogues = make_dialogues(tokenizer, contracts, settings)
