@@ -95,7 +95,7 @@ def script_driver(
     tokenizer: Tokenizer | None = None,
     **config: Any,
 ) -> tuple[Driver, ScriptedEngine]:
-    """A driver whose model writes by a script; `environment`: a class of tests/environments/toys.py, a place, or several."""
+    """A driver whose model writes by a script; `environment`: a class of toys.py, a place, or several."""
     tokenizer = tokenizer or make_tokenizer()
     own = isinstance(environment, str) and environment and ":" not in environment
     place = f"{PLACE}:{environment}" if own else environment
