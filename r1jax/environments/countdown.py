@@ -61,7 +61,8 @@ class Countdown:
     def _compute(self, expression: str) -> Fraction:
         value = evaluate(expression)
         tree = ast.parse(expression.strip().rstrip("=").replace("×", "*").replace("÷", "/"), mode="eval")
-        used = Counter(node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
+        numbers = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
+        used = Counter(number for number in numbers if isinstance(number, int | float))
         if missing := used - Counter(self.numbers):
             raise ValueError(f"{next(iter(missing))} is not among the numbers left")
         return value
