@@ -38,6 +38,7 @@ VARIANTS = {
     ],
     "distill_qwen7b": ["model=meta-llama/Llama-3.1-8B", "rows=2"],
     "distill_traces": ["", "template=r1", "layers=20"],
+    "dpo": ["", "data=x.jsonl,model=Qwen/Qwen2.5-1.5B,loss=kto,steps=3", "loss=simpo,lora=8"],
     "grpo_colab": ["", "model=Qwen/Qwen2.5-1.5B", "lora=8,tokens=512,dtype=float16"],
     "grpo_digits": ["", "loss=r1", "loss=gspo,seed=1", "reward=self_rank"],
     "grpo_jsonl": [
@@ -47,6 +48,7 @@ VARIANTS = {
     ],
     "r1_pipeline": ["", "size=smollm2", "size=671b,data=files", "recipe=multi,lineage=seed,seed=1"],
     "r1_zero_671b": ["", "length=32768,slots=4", "chips=128"],
+    "reward_model": ["", "data=x.jsonl,model=Qwen/Qwen2.5-1.5B,steps=3", "lora=8"],
     "sft_671b": ["", "length=32768,rows=1", "chips=128"],
     "sft_chat": ["", "data=x.jsonl,model=Qwen/Qwen2.5-1.5B,epochs=1,lora=8"],
     "sft_gsm8k": ["", "lora=8"],
@@ -131,7 +133,7 @@ def test_the_example_data_is_what_its_script_makes(tmp_path: pathlib.Path):
     script.write_text((folder / "make.py").read_text())
     subprocess.run([sys.executable, str(script)], check=True)
     names = {path.name for path in folder.glob("*.jsonl")}
-    assert names == {path.name for path in tmp_path.glob("*.jsonl")} and len(names) == 3
+    assert names == {path.name for path in tmp_path.glob("*.jsonl")} and len(names) == 4
     for name in names:
         assert (folder / name).read_text() == (tmp_path / name).read_text(), name
     asked = {row["messages"][0]["content"] for row in map(json.loads, (folder / "units.jsonl").open())}

@@ -99,7 +99,7 @@ def test_the_commands_shown_have_configs_and_keys_that_exist(place: str) -> None
     arguments = shlex.split(COMMANDS[place], comments=True)[3:]
     _, overrides = split_overrides([a for a in arguments if a.startswith("--config.")])
     (config,) = (a.removeprefix("--config=") for a in arguments if a.startswith("--config="))
-    assert resolve(config, None, overrides)[0].settings.stage in ("grpo", "sft", "distill", "pipeline")
+    assert resolve(config, None, overrides)[0].settings.stage in STAGES
 
 
 def test_commands_are_found() -> None:

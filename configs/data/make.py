@@ -4,6 +4,7 @@
 
 units.jsonl           300 conversations in which a number of units is converted, one sentence each (for sft_chat.py)
 units_held_out.jsonl  100 other questions of that kind with their answers, for `python -m r1jax.evaluate`
+unit_pairs.jsonl      the same 300 questions, each with a worked and an unworked answer (for dpo.py and reward_model.py)
 sums.jsonl            500 sums of two numbers from 10 to 99 with their answers (for grpo_jsonl.py and distill.py)
 """
 
@@ -45,6 +46,18 @@ def make_units() -> tuple[list[dict[str, object]], list[dict[str, object]]]:
     return rows, held_out
 
 
+def make_pairs(conversations: list[dict[str, object]]) -> list[dict[str, object]]:
+    """Preferences over the questions: the worked answer, and one that is short, and wrong every other time."""
+    chance, rows = random.Random("pairs"), []
+    for row in conversations:
+        question, answer = row["messages"]  # type: ignore[misc]
+        number, parts = answer["content"].rstrip(".").split()[-2:]
+        told = int(number) if chance.random() < 0.5 else int(number) + chance.choice((-10, -1, 1, 10))
+        worse = {"role": "assistant", "content": f"I think it is {told} {parts}, but look it up."}
+        rows.append({"prompt": [question], "chosen": [answer], "rejected": [worse]})
+    return rows
+
+
 def make_sums() -> list[dict[str, object]]:
     """Sums of different pairs of numbers."""
     pairs = list(itertools.combinations_with_replacement(range(10, 100), 2))
@@ -61,4 +74,5 @@ if __name__ == "__main__":
     train, held_out = make_units()
     write("units.jsonl", train)
     write("units_held_out.jsonl", held_out)
+    write("unit_pairs.jsonl", make_pairs(train))
     write("sums.jsonl", make_sums())

@@ -1,5 +1,7 @@
 """The trained part of a model: all parameters, or adapters beside a frozen base (models/lora.py).
 
+A score in place of the output head (models/scores.py) is new, and trained whole beside adapters.
+
 Learner, optimizer and checkpoints see only `params`; code that runs the model (the engine, log-probs) calls `whole` for
 the parameters of `graph`. A frozen base has no moments, no gradient and is in no checkpoint.
 """
@@ -14,6 +16,8 @@ from r1jax.models.flops import Work, count_work
 from r1jax.models.lora import LoRAConfig, adapter_axes, attach_adapters, init_adapters, join_adapters
 from r1jax.models.transformer import Params, Transformer, logical_axes, split
 
+WHOLE = ("score",)  # parts of a model that adapters do not stand for
+
 
 class Trainable:
     """params: the trained parameters, with their logical `axes`; base: the frozen ones (None: nothing). sizes, routing:
@@ -25,7 +29,10 @@ class Trainable:
         self.axes, self.base = logical_axes(model), None
         self.sizes, self.routing = model.config, model.routing
         if config.rank:
-            self.base, self.axes = self.params, adapter_axes(model, config)
+            whole = {key: self.axes[key] for key in WHOLE if key in self.axes}
+            fresh = {key: self.params[key] for key in whole}
+            self.base = {key: value for key, value in self.params.items() if key not in whole}
+            self.axes = adapter_axes(model, config)
             self.graph = attach_adapters(model, config)
 
             def make() -> Params:
@@ -35,6 +42,7 @@ class Trainable:
             shapes = jax.tree.map(place, jax.eval_shape(make), self.axes)
             places = None if current_mesh() is None else jax.tree.map(lambda leaf: leaf.sharding, shapes)
             self.params = shapes if is_abstract(self.base) else jax.jit(make, out_shardings=places)()
+            self.params, self.axes = {**self.params, **fresh}, {**self.axes, **whole}
 
     def whole(self, params: Params) -> Params:
         """The parameters of `graph` for trained `params`: themselves, or the base with these adapters beside it."""

@@ -52,14 +52,14 @@ class Work:
 
 def count_work(params: Params, config: Any, adapters: Params | None = None) -> Work:
     """Forward FLOPs of a model, from its config and the shapes of its parameters. adapters: those that are trained
-    beside frozen `params` (models/lora.py).
+    beside frozen `params` (models/lora.py). A score (models/scores.py) counts as part of the body, where it is tiny.
     """
     layers = getattr(config, "attention_layers", config.num_layers)
     totals, pair = _count_products(params, config), layers * _pair(config)
     low_rank = None if adapters is None else _count_products(adapters, config)
     return Work(
         totals["body"],
-        totals["head"] or totals["embed"],
+        0.0 if "score" in params else totals["head"] or totals["embed"],
         pair,
         totals["mtp"],
         None if low_rank is None else Work(low_rank["body"], ahead=low_rank["mtp"]),

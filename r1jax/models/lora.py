@@ -83,10 +83,13 @@ def attach_adapters(model: Transformer, config: LoRAConfig) -> nnx.GraphDef:
 
 
 def join_adapters(params: Params, adapters: Params) -> Params:
-    """The parameters with adapters beside the kernels that they belong to; nothing is computed or copied."""
+    """The parameters with adapters beside the kernels that they belong to, and with what is trained whole and stands in
+    `adapters` alone; nothing is computed or copied.
+    """
     if set(adapters) == {"a", "b"}:
         return {**params, **adapters}
-    return {key: join_adapters(value, adapters[key]) if key in adapters else value for key, value in params.items()}
+    joined = {key: join_adapters(value, adapters[key]) if key in adapters else value for key, value in params.items()}
+    return joined | {key: value for key, value in adapters.items() if key not in params}
 
 
 def _find_targets(model: Transformer, config: LoRAConfig) -> list[tuple[tuple, Linear]]:

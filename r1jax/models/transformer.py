@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from r1jax.core.errors import UserError
 from r1jax.core.sharding import constrain, join_rows
 from r1jax.models import stacks
 from r1jax.models.attention import Context, mask_bias, segment_mask
@@ -70,6 +71,8 @@ class Transformer(nnx.Module):
     former three), embedding_scale, logit_cap (a soft bound), norm_offset. `extra`: makers of prediction depths
     (models/mtp.py).
     """
+
+    score: Any = None  # a `Score` in place of the head (models/scores.py)
 
     def __init__(
         self,
@@ -154,10 +157,18 @@ class Transformer(nnx.Module):
         return States(self.norm(x_BTD), dataclasses.replace(cache, layers=layers, visible=visible, **changed), router)
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
-        """Normalized states [..., D] -> float32 logits [..., V]."""
+        """Normalized states [..., D] -> float32 logits [..., V]. Raises UserError for a model with a score."""
+        if self.score is not None:
+            raise UserError("this is a reward model: it scores texts (a reward of config.rewards) and writes none")
         hidden = join_rows(hidden)
         logits, cap = self.embed.attend(hidden) if self.head is None else self.head(hidden), self.logit_cap
         return cap * jnp.tanh(logits / cap) if cap else logits
+
+    def rate(self, hidden: jax.Array) -> jax.Array:
+        """Normalized states [..., D] -> float32 scores [...], for a model with a score (models/scores.py)."""
+        if self.score is None:
+            raise UserError("this model has no score: a reward model ends in one (config.stage = 'reward_model')")
+        return self.score(join_rows(hidden))
 
     def prefix(self, tokens_P: jax.Array) -> Any:
         """Per-layer keys and values of tokens that all rows of later calls begin with; differentiable."""

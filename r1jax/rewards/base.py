@@ -43,6 +43,7 @@ from r1jax.core.errors import UserError
 from r1jax.core.watchdog import beat
 from r1jax.rewards.completions import Completion
 from r1jax.rewards.faults import Fault, call_guarded
+from r1jax.rewards.learned.learned_reward import Rate
 from r1jax.rewards.protocol import (
     Generate,
     Outcome,
@@ -72,8 +73,9 @@ class Reward:
     """A reward function with its weight; `name` is the function's `__name__` and names its metrics.
 
     `gate` is None, True (a factor) or the value from which the gate is open. `domain` "" means all rows. `arguments`
-    are the config's, passed at every call. `make` builds the function of a reward that can ask a model from `generate`;
-    None for all others. `collective` marks one that asks the run's own model, which all processes compute together.
+    are the config's, passed at every call. `make` builds the function of a reward that can ask a model from `generate`
+    or `rate`, and tells whether it got one; None for all others. `collective` marks one that asks a model on the run's
+    devices, which all processes compute together.
     """
 
     name: str
@@ -83,7 +85,7 @@ class Reward:
     compare_to: str | None = None
     domain: str = ""
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    make: Callable[[Generate | None], RewardFunction] | None = None
+    make: Callable[[Mapping[str, Any]], tuple[RewardFunction, bool]] | None = None
     collective: bool = False
 
     def __post_init__(self) -> None:
@@ -114,22 +116,24 @@ class Scores:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-def load_rewards(spec: Mapping[str, Any], *, generate: Generate | None = None) -> tuple[Reward, ...]:
+def load_rewards(
+    spec: Mapping[str, Any], *, generate: Generate | None = None, rate: Rate | None = None
+) -> tuple[Reward, ...]:
     """Resolves `{name: weight}` or `{name: {weight, gate, compare_to, domain, function, **arguments}}`, in order.
 
     A name is in `REWARDS` or is `module:function`; where a config cannot have such a key (dots), `function` gives it
     and the name is free. Arguments are passed to the function by keyword; a function named `get_...`, or a class, is
-    called once with them and returns the reward, as in open-r1. `generate` is passed to makers that take it. Each
-    reward's `warm_up` is called once. Raises UserError.
+    called once with them and returns the reward, as in open-r1. `generate` and `rate` are passed to makers that take
+    them. Each reward's `warm_up` is called once. Raises UserError.
     """
-    return connect_rewards(read_rewards(spec), generate)
+    return connect_rewards(read_rewards(spec), generate, rate)
 
 
 def read_rewards(spec: Mapping[str, Any]) -> tuple[Reward, ...]:
     """Like `load_rewards`, before the model is loaded: makes all checks, and warms up the rewards that ask no model.
 
-    Makers that take `generate` are called with a placeholder, to check their arguments and learn their rewards' names;
-    these rewards raise RuntimeError when called, until `connect_rewards` has rebuilt them.
+    Makers that take `generate` or `rate` are called with a placeholder, to check their arguments and learn their
+    rewards' names; these rewards raise RuntimeError when called, until `connect_rewards` has rebuilt them.
     """
     rewards = [_read_reward(name, value) for name, value in spec.items()]
     if not rewards:
@@ -151,15 +155,18 @@ def read_rewards(spec: Mapping[str, Any]) -> tuple[Reward, ...]:
     return tuple(rewards)
 
 
-def connect_rewards(rewards: Sequence[Reward], generate: Generate | None) -> tuple[Reward, ...]:
-    """The rewards of `read_rewards`, with those that can ask a model rebuilt with `generate`. Raises UserError if one
-    needs a model and `generate` is None.
+def connect_rewards(
+    rewards: Sequence[Reward], generate: Generate | None, rate: Rate | None = None
+) -> tuple[Reward, ...]:
+    """The rewards of `read_rewards`, with those that can ask a model rebuilt with `generate`, and those that score by
+    one with `rate`. Raises UserError if one needs a model and `generate` is None.
     """
-    connected = []
+    connected, models = [], {"generate": generate, "rate": rate}
     for reward in rewards:
         if reward.make is not None:
-            reward = dataclasses.replace(reward, function=reward.make(generate), make=None)
-            reward = dataclasses.replace(reward, collective=generate is not None and reward.function.collective)
+            function, asks = reward.make(models)
+            reward = dataclasses.replace(reward, function=function, make=None)
+            reward = dataclasses.replace(reward, collective=asks and reward.function.collective)
             _warm_up(reward)
         connected.append(reward)
     return tuple(connected)
@@ -268,9 +275,11 @@ def _read_reward(name: str, value: Any) -> Reward:
     _check_arguments(found, arguments, where, is_maker)
     make = None
     if is_maker:
-        if "generate" in inspect.signature(found).parameters and "generate" not in arguments:
-            make = functools.partial(_make, found, arguments, where)
-        found, arguments = found(**arguments, **({"generate": _no_model} if make else {})), {}
+        known = inspect.signature(found).parameters
+        asked = next((name for name in ("generate", "rate") if name in known and name not in arguments), None)
+        if asked:
+            make = functools.partial(_make, found, asked, arguments, where)
+        found, arguments = found(**arguments, **({asked: _no_model} if asked else {})), {}
     return Reward(name_of(found), found, float(weight), gate, compare_to, str(domain), arguments, make)
 
 
@@ -297,7 +306,7 @@ def _check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any],
     takes_all = is_maker and any(p.kind is p.VAR_KEYWORD for p in known)
     # **columns accepts any name, so a misspelt argument must be found here.
     if unknown := [key for key in arguments if (key not in named and not takes_all) or key in _OWN_COLUMNS]:
-        choices = [name for name in named if name not in _OWN_COLUMNS and name != "generate"] or ["none"]
+        choices = [name for name in named if name not in {*_OWN_COLUMNS, "generate", "rate"}] or ["none"]
         raise UserError(f"{where}: unknown argument {unknown[0]!r}; {name_of(function)} takes {', '.join(choices)}")
     if is_maker:
         needed = {p.name for p in known if p.default is p.empty and p.name in named} - {"generate"}
@@ -306,21 +315,21 @@ def _check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any],
 
 
 def _make(
-    maker: Callable[..., Any], arguments: Mapping[str, Any], where: str, generate: Generate | None
-) -> RewardFunction:
-    """Calls a maker that takes `generate`."""
-    if generate is not None:
-        return as_reward(maker(**arguments, generate=generate))
-    if inspect.signature(maker).parameters["generate"].default is inspect.Parameter.empty:
-        raise _missing(maker, {"generate"}, where)
-    return as_reward(maker(**arguments))
+    maker: Callable[..., Any], asked: str, arguments: Mapping[str, Any], where: str, models: Mapping[str, Any]
+) -> tuple[RewardFunction, bool]:
+    """Calls a maker that takes `generate` or `rate`; tells whether there was one."""
+    if models[asked] is not None:
+        return as_reward(maker(**arguments, **{asked: models[asked]})), True
+    if inspect.signature(maker).parameters[asked].default is inspect.Parameter.empty:
+        raise _missing(maker, {asked}, where)
+    return as_reward(maker(**arguments)), False
 
 
 def _missing(maker: Callable[..., Any], names: set[str], where: str) -> UserError:
     return UserError(f"{where}: {name_of(maker)} needs {', '.join(sorted(names))}, not given here")
 
 
-def _no_model(prompts: Sequence[Completion]) -> Sequence[str | None]:
+def _no_model(*prompts: Any, **columns: Any) -> Any:
     raise RuntimeError("a reward was called before connect_rewards gave it a model")
 
 

@@ -15,6 +15,7 @@ from r1jax.core.sharding import abstract_tree
 from r1jax.models.families.registry import find_family, load_families
 from r1jax.models.layers import Dtypes
 from r1jax.models.presets import find_preset, replace_sizes
+from r1jax.models.scores import is_scored, score_family
 from r1jax.models.transformer import Transformer, logical_axes, merge, split
 from r1jax.runs.model_setup import ModelConfig, expert_options
 from r1jax.weights.names import find_model
@@ -66,6 +67,7 @@ def _find_sizes(config: ModelConfig, key: str) -> tuple[Any, Any]:
             return opened.family, opened.config
         hf = json.loads(file.read_text(encoding="utf-8"))
         family = find_family(hf.get("model_type"), config.name)
+        family = score_family(family) if is_scored(hf) else family
         return family, family.from_hf(hf)
     plain = lambda name: re.sub(r"[-_]|(instruct|base|chat)$", "", name.rpartition("/")[2].lower())
     stem = re.sub(r"(\.[\w-]+)?\.gguf$|@[\w./-]+$", "", config.name)  # without quantization or revision

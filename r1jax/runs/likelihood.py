@@ -45,7 +45,7 @@ class Likelihood:
         rows = -(-ROWS // parts) * parts
         sizes: dict[int, list[int]] = {}
         for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-            sizes.setdefault(_find_length(len(prompt) + len(completion)), []).append(number)
+            sizes.setdefault(find_length(len(prompt) + len(completion)), []).append(number)
         for length, numbers in sizes.items():
             for first in range(0, len(numbers), rows):
                 tokens, batch = np.zeros((rows, length), np.int32), numbers[first : first + rows]
@@ -61,7 +61,7 @@ class Likelihood:
     @in_layout
     def find_alternatives(self, tokens: Sequence[int], alternatives: int) -> tuple[list[float], list[dict[int, float]]]:
         """Log-prob of each token after the first, and the likeliest ids at its place with their log-probs."""
-        padded = np.zeros((batch_parts(), _find_length(len(tokens))), np.int32)
+        padded = np.zeros((batch_parts(), find_length(len(tokens))), np.int32)
         padded[:, : len(tokens)] = tokens
         logprobs, ids, values = (x[0] for x in fetch(self._describe(self._params, padded, alternatives=alternatives)))
         count = len(tokens) - 1
@@ -69,7 +69,7 @@ class Likelihood:
         return logprobs[:count].tolist(), [dict(zip(*pair, strict=True)) for pair in pairs]
 
 
-def _find_length(tokens: int) -> int:
+def find_length(tokens: int) -> int:
     """Positions of the row that holds so many tokens: few lengths, so that few programs are compiled."""
     return max(SHORTEST, 1 << (tokens - 1).bit_length())
 

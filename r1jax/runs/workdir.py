@@ -21,6 +21,7 @@ from r1jax.eval.prompting import make_prompting
 from r1jax.eval.saved_config import CONFIG_FILE, FORMAT, read_config_file
 from r1jax.runs.model_setup import describe_model
 from r1jax.text.tokenizer import Tokenizer
+from r1jax.weights.export import mark_folder
 from r1jax.weights.pretrained import DESCRIPTION, PROMPTING_FILE
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,8 @@ def write_config(settings: Any, workdir: pathlib.Path) -> None:
     description = workdir / DESCRIPTION
     if model and not (description / "config.json").exists():
         describe_model(model, description)
+        if getattr(settings, "SCORED", False):
+            mark_folder(description)
     if model:
         _write_prompting(values, description)
 

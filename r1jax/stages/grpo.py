@@ -61,6 +61,7 @@ from r1jax.runs.hardware import peak_flops
 from r1jax.runs.loop import Loop
 from r1jax.runs.model_setup import check, load_model, load_tokenizer
 from r1jax.runs.prologue import open_run
+from r1jax.runs.rater import Rater
 from r1jax.runs.workdir import describe_change
 from r1jax.text.encoding import PrefixSearch, PromptEncoder
 
@@ -134,7 +135,7 @@ class GRPORun:
                 slots=settings.rollout.slots,
                 context=model.config.max_positions,
             )
-        connected = connect_rewards(rewards, self.judge)
+        connected = connect_rewards(rewards, self.judge, Rater(settings.model))
         self.loader = PromptLoader(task.train, settings.rollout.prompts_per_step, seed=settings.seed)
         self.engine = make_engine(settings, self.handover, longest, prefix)
         self.updates = make_updates(

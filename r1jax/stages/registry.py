@@ -27,6 +27,8 @@ STAGES = {
     "sft": "r1jax.stages.sft",
     "grpo": "r1jax.stages.grpo",
     "distill": "r1jax.stages.distill.distill",
+    "dpo": "r1jax.stages.preferences.dpo",
+    "reward_model": "r1jax.stages.preferences.reward_model",
     "rejection_sampling": "r1jax.stages.rejection_sampling",
     "synthesize": "r1jax.stages.synthesize",
     "vocabulary": "r1jax.stages.vocabulary",

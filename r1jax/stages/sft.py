@@ -16,7 +16,7 @@ import dataclasses
 import logging
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -26,6 +26,7 @@ from r1jax.core.errors import UserError
 from r1jax.core.processes.agreement import agree_on_data
 from r1jax.core.startup.voice import activity
 from r1jax.core.structs import Program
+from r1jax.data.corpus import Corpus
 from r1jax.data.examples import Example
 from r1jax.data.prepared.opening import open_corpus
 from r1jax.data.sequences import PackingConfig, SequenceLoader, identify_examples, utilisation
@@ -36,6 +37,7 @@ from r1jax.learner.state import TrainState
 from r1jax.learner.supervised import Batch, share_weights, split_batch, summarize
 from r1jax.learner.trainable import Trainable
 from r1jax.learner.update_guard import SKIPPED
+from r1jax.models.transformer import Transformer
 from r1jax.runs.abstract_model import ASSUMED, Prompts, abstract_model
 from r1jax.runs.hardware import peak_flops
 from r1jax.runs.loop import Loop
@@ -67,38 +69,35 @@ def programs(
     """The programs of a run, under the mesh in use; it has no prompts."""
     trainable = Trainable(abstract_model(settings.model), settings.lora)
     objective = (make_objective or make_supervised_objective(settings))(trainable, None)
-    return SupervisedUpdates(settings, trainable, objective, settings.steps or 1).programs()
+    rate = settings.loss.bias_rate
+    return SupervisedUpdates(settings, trainable, objective, settings.steps or 1, bias_rate=rate).programs()
 
 
-class SFTRun:
-    """One run: its parts, built once, and its steps. make_objective: makes the loss after the model is loaded (None:
-    the supervised loss).
+class PackedRun:
+    """One run on given rows: its parts, built once, and its steps. A stage says in a subclass how its data are read
+    (`open_data`, `make_loader`), which model is trained (`load_model`), by which loss (`make_updates`), and what its
+    sums mean (`share`, `summarize`).
     """
 
-    def __init__(
-        self,
-        settings: SFTConfig,
-        workdir: pathlib.Path,
-        *,
-        make_objective: ObjectiveMaker | None = None,
-    ):
+    share: Callable[[Sequence[Batch]], list[Batch]] = staticmethod(share_weights)
+    summarize: Callable[[Sequence[dict[str, Any]]], dict[str, float]] = staticmethod(summarize)
+
+    def __init__(self, settings: Any, workdir: pathlib.Path):
         self.settings, self.workdir = settings, workdir
         self.saved_settings: Any = settings  # written to config.json
         rows = settings.train.rows_per_step
         check_divides("train.rows_per_step", rows, "train.micro_batch_size x devices", self._rows_per_batch())
         name = settings.model.preset or settings.model.name
         self.tokenizer = load_tokenizer(settings.model)
-        corpus = open_corpus(settings.data, self.tokenizer)
+        corpus = self.open_data()
         for note in corpus.notes:
             log.info(note)
         agree_on_data(*map(identify_examples, (*corpus.train, corpus.held_out)))
         self.loader = self._load(corpus.train, corpus.mixing)  # mistakes in data are found before the model is loaded
-        model, _ = load_model(settings.model)
-        self.trainable = Trainable(model, settings.lora, seed=settings.seed)
+        self.trainable = Trainable(self.load_model(), settings.lora, seed=settings.seed)
         self.steps = settings.steps or self.loader.count_batches()
-        self.held_out = share_weights(self._pack_held_out(corpus.held_out))
-        objective = (make_objective or make_supervised_objective(settings))(self.trainable, self.tokenizer)
-        self.updates = SupervisedUpdates(settings, self.trainable, objective, self.steps)
+        self.held_out = self.share(self._pack_held_out(corpus.held_out))
+        self.updates = self.make_updates()
         self.updates.guard.folder = workdir / SKIPPED
         self.num_tokens = 0
         log.info(
@@ -111,6 +110,24 @@ class SFTRun:
             len(corpus.held_out),
         )
 
+    # --- Parts ---
+
+    def open_data(self) -> Corpus:
+        """The rows to train on and held out."""
+        return open_corpus(self.settings.data, self.tokenizer)
+
+    def make_loader(self, sources: Any, rows: int, packing: PackingConfig, **options: Any) -> SequenceLoader:
+        """Batches of `rows` rows."""
+        return SequenceLoader(sources, rows, packing, **options)
+
+    def load_model(self) -> Transformer:
+        """The model before the first step."""
+        return load_model(self.settings.model)[0]
+
+    def make_updates(self) -> SupervisedUpdates:
+        """The programs of the run."""
+        raise NotImplementedError
+
     # --- Data ---
 
     def _load(self, sources: Sequence[Sequence[Example]], mixing: Sequence[float] | None) -> SequenceLoader:
@@ -119,7 +136,7 @@ class SFTRun:
         rows = self.settings.train.rows_per_step
         mine = rows_here(self.settings) if jax.process_count() > 1 else None
         seed, epochs = self.settings.seed, data.epochs
-        return SequenceLoader(sources, rows, packing, mixing=mixing, seed=seed, epochs=epochs, mine=mine)
+        return self.make_loader(sources, rows, packing, mixing=mixing, seed=seed, epochs=epochs, mine=mine)
 
     def _pack_held_out(self, examples: Sequence[Example]) -> list[Batch]:
         """All held-out examples as batches of one shape."""
@@ -127,7 +144,7 @@ class SFTRun:
             return []
         data, rows = self.settings.data, self._rows_per_batch()
         packing = PackingConfig(data.length, data.bins, data.packed, read_ahead=1)
-        return list(SequenceLoader([examples], rows, packing, epochs=1))
+        return list(self.make_loader([examples], rows, packing, epochs=1))
 
     def _rows_per_batch(self) -> int:
         return rows_per_batch(self.settings)
@@ -176,7 +193,7 @@ class SFTRun:
         begin = time.perf_counter()
         batch = self._next(step)
         read = time.perf_counter()
-        parts = share_weights(split_batch(batch, self._rows_per_batch()))
+        parts = self.share(split_batch(batch, self._rows_per_batch()))
         with activity(f"step {step}: updating the model"):
             outcome, sums = distributed.fetch(self.updates.update(parts))
         end = time.perf_counter()
@@ -185,7 +202,7 @@ class SFTRun:
         pairs = int((batch["positions"] + 1)[batch["segments"] > 0].sum())
         flops = self.updates.count_flops(fed, targets, pairs)
         metrics = {
-            **summarize(sums),
+            **self.summarize(sums),
             **self.updates.guard.take_metrics(),
             **(measure_load(outcome[LOAD]) if LOAD in outcome else {}),
             "grad_norm": float(outcome["grad_norm"]),
@@ -211,11 +228,29 @@ class SFTRun:
             ) from None
 
     def evaluate(self) -> dict[str, float]:
-        """Loss and accuracy of the held-out rows with the current weights."""
+        """Metrics of the held-out rows with the current weights."""
         if not self.held_out:
             return {}
         begin = time.perf_counter()
         with activity("measuring the loss of held-out rows"):
-            metrics = summarize(distributed.fetch(self.updates.evaluate(self.held_out)))
-        kept = {f"eval/{name}": metrics[name] for name in ("loss", "token_accuracy")}
-        return {**kept, "time/eval": time.perf_counter() - begin}
+            kept = self.measure(distributed.fetch(self.updates.evaluate(self.held_out)))
+        return {**{f"eval/{name}": value for name, value in kept.items()}, "time/eval": time.perf_counter() - begin}
+
+    def measure(self, sums: list[dict[str, Any]]) -> dict[str, float]:
+        """Metrics of held-out rows, without `eval/`."""
+        metrics = self.summarize(sums)
+        return {name: metrics[name] for name in ("loss", "token_accuracy")}
+
+
+class SFTRun(PackedRun):
+    """A supervised run. make_objective: makes the loss after the model is loaded (None: the supervised loss)."""
+
+    def __init__(self, settings: SFTConfig, workdir: pathlib.Path, *, make_objective: ObjectiveMaker | None = None):
+        self.make_objective = make_objective or make_supervised_objective(settings)
+        super().__init__(settings, workdir)
+
+    def make_updates(self) -> SupervisedUpdates:
+        """The programs of the run."""
+        objective = self.make_objective(self.trainable, self.tokenizer)
+        rate = self.settings.loss.bias_rate
+        return SupervisedUpdates(self.settings, self.trainable, objective, self.steps, bias_rate=rate)

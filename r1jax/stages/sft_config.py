@@ -42,8 +42,8 @@ class HeldOutConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class SFTConfig:
-    """Settings of a supervised run.
+class PackedConfig:
+    """Settings of a run on given rows, but its loss.
 
     Attributes:
       model: model that is trained.
@@ -53,7 +53,6 @@ class SFTConfig:
       seed: seed of all randomness in the run.
       mesh: devices, and what is split over them.
       train: batches.
-      loss: terms of the loss.
       lora: adapters that are trained in place of all parameters.
       optimizer: optimizer and learning rate.
       eval: held-out rows.
@@ -67,11 +66,10 @@ class SFTConfig:
     model: ModelConfig
     data: CorpusConfig
     steps: int = 0
-    stage: str = "sft"
+    stage: str = ""
     seed: int = 0
     mesh: MeshConfig = MeshConfig()
     train: BatchConfig = BatchConfig()
-    loss: SupervisedConfig = SupervisedConfig()
     lora: LoRAConfig = LoRAConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     eval: HeldOutConfig = HeldOutConfig()
@@ -94,7 +92,20 @@ class SFTConfig:
         ]
 
 
-def check_settings(settings: SFTConfig) -> None:
+@dataclasses.dataclass(frozen=True)
+class SFTConfig(PackedConfig):
+    """Settings of a supervised run.
+
+    Attributes:
+      stage: name of the stage.
+      loss: terms of the loss.
+    """
+
+    stage: str = "sft"
+    loss: SupervisedConfig = SupervisedConfig()
+
+
+def check_settings(settings: PackedConfig) -> None:
     """Raises UserError for impossible combinations."""
     check_run(settings)
     train = settings.train

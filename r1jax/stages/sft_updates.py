@@ -22,7 +22,7 @@ from r1jax.learner.supervised import Batch, make_loss
 from r1jax.learner.trainable import Trainable
 from r1jax.learner.update_guard import UpdateGuard
 from r1jax.models.transformer import Params
-from r1jax.stages.sft_config import SFTConfig
+from r1jax.stages.sft_config import PackedConfig, SFTConfig
 from r1jax.text.tokenizer import Tokenizer
 
 # (model, tokenizer) -> the loss of its updates. An abstract model has no tokenizer.
@@ -39,12 +39,12 @@ def make_supervised_objective(settings: SFTConfig) -> ObjectiveMaker:
     return make
 
 
-def rows_per_batch(settings: SFTConfig) -> int:
+def rows_per_batch(settings: PackedConfig) -> int:
     """Rows of a micro-batch on all devices together."""
     return settings.train.micro_batch_size * batch_parts()
 
 
-def rows_here(settings: SFTConfig) -> np.ndarray:
+def rows_here(settings: PackedConfig) -> np.ndarray:
     """Rows of a step's batch that this process puts on its devices, bool [rows_per_step]."""
     rows, shape = rows_per_batch(settings), (rows_per_batch(settings), settings.data.length)
     mine = np.zeros(rows, bool)
@@ -57,17 +57,19 @@ def rows_here(settings: SFTConfig) -> np.ndarray:
 
 class SupervisedUpdates:
     """A model in supervised training: its state, its loss's frozen parameters, and the programs. steps: updates of the
-    whole run, for the schedule.
+    whole run, for the schedule. bias_rate: as in `Learner`.
     """
 
-    def __init__(self, settings: SFTConfig, trainable: Trainable, objective: Objective, steps: int):
+    def __init__(
+        self, settings: PackedConfig, trainable: Trainable, objective: Objective, steps: int, *, bias_rate: float = 0.0
+    ):
         self.settings, self.trainable, self.objective = settings, trainable, objective
         self.optimizer = make_optimizer(settings.optimizer, steps)
         self.schedule = make_schedule(settings.optimizer, steps)
         loss = trainable.wrap(objective.loss_fn)
         self.guard = UpdateGuard(settings.guards)
         places = state_places(trainable.params, trainable.axes, self.optimizer)
-        self.learner = Learner(loss, self.optimizer, bias_rate=settings.loss.bias_rate, guard=self.guard, places=places)
+        self.learner = Learner(loss, self.optimizer, bias_rate=bias_rate, guard=self.guard, places=places)
         self.measure = jax.jit(self._measure)
         self.state: TrainState = init_state(trainable.params, trainable.axes, self.optimizer)
         self.work = trainable.count_work()
@@ -122,5 +124,5 @@ class SupervisedUpdates:
 
     def _place(self, batch: Batch) -> Batch:
         """A micro-batch on its devices."""
-        place = lambda x: sharding(("batch", None)[: np.ndim(x)], np.shape(x), name="micro-batch")
+        place = lambda x: sharding(("batch", None, None)[: np.ndim(x)], np.shape(x), name="micro-batch")
         return distributed.put_global(batch, jax.tree.map(place, batch))

@@ -22,6 +22,7 @@ import numpy as np
 from r1jax.core import distributed
 from r1jax.core.errors import UserError
 from r1jax.core.outputs.ownership import check_writable
+from r1jax.models.scores import is_scored, mark_scored, score_family
 from r1jax.models.transformer import Params
 from r1jax.text.tokenizer import Tokenizer
 from r1jax.weights.lora_base import Adapted
@@ -63,13 +64,13 @@ def export_model(
 
     dtype: of floating tensors, except the router's correction bias; None: unchanged. Every process must call it.
     """
-    tensors = of_arrays(family_of(config), params)
-    rules = find_rules(family_of(config), config)
+    family = score_family(family_of(config)) if "score" in params else family_of(config)
+    tensors, rules = of_arrays(family, params), find_rules(family, config)
     specs = join_specs(choose_specs(tensors, tensors.dtype, dtype), rules)
     with new_folder(folder) as target:
         write_tensors(target, specs, join_read(tensors.read, rules), shard_bytes=shard_bytes)
         if target is not None:
-            describe_shape(config, tokenizer, target, specs)
+            _write_description(target, family.to_hf(config), tokenizer, specs)
 
 
 def convert(
@@ -105,6 +106,8 @@ def convert(
                 read = join_read(lambda name: tensors.read(stored[name]), rules)
                 write_tensors(target, specs, read, shard_bytes=shard_bytes)
             describe(opened, target, specs)
+            if is_scored(opened.hf):
+                mark_folder(target)
             for name, text in (files or {}).items():
                 (target / name).write_text(text, "utf-8")
     return specs
@@ -154,6 +157,19 @@ def describe(opened: Opened, folder: pathlib.Path, specs: Mapping[str, Spec] | N
     else:
         tokenizer = opened.read_tokenizer()
     _write_description(folder, hf, tokenizer, specs)
+
+
+def mark_folder(folder: pathlib.Path) -> None:
+    """Makes the description of a model that of a reward model: its config.json names the score, and the padding token
+    by which transformers finds the last token of a text.
+    """
+    file = folder / "config.json"
+    hf = mark_scored(json.loads(file.read_text("utf-8")))
+    if hf.get("pad_token_id") is None:
+        tokenizer = Tokenizer.from_path(folder)
+        known = [] if tokenizer is None else [tokenizer.declared_pad_id, *tokenizer.eos_ids]
+        hf |= {"pad_token_id": next((token for token in known if token is not None), None)}
+    file.write_text(json.dumps(hf, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def _copy_sidecars(opened: Opened, folder: pathlib.Path) -> None:

@@ -21,7 +21,8 @@ Path = tuple[str | int, ...]
 
 
 class Adapted:
-    """Tensors of `base` with the adapters of `saved` added, scaled by s = alpha / rank; both have the shape `config`.
+    """Tensors of `base` with the adapters of `saved` added, scaled by s = alpha / rank, and those that were trained
+    whole beside them (a reward model's score); both have the shape `config`.
 
     base_name: MODEL that `base` is of.
     """
@@ -42,6 +43,11 @@ class Adapted:
         counts = nnx.eval_shape(lambda: family.build(config, rngs=nnx.Rngs(0), scan_layers=True)).counts
         self.is_remote = getattr(base, "is_remote", False)
         self._read_whole = functools.cache(saved.read)  # adapters are small, and their chunks hold all layers
+        self._whole: dict[str, Path] = {
+            family.HF_NAMES[".".join(map(str, path[1:]))][0]: path
+            for path in saved.paths
+            if path[0] == "params" and path[-1] not in ("a", "b")
+        }
         self._places: dict[str, tuple[Path, tuple[int, ...]]] = {}
         for path in _find_adapters(saved):
             _, pieces = find_pieces((*path[1:], "kernel"), saved.shape((*path, "a")), family.HF_NAMES, counts)
@@ -53,16 +59,18 @@ class Adapted:
         return tuple(sorted(self._places, key=order_of))
 
     def __contains__(self, name: str) -> bool:
-        return name in self._base
+        return name in self._whole or name in self._base
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._base.shape(name)
+        return self._saved.shape(self._whole[name])[::-1] if name in self._whole else self._base.shape(name)
 
     def dtype(self, name: str) -> np.dtype:
-        return self._base.dtype(name)
+        return self._saved.dtype(self._whole[name]) if name in self._whole else self._base.dtype(name)
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> np.ndarray:
         """One tensor or some of its rows, float32 if an adapter changes it."""
+        if name in self._whole:
+            return self._read_whole(self._whole[name]).T[slice(*(rows or (None,)))]
         tensor = self._base.read(name, rows)
         if name not in self._places:
             return tensor
@@ -71,6 +79,8 @@ class Adapted:
 
     def count_bytes(self, name: str, rows: tuple[int, int] | None = None) -> int:
         """Bytes of the base that `read` reads."""
+        if name in self._whole:
+            return self.read(name, rows).nbytes
         return self._base.count_bytes(name, rows)
 
     def read_adapter(self, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -27,6 +27,7 @@ from r1jax.core.tensors.tensor_reader import open_tensors
 from r1jax.models.families.hf_config import Names, check_sizes
 from r1jax.models.families.registry import WRAPPERS, find_family
 from r1jax.models.layers import Dtypes
+from r1jax.models.scores import is_scored, score_family
 from r1jax.models.transformer import Transformer
 from r1jax.text.tokenizer import Tokenizer
 from r1jax.weights.fp8 import dequantize
@@ -127,6 +128,7 @@ def open_model(path: str | pathlib.Path, *, fetch: str = "") -> Opened:
         hf = find_text_config(_read_json(path / "config.json"), WRAPPERS)
         folder, find_source = path, lambda *_: dequantize(find_text(open_tensors(path)), hf)
     family = find_family(hf.get("model_type"), path)
+    family = score_family(family) if is_scored(hf) else family
     try:
         with _check_values("config.json"):
             check_sizes(hf)

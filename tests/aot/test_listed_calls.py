@@ -23,10 +23,12 @@ from r1jax.stages import grpo, rejection_sampling, sft
 from r1jax.stages.collection import collect
 from r1jax.stages.distill import logits, on_policy, traces
 from r1jax.stages.pipeline import pipeline
+from r1jax.stages.preferences import dpo, reward_model
 from r1jax.stages.registry import resolve_run
 from tests.aot.calls import Call, compare, record
 from tests.stages import tiny_grpo, tiny_sft
 from tests.stages.distill import tiny_distill, tiny_on_policy
+from tests.stages.preferences import tiny_preferences
 from tests.tiny_model import write_tiny_model
 
 # Jitted functions of engines, learners and updates that no list holds: they make empty slots, or move what is there.
@@ -41,6 +43,8 @@ MAKERS: dict[Any, Any] = {
     sft: sft.SFTRun,
     on_policy: on_policy.make_run,
     logits: logits.make_run,
+    dpo: dpo.DPORun,
+    reward_model: reward_model.RewardModelRun,
 }
 REFERENCE = {"train.updates_per_step": 2, "loss.kl_coefficient": 0.01, "train.micro_batch_size": 2}
 EXPERTS = {"model.preset": "tiny_qwen3_moe", "model.sizes": {"vocab_size": 264, "num_layers": 1}}
@@ -255,6 +259,33 @@ def test_sft(
         check_mfu(metrics, calls, sizes, rank=changes.get("lora.rank", 0))
     else:
         assert metrics["mtp_loss"] > 0
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "devices", "further"),
+    [
+        pytest.param(dpo, {"mesh.fsdp": 2}, 2, ["score"], id="dpo"),
+        pytest.param(dpo, {"loss.type": "kto"}, 1, ["score"], id="kto", marks=pytest.mark.slow),
+        pytest.param(
+            dpo, {"loss.reference": "base", "lora.rank": 4}, 1, [], id="dpo of adapters", marks=pytest.mark.slow
+        ),
+        pytest.param(reward_model, {"lora.rank": 4, "mesh.fsdp": 2}, 2, [], id="reward model"),
+    ],
+)
+def test_preferences(
+    calls: list[Call],
+    tiny_model: pathlib.Path,
+    tmp_path: pathlib.Path,
+    stage: Any,
+    changes: dict[str, Any],
+    devices: int,
+    further: list[str],
+) -> None:
+    name = stage.__name__.rpartition(".")[2]
+    config = change(tiny_preferences.get_config(name), {**SHORT, "model.name": str(tiny_model), **changes})
+    _, programs = take_step(stage, config, tmp_path / "run", devices)
+    assert names(programs) == [*SUPERVISED, *further]
+    compare(calls, programs)
 
 
 def test_on_policy_distillation(

@@ -29,7 +29,8 @@ FLAGS = [
     "--config.eval.every_steps=5",
     "--config.log.tensorboard=false",
 ]
-OWN = {"sft": [], "grpo": ["--config.train.updates_per_step=2"]}
+OWN = {"sft": [], "grpo": ["--config.train.updates_per_step=2"], "dpo": [], "reward_model": []}
+PREFERENCES = f"{CONFIG.parent}/preferences/tiny_preferences.py"
 PLACES = ["save", "step", "evaluation", "start", "save", "step", "seal", "step", "start", "save"]
 KILLS, TERMS = (int(os.environ.get(f"R1JAX_TEST_{name}", number)) for name, number in (("KILLS", 5), ("TERMS", 2)))
 
@@ -45,10 +46,11 @@ class Whole(NamedTuple):
     pace: Pace
 
 
-@pytest.fixture(scope="module", params=["sft", "grpo"])
+@pytest.fixture(scope="module", params=list(OWN))
 def whole(request: pytest.FixtureRequest, tiny_model: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     stage = request.param
-    workdir, config = tmp_path_factory.mktemp(stage) / "run", CONFIG.with_name(f"tiny_{stage}.py")
+    own = f"{PREFERENCES}:{stage}" if stage in ("dpo", "reward_model") else CONFIG.with_name(f"tiny_{stage}.py")
+    workdir, config = tmp_path_factory.mktemp(stage) / "run", own
     flags, begun = [*FLAGS, *OWN[stage]], time.monotonic()
     process = runs.start(tiny_model, workdir, *flags, config=config)
     while last_step(workdir) < 1 and process.poll() is None:

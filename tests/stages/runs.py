@@ -15,6 +15,8 @@ from r1jax.core.config import load_config
 from r1jax.core.metrics import read_rows
 from r1jax.core.sharding import make_mesh, use_mesh
 from r1jax.stages.grpo import GRPORun
+from r1jax.stages.preferences.dpo import DPORun
+from r1jax.stages.preferences.reward_model import RewardModelRun
 from r1jax.stages.registry import resolve_run
 from r1jax.stages.sft import SFTRun
 from tests.environment import make_xla_flags
@@ -23,12 +25,17 @@ CONFIG = pathlib.Path(__file__).with_name("tiny_grpo.py")
 ROOT = CONFIG.parents[2]
 TIMED = ("time/", "step_time", "tokens_per_second", "mfu")  # what may differ between runs of the same steps
 
-RUNS: dict[str, Any] = {"grpo": GRPORun, "sft": SFTRun}
+RUNS: dict[str, Any] = {"grpo": GRPORun, "sft": SFTRun, "dpo": DPORun, "reward_model": RewardModelRun}
 Rows = list[dict[str, Any]]
 
 
 def train(
-    workdir: pathlib.Path, model: pathlib.Path, devices: int = 1, *, config: pathlib.Path = CONFIG, **changes: Any
+    workdir: pathlib.Path,
+    model: pathlib.Path,
+    devices: int = 1,
+    *,
+    config: pathlib.Path | str = CONFIG,
+    **changes: Any,
 ) -> Rows:
     """Runs the config in this process with `a__b=value` as `config.a.b`; the rows of metrics.jsonl."""
     settings = read_settings(config, **{"model__name": model, **changes})
@@ -44,7 +51,7 @@ def read_settings(config: pathlib.Path | str, **changes: Any) -> Any:
 
 
 def start(
-    model: pathlib.Path, workdir: pathlib.Path, *flags: str, config: pathlib.Path = CONFIG, **environment: str
+    model: pathlib.Path, workdir: pathlib.Path, *flags: str, config: pathlib.Path | str = CONFIG, **environment: str
 ) -> subprocess.Popen:
     """`python -m r1jax.train` on one device; what it says goes to WORKDIR.log."""
     command = [sys.executable, "-m", "r1jax.train", f"--config={config}", f"--config.model.name={model}"]

@@ -9,6 +9,8 @@ import pytest
 
 from r1jax.core.sharding import make_mesh, use_mesh
 from r1jax.stages import grpo, sft
+from r1jax.stages.preferences.dpo import DPORun
+from r1jax.stages.preferences.reward_model import RewardModelRun
 from tests.stages import runs
 
 GRPO = {
@@ -49,6 +51,20 @@ COMPILATIONS = Compilations()
     [
         pytest.param(grpo.GRPORun, "tiny_grpo.py", {**GRPO, **SPLIT}, id="grpo"),
         pytest.param(sft.SFTRun, "tiny_sft.py", {**SPLIT, "train__micro_batch_size": 1}, id="sft"),
+        pytest.param(
+            DPORun,
+            "preferences/tiny_preferences.py",
+            {**SPLIT, "train__micro_batch_size": 1},
+            id="dpo",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            RewardModelRun,
+            "preferences/tiny_preferences.py:reward_model",
+            {**SPLIT, "train__micro_batch_size": 1, "lora__rank": 2},
+            id="reward_model",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             grpo.GRPORun, "tiny_grpo.py", {**GRPO, **SPLIT, "lora__rank": 2}, id="lora", marks=pytest.mark.slow
         ),
