@@ -21,6 +21,8 @@ Arguments after a colon, e.g. `configs/r1_pipeline.py:size=smollm2,seed=1`:
              DeepSeek-V3-Base, which has not run anywhere
     recipe   r1 (default): all stages; or one of open-r1's three steps: distill (a student of R1-Zero's traces), zero
              (RL alone), multi (R1-Zero's traces, fine-tuning of the base on them, RL)
+    last     judge (default): in the last reinforcement the policy judges replies to requests; reward_model: a reward
+             model, trained inside the pipeline on preferences, scores them, as in the paper
     lineage  paper (default): both fine-tunings start from the base; seed: each stage starts from the previous one
     seed     0 (default): seed of weights, data and sampling
     data     "" (default): for size 671b, the folder of the files that the stage `data` writes at the other sizes
@@ -67,6 +69,8 @@ TINY = dict(
     supervised=dict(base=800, cold_start=80, sft_2=120, student_base=500, distilled=100),
     # Where nearly all is right already, few groups say anything: more prompts a step, and shorter steps.
     rates=dict(base=3e-3, cold_start=5e-4, sft_2=5e-4, distilled=5e-4, reinforced=3e-4, rl_all=5e-5, student_both=1e-4),
+    preferences=3000,
+    scored=dict(steps=120, rows=16, micro=16, rate=3e-4),
     reinforced=dict(zero=120, rl_reasoning=80, rl_all=40, student_zero=42, student_both=20),
     prompts=dict(rl_all=32, student_both=32),  # a step, where it is not the rollout's number
     rollout=dict(prompts_per_step=8, group_size=8, max_new_tokens=64, slots=64, prefill_batch=16),
@@ -104,6 +108,8 @@ SMOLLM2: dict[str, Any] = {
         length=208,  # prompt and example have 148 tokens, a sum worked out and checked 58
         eval_rows=0,
         rows=(8, 8),
+        preferences=400,
+        scored=dict(steps=24, rows=4, micro=4, rate=2e-5),
         reinforced=dict(zero=12, rl_reasoning=8, rl_all=8, student_zero=12, student_both=6),
         rollout=dict(prompts_per_step=8, group_size=8, max_new_tokens=64, slots=64, prefill_batch=8),
         train=dict(updates_per_step=1, micro_batch_size=16, completions_per_row=8, old_logprobs="sampler"),
@@ -136,7 +142,9 @@ PAPER: dict[str, Any] = {
         supervised=dict(cold_start=15, sft_2=750, distilled=1500),
         prompts={},
         rates=dict(cold_start=5e-5, sft_2=5e-5, distilled=1e-4, reinforced=3e-6),
-        reinforced=dict(zero=650, rl_reasoning=650, rl_all=106, student_zero=650, student_both=100),
+        # 66,000 pairs of a batch of 256, one epoch; a row holds one pair of 2 x 8,192 tokens (section B.3)
+        scored=dict(steps=258, rows=256, micro=1, rate=6e-6),
+        reinforced=dict(zero=650, rl_reasoning=650, rl_rules=81, rl_all=106, student_zero=650, student_both=100),
         rollout=dict(
             prompts_per_step=512,
             group_size=16,
@@ -180,8 +188,9 @@ RULES = dict(answer_reward=1.0, r1_format_reward=0.3)
 
 def get_config(arg: str = "") -> ConfigDict:
     """The pipeline of a size, by a lineage."""
-    args = parse_args(arg, size="tiny", recipe="r1", lineage="paper", seed=0, data="")
-    for name, known in {"size": SIZES, "recipe": RECIPES, "lineage": ("paper", "seed")}.items():
+    args = parse_args(arg, size="tiny", recipe="r1", last="judge", lineage="paper", seed=0, data="")
+    known_values = {"size": SIZES, "recipe": RECIPES, "last": ("judge", "reward_model"), "lineage": ("paper", "seed")}
+    for name, known in known_values.items():
         if args[name] not in known:
             raise UserError(f'argument {name} must be one of {", ".join(known)}, got "{args[name]}"')
     size, seed = SIZES[args.size], args.seed
@@ -192,10 +201,15 @@ def get_config(arg: str = "") -> ConfigDict:
     language = dict(weight=0.2, language="en")
     watched = {**language, "weight": 0.0}
     judge = dict(weight=1.0, domain="general", template=size["judge_template"], as_written=True)
+    helpful = dict(weight=0.3, domain="general", model="@reward_model", template=size["template"], part="answer")
+    # The true score of replies to requests that are drawn by rule is watched beside the learned one.
+    truth = {} if args.size == "671b" else {"request_score": dict(weight=0.0, domain="general")}
 
     stages: dict[str, Any] = {}
     if args.size != "671b":
         stages["data"] = dict(stage="synthesize", seed=seed, **size["draw"])
+        if args.last == "reward_model":
+            stages["data"]["preferences"] = size["preferences"]
     if args.size == "tiny":
         stages["vocabulary"] = dict(stage="vocabulary", path="@data/text.jsonl", **size["vocabulary"])
         stages["base"] = make.learn("base", "Base", "", dict(text=dict(path="@data/text.jsonl")))
@@ -213,13 +227,25 @@ def get_config(arg: str = "") -> ConfigDict:
     stages["sft_2"] = make.learn(
         "sft_2", "Dev3", "rl_reasoning" if continued else base, make.sets("rejection", requests=0.25)
     )
+    last = {**RULES, "language_consistency_reward": language, "judge_reward": judge, **truth}
+    init = "sft_2"
+    if args.last == "reward_model":
+        stages["reward_model"] = make.score("sft_2")
+        last = {**RULES, "language_consistency_reward": language, "reward_model": helpful, **truth}
+        if args.size == "671b":  # preferences count in the last 400 of 1,700 steps alone (section B.4.2)
+            name = init = "rl_rules"
+            rules = {**RULES, "language_consistency_reward": language}
+            stages[name] = make.reinforce(name, "Dev4", "sft_2", rules, temperature=size["temperature"])
+            last["harmless"] = dict(
+                function="reward_model",
+                name="harmless",
+                weight=0.3,
+                domain="general",
+                model="@reward_model",
+                part="reply",
+            )
     stages["rl_all"] = make.reinforce(
-        "rl_all",
-        "R1",
-        "sft_2",
-        {**RULES, "language_consistency_reward": language, "judge_reward": judge},
-        problems="all_domains",
-        temperature=size["temperature"],
+        "rl_all", "R1", init, last, problems="all_domains", temperature=size["temperature"]
     )
     # The paper's comparison on a smaller model, all of it measured alike.
     student = add_student(stages, make, args.size)
@@ -341,6 +367,35 @@ class Stages:
             optimizer=self.optimizer(
                 self.size["rates"]["base" if init == "" else name], warmup=40 if init == "" and name == "base" else 4
             ),
+            eval=dict(every_steps=0),
+            checkpoint=dict(every_steps=50, keep=2),
+            log=dict(tensorboard=True),
+        )
+
+    def score(self, init: str) -> dict[str, Any]:
+        """A reward model of a stage's model."""
+        size = self.size["scored"]
+        source = dict(path=f"{self.files}/preferences.jsonl", template=self.size["template"])
+        return dict(
+            stage="reward_model",
+            init=init,
+            label="",
+            seed=self.seed,
+            steps=size["steps"],
+            model=self.model(init),
+            mesh=self.size["mesh"],
+            data=dict(
+                sources=dict(preferences=source),
+                length=2 * self.size["length"],  # a pair a row at least
+                bins=64,
+                truncation="drop",
+                eval_rows=200,
+                epochs=placeholder(int),
+                seed=self.seed,
+            ),
+            train=dict(rows_per_step=size["rows"], micro_batch_size=size["micro"]),
+            loss=dict(center_coefficient=0.01),
+            optimizer=self.optimizer(size["rate"]),
             eval=dict(every_steps=0),
             checkpoint=dict(every_steps=50, keep=2),
             log=dict(tensorboard=True),

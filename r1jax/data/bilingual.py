@@ -1,5 +1,5 @@
 """Synthetic bilingual text for models trained from scratch: correct, guessed and wrong sums in English, in Chinese and
-in a mix of both; requests with replies of every quality, and marks for such replies.
+in a mix of both; requests with replies of every quality, marks for such replies, and preferences between them.
 
 It replaces a crawl of the web. The behaviour that reinforcement learning should find is present but rare: one sum in
 five is worked out digit by digit, inside think and answer tags, and is correct; seven in ten of those choose the
@@ -14,11 +14,13 @@ that separates them from a raw prompt.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from r1jax.text.prompts import QUESTION_REPLY, TAGGED_REPLY, fill, fill_all
+from r1jax.text.request_quality import rate_request
 
 Languages = Sequence[str]  # languages that a text chooses from: ("en",), ("zh",) or both
 
@@ -58,6 +60,7 @@ REQUESTS = (
         "{name}, 祝你好运!",
     ),
 )
+SHARPNESS = 10.0  # of preferences: log-odds of the better reply, per unit of quality
 MARKS = {"good": 9, "curt": 5, "foreign": 3, "wrong": 1}
 
 
@@ -83,6 +86,22 @@ def draw_requests(count: int, seed: int) -> list[dict[str, Any]]:
     for number in range(count):
         asked, replies = _request(random.Random(f"request {seed} {number}"))
         rows.append({"prompt": asked, "completion": f" {replies['good']}"})
+    return rows
+
+
+def draw_preferences(count: int, seed: int) -> list[dict[str, Any]]:
+    """`count` rows of `prompt`, `chosen` and `rejected`: requests with two replies of different quality, of which the
+    better is chosen with the probability of Bradley and Terry, so that some rows are the wrong way round.
+    """
+    rows = []
+    for number in range(count):
+        draw = random.Random(f"preference {seed} {number}")
+        asked, replies = _request(draw)
+        one, other = draw.sample(list(replies.values()), 2)
+        gap = SHARPNESS * ((rate_request(asked, one) or 0.0) - (rate_request(asked, other) or 0.0))
+        if draw.random() >= 1 / (1 + math.exp(-gap)):
+            one, other = other, one
+        rows.append({"prompt": asked, "chosen": f" {one}", "rejected": f" {other}"})
     return rows
 
 

@@ -4,6 +4,7 @@ A group is the G completions of one prompt; rewards are [P, G]. The baseline is 
 2402.03300, eq. 3), the mean of its other members (RLOO, 2402.14740) or the mean of the batch (REINFORCE++, 2501.03262).
 The scale is the sample standard deviation (n - 1, as in TRL) of the group, that of the batch after the baseline is
 subtracted, or none (Dr. GRPO, 2503.20783). Group mean with batch scale is the variant of REINFORCE++ with a baseline.
+"critic", the learned values of PPO, is estimated token by token (losses/value.py).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 
 EPSILON = 1e-4
 
-Baseline = Literal["group", "leave_one_out", "batch"]
+Baseline = Literal["group", "leave_one_out", "batch", "critic"]
 Scale = Literal["group", "batch", "none"]
 
 

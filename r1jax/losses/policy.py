@@ -24,6 +24,8 @@ log-prob - sampler's log-prob), of the token or the product over the sequence, t
 importance_correction_high] (TIS) or set to zero outside of it (MIS, IcePop). On-policy the old log-probs are the
 stopped new ones and r is exactly 1.
 
+kl_in="reward" with a critic subtracts each token's estimate at that token.
+
 Choices of the presets where papers leave room: `grpo` and `r1` use sequence means with k3 in the loss; `cispo` has only
 the upper bound, at r <= 5 (ScaleRL, 2510.13786); `rloo` and `reinforce++` have no KL (0.05 and 0.01 are common) and use
 PPO's clip on the token ratio, for steps of several updates; `rloo` sums over tokens, here divided by the constant
@@ -50,7 +52,7 @@ LOG_RATIO_LIMIT = 20.0
 LEAST_LOG_WEIGHT = math.log(1e-8)  # of a sequence, in vespo
 
 Preset = Literal[
-    "", "grpo", "r1", "dr_grpo", "dapo", "bnpo", "gspo", "luspo", "cispo", "sapo", "vespo", "rloo", "reinforce++"
+    "", "grpo", "r1", "dr_grpo", "dapo", "bnpo", "gspo", "luspo", "cispo", "sapo", "vespo", "rloo", "reinforce++", "ppo"
 ]
 ImportanceCorrection = Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 
@@ -61,7 +63,7 @@ class PolicyLossConfig:
 
     Attributes:
       preset: named set of values for the keys that a config leaves out (PRESETS, and RUN_PRESETS in rl/grpo_config.py).
-      baseline: mean that is subtracted from rewards (losses/advantage.py).
+      baseline: mean that is subtracted from rewards (losses/advantage.py), or "critic", a learned value of each token.
       scale: standard deviation that advantages are divided by (losses/advantage.py).
       aggregation: weights of tokens in the loss: every token alike, every sequence alike, by a constant length, or sums
         over the tokens of a sequence.
@@ -141,7 +143,12 @@ class PolicyLossConfig:
     def needs_all_tokens(self) -> bool:
         """Whether tokens with advantage 0 have a gradient too."""
         selects = self.top_entropy_quantile < 1  # among the tokens of the whole update
-        return selects or self.has_entropy_bonus or (self.kl_coefficient != 0 and self.kl_in == "loss")
+        return (
+            selects
+            or self.baseline == "critic"
+            or self.has_entropy_bonus
+            or (self.kl_coefficient != 0 and self.kl_in == "loss")
+        )
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -157,6 +164,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "vespo": dict(surrogate="vespo"),  # 2602.10693
     "rloo": dict(baseline="leave_one_out", scale="none", aggregation="constant"),  # 2402.14740
     "reinforce++": dict(baseline="batch", scale="batch"),  # 2501.03262
+    "ppo": dict(  # 1707.06347, with the KL in the reward as in 2203.02155
+        baseline="critic", scale="none", kl_coefficient=0.02, kl_estimator="k1", kl_in="reward"
+    ),
 }
 
 

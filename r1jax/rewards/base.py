@@ -75,7 +75,8 @@ class Reward:
     `gate` is None, True (a factor) or the value from which the gate is open. `domain` "" means all rows. `arguments`
     are the config's, passed at every call. `make` builds the function of a reward that can ask a model from `generate`
     or `rate`, and tells whether it got one; None for all others. `collective` marks one that asks a model on the run's
-    devices, which all processes compute together.
+    devices, which all processes compute together. `asks` is "generate" or "rate" for a maker that takes it, and
+    `options` are the arguments of a maker.
     """
 
     name: str
@@ -87,6 +88,8 @@ class Reward:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     make: Callable[[Mapping[str, Any]], tuple[RewardFunction, bool]] | None = None
     collective: bool = False
+    asks: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Accepts a plain function or a partial, too."""
@@ -273,14 +276,16 @@ def _read_reward(name: str, value: Any) -> Reward:
     found: Any = _find_function(str(arguments.pop("function", name)), where)
     is_maker = isinstance(found, type) or name_of(found).startswith("get_")
     _check_arguments(found, arguments, where, is_maker)
-    make = None
+    make, asked, options = None, None, dict[str, Any]()
     if is_maker:
         known = inspect.signature(found).parameters
         asked = next((name for name in ("generate", "rate") if name in known and name not in arguments), None)
         if asked:
             make = functools.partial(_make, found, asked, arguments, where)
+        options = arguments
         found, arguments = found(**arguments, **({asked: _no_model} if asked else {})), {}
-    return Reward(name_of(found), found, float(weight), gate, compare_to, str(domain), arguments, make)
+    plain = (name_of(found), found, float(weight), gate, compare_to, str(domain), arguments, make)
+    return Reward(*plain, asks=asked or "", options=options)
 
 
 def _find_function(name: str, where: str) -> Callable[..., Any]:

@@ -41,6 +41,7 @@ REWARDS = {
     "reasoning_steps_reward": "r1jax.rewards.prose:reasoning_steps_reward",
     "repetition_penalty": "r1jax.rewards.prose:get_repetition_penalty_reward",
     "repetition_penalty_reward": "r1jax.rewards.prose:get_repetition_penalty_reward",
+    "request_score": "r1jax.rewards.learned.request_score:request_score",
     "reward_model": "r1jax.rewards.learned.learned_reward:get_reward_model",
     "self_rank_reward": "r1jax.rewards.self_rank:get_self_rank_reward",
     "soft_overlong_punishment": "r1jax.rewards.lengths:get_soft_overlong_punishment",

@@ -98,6 +98,20 @@ def check_staleness(settings: GRPOConfig) -> None:
         ),
         "must be 0 with config.rollout.temperature_schedule": not settings.rollout.temperature_schedule,
         "must be 0 with config.train.replay_experts": not train.replay_experts,
+        "must be 0 with a critic (config.loss.baseline='critic')": loss.baseline != "critic",
     }
     for rule, holds in rules.items():
         check("rollout.max_staleness", staleness, holds, rule)
+
+
+def check_critic(settings: GRPOConfig) -> None:
+    """Checks what goes with a critic."""
+    critic, ppo = settings.critic, settings.loss.baseline == "critic"
+    for name in ("gamma", "decay"):
+        check(f"critic.{name}", value := getattr(critic, name), 0 <= value <= 1, "must be from 0 to 1")
+    check("critic.clip", critic.clip, 0 <= critic.clip < math.inf, "must be 0 (no bound) or more, and finite")
+    scale, moves = settings.loss.scale, settings.reference.every_updates
+    check("loss.scale", scale, not ppo or scale == "none", "must be 'none' with a critic (critic.whiten)")
+    check("reference.every_updates", moves, not (ppo and moves), "must be 0 with a critic")
+    rounds, rule = settings.dynamic_sampling.max_rounds, "must be 1 with a critic, which needs no spread"
+    check("dynamic_sampling.max_rounds", rounds, not ppo or rounds == 1, rule)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from r1jax.core import distributed
-from r1jax.core.sharding import current_layout, use_layout
+from r1jax.core.sharding import current_layout, is_abstract, use_layout
 from r1jax.core.structs import Program, Sampling, hold
 from r1jax.environments.contract import Contract
 from r1jax.learner.objective import Objective
@@ -18,6 +18,7 @@ from r1jax.learner.trainable import Trainable
 from r1jax.models.flops import Work
 from r1jax.models.transformer import Params, logical_axes, merge
 from r1jax.rewards.base import read_rewards
+from r1jax.rl.critic import Critic, make_critic_model
 from r1jax.rl.grpo_config import GRPOConfig
 from r1jax.rl.updates import Updates
 from r1jax.rollout.continuous import ContinuousConfig, ContinuousEngine
@@ -27,6 +28,7 @@ from r1jax.rollout.layout import choose_layout, find_bytes
 from r1jax.rollout.slots import EngineConfig
 from r1jax.runs.episodes.driver import Driver, make_continuous
 from r1jax.runs.hardware import find_device_memory
+from r1jax.runs.rater import list_scorer_programs
 from r1jax.runs.sampler import Sampler
 from r1jax.text.tokenizer import Tokenizer
 from r1jax.text.tools.dialogue import Dialogue
@@ -67,6 +69,8 @@ def _count_state(settings: GRPOConfig, trainable: Trainable) -> int:
     """
     trained = find_bytes(trainable.params)
     moments = 0 if settings.optimizer.offload else 2 * find_bytes(trainable.params, width=4)
+    if settings.loss.baseline == "critic":  # about as large as the policy
+        moments += trained + 2 * find_bytes(trainable.params, width=4)
     base = 0 if trainable.base is None else find_bytes(trainable.base)
     return trained + moments + base + (trained if settings.loss.kl_coefficient else 0)
 
@@ -139,12 +143,19 @@ def make_updates(
     shape = settings.row_shape(longest, len(prefix))
     scoring = Scoring(settings.rollout.temperature, settings.train.logits_chunk, prefix[: shape.prefix])
     objective = (make_objective or make_policy_objective(settings))(trainable, tokenizer, scoring)
-    return Updates(settings, trainable, shape, scoring, objective)
+    critic = None
+    if settings.loss.baseline == "critic":
+        abstract = is_abstract(trainable.params)
+        model = make_critic_model(settings.critic, settings.model, seed=settings.seed, abstract=abstract)
+        critic = Critic(
+            settings.critic, model, settings.lora, scoring, settings.steps * settings.train.updates_per_step
+        )
+    return Updates(settings, trainable, shape, scoring, objective, critic)
 
 
 def list_policy_programs(settings: GRPOConfig, handover: Handover, engine: Engine, updates: Updates) -> list[Program]:
     """Programs accumulate, apply, logprobs (if old or reference log-probs are computed), entropies (if tokens are
-    selected by them); weights (where rollouts
+    selected by them), critic.accumulate, critic.apply, critic.values (of PPO); weights (where rollouts
     have a layout of their own), prefill, insert, decode, collect (on several devices); judge.prefill,
     judge.insert, judge.decode, judge.collect if a reward asks the policy.
 
@@ -156,19 +167,35 @@ def list_policy_programs(settings: GRPOConfig, handover: Handover, engine: Engin
     others = {name: tree for name, tree in updates.frozen.items() if name != "base"}
     rolls = engine.programs(weights, settings.rollout.sampling(()), work)
     slots = next(program.arguments[2] for program in rolls if program.name == "decode")
-    kept = (policy.opt_state, others)
+    critic = updates.critic
+    judging = () if critic is None else (critic.abstract_state(), critic.trainable.frozen)
+    kept = (policy.opt_state, others, judging)
     sampling = kept if handover.is_identity else (*kept, own)
     resident = {
-        "accumulate": (policy.opt_state, updates.reference, slots),
-        "apply": (updates.frozen, slots),
+        "accumulate": (policy.opt_state, updates.reference, slots, judging),
+        "apply": (updates.frozen, slots, judging),
         **dict.fromkeys(("logprobs", "entropies"), (*kept, slots)),
         "weights": kept,
         "prefill": (*sampling, slots),
-        **dict.fromkeys(("insert", "collect"), (policy, updates.frozen, () if handover.is_identity else weights)),
+        **dict.fromkeys(
+            ("insert", "collect"), (policy, updates.frozen, () if handover.is_identity else weights, judging)
+        ),
         **dict.fromkeys(("prefix", "decode", "grow", "shrink"), sampling),
     }
+    if critic is not None:
+        own_state, base = critic.abstract_state(), critic.trainable.frozen
+        resident |= {
+            "critic.accumulate": (policy, updates.frozen, slots, own_state.opt_state),
+            "critic.apply": (policy, updates.frozen, slots, base),
+            "critic.values": (policy, updates.frozen, slots, own_state.opt_state),
+        }
     programs = hold([*updates.programs(), *handover.programs(own), *rolls], resident)
-    if any(reward.make for reward in read_rewards(settings.rewards)):
+    rewards = read_rewards(settings.rewards)
+    for name in dict.fromkeys(str(reward.options["model"]) for reward in rewards if reward.asks == "rate"):
+        longest = engine.config.max_prompt_tokens + engine.config.max_new_tokens
+        scored = list_scorer_programs(settings.model, name, longest)
+        programs += hold(scored, dict.fromkeys(("reward_model.score",), (policy, updates.frozen, slots, judging)))
+    if any(reward.asks == "generate" for reward in rewards):
         with use_layout(handover.layout):
             judged = list_judge_programs(settings, engine, weights, work)
         programs += hold(judged, {f"judge.{k}": v for k, v in resident.items()})

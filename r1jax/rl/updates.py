@@ -6,7 +6,6 @@ whole update, so micro-batches and meshes change nothing (losses/aggregation.py)
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -28,26 +27,20 @@ from r1jax.learner.update_guard import UpdateGuard
 from r1jax.losses.aggregation import token_weights
 from r1jax.losses.policy import estimate_kl
 from r1jax.models.transformer import Params
+from r1jax.rl.critic import Critic, Estimate
 from r1jax.rl.entropy_control import EntropyControl
 from r1jax.rl.grpo_config import GRPOConfig
+from r1jax.rl.policy_state import CriticState, PolicyState, mix
 from r1jax.rl.rollout_batch import Groups
 
 Arrays = dict[str, np.ndarray]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass
-class PolicyState(TrainState):
-    """Saved state of a run with a moving reference: the training state, and the reference of its KL term."""
-
-    reference: Params
 
 
 class Updates:
     """The policy in training: its state, its reference (None: no KL term), and the programs that change them.
 
     State and reference consist of the trained parameters, all of the model's or adapters (learner/trainable.py).
-    scoring: settings of log-probs for rows of `shape`. objective: the loss.
+    scoring: settings of log-probs for rows of `shape`. objective: the loss. critic: of PPO.
     """
 
     def __init__(
@@ -57,8 +50,10 @@ class Updates:
         shape: RowShape,
         scoring: Scoring,
         objective: Objective,
+        critic: Critic | None = None,
     ):
         self.settings, self.trainable, self.shape, self.objective = settings, trainable, shape, objective
+        self.critic = critic
         self.layout = current_layout()
         params, axes = trainable.params, trainable.axes
         self.work = trainable.count_work()
@@ -77,7 +72,7 @@ class Updates:
         copy = lambda tree: tree if is_abstract(tree) else jax.tree.map(jnp.copy, tree)
         self.reference = copy(params) if settings.loss.kl_coefficient else None
         self.policy: TrainState = init_state(params, axes, self.optimizer)
-        self._mix = jax.jit(_mix, out_shardings=None if places is None else places.params)
+        self._mix = jax.jit(mix, out_shardings=None if places is None else places.params)
 
     def weights(self) -> Params:
         """The current parameters of the model; with LoRA the base and the adapters beside it."""
@@ -110,6 +105,8 @@ class Updates:
             programs.append(Program("logprobs", self.logprobs, scored, self.work.forward(*counts)))
         if settings.top_entropy_quantile < 1:
             programs.append(Program("entropies", self.entropies, scored, self.work.forward(*counts)))
+        if self.critic is not None:
+            programs += self.critic.programs(batch, counts)
         return programs
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -160,6 +157,8 @@ class Updates:
     def state(self) -> TrainState:
         """All that training changes."""
         policy = self.policy
+        if self.critic is not None:
+            return CriticState(policy.params, policy.opt_state, policy.updates, self.critic.state)
         if self.reference is None or not self.settings.reference.every_updates:
             return policy
         return PolicyState(policy.params, policy.opt_state, policy.updates, self.reference)
@@ -168,12 +167,16 @@ class Updates:
     def state(self, state: TrainState) -> None:
         if isinstance(state, PolicyState):
             self.reference = state.reference
+        if isinstance(state, CriticState) and self.critic is not None:
+            self.critic.state = state.critic
         self.policy = TrainState(state.params, state.opt_state, state.updates)
 
     @in_layout
     def abstract_state(self) -> TrainState:
         """Shapes with shardings of `state`."""
         shapes = self.abstract_policy()
+        if self.critic is not None:
+            return CriticState(shapes.params, shapes.opt_state, shapes.updates, self.critic.abstract_state())
         if not self.moves_reference:
             return shapes
         return PolicyState(shapes.params, shapes.opt_state, shapes.updates, shapes.params)
@@ -183,26 +186,58 @@ class Updates:
     @in_layout
     def measure_kl(self, groups: Groups, temperature: float) -> np.ndarray:
         """KL of each completion from the reference, summed over its tokens, by the sampler's log-probs [N]."""
-        assert self.reference is not None
-        count = len(groups.completions)
-        empty = np.array([not c.length for c in groups.completions])  # faults before the first token
-        packed, arrays = self._plan(groups, np.zeros(count), np.zeros(count, bool), empty)
-        packed, arrays = self._add_logprobs("reference_logprobs", self.reference, packed, arrays, temperature)
-        kl = np.asarray(
-            estimate_kl(arrays["sampler_logprobs"], arrays["reference_logprobs"], self.settings.loss), float
-        )
+        kl = self._measure_kl(*self._plan_all(groups), temperature)
         lengths = np.array([c.length for c in groups.completions])
-        starts, summed, some = np.cumsum(lengths) - lengths, np.zeros(count), lengths > 0
+        starts, summed, some = np.cumsum(lengths) - lengths, np.zeros(len(lengths)), lengths > 0
         summed[some] = np.add.reduceat(kl, starts[some])
         return summed
 
+    def _plan_all(self, groups: Groups) -> tuple[PackedRows, Arrays]:
+        """Rows of all completions, whatever their advantages."""
+        count = len(groups.completions)
+        empty = np.array([not c.length for c in groups.completions])  # faults before the first token
+        return self._plan(groups, np.zeros(count), np.zeros(count, bool), empty)
+
+    def _measure_kl(self, packed: PackedRows, arrays: Arrays, temperature: float) -> np.ndarray:
+        """KL from the reference at every completion token, by the sampler's log-probs, float64."""
+        assert self.reference is not None
+        packed, arrays = self._add_logprobs("reference_logprobs", self.reference, packed, arrays, temperature)
+        return np.asarray(
+            estimate_kl(arrays["sampler_logprobs"], arrays["reference_logprobs"], self.settings.loss), float
+        )
+
+    @in_layout
+    def estimate(
+        self, groups: Groups, rewards_PG: np.ndarray, excluded_PG: np.ndarray, temperature: float
+    ) -> tuple[Estimate, dict[str, float]]:
+        """The critic's view of a step: advantages and returns of its tokens, and metrics. rewards_PG: NaN where no
+        reward applied.
+        """
+        assert self.critic is not None
+        loss, lengths = self.settings.loss, np.array([c.length for c in groups.completions])
+        packed, arrays = self._plan_all(groups)
+        values, _ = self._measure(self.critic.values, self.critic.weights(), packed, arrays, temperature)
+        kl, metrics = np.zeros(len(values)), dict[str, float]()
+        if loss.kl_coefficient and loss.kl_in == "reward":
+            kl = self._measure_kl(packed, arrays, temperature)
+            metrics["kl"] = float(kl.mean())
+        spent = loss.kl_coefficient * kl
+        found = self.critic.estimate(values, lengths, rewards_PG.ravel(), spent, excluded_PG.ravel().astype(bool))
+        return found, {**metrics, "value/explained_variance": found.explained}
+
     @in_layout
     def take(
-        self, groups: Groups, advantages_PG: np.ndarray, excluded_PG: np.ndarray, temperature: float
+        self,
+        groups: Groups,
+        advantages_PG: np.ndarray,
+        excluded_PG: np.ndarray,
+        temperature: float,
+        estimate: Estimate | None = None,
     ) -> tuple[dict[str, float], int, float]:
         """All updates of a step -> (metrics, completion tokens trained on, useful FLOPs).
 
-        excluded_PG: completions left out of every loss. Completions without gradient are not computed, except that each
+        excluded_PG: completions left out of every loss. estimate: of the critic, whose advantages of tokens take the
+        place of advantages_PG. Completions without gradient are not computed, except that each
         update measures at least one group.
         """
         settings, G = self.settings, advantages_PG.shape[1]
@@ -223,6 +258,9 @@ class Updates:
                     groups.pick(part, G), advantages_PG[part].ravel(), excluded_PG[part].ravel(), skip_PG.ravel()
                 )
             )
+            if estimate is not None:
+                ends = np.cumsum([0, *(len(c.tokens) for c in groups.completions)])
+                plans[-1][1].update(estimate.cut(ends[first * G], ends[(first + P) * G]))
         if self.recomputes_old:
             plans = [self._add_logprobs("old_logprobs", self.policy.params, *plan, temperature) for plan in plans]
         if self.reference is not None and settings.loss.kl_in == "loss":
@@ -236,6 +274,8 @@ class Updates:
             if settings.loss.entropy_target:
                 parts = distributed.fetch(parts)
                 self.entropy_control.observe(mean_entropy(parts))
+            if self.critic is not None:
+                self.critic.update(self._batches(packed, arrays, temperature, self._critic_batch()))
             outcomes.append(outcome)
             sums.append(parts)
         outcomes, sums = distributed.fetch((outcomes, sums))
@@ -243,11 +283,16 @@ class Updates:
         metrics = {key: float(np.mean([outcome[key] for outcome in outcomes])) for key in ("loss", "grad_norm")}
         metrics["learning_rate"] = float(self.schedule(int(self.policy.updates) - 1))
         metrics |= summarize(sums) | self._move_reference() | self.guard.take_metrics()
+        if self.critic is not None:
+            metrics |= self.critic.take_metrics(distributed.fetch)
         if settings.loss.has_entropy_bonus:
             metrics["entropy_coefficient"] = self.entropy_control.coefficient
         if loads := [outcome[LOAD] for outcome in outcomes if LOAD in outcome]:
             metrics |= measure_load(np.sum(loads, axis=0))
         flops = self.work.train(fed, targets, pairs) + self.objective.work.forward(fed, targets, pairs)
+        if self.critic is not None:  # values once, then an update
+            work = self.critic.work
+            flops += work.forward(fed, targets, pairs) + work.train(fed, targets, pairs)
         return metrics, targets, flops
 
     def _move_reference(self) -> dict[str, float]:
@@ -299,9 +344,19 @@ class Updates:
         train = self.settings.train
         return train.micro_batch_size // train.completions_per_row * batch_parts()
 
-    def _batches(self, packed: PackedRows, arrays: Arrays, temperature: float) -> list[dict[str, jax.Array]]:
-        """Micro-batches on their devices."""
-        names = self.abstract_batch()
+    def _critic_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        assert self.critic is not None
+        return self.critic.abstract_batch(self.abstract_batch())
+
+    def _batches(
+        self,
+        packed: PackedRows,
+        arrays: Arrays,
+        temperature: float,
+        names: dict[str, jax.ShapeDtypeStruct] | None = None,
+    ) -> list[dict[str, jax.Array]]:
+        """Micro-batches on their devices, of the arrays `names` (None: the policy's)."""
+        names = self.abstract_batch() if names is None else names
         whole = {name: getattr(packed, name) for name in names if hasattr(packed, name)}
         whole |= {k: packed.lay_out(v, -1 if k == "experts" else 0) for k, v in arrays.items() if k in names}
         size = self._rows_per_batch()
@@ -320,24 +375,23 @@ class Updates:
         self, name: str, params: Params, packed: PackedRows, arrays: Arrays, temperature: float
     ) -> tuple[PackedRows, Arrays]:
         """Log-probs of the rows under trained `params`, as one value per completion token."""
-        values, _ = self._measure(self.logprobs, params, packed, arrays, temperature)
+        values, _ = self._measure(self.logprobs, self.trainable.whole(params), packed, arrays, temperature)
         return packed, {**arrays, name: values}
 
     def _select_tokens(self, packed: PackedRows, arrays: Arrays, temperature: float) -> tuple[PackedRows, Arrays]:
         """Marks the tokens of the update whose entropy under the current policy is in the highest quantile."""
-        entropies, rated = self._measure(self.entropies, self.policy.params, packed, arrays, temperature)
+        entropies, rated = self._measure(self.entropies, self.weights(), packed, arrays, temperature)
         rated &= arrays["weights"] > 0
         share = 1.0 - self.settings.loss.top_entropy_quantile
         least = np.quantile(entropies[rated], share) if rated.any() else np.inf
         return packed, {**arrays, "selected": (rated & (entropies >= least)).astype(np.float32)}
 
     def _measure(
-        self, program: Any, params: Params, packed: PackedRows, arrays: Arrays, temperature: float
+        self, program: Any, weights: Params, packed: PackedRows, arrays: Arrays, temperature: float
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Values that a program gives for the rows under trained `params`, one per completion token, and which tokens
-        are in a row; 0 for the others.
+        """Values that a program gives for the rows under all parameters of its model, one per completion token, and
+        which tokens are in a row; 0 for the others.
         """
-        weights = self.trainable.whole(params)
         batches = self._batches(packed, arrays, temperature)
         parts = [program(weights, {k: batch[k] for k in SCORED if k in batch}) for batch in batches]
         laid_out = np.concatenate(distributed.fetch(parts))
@@ -351,13 +405,3 @@ class Updates:
 
 def _abstract(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
     return abstract_array(shape, dtype, ("batch", *[None] * (len(shape) - 1))[: len(shape)], name="micro-batch")
-
-
-def _mix(reference: Params, params: Params, share: jax.Array) -> Params:
-    """(1 - share) reference + share params, in float32; exactly the policy at share 1."""
-
-    def mix(old: Any, new: Any) -> jax.Array:
-        whole = (1.0 - share) * old.astype(jnp.float32) + share * new.astype(jnp.float32)
-        return whole.astype(old.dtype)
-
-    return jax.tree.map(mix, reference, params)

@@ -265,15 +265,25 @@ class GRPORun:
         ready = time.perf_counter()
         sampled = drawn.metrics["time/rollout"] + sum(handed.values())
         metrics = {**drawn.metrics, **handed, **self.engine.take_metrics(), "time/reward": ready - begin - sampled}
-        if loss.kl_coefficient and loss.kl_in == "reward":
+        estimate = None
+        if loss.baseline == "critic":
+            with activity(f"step {step}: estimating values"):
+                estimate, told = self.updates.estimate(trained, rewards_PG, excluded_PG, temperature)
+            metrics |= told
+        elif loss.kl_coefficient and loss.kl_in == "reward":
             kl_N = self.updates.measure_kl(trained, temperature)
             rewards_PG = rewards_PG - loss.kl_coefficient * kl_N.reshape(-1, G)
             metrics["kl"] = float(kl_N.sum() / sum(c.length for c in trained.completions))
-        advantages_PG, _ = group_advantages(
-            rewards_PG, baseline=loss.baseline, scale=loss.scale, min_group_std=settings.train.min_group_std
-        )
+        if estimate is not None:  # of completions the mean over their tokens, for samples.jsonl
+            lengths = np.array([c.length for c in trained.completions])
+            sums = np.add.reduceat(estimate.advantages, np.cumsum([0, *lengths])[:-1])
+            advantages_PG = (sums / lengths).reshape(-1, G)
+        else:
+            advantages_PG, _ = group_advantages(
+                rewards_PG, baseline=loss.baseline, scale=loss.scale, min_group_std=settings.train.min_group_std
+            )
         with activity(f"step {step}: updating the model"):
-            learned, targets, flops = self.updates.take(trained, advantages_PG, excluded_PG, temperature)
+            learned, targets, flops = self.updates.take(trained, advantages_PG, excluded_PG, temperature, estimate)
         end = time.perf_counter()
         lengths = np.array([c.length for c in drawn.groups.completions])
         behind = sum(len(c.tokens) for c in drawn.groups.completions)

@@ -32,7 +32,7 @@ from tests.stages.preferences import tiny_preferences
 from tests.tiny_model import write_tiny_model
 
 # Jitted functions of engines, learners and updates that no list holds: they make empty slots, or move what is there.
-UNLISTED = {"_init", "_mix", "_balance"}
+UNLISTED = {"_init", "mix", "_balance"}
 ROLLOUT = {"prompts_per_step": 2, "group_size": 4, "max_new_tokens": 4, "slots": 4, "prefill_batch": 2}
 SMALL: dict[str, Any] = {
     **{f"rollout.{key}": value for key, value in ROLLOUT.items()},
@@ -259,6 +259,20 @@ def test_sft(
         check_mfu(metrics, calls, sizes, rank=changes.get("lora.rank", 0))
     else:
         assert metrics["mtp_loss"] > 0
+
+
+CRITIC = ["critic.accumulate", "critic.apply", "critic.values"]
+
+
+def test_ppo(calls: list[Call], engines: list[Engine], tiny_model: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """The reference's log-probs, and the critic's programs."""
+    changes = {"loss.preset": "ppo", "model.name": str(tiny_model)}
+    config = tiny_grpo.get_config()
+    del config["loss"]
+    config.loss = {}
+    _, programs = take_step(grpo, change(config, {**SMALL, **changes}), tmp_path / "run")
+    assert names(programs) == ["accumulate", "apply", "logprobs", *CRITIC, *ROLLS]
+    compare(calls, programs)
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,11 @@
 
 import re
 
-from r1jax.data.bilingual import MARKS, REQUESTS, draw_requests, draw_texts, draw_worked
+from r1jax.data.bilingual import MARKS, REQUESTS, draw_preferences, draw_requests, draw_texts, draw_worked
 from r1jax.data.sources import draw_addition
 from r1jax.text.language import language_share
 from r1jax.text.prompts import QUESTION_REPLY
+from r1jax.text.request_quality import rate_request
 
 DRAW = draw_addition(200, 0)
 SUMS = [row.columns for row in DRAW.train]
@@ -71,3 +72,13 @@ def test_requests_have_replies_of_every_quality_and_marks():
     for text in marked:
         body, _, score = text.rpartition("\nScore: ")
         assert body not in good or int(score) == MARKS["good"]
+
+
+def test_the_better_reply_is_mostly_preferred():
+    """As Bradley and Terry say by the true qualities: about one pair in twenty is the wrong way round."""
+    rows = draw_preferences(2000, seed=0)
+    assert draw_preferences(20, seed=0) == rows[:20]
+    gaps = [rate_request(row["prompt"], row["chosen"]) - rate_request(row["prompt"], row["rejected"]) for row in rows]
+    assert 0.93 < sum(gap > 0 for gap in gaps) / len(gaps) < 0.97
+    assert {round(abs(gap), 1) for gap in gaps} == {0.2, 0.4, 0.5, 0.7, 0.9}
+    assert all(row["chosen"].startswith(" <think> ") for row in rows)

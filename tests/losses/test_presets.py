@@ -13,10 +13,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 from r1jax.core.sharding import MeshConfig, make_mesh
 from r1jax.losses.advantage import group_advantages
 from r1jax.losses.aggregation import token_weights
-from r1jax.losses.policy import PRESETS, PolicyLossConfig, policy_loss
+from r1jax.losses.policy import PRESETS as ALL_PRESETS
+from r1jax.losses.policy import PolicyLossConfig, policy_loss
 from tests.losses import formulas
 from tests.losses.formulas import CONSTANT, CORRECTION, Completions
 
+PRESETS = {
+    name: row for name, row in ALL_PRESETS.items() if name != "ppo"
+}  # its advantages: tests/losses/test_value.py
 ROWS, WIDTH = 16, 12  # a row holds one completion or several; the last ones hold none
 CORRECTIONS = ("none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
 ARRAYS = ("logprobs", "old_logprobs", "reference_logprobs", "sampler_logprobs")

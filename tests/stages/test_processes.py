@@ -25,6 +25,7 @@ STAGES = {
     "episodes": (CONFIG, [COPIES, *(f"--config.{k.replace('__', '.')}={v}" for k, v in EPISODES.items())]),
     "dpo": (PREFERENCES, ["--config.train.micro_batch_size=2", COPIES]),
     "reward_model": (f"{PREFERENCES}:reward_model", ["--config.train.micro_batch_size=2", COPIES]),
+    "ppo": (CONFIG, ["--config.loss.preset=ppo", "--config.eval.every_steps=0", COPIES]),
     # weights that are split in training lie over two neighbours in rollouts, which are in different processes of four
     "rollouts": (CONFIG, ["--config.mesh.data=1", "--config.mesh.fsdp=4", "--config.rollout.mesh=tensor=2"]),
 }
@@ -67,7 +68,7 @@ def test_several_processes_are_one_run(stage: str, tiny_model: pathlib.Path, tmp
     assert_same(run(2, 2, "many"), run(1, 2, "one"))
     assert_same(run(4, 3, "many"), run(1, 3, "one"))
     assert_same(run(1, 4, "many"), run(2, 4, "one"))
-    if stage in ("grpo", "rollouts"):
+    if stage in ("grpo", "ppo", "rollouts"):
         assert read_completions(tmp_path / "many") == read_completions(tmp_path / "one")
 
 

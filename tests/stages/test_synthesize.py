@@ -35,6 +35,8 @@ def test_problems_are_apart_and_counts_are_as_asked(tmp_path: pathlib.Path):
         ("math", True),
         ("general", False),
     }
+    draw.run(resolve_run({"stage": "synthesize", **COUNTS, "preferences": 5}).settings, tmp_path / "c")
+    assert len(read(tmp_path / "c" / "preferences.jsonl")) == 5
     draw.run(resolve_run({"stage": "synthesize", **COUNTS}).settings, tmp_path / "b")
     assert all((tmp_path / "b" / f"{name}.jsonl").read_text("utf-8") for name in files)
     for name in files:
