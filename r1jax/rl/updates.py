@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from r1jax.core import distributed
-from r1jax.core.sharding import abstract_array, batch_parts, current_layout, in_layout, is_abstract, sharding
+from r1jax.core.sharding import batch_parts, current_layout, in_layout, is_abstract, sharding
 from r1jax.core.structs import Program
 from r1jax.data.packing import PackedRows, RowShape, pack_completions
 from r1jax.learner.balance import LOAD, measure_load
@@ -30,6 +30,7 @@ from r1jax.models.transformer import Params
 from r1jax.rl.critic import Critic, Estimate
 from r1jax.rl.entropy_control import EntropyControl
 from r1jax.rl.grpo_config import GRPOConfig
+from r1jax.rl.micro_batch import describe_batch
 from r1jax.rl.policy_state import CriticState, PolicyState, mix
 from r1jax.rl.rollout_batch import Groups
 
@@ -111,34 +112,10 @@ class Updates:
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes with shardings of a micro-batch."""
-        settings, shape = self.settings, self.shape
-        fed, aimed = (shape.length,), (shape.targets,)
-        arrays: dict[str, tuple[tuple[int, ...], Any]] = dict.fromkeys(
-            ("tokens", "positions", "segments"), (fed, jnp.int32)
-        )
-        if shape.share_prompts:
-            arrays["prefixes"] = (fed, jnp.int32)
-        arrays |= dict.fromkeys(("index", "targets"), (aimed, jnp.int32))
-        if settings.loss.needs_sequences:
-            arrays["sequences"] = (aimed, jnp.int32)
-        arrays |= dict.fromkeys(("weights", "advantages", "sampler_logprobs"), (aimed, jnp.float32))
-        if self.recomputes_old:
-            arrays["old_logprobs"] = (aimed, jnp.float32)
-        if self.reference is not None and settings.loss.kl_in == "loss":
-            arrays["reference_logprobs"] = (aimed, jnp.float32)
-        if settings.loss.top_entropy_quantile < 1:
-            arrays["selected"] = (aimed, jnp.float32)
-        if settings.rollout.max_staleness:
-            arrays["ages"] = (aimed, jnp.int32)
-        if settings.train.replay_experts:
-            arrays["experts"] = ((*aimed, *self.trainable.routing), jnp.int16)
-        rows = self._rows_per_batch()
-        batch = {name: _abstract((rows, *shape), dtype) for name, (shape, dtype) in arrays.items()}
-        if settings.rollout.temperature_schedule:
-            batch["temperature"] = _abstract((), jnp.float32)
-        if settings.loss.entropy_target:
-            batch["entropy_coefficient"] = _abstract((), jnp.float32)
-        return batch
+        scored = ("old_logprobs",) if self.recomputes_old else ()
+        if self.reference is not None and self.settings.loss.kl_in == "loss":
+            scored += ("reference_logprobs",)
+        return describe_batch(self.settings, self.shape, self._rows_per_batch(), scored, self.trainable.routing)
 
     @property
     def recomputes_old(self) -> bool:
@@ -401,7 +378,3 @@ class Updates:
         rated = np.zeros(len(flat), bool)
         rated[packed.source[inside]] = True
         return flat, rated
-
-
-def _abstract(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-    return abstract_array(shape, dtype, ("batch", *[None] * (len(shape) - 1))[: len(shape)], name="micro-batch")
