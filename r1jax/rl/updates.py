@@ -112,7 +112,7 @@ class Updates:
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes with shardings of a micro-batch."""
-        scored = ("old_logprobs",) if self.recomputes_old else ()
+        scored: tuple[str, ...] = ("old_logprobs",) if self.recomputes_old else ()
         if self.reference is not None and self.settings.loss.kl_in == "loss":
             scored += ("reference_logprobs",)
         return describe_batch(self.settings, self.shape, self._rows_per_batch(), scored, self.trainable.routing)
