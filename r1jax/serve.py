@@ -1,11 +1,15 @@
-"""Serves a model by OpenAI's HTTP API: completions, chat completions, streams, log-probs, tools.
+"""Serves a model by OpenAI's HTTP API, and trains adapters of it for clients of the Tinker API.
 
   python -m r1jax.serve --model=runs/grpo_zero
+  python -m r1jax.serve --model=Qwen/Qwen3-0.6B --api=openai,tinker --workdir=runs/tuning --adapters=8
   python -m r1jax.serve --model=models/SmolLM2-135M-Instruct.Q4_1.gguf --port=8000 --slots=16
 
 Clients then use http://127.0.0.1:8000/v1 as their base URL (with any key, unless one is set) and the model's name,
 which /v1/models lists: by default MODEL's last part. All clients share one batch: a sequence that ends or whose client
 leaves frees its slot at once. The same request with the same seed gets the same reply, whatever the load.
+
+With tinker in --api, scripts written for the SDK of that name run with base_url=http://127.0.0.1:8000: many clients
+train adapters side by side. All that was acknowledged is in --workdir; a server that was killed goes on from there.
 
 The server listens on this machine alone unless --host says otherwise; if the environment variable R1JAX_API_KEY is set,
 clients must send it. /metrics is for Prometheus, /health for a load balancer, /docs describes all requests. Ctrl-C and
@@ -17,6 +21,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
@@ -28,7 +33,8 @@ from r1jax.generate import define_device_flags
 log = logging.getLogger("r1jax.serve")  # not __main__, whose messages are not shown
 
 KEY_VARIABLE = "R1JAX_API_KEY"
-LEAST = {"slots": 1, "max_tokens": 16, "queue": 1, "port": 0}
+LEAST = {"slots": 1, "max_tokens": 16, "queue": 1, "port": 0, "adapters": 1, "rank": 1}
+APIS = ("openai", "tinker")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -52,6 +58,12 @@ def define_flags() -> flags.FlagValues:
     text = "Sequences that may wait for a slot; further ones get status 429. Default: 256."
     integer("queue", 256, text, flag_values=values)
     flags.DEFINE_float("request_seconds", 600.0, "Longest time of a request. Default: 600.", flag_values=values)
+    text = "APIs to serve: openai, or openai,tinker. Default: openai."
+    flags.DEFINE_list("api", ["openai"], text, flag_values=values)
+    string("workdir", "runs/tuning", "Folder of what tinker's clients made. Default: runs/tuning.", flag_values=values)
+    text = "Adapters in memory at once, for training and for sampling each. Default: 8."
+    integer("adapters", 8, text, flag_values=values)
+    integer("rank", 32, "Largest rank of an adapter. Default: 32.", flag_values=values)
     define_device_flags(values)
     return values
 
@@ -65,7 +77,9 @@ def serve(values: flags.FlagValues) -> None:
             raise UserError(f"--{name} must be at least {least}, got {value}")
     if not values.request_seconds > 0:
         raise UserError(f"--request_seconds must be above 0, got {values.request_seconds}")
-    for module in ("fastapi", "uvicorn", "prometheus_client", "jsonschema"):
+    if not set(values.api) <= set(APIS) or "openai" not in values.api:
+        raise UserError(f"--api must be openai or openai,tinker, got {','.join(values.api)!r}")
+    for module in ("fastapi", "uvicorn", "prometheus_client", "jsonschema", "google.protobuf"):
         check_installed(module, "serve", "python -m r1jax.serve")
     from r1jax.core import console
     from r1jax.eval.prompting import choose_prompting
@@ -81,8 +95,21 @@ def serve(values: flags.FlagValues) -> None:
         config = ContinuousConfig(
             slots=values.slots, max_tokens=values.max_tokens, max_stop_ids=len(sampler.stop_ids) + 16
         )
-        host = ModelHost(name, sampler, choose_prompting(values.model, None), config)
-        listen(host, socket, key=os.environ.get(KEY_VARIABLE, ""), queue=values.queue, seconds=values.request_seconds)
+        options: dict[str, Any] = {"key": os.environ.get(KEY_VARIABLE, ""), "queue": values.queue}
+        bank = None
+        if "tinker" in values.api:
+            from r1jax.models.adapter_bank import AdapterBank
+            from r1jax.models.transformer import merge
+            from r1jax.tuning.service import TrainingService
+            from r1jax.tuning.trainer import Trainer
+
+            bank = AdapterBank(merge(sampler.graph, sampler.params), places=values.adapters, rank=values.rank)
+            trainer = Trainer(bank, sampler.params)
+            limits = {"vocab_size": sampler.vocab_size, "max_tokens": values.max_tokens}
+            workdir = pathlib.Path(values.workdir)
+            options["make_service"] = lambda run: TrainingService(trainer, workdir, run=run, **limits)
+        host = ModelHost(name, sampler, choose_prompting(values.model, None), config, bank)
+        listen(host, socket, seconds=values.request_seconds, **options)
 
 
 if __name__ == "__main__":

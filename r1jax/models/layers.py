@@ -64,11 +64,13 @@ class Linear(nnx.Module):
     """x[B, T, in...] -> [B, T, out...]; `kernel` is [in..., out...], `bias` [out...] or None.
 
     Computed as one plain matrix product: XLA:CPU copies the kernel of an einsum that contracts two axes. `a` [in...,
-    r] and `b` [r, out...]: low-rank adapters beside the kernel (models/lora.py), or None; A B is never formed.
+    r] and `b` [r, out...]: low-rank adapters beside the kernel (models/lora.py), or None; A B is never formed. `gate`
+    [B, r]: factors of the columns of A for each row, of several adapters in one (models/adapter_bank.py), or None.
     """
 
     a: nnx.Param | None = None
     b: nnx.Param | None = None
+    gate: nnx.Param | None = None
     scale: float = 1.0
 
     def __init__(
@@ -92,9 +94,7 @@ class Linear(nnx.Module):
         x = x.reshape(*rows, width).astype(self.compute)
         y = multiply(x, kernel, self._find_places(math.prod(rows)))
         if (adapter := self.adapter()) is not None:
-            a, b = adapter
-            rank = a.shape[-1]
-            y = y + multiply(multiply(x, a.reshape(width, rank)), b.reshape(rank, -1))
+            y = y + _adapt(x, *adapter, self.gate)
         y = y.reshape(*rows, *self.outputs)
         return y if self.bias is None else y + self.bias[...].astype(self.compute)
 
@@ -130,7 +130,13 @@ class RMSNorm(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """Token ids to rows of the table, times `scale`; `attend` is the tied output head."""
+    """Token ids to rows of the table, times `scale`; `attend` is the tied output head, beside which adapters may stand
+    (`Linear`).
+    """
+
+    a: nnx.Param | None = None
+    b: nnx.Param | None = None
+    gate: nnx.Param | None = None
 
     def __init__(self, vocab_size: int, width: int, *, dtypes: Dtypes, rngs: nnx.Rngs, std: float, scale: float = 1.0):
         self.compute, self.scale = dtypes.compute, scale
@@ -143,11 +149,15 @@ class Embedding(nnx.Module):
     def attend(self, x: jax.Array) -> jax.Array:
         """Hidden [..., D] -> float32 logits [..., V]."""
         table_VD = self.embedding[...].astype(self.compute)
-        return multiply_table(x.astype(self.compute), table_VD)
+        return _adapt_logits(self, x, multiply_table(x.astype(self.compute), table_VD))
 
 
 class Head(nnx.Module):
-    """Untied output head: hidden [..., D] -> float32 logits [..., V]."""
+    """Untied output head: hidden [..., D] -> float32 logits [..., V]; adapters may stand beside it (`Linear`)."""
+
+    a: nnx.Param | None = None
+    b: nnx.Param | None = None
+    gate: nnx.Param | None = None
 
     def __init__(self, width: int, vocab_size: int, *, dtypes: Dtypes, rngs: nnx.Rngs, std: float):
         self.compute = dtypes.compute
@@ -155,7 +165,8 @@ class Head(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel_DV = self.kernel[...].astype(self.compute)
-        return jnp.einsum("...D,DV->...V", x.astype(self.compute), kernel_DV, preferred_element_type=jnp.float32)
+        logits = jnp.einsum("...D,DV->...V", x.astype(self.compute), kernel_DV, preferred_element_type=jnp.float32)
+        return _adapt_logits(self, x, logits)
 
 
 class GatedMLP(nnx.Module):
@@ -178,3 +189,19 @@ class GatedMLP(nnx.Module):
         gate = gate_silu if self.activation == "silu" else lambda gate, up: jax.nn.gelu(gate, approximate=True) * up
         hidden_BTF = constrain(gate(self.gate(x_BTD), self.up(x_BTD)), ("group_batch", "sequence", "mlp"))
         return part_rows(self.down(hidden_BTF)), {}
+
+
+def _adapt(x: jax.Array, a: jax.Array, b: jax.Array, gate: nnx.Param | None) -> jax.Array:
+    """x[B, ..., in] A B -> [B, ..., out], the columns of A multiplied by each row's gate."""
+    width, rank = x.shape[-1], a.shape[-1]
+    inner = multiply(x, a.reshape(width, rank))
+    if gate is not None:
+        inner = inner * gate[...].astype(inner.dtype).reshape(x.shape[0], *(1,) * (x.ndim - 2), rank)
+    return multiply(inner, b.reshape(rank, -1))
+
+
+def _adapt_logits(head: Embedding | Head, x: jax.Array, logits: jax.Array) -> jax.Array:
+    """The logits with the product of the head's adapters, in float32."""
+    if head.a is None or head.b is None:
+        return logits
+    return logits + _adapt(x.astype(jnp.float32), head.a[...], head.b[...], head.gate)

@@ -4,8 +4,8 @@ Adapters are a small parameter tree under the paths of the kernels that they cha
 out...]}; B is initially zero, so a fresh adapter changes nothing. A linear map with adapters computes x W + s (x A) B,
 s = alpha / r (`Linear` in models/layers.py), in training and in sampling: W + s A B is built by an export alone
 (weights/lora_base.py), and W gets no gradient. `attach_adapters` makes the structure of such a model and
-`join_adapters` its parameters. Left out: adapters of expert weights and of the embedding, dropout, several adapters at
-once.
+`join_adapters` its parameters. Several adapters at once are a bank (adapter_bank.py). Left out: adapters of expert
+weights and of the embedding, dropout.
 """
 
 from __future__ import annotations
@@ -53,16 +53,16 @@ def init_adapters(model: Transformer, config: LoRAConfig, *, seed: int = 0) -> P
     match.
     """
     adapters: Params = {}
-    for number, (path, linear) in enumerate(_find_targets(model, config)):
-        _put(adapters, path, _init(linear, config.rank, jax.random.fold_in(jax.random.key(seed), number)))
+    for number, (path, linear) in enumerate(find_targets(model, config)):
+        put(adapters, path, init_pair(linear, config.rank, jax.random.fold_in(jax.random.key(seed), number)))
     return adapters
 
 
 def adapter_axes(model: Transformer, config: LoRAConfig) -> Params:
     """Logical axes of the arrays of `init_adapters`."""
     axes: Params = {}
-    for path, linear in _find_targets(model, config):
-        _put(axes, path, _axes(linear))
+    for path, linear in find_targets(model, config):
+        put(axes, path, pair_axes(linear))
     return axes
 
 
@@ -72,10 +72,10 @@ def attach_adapters(model: Transformer, config: LoRAConfig) -> nnx.GraphDef:
     """
     graph, params = split(model)
     adapted = merge(graph, params)  # another module of the same arrays
-    for _, linear in _find_targets(adapted, config):
+    for _, linear in find_targets(adapted, config):
         shapes, axes = (
-            jax.eval_shape(lambda linear=linear: _init(linear, config.rank, jax.random.key(0))),
-            _axes(linear),
+            jax.eval_shape(lambda linear=linear: init_pair(linear, config.rank, jax.random.key(0))),
+            pair_axes(linear),
         )
         linear.scale = config.scale
         linear.a, linear.b = (nnx.Param(shapes[part], axes=axes[part]) for part in "ab")
@@ -92,7 +92,7 @@ def join_adapters(params: Params, adapters: Params) -> Params:
     return joined | {key: value for key, value in adapters.items() if key not in params}
 
 
-def _find_targets(model: Transformer, config: LoRAConfig) -> list[tuple[tuple, Linear]]:
+def find_targets(model: Transformer, config: LoRAConfig) -> list[tuple[tuple, Linear]]:
     """Linear maps that match the targets, with their paths, sorted."""
     found = [(path, linear) for path, linear in nnx.iter_graph(model) if isinstance(linear, Linear)]
     matches = lambda path, target: fnmatch.fnmatchcase(".".join(_name(path)), target)
@@ -104,14 +104,16 @@ def _find_targets(model: Transformer, config: LoRAConfig) -> list[tuple[tuple, L
     return sorted(chosen, key=lambda pair: str(pair[0]))
 
 
-def _init(linear: Linear, rank: int, key: jax.Array) -> Params:
+def init_pair(linear: Linear, rank: int, key: jax.Array) -> Params:
+    """A fresh {"a", "b"} for a linear map."""
     lead = linear.kernel.shape[: linear.kernel.ndim - len(linear.inputs) - len(linear.outputs)]
     bound = 1 / math.sqrt(math.prod(linear.inputs))
     a = jax.random.uniform(key, (*lead, *linear.inputs, rank), jnp.float32, -bound, bound)
     return {"a": a, "b": jnp.zeros((*lead, rank, *linear.outputs), jnp.float32)}
 
 
-def _axes(linear: Linear) -> dict[str, Axes]:
+def pair_axes(linear: Linear) -> dict[str, Axes]:
+    """Logical axes of the arrays of `init_pair`."""
     axes: Axes = linear.kernel.get_metadata("axes")
     lead = len(axes) - len(linear.inputs) - len(linear.outputs)
     border = lead + len(linear.inputs)
@@ -125,7 +127,8 @@ def _name(path: tuple) -> list[str]:
     return words[first:] if first > 1 else words
 
 
-def _put(tree: Params, path: tuple, value: Any) -> None:
+def put(tree: Params, path: tuple, value: Any) -> None:
+    """Puts a value at a path of a nested dict."""
     for part in path[:-1]:
         tree = tree.setdefault(part, {})
     tree[path[-1]] = value

@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import jax
@@ -79,10 +79,13 @@ class _Sequence:
 class ContinuousEngine:
     """Samples sequences from a model structure and weights (None: until `load`), in the layout current at construction.
 
+    params: of the structure, or a function from slots [B] (out of range: no slot) to the parameters for their rows.
     computed: tokens that went through the model for some sequence so far. One thread at a time may use an engine.
     """
 
-    def __init__(self, graph: nnx.GraphDef, params: Params | None, config: ContinuousConfig):
+    def __init__(
+        self, graph: nnx.GraphDef, params: Params | Callable[[np.ndarray], Params] | None, config: ContinuousConfig
+    ):
         if config.slots % (parts := batch_parts()):
             raise UserError(f"slots must be divisible by the {parts} shards of the batch axes, got {config.slots}")
         self.config, self.layout, self.computed = config, current_layout(), 0
@@ -96,14 +99,16 @@ class ContinuousEngine:
         static = ("filtered", "alternatives")
         self._decode = jax.jit(functools.partial(decode_rows, graph, config), donate_argnums=1, static_argnames=static)
         self._init = jax.jit(functools.partial(init_rows, graph, config))
+        self._all = np.arange(config.slots, dtype=np.int32)
         if params is not None:
             self.load(params)
 
     @in_layout
-    def load(self, params: Params) -> None:
+    def load(self, params: Params | Callable[[np.ndarray], Params]) -> None:
         """Takes weights; all slots are free then."""
-        self._params, self._held = params, dict[int, _Sequence]()
-        self._rows: Rows = self._init(params)
+        self._params = params if callable(params) else lambda slots: params
+        self._held: dict[int, _Sequence] = {}
+        self._rows: Rows = self._init(self._params(self._all))
 
     def unload(self) -> None:
         """Gives up weights and slots, so that their memory is free until `load`."""
@@ -177,7 +182,7 @@ class ContinuousEngine:
         left = np.int32(max(0, len(live) - ends) if ends else 0)
         filtered = any(held.sampling.is_filtered for held in live.values())
         limits, static = (np.int32(steps), left), {"filtered": filtered, "alternatives": alternatives}
-        self._rows, *sampled = self._decode(self._params, self._rows, *limits, **static)
+        self._rows, *sampled = self._decode(self._params(self._all), self._rows, *limits, **static)
         active, count, tokens, logprobs, others, values = fetch((self._rows.active, *sampled))
         beat()
         found = []
@@ -258,7 +263,7 @@ class ContinuousEngine:
             chunk, held.waiting = held.waiting[:size], held.waiting[size:]
             at[row], first[row], tokens[row, : len(chunk)] = slot, held.length, chunk
             held.length, self.computed = held.length + len(chunk), self.computed + len(chunk)
-        self._rows = self._feed(self._params, self._rows, at, tokens, first)
+        self._rows = self._feed(self._params(at), self._rows, at, tokens, first)
 
     def _describe(self, waiting: dict[int, _Sequence]) -> tuple[np.ndarray, np.ndarray, np.ndarray, SamplingArrays]:
         """Slots to start (out of range: none), with token, length, done, limit and seed [5, B], stop ids, and knobs."""

@@ -26,6 +26,7 @@ class Likelihood:
     def __init__(self, graph: nnx.GraphDef, params: Params):
         self._params, self.layout = params, current_layout()
         self._score = jax.jit(functools.partial(_score, graph))
+        self._score_targets = jax.jit(functools.partial(_score_targets, graph))
         self._describe = jax.jit(functools.partial(_describe, graph), static_argnames="alternatives")
 
     @in_layout
@@ -59,14 +60,33 @@ class Likelihood:
         return found
 
     @in_layout
-    def find_alternatives(self, tokens: Sequence[int], alternatives: int) -> tuple[list[float], list[dict[int, float]]]:
-        """Log-prob of each token after the first, and the likeliest ids at its place with their log-probs."""
+    def find_alternatives(
+        self, tokens: Sequence[int], alternatives: int, *, params: Params | None = None
+    ) -> tuple[list[float], list[dict[int, float]]]:
+        """Log-prob of each token after the first, and the likeliest ids at its place with their log-probs. params: in
+        place of the weights given at construction.
+        """
         padded = np.zeros((batch_parts(), find_length(len(tokens))), np.int32)
         padded[:, : len(tokens)] = tokens
-        logprobs, ids, values = (x[0] for x in fetch(self._describe(self._params, padded, alternatives=alternatives)))
+        logprobs, ids, values = (
+            x[0] for x in fetch(self._describe(params or self._params, padded, alternatives=alternatives))
+        )
         count = len(tokens) - 1
         pairs = zip(ids[:count].tolist(), values[:count].tolist(), strict=True)
         return logprobs[:count].tolist(), [dict(zip(*pair, strict=True)) for pair in pairs]
+
+    @in_layout
+    def score_targets(
+        self, tokens: Sequence[int], targets_TK: np.ndarray, *, params: Params | None = None
+    ) -> np.ndarray:
+        """Log-probs [T - 1, K] of ids (below 0: any) in the place of each token after the first. params: as above."""
+        padded = np.zeros((batch_parts(), find_length(len(tokens))), np.int32)
+        padded[:, : len(tokens)] = tokens
+        K = targets_TK.shape[1]
+        width = 1 << (K - 1).bit_length()
+        asked = np.zeros((*padded.shape, width), np.int32)
+        asked[:, : len(tokens) - 1, :K] = np.maximum(targets_TK, 0)
+        return fetch(self._score_targets(params or self._params, padded, asked))[0, : len(tokens) - 1, :K]
 
 
 def find_length(tokens: int) -> int:
@@ -80,6 +100,14 @@ def _score(graph: nnx.GraphDef, params: Params, tokens: jax.Array, temperature: 
     targets = jnp.roll(tokens, -1, axis=1)
     hidden = model.hidden(tokens).hidden
     return token_logprobs(hidden, targets, model.unembed, temperature=temperature, chunk=CHUNK)[0]
+
+
+def _score_targets(graph: nnx.GraphDef, params: Params, tokens_BT: jax.Array, targets_BTK: jax.Array) -> jax.Array:
+    """Log-probs [B, T, K] of K ids after each position."""
+    model = merge(graph, params)
+    B, T, K = targets_BTK.shape
+    hidden = jnp.repeat(model.hidden(tokens_BT).hidden, K, axis=1)
+    return token_logprobs(hidden, targets_BTK.reshape(B, T * K), model.unembed, chunk=CHUNK)[0].reshape(B, T, K)
 
 
 def _describe(

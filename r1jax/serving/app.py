@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -18,21 +19,45 @@ from r1jax.serving.openai_api import OpenAIApi
 from r1jax.serving.request_counts import Metrics
 from r1jax.serving.request_errors import ApiError, answer_error, read_mistake
 from r1jax.serving.requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from r1jax.serving.tinker_api import TinkerApi, make_router
+from r1jax.serving.tinker_listing import make_listing
+from r1jax.serving.tinker_sampling import SampleRunner
 from r1jax.serving.worker import BusyError, Worker
+from r1jax.tuning.service import TrainingService
 
 OPEN = {"/health"}  # paths that need no key
 
 
-def make_app(host: ModelHost, worker: Worker, *, key: str = "", seconds: float = 600.0) -> FastAPI:
-    """The application. key: that clients must send; "" for none. seconds: longest time of a request."""
-    app = FastAPI(title="r1jax", description="OpenAI's API over a model of r1jax.", version="1")
+def make_app(
+    host: ModelHost,
+    worker: Worker,
+    *,
+    key: str = "",
+    seconds: float = 600.0,
+    service: TrainingService | None = None,
+) -> FastAPI:
+    """The application. key: that clients must send; "" for none. seconds: longest time of a request. service: that
+    trains, for the Tinker API.
+    """
     metrics = Metrics(worker)
+    runner = None if service is None else SampleRunner(host, worker, metrics, service)
+
+    @contextlib.asynccontextmanager
+    async def live(_: FastAPI) -> AsyncIterator[None]:
+        if runner is not None:
+            await runner.resume()
+        yield
+        if service is not None:
+            service.end()
+
+    app = FastAPI(title="r1jax", description="Routes over a model of r1jax.", version="1", lifespan=live)
     api = OpenAIApi(host, worker, metrics, seconds)
     app.add_middleware(BodyLimit)
 
     @app.middleware("http")
     async def admit(request: Request, call: Callable[[Request], Any]) -> Response:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
+        given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        given = (given or request.headers.get("x-api-key", "")).encode()
         if key and request.url.path not in OPEN and not hmac.compare_digest(given, key.encode()):
             answer: Response = answer_error(ApiError(401, "the key in the Authorization header is missing or wrong"))
         else:
@@ -85,6 +110,10 @@ def make_app(host: ModelHost, worker: Worker, *, key: str = "", seconds: float =
     async def detokenize(body: DetokenizeRequest) -> dict[str, Any]:
         return {"prompt": host.tokenizer.decode(body.tokens, skip_special=False)}
 
+    if service is not None and runner is not None:
+        tinker = TinkerApi(host, service, runner)
+        app.include_router(make_router(tinker))
+        app.include_router(make_listing(tinker))
     return app
 
 

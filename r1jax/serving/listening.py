@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
+from collections.abc import Callable
+from typing import Any
 
 import uvicorn
 
@@ -13,12 +16,15 @@ from r1jax.core.startup.voice import activity
 from r1jax.core.structs import Sampling
 from r1jax.serving.app import make_app
 from r1jax.serving.model_host import ModelHost
-from r1jax.serving.worker import Worker
+from r1jax.serving.worker import BusyError, Worker
+from r1jax.tuning.residents import Run
+from r1jax.tuning.service import TrainingService
 
 log = logging.getLogger(__name__)
 
 END_SECONDS = 30  # for running requests after a signal
 KEEP_ALIVE_SECONDS = 30
+PAUSE_SECONDS = 0.05  # until a full queue is tried again
 
 
 def open_socket(host: str, port: int) -> socket.socket:
@@ -36,13 +42,26 @@ def open_socket(host: str, port: int) -> socket.socket:
     return bound
 
 
-def listen(host: ModelHost, bound: socket.socket, *, key: str, queue: int, seconds: float) -> None:
-    """Serves until SIGTERM or Ctrl-C; running requests then have `END_SECONDS` to end."""
+def listen(
+    host: ModelHost,
+    bound: socket.socket,
+    *,
+    key: str,
+    queue: int,
+    seconds: float,
+    make_service: Callable[[Run], TrainingService] | None = None,
+) -> None:
+    """Serves until SIGTERM or Ctrl-C; running requests then have `END_SECONDS` to end. make_service: the service that
+    trains, from what calls a function in the thread of the device.
+    """
+    worker = Worker(host.engine, queue=queue, adapters=host.adapters)
+    service = None if make_service is None else make_service(make_run(worker))
     with activity("preparing the programs (the first start on a machine compiles them)"):
         warm_up(host)
-    worker = Worker(host.engine, queue=queue)
     worker.start()
-    app = make_app(host, worker, key=key, seconds=seconds)
+    if service is not None:
+        service.start()
+    app = make_app(host, worker, key=key, seconds=seconds, service=service)
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -56,7 +75,26 @@ def listen(host: ModelHost, bound: socket.socket, *, key: str, queue: int, secon
     voice.mute()  # a server waits in silence
     log.info("serving %s at http://%s:%d/v1 (Ctrl-C ends)", host.name, shown, port)
     uvicorn.Server(config).run(sockets=[bound])
+    if service is not None:
+        service.stop()
     worker.stop()
+
+
+def make_run(worker: Worker) -> Run:
+    """What calls a function between the worker's steps and waits for its result."""
+
+    def run(function: Callable[[], Any]) -> Any:
+        while True:
+            try:
+                future = worker.call(function)
+            except BusyError:
+                if worker.error is not None:
+                    raise worker.error from None
+                time.sleep(PAUSE_SECONDS)
+                continue
+            return future.result()
+
+    return run
 
 
 def warm_up(host: ModelHost) -> None:

@@ -3,36 +3,82 @@
 from __future__ import annotations
 
 import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from r1jax.core.errors import UserError
 from r1jax.core.structs import Sampling
 from r1jax.eval.prompting import Prompting
+from r1jax.models.adapter_bank import AdapterBank
 from r1jax.rollout.continuous import ContinuousConfig, ContinuousEngine
 from r1jax.runs.conversation import choose_turns
 from r1jax.runs.likelihood import Likelihood
 from r1jax.runs.sampler import Sampler
 from r1jax.serving.requests import SamplingRequest
+from r1jax.serving.worker import BusyError
 from r1jax.text.chat_template import render
 from r1jax.text.encoding import encode_prompt
 from r1jax.text.tokenizer import Tokenizer
+from r1jax.tuning.adapter_files import read_adapter
+from r1jax.tuning.sampler_bank import Adapter, SamplerBank
 from r1jax.weights.pretrained import require_tokenizer
 
 KNOBS = ("temperature", "top_p", "top_k", "min_p")
 
 
 class ModelHost:
-    """A loaded model with its engine. name: under which clients know it. prompting: how its run asked it, or None."""
+    """A loaded model with its engine. name: under which clients know it. prompting: how its run asked it, or None.
 
-    def __init__(self, name: str, sampler: Sampler, prompting: Prompting | None, config: ContinuousConfig):
+    bank: of adapters that may stand beside the model, or None.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        sampler: Sampler,
+        prompting: Prompting | None,
+        config: ContinuousConfig,
+        bank: AdapterBank | None = None,
+    ):
         self.name, self.config = name, config
         self.tokenizer: Tokenizer = require_tokenizer(sampler.tokenizer, name)
         self.prompting = choose_turns(sampler, prompting)
         self.stop_ids = self.prompting.stop_ids or sampler.stop_ids
         self.vocab_size = sampler.vocab_size
-        self.engine = ContinuousEngine(sampler.graph, sampler.params, config)
-        self.score = Likelihood(sampler.graph, sampler.params).find_alternatives
+        self.adapters: SamplerBank | None = None
+        if bank is None:
+            self.engine = ContinuousEngine(sampler.graph, sampler.params, config)
+            self._likelihood = Likelihood(sampler.graph, sampler.params)
+        else:
+            load = lambda file: read_adapter(bank, pathlib.Path(file))
+            self.adapters = SamplerBank(bank, sampler.params, load, config.slots)
+            self.engine = ContinuousEngine(bank.graph, self.adapters.params, config)
+            self._likelihood = Likelihood(bank.graph, self.adapters.params_of(None))
+
+    def score(self, tokens: Sequence[int], alternatives: int) -> tuple[list[float], list[dict[int, float]]]:
+        """Log-prob of each token after the first, and the likeliest ids at its place (`Likelihood`)."""
+        return self.score_with(None, tokens, alternatives, None)[:2]
+
+    def score_with(
+        self, adapter: Adapter | None, tokens: Sequence[int], alternatives: int, targets: np.ndarray | None
+    ) -> tuple[list[float], list[dict[int, float]], np.ndarray | None]:
+        """`score` by the model with an adapter, and log-probs [T - 1, K] of `targets`. Of the engine's thread alone."""
+        if self.adapters is None:
+            params = None
+        else:
+            if adapter is not None and not self.adapters.acquire(adapter):
+                raise BusyError
+            params = self.adapters.params_of(adapter)
+        try:
+            found = self._likelihood.find_alternatives(tokens, alternatives, params=params)
+            scored = None if targets is None else self._likelihood.score_targets(tokens, targets, params=params)
+            return *found, scored
+        finally:
+            if adapter is not None and self.adapters is not None:
+                self.adapters.release(adapter)
 
     def encode_messages(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> tuple[int, ...]:
         """Ids of a conversation through the chat template; of a model whose run asked one question at a time, through

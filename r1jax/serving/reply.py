@@ -16,6 +16,7 @@ from r1jax.serving.model_host import ModelHost
 from r1jax.serving.worker import Job, Worker
 from r1jax.text.increments import TextIncrements
 from r1jax.text.stop_texts import StopTexts
+from r1jax.tuning.sampler_bank import Adapter
 
 
 class Reply:
@@ -35,6 +36,7 @@ class Reply:
         *,
         stops: list[str],
         alternatives: int = 0,
+        adapter: Adapter | None = None,
     ):
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
@@ -47,7 +49,7 @@ class Reply:
         def deliver(burst: Burst | Exception) -> None:
             loop.call_soon_threadsafe(self._bursts.put_nowait, burst)
 
-        self.job = Job(prompt, sampling, seed, deliver, alternatives)
+        self.job = Job(prompt, sampling, seed, deliver, alternatives, adapter)
 
     async def __aiter__(self) -> AsyncIterator[str]:
         begun = time.perf_counter()

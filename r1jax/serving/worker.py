@@ -14,8 +14,10 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from r1jax.core.errors import UserError
 from r1jax.core.structs import Sampling
 from r1jax.rollout.continuous import Burst, ContinuousEngine
+from r1jax.tuning.sampler_bank import Adapter, SamplerBank
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +31,8 @@ class BusyError(Exception):
 @dataclasses.dataclass(eq=False)
 class Job:
     """A sequence to sample. deliver: called with each burst, the last of which has a finish reason, or with the error
-    that ended the worker; it must not block. alternatives: likeliest ids to return for each token.
+    that ended the worker; it must not block. alternatives: likeliest ids to return for each token. adapter: beside the
+    model (None: the bare model).
     """
 
     tokens: tuple[int, ...]
@@ -37,13 +40,16 @@ class Job:
     seed: int
     deliver: Callable[[Burst | Exception], None]
     alternatives: int = 0
+    adapter: Adapter | None = None
 
 
 class Worker:
-    """Samples jobs with an engine in a thread of its own, up to `queue` of them waiting."""
+    """Samples jobs with an engine in a thread of its own, up to `queue` of them waiting. adapters: those of jobs, where
+    the engine's parameters come from them.
+    """
 
-    def __init__(self, engine: ContinuousEngine, *, queue: int = 256):
-        self.engine, self.queue = engine, queue
+    def __init__(self, engine: ContinuousEngine, *, queue: int = 256, adapters: SamplerBank | None = None):
+        self.engine, self.queue, self.adapters = engine, queue, adapters
         self.error: Exception | None = None
         self._changed = threading.Condition()
         self._waiting: collections.deque[Job] = collections.deque()
@@ -128,8 +134,7 @@ class Worker:
             calls = list(self._calls)
             self._calls.clear()
             for slot in [slot for slot, job in self._live.items() if job in self._dropped]:
-                self.engine.close(slot)
-                del self._live[slot]
+                self._close(slot)
             self._dropped.clear()
             arrived = [self._waiting.popleft() for _ in range(min(self.engine.free, len(self._waiting)))]
             others_wait = bool(self._waiting)
@@ -139,14 +144,36 @@ class Worker:
                     future.set_result(function())
                 except Exception as error:
                     future.set_exception(error)
-        for job in arrived:
-            self._live[self.engine.open(job.tokens, job.sampling, job.seed)] = job
+        while arrived and self._open(arrived[0]):
+            arrived.pop(0)
+        with self._changed:
+            self._waiting.extendleft(reversed(arrived))  # until a place for an adapter is free
         alternatives = max((job.alternatives for job in self._live.values()), default=0)
         steps, ends = (HURRIED, 1) if others_wait else (PATIENT, 0)
         for burst in self.engine.step(steps, ends=ends, alternatives=alternatives):
             job = self._live[burst.slot]
             if burst.finish_reason:
-                self.engine.close(burst.slot)
-                del self._live[burst.slot]
+                self._close(burst.slot)
             if job not in self._dropped:
                 job.deliver(burst)
+
+    def _open(self, job: Job) -> bool:
+        """Gives a job a slot, if there is a place for its adapter; whether the job is done with."""
+        if self.adapters is not None:
+            try:
+                if job.adapter is not None and not self.adapters.acquire(job.adapter):
+                    return False
+            except UserError as error:  # its file is gone
+                job.deliver(error)
+                return True
+        slot = self.engine.open(job.tokens, job.sampling, job.seed)
+        if self.adapters is not None:
+            self.adapters.set_slot(slot, job.adapter)
+        self._live[slot] = job
+        return True
+
+    def _close(self, slot: int) -> None:
+        self.engine.close(slot)
+        job = self._live.pop(slot)
+        if self.adapters is not None and job.adapter is not None:
+            self.adapters.release(job.adapter)

@@ -12,12 +12,16 @@ from typing import Any
 import uvicorn
 
 from r1jax.eval.prompting import Prompting
+from r1jax.models.adapter_bank import AdapterBank
+from r1jax.models.transformer import merge
 from r1jax.rollout.continuous import ContinuousConfig
 from r1jax.runs.sampler import load_sampler
 from r1jax.serving.app import make_app
-from r1jax.serving.listening import open_socket
+from r1jax.serving.listening import make_run, open_socket
 from r1jax.serving.model_host import ModelHost
 from r1jax.serving.worker import Worker
+from r1jax.tuning.service import TrainingService
+from r1jax.tuning.trainer import Trainer
 
 CONFIG = ContinuousConfig(slots=8, max_tokens=160, chunk=16, feed_rows=2, burst=8, max_stop_ids=18)
 
@@ -25,18 +29,35 @@ CONFIG = ContinuousConfig(slots=8, max_tokens=160, chunk=16, feed_rows=2, burst=
 class Server:
     """Context with a running server of a model folder; `port` is its port."""
 
-    def __init__(self, model: pathlib.Path, *, prompting: Prompting | None = None, queue: int = 64, **options: Any):
+    def __init__(
+        self,
+        model: pathlib.Path,
+        *,
+        prompting: Prompting | None = None,
+        queue: int = 64,
+        workdir: pathlib.Path | None = None,
+        places: int = 8,
+        **options: Any,
+    ):
         self.sampler = load_sampler(model)
-        self.host = ModelHost("tiny", self.sampler, prompting, CONFIG)
-        self.worker = Worker(self.host.engine, queue=queue)
+        structure = merge(self.sampler.graph, self.sampler.params)
+        self.bank = None if workdir is None else AdapterBank(structure, places=places, rank=8)
+        self.host = ModelHost("tiny", self.sampler, prompting, CONFIG, self.bank)
+        self.worker = Worker(self.host.engine, queue=queue, adapters=self.host.adapters)
+        self.service: TrainingService | None = None
+        if workdir is not None and self.bank is not None:
+            trainer, limits = Trainer(self.bank, self.sampler.params), {"vocab_size": 304, "max_tokens": 160}
+            self.service = TrainingService(trainer, workdir, run=make_run(self.worker), **limits)
         self._socket = open_socket("127.0.0.1", 0)
         self.port = self._socket.getsockname()[1]
-        app = make_app(self.host, self.worker, **options)
+        app = make_app(self.host, self.worker, service=self.service, **options)
         self._server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
 
     def __enter__(self) -> Server:
         self.worker.start()
+        if self.service is not None:
+            self.service.start()
         self._thread.start()
         while not self._server.started:
             time.sleep(0.01)
@@ -45,6 +66,8 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self._server.should_exit = True
         self._thread.join()
+        if self.service is not None:
+            self.service.stop()
         self.worker.stop()
         self._socket.close()
 
