@@ -46,6 +46,7 @@ SERVE = [
     "fastapi>=0.120,<1",
     "jsonschema>=4,<5",
     "prometheus-client>=0.22,<1",
+    "protobuf>=5,<8",
     "pydantic>=2.11,<3",
     "uvicorn>=0.34,<1",
 ]

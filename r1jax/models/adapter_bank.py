@@ -52,7 +52,7 @@ class AdapterBank:
         graph, params = split(model)
         adapted = merge(graph, params)
         config = LoRAConfig(rank=1, targets=("*",))
-        kind_of = {}
+        kind_of: dict[tuple, str] = {}
         for kind, pattern in KINDS.items():
             try:
                 found = find_targets(adapted, dataclasses.replace(config, targets=(pattern,)))

@@ -56,8 +56,8 @@ def make_app(
 
     @app.middleware("http")
     async def admit(request: Request, call: Callable[[Request], Any]) -> Response:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        given = (given or request.headers.get("x-api-key", "")).encode()
+        bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
+        given = (bearer or request.headers.get("x-api-key", "")).encode()
         if key and request.url.path not in OPEN and not hmac.compare_digest(given, key.encode()):
             answer: Response = answer_error(ApiError(401, "the key in the Authorization header is missing or wrong"))
         else:

@@ -81,7 +81,7 @@ def listen(
 
 
 def make_run(worker: Worker) -> Run:
-    """What calls a function between the worker's steps and waits for its result."""
+    """A function that calls another between the worker's steps, and waits for its result."""
 
     def run(function: Callable[[], Any]) -> Any:
         while True:

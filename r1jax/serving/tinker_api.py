@@ -150,7 +150,10 @@ class TinkerApi:
     async def retrieve(self, body: bodies.RetrieveFuture) -> Response:
         """The result of a request, or the advice to ask again."""
         done, loop = asyncio.Event(), asyncio.get_running_loop()
-        wake = lambda: loop.call_soon_threadsafe(done.set)
+
+        def wake() -> None:
+            loop.call_soon_threadsafe(done.set)
+
         self.service.listen(body.request_id, wake)
         try:
             find: Callable[[], Awaitable[Any]] = lambda: run_in_threadpool(self.store.request, body.request_id)
@@ -171,7 +174,7 @@ class TinkerApi:
         return Response(found.result, media_type=PROTO if is_proto else "application/json")
 
     def describe_model(self, id: str) -> dict[str, Any]:
-        """What get_info answers."""
+        """The answer of get_info."""
         model = self.store.get("model", id)
         if model is None:
             raise ApiError(404, f"there is no model {id[:100]!r}")
@@ -242,7 +245,8 @@ def make_router(api: TinkerApi) -> APIRouter:
     @router.post("/optim_step")
     async def optim_step(request: Request) -> dict[str, Any]:
         def work(body: bodies.OptimStep) -> tuple[str, dict[str, Any]]:
-            adam = body.adam_params or bodies.Adam()
+            adam = body.adam_params
+            assert adam is not None
             names = ("learning_rate", "beta1", "beta2", "weight_decay")
             settings = {name: getattr(adam, name) for name in names}
             return "optim_step", {**settings, "epsilon": adam.eps, "clip_norm": max(adam.grad_clip_norm, 0.0)}

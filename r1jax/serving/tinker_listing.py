@@ -83,7 +83,7 @@ def make_listing(api: TinkerApi) -> APIRouter:
 
     @router.get("/training_runs")
     def list_runs(limit: int = Query(20, ge=0), offset: int = Query(0, ge=0)) -> dict[str, Any]:
-        found = listing.store.list("model")
+        found = listing.store.things("model")
         cursor = {"offset": offset, "limit": limit, "total_count": len(found)}
         return {"training_runs": [listing.run(model) for model in found[offset : offset + limit]], "cursor": cursor}
 
@@ -126,7 +126,7 @@ def make_listing(api: TinkerApi) -> APIRouter:
         source = listing.weights.find(body.source_path)
         number = 0 if body.model_seq_id is None else body.model_seq_id
         model = source.parent if body.session_id is None else f"{body.session_id}:train:{number}"
-        taken = {one.id.rpartition("/")[2] for one in listing.store.list("checkpoint", model)}
+        taken = {one.id.rpartition("/")[2] for one in listing.store.things("checkpoint", model)}
         name = source.id.rpartition("/")[2]
         names = (f"{name}-copy{count or ''}" for count in range(len(taken) + 1))
         expires = time.time() + body.ttl_seconds if body.ttl_seconds else None
@@ -135,15 +135,15 @@ def make_listing(api: TinkerApi) -> APIRouter:
 
     @router.get("/sessions")
     def list_sessions(limit: int = Query(20, ge=0), offset: int = Query(0, ge=0)) -> dict[str, Any]:
-        return {"sessions": [one.id for one in listing.store.list("session")[offset : offset + limit]]}
+        return {"sessions": [one.id for one in listing.store.things("session")[offset : offset + limit]]}
 
     @router.get("/sessions/{id}")
     def show_session(id: str) -> dict[str, Any]:
         api.check_session(id)
         body = listing.store.get("session", id).body  # type: ignore[union-attr]
         return {
-            "training_run_ids": [one.id for one in listing.store.list("model", id)],
-            "sampler_ids": [one.id for one in listing.store.list("sampler", id)],
+            "training_run_ids": [one.id for one in listing.store.things("model", id)],
+            "sampler_ids": [one.id for one in listing.store.things("sampler", id)],
             "user_metadata": body["user_metadata"],
             "display_name": body["display_name"],
         }

@@ -48,8 +48,9 @@ class SampleRunner:
         """Records a request, once, and begins it; returns its id. Raises BusyError if too many wait."""
         if len(self._tasks) >= MOST_WAITING:
             raise BusyError
-        id, raw = f"{sampler}:{body.seq_id}", body.model_dump_json(exclude_none=True).encode()
-        if await run_in_threadpool(self.service.store.add, id, sampler, body.seq_id, SAMPLE, raw):
+        number = body.seq_id or 0
+        id, raw = f"{sampler}:{number}", body.model_dump_json(exclude_none=True).encode()
+        if await run_in_threadpool(self.service.store.add, id, sampler, number, SAMPLE, raw):
             self._begin(id, sampler, body)
         return id
 
@@ -107,7 +108,7 @@ class SampleRunner:
                 await asyncio.sleep(PAUSE_SECONDS)
 
     async def _score_prompt(self, body: Sample, prompt: tuple[int, ...], adapter: Adapter | None) -> dict[str, Any]:
-        """What was asked about the prompt's own tokens."""
+        """Log-probs of the prompt's own tokens, as far as they were asked for."""
         count, asked, found = len(prompt), body.target_prompt_logprobs, dict[str, Any]()
         if not (body.prompt_logprobs or body.topk_prompt_logprobs or asked):
             return found
@@ -162,7 +163,8 @@ class SampleRunner:
         ids = ids if stop is not None and not texts else self.host.stop_ids
         if params.temperature == 0:
             return Sampling(temperature=0.0, max_new_tokens=limit, stop_ids=ids), texts
-        knobs = {"temperature": params.temperature, "top_p": params.top_p, "top_k": max(params.top_k, 0)}
+        knobs: dict[str, Any] = {"temperature": params.temperature, "top_p": params.top_p}
+        knobs["top_k"] = max(params.top_k, 0)
         return Sampling(**knobs, max_new_tokens=limit, stop_ids=ids), texts
 
 

@@ -50,7 +50,7 @@ class NamedWeights:
 
     def list(self, model: str | None = None) -> list[Thing]:
         """Checkpoints that have a name, newest first; those that have expired are deleted."""
-        found = self.store.list("checkpoint", model)
+        found = self.store.things("checkpoint", model)
         for old in filter(_is_over, found):
             self.delete(old)
         self.sweep()
@@ -62,7 +62,7 @@ class NamedWeights:
             self.delete(old)
         self.store.put("checkpoint", path, body, parent=model)
         if not body["is_named"]:
-            unnamed = [one for one in self.store.list("checkpoint", model) if not one.body["is_named"]]
+            unnamed = [one for one in self.store.things("checkpoint", model) if not one.body["is_named"]]
             for one in unnamed[KEPT_UNNAMED:]:
                 self.delete(one)
 
@@ -95,7 +95,7 @@ class NamedWeights:
 
     def _delete_strangers(self) -> None:
         """Deletes files that a killed server wrote and did not record."""
-        things = [*self.store.list("checkpoint"), *self.store.list("model")]
+        things = [*self.store.things("checkpoint"), *self.store.things("model")]
         known = {thing.body.get("file") for thing in things}
         for file in (self.workdir / _HOME).rglob(f"*{SUFFIX}"):
             if str(file.relative_to(self.workdir)) not in known:

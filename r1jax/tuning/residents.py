@@ -34,7 +34,7 @@ class Residents:
         self._seconds: dict[str, float] = {}  # of computing since a model's snapshot
 
     def model(self, id: str) -> Thing:
-        """What is recorded of a model. Raises UserError if there is none."""
+        """A model as it is recorded. Raises UserError if there is none."""
         found = self.store.get("model", id)
         if found is None:
             raise UserError(f"there is no model {id[:100]!r}")

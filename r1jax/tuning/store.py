@@ -1,4 +1,4 @@
-"""What the service must not lose: sessions, models, samplers, checkpoints and requests, in one SQLite file.
+"""Sessions, models, samplers, checkpoints and requests of the service, which it must not lose, in one SQLite file.
 
 A request is recorded before it is acknowledged and found again by its target and number, so that a client that repeats
 one gets the first one's answer, and a server that was killed goes on where it was.
@@ -104,7 +104,7 @@ class Store:
         found = self._do("SELECT id, parent, created, body FROM things WHERE kind = ? AND id = ?", kind, id)
         return _thing(found[0]) if found else None
 
-    def list(self, kind: str, parent: str | None = None) -> list[Thing]:
+    def things(self, kind: str, parent: str | None = None) -> list[Thing]:
         """All things of a kind, of one parent if it is given, newest first."""
         where, values = ("", ()) if parent is None else (" AND parent = ?", (parent,))
         order = " ORDER BY created DESC, id"

@@ -73,13 +73,24 @@ class Server:
 
     def send(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Any:
         """(status, body) of a request; a JSON body is parsed."""
+        status, kind, raw = self._exchange(method, path, body, headers)
+        return status, json.loads(raw) if kind == "application/json" else raw.decode()
+
+    def fetch(self, method: str, path: str, body: Any = None) -> bytes:
+        """The bytes of the answer to a request that must succeed."""
+        status, _, raw = self._exchange(method, path, body, None)
+        assert status == 200, raw
+        return raw
+
+    def _exchange(self, method: str, path: str, body: Any, headers: dict[str, str] | None) -> tuple[int, str, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         raw = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-        connection.request(method, path, raw, {"Content-Type": "application/json", **(headers or {})})
-        answer = connection.getresponse()
-        text = answer.read().decode()
-        connection.close()
-        return answer.status, json.loads(text) if answer.getheader("content-type") == "application/json" else text
+        try:
+            connection.request(method, path, raw, {"Content-Type": "application/json", **(headers or {})})
+            answer = connection.getresponse()
+            return answer.status, answer.getheader("content-type") or "", answer.read()
+        finally:
+            connection.close()
 
     def post(self, path: str, **body: Any) -> dict[str, Any]:
         """The answer to a request that must succeed; `model` is filled in."""
