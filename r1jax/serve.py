@@ -98,7 +98,7 @@ def serve(values: flags.FlagValues) -> None:
         options: dict[str, Any] = {"key": os.environ.get(KEY_VARIABLE, ""), "queue": values.queue}
         bank = None
         if "tinker" in values.api:
-            from r1jax.models.adapter_bank import AdapterBank
+            from r1jax.models.adapters.adapter_bank import AdapterBank
             from r1jax.models.transformer import merge
             from r1jax.tuning.service import TrainingService
             from r1jax.tuning.trainer import Trainer

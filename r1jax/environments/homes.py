@@ -75,7 +75,7 @@ class ThreadHome:
 
 
 class _RemoteHome:
-    """What homes outside of this process share."""
+    """Base of homes outside of this process."""
 
     _seconds: float
 

@@ -104,12 +104,12 @@ def is_json(value: Any) -> bool:
 
 
 def describe_error(error: BaseException) -> str:
-    """What a model is told of an error: its type and message."""
+    """Text of an error for a model: its type and message."""
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def import_place(place: str) -> Any:
-    """What stands at `module:name`."""
+    """The object at `module:name`."""
     module, _, name = place.partition(":")
     found = importlib.import_module(module)
     for part in name.split("."):
@@ -118,7 +118,7 @@ def import_place(place: str) -> Any:
 
 
 def find_maker(place: str) -> Callable[[], Any]:
-    """What makes the environment of a place: `module:name`, `module:function(TEXT)`, or "" for none."""
+    """The maker of the environment of a place: `module:name`, `module:function(TEXT)`, or "" for none."""
     if not place:
         return object
     if place.endswith(")"):

@@ -20,7 +20,7 @@ from r1jax.core.seeds import derive_seed
 from r1jax.core.structs import Completion, Request, Sampling
 from r1jax.eval.score import mean_and_stderr
 from r1jax.rewards.base import Reward, load_rewards, score
-from r1jax.rewards.played import score_played
+from r1jax.rewards.episodes.played import score_played
 
 # Names of measures `eval/NAME/MEASURE`; a reward of one of these names is not measured by it.
 RESERVED = ("pass@1", "greedy", "lenient", "greedy_lenient", "format_rate", "greedy_format_rate", "mean_length")

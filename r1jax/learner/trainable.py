@@ -1,4 +1,4 @@
-"""The trained part of a model: all parameters, or adapters beside a frozen base (models/lora.py).
+"""The trained part of a model: all parameters, or adapters beside a frozen base (models/adapters/lora.py).
 
 A score in place of the output head (models/scores.py) is new, and trained whole beside adapters.
 
@@ -12,8 +12,8 @@ import jax
 
 from r1jax.core.sharding import abstract_array, current_mesh, is_abstract
 from r1jax.learner.step import Frozen, LossFn
+from r1jax.models.adapters.lora import LoRAConfig, adapter_axes, attach_adapters, init_adapters, join_adapters
 from r1jax.models.flops import Work, count_work
-from r1jax.models.lora import LoRAConfig, adapter_axes, attach_adapters, init_adapters, join_adapters
 from r1jax.models.transformer import Params, Transformer, logical_axes, split
 
 WHOLE = ("score",)  # parts of a model that adapters do not stand for

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,6 +12,13 @@ from flax import nnx
 from r1jax.core.sharding import constrain
 from r1jax.models.attention import LLAMA, Context, Style
 from r1jax.models.layers import RMSNorm
+from r1jax.models.layouts import Params, merge
+
+REMAT_POLICIES: dict[str, Any] = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
 
 
 class Block(nnx.Module):
@@ -50,3 +59,14 @@ class Block(nnx.Module):
 def style_of(block: Any) -> Style:
     """The options in which the attention of a block differs from Llama's."""
     return getattr(block.attention, "style", LLAMA)
+
+
+@functools.lru_cache(maxsize=256)
+def run_of(graph: nnx.GraphDef, remat: str) -> Callable:
+    """`run(params, *args)`, one function for all blocks of a structure, so that `jax.jit` of it is traced once."""
+
+    def run(params: Params, *args: Any) -> Any:
+        return merge(graph, params)(*args)
+
+    policy = REMAT_POLICIES[remat]
+    return run if policy is None else jax.checkpoint(run, policy=policy)

@@ -52,7 +52,7 @@ class Work:
 
 def count_work(params: Params, config: Any, adapters: Params | None = None) -> Work:
     """Forward FLOPs of a model, from its config and the shapes of its parameters. adapters: those that are trained
-    beside frozen `params` (models/lora.py). A score (models/scores.py) counts as part of the body, where it is tiny.
+    beside frozen `params` (models/adapters/lora.py). A score (models/scores.py), which is tiny, counts in the body.
     """
     layers = getattr(config, "attention_layers", config.num_layers)
     totals, pair = _count_products(params, config), layers * _pair(config)

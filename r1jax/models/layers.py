@@ -64,8 +64,8 @@ class Linear(nnx.Module):
     """x[B, T, in...] -> [B, T, out...]; `kernel` is [in..., out...], `bias` [out...] or None.
 
     Computed as one plain matrix product: XLA:CPU copies the kernel of an einsum that contracts two axes. `a` [in...,
-    r] and `b` [r, out...]: low-rank adapters beside the kernel (models/lora.py), or None; A B is never formed. `gate`
-    [B, r]: factors of the columns of A for each row, of several adapters in one (models/adapter_bank.py), or None.
+    r] and `b` [r, out...]: low-rank adapters beside the kernel (adapters/lora.py), or None; A B is never formed. `gate`
+    [B, r]: factors of the columns of A for each row, of several adapters in one (adapters/adapter_bank.py), or None.
     """
 
     a: nnx.Param | None = None

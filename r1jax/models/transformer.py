@@ -11,7 +11,6 @@ parameters are a plain nested dict.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -25,8 +24,9 @@ from r1jax.core.errors import UserError
 from r1jax.core.sharding import constrain, join_rows
 from r1jax.models import stacks
 from r1jax.models.attention import Context, mask_bias, segment_mask
+from r1jax.models.block import REMAT_POLICIES as REMAT_POLICIES
 from r1jax.models.block import Block as Block
-from r1jax.models.block import style_of
+from r1jax.models.block import run_of, style_of
 from r1jax.models.cache import Cache, cache_mask, constrain_layers
 from r1jax.models.layers import FLOAT32, Dtypes, Embedding, Head, Keys, RMSNorm
 from r1jax.models.layouts import MakeBlock as MakeBlock
@@ -44,12 +44,6 @@ from r1jax.models.stacks import stack_layer, unstack_layer
 from r1jax.models.windows import count_prefix, mask_ring, mask_window
 
 Group = tuple[int, MakeBlock | Sequence[MakeBlock]]  # number of layers, and their maker or those of a pattern
-
-REMAT_POLICIES: dict[str, Any] = {
-    "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
 
 
 class States(NamedTuple):
@@ -204,7 +198,7 @@ class Transformer(nnx.Module):
         parameters.
         """
         graph, params = split(block)
-        return _run_of(graph, self.remat), params
+        return run_of(graph, self.remat), params
 
     def make_context(
         self,
@@ -382,17 +376,6 @@ class Transformer(nnx.Module):
 
         (x, caches), routers = jax.lax.scan(body, (x, caches), (jnp.arange(count), params, prefixes, experts))
         return x, caches, routers
-
-
-@functools.lru_cache(maxsize=256)
-def _run_of(graph: nnx.GraphDef, remat: str) -> Callable:
-    """`run(params, *args)`, one function for all blocks of a structure, so that `jax.jit` of it is traced once."""
-
-    def run(params: Params, *args: Any) -> Any:
-        return merge(graph, params)(*args)
-
-    policy = REMAT_POLICIES[remat]
-    return run if policy is None else jax.checkpoint(run, policy=policy)
 
 
 def join_routers(routers: Sequence[dict], join: Callable) -> dict[str, jax.Array]:

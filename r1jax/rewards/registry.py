@@ -26,7 +26,7 @@ REWARDS = {
     "code_reward": "r1jax.rewards.code:code_reward",
     "cosine": "r1jax.rewards.lengths:get_cosine_scaled_reward",
     "cosine_scaled_reward": "r1jax.rewards.lengths:get_cosine_scaled_reward",
-    "environment_reward": "r1jax.rewards.environment_reward:environment_reward",
+    "environment_reward": "r1jax.rewards.episodes.environment_reward:environment_reward",
     "format": "r1jax.rewards.tags:format_reward",
     "format_reward": "r1jax.rewards.tags:format_reward",
     "ioi_code": "r1jax.rewards.contests:ioi_code_reward",

@@ -25,7 +25,7 @@ from r1jax.learner.step import Learner
 from r1jax.learner.trainable import Trainable
 from r1jax.learner.value_objective import make_value_loss, make_valuer, summarize_values
 from r1jax.losses.value import estimate_advantages, whiten
-from r1jax.models.lora import LoRAConfig
+from r1jax.models.adapters.lora import LoRAConfig
 from r1jax.models.scores import attach_score
 from r1jax.models.transformer import Params, Transformer
 from r1jax.runs.abstract_model import abstract_model

@@ -26,8 +26,8 @@ from r1jax.core.structs import Completion, Request, Sampling
 from r1jax.environments.contract import Contract, read_contracts
 from r1jax.models.transformer import Params
 from r1jax.rewards.base import Reward, Scores
-from r1jax.rewards.environment_reward import environment_reward
-from r1jax.rewards.played import score_played
+from r1jax.rewards.episodes.environment_reward import environment_reward
+from r1jax.rewards.episodes.played import score_played
 from r1jax.rl.grpo_config import GRPOConfig
 from r1jax.rl.rollout_batch import Groups
 from r1jax.runs.episodes.driver import Driver

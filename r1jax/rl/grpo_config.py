@@ -20,7 +20,7 @@ from r1jax.eval.held_out import EvalConfig
 from r1jax.learner.optimizer import OptimizerConfig
 from r1jax.learner.update_guard import GuardsConfig
 from r1jax.losses.policy import PRESETS, PolicyLossConfig
-from r1jax.models.lora import LoRAConfig
+from r1jax.models.adapters.lora import LoRAConfig
 from r1jax.rl.critic import CriticConfig
 from r1jax.rl.curriculum import CurriculumConfig
 from r1jax.rl.grpo_checks import check_controls, check_critic, check_staleness

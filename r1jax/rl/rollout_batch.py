@@ -25,7 +25,7 @@ class Groups:
 
     @property
     def replies(self) -> list[Any]:
-        """What rewards read: the text of each completion, or the messages of a trajectory."""
+        """Replies as rewards read them: the text of each completion, or the messages of a trajectory."""
         return [
             text if c.sampled is None else [*c.messages] for text, c in zip(self.texts, self.completions, strict=True)
         ]

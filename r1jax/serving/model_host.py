@@ -12,7 +12,7 @@ import numpy as np
 from r1jax.core.errors import UserError
 from r1jax.core.structs import Sampling
 from r1jax.eval.prompting import Prompting
-from r1jax.models.adapter_bank import AdapterBank
+from r1jax.models.adapters.adapter_bank import AdapterBank
 from r1jax.rollout.continuous import ContinuousConfig, ContinuousEngine
 from r1jax.runs.conversation import choose_turns
 from r1jax.runs.likelihood import Likelihood

@@ -10,7 +10,7 @@ from r1jax.data.corpus import CorpusConfig
 from r1jax.learner.optimizer import OptimizerConfig
 from r1jax.learner.supervised import SupervisedConfig
 from r1jax.learner.update_guard import GuardsConfig
-from r1jax.models.lora import LoRAConfig
+from r1jax.models.adapters.lora import LoRAConfig
 from r1jax.runs.model_setup import CheckpointConfig, LogConfig, ModelConfig, check_divides, check_run
 from r1jax.runs.profile import ProfileConfig
 

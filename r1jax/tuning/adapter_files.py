@@ -11,7 +11,7 @@ import numpy as np
 
 from r1jax.core.errors import UserError
 from r1jax.core.tensors.tensor_reader import open_tensors
-from r1jax.models.adapter_bank import AdapterBank
+from r1jax.models.adapters.adapter_bank import AdapterBank
 from r1jax.models.transformer import Params
 from r1jax.weights.safetensors_writer import Spec, write_tensors
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from r1jax.core.sharding import batch_parts, current_layout, in_layout
-from r1jax.models.adapter_bank import AdapterBank
+from r1jax.models.adapters.adapter_bank import AdapterBank
 from r1jax.models.transformer import Params
 
 

@@ -22,7 +22,7 @@ from r1jax.learner.state import TrainState
 from r1jax.learner.step import Frozen, Learner
 from r1jax.losses.logprobs import gather_positions, token_logprobs
 from r1jax.losses.per_token import target_losses
-from r1jax.models.adapter_bank import AdapterBank
+from r1jax.models.adapters.adapter_bank import AdapterBank
 from r1jax.models.transformer import Params, merge
 from r1jax.tuning.datums import ROWS, Datum, make_batch
 

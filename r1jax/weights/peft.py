@@ -2,7 +2,7 @@
 
 A folder of adapters is a MODEL: its tensors are those of the base that `base_model_name_or_path` names, with s B A
 added to every adapted matrix; tensors that were trained whole (`modules_to_save`, biases) replace the base's. A run
-that trained adapters (models/lora.py) is written as such a folder.
+that trained adapters (models/adapters/lora.py) is written as such a folder.
 
 Left out, and refused by name: other methods than LoRA, DoRA, adapters of fused expert tensors, of an embedding that is
 the head too, and initializations that change the base (PiSSA and its kin).

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from r1jax.rewards.base import load_rewards
-from r1jax.rewards.played import score_played
+from r1jax.rewards.episodes.played import score_played
 from tests.runs.episodes.players import make_starts, script_driver
 from tests.runs.episodes.test_conductor import say, write_call
 from tests.text.test_mask_goldens import make_tokenizer

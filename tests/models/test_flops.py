@@ -6,9 +6,9 @@ import jax
 import pytest
 from flax import nnx
 
+from r1jax.models.adapters.lora import LoRAConfig, init_adapters
 from r1jax.models.families import deepseek_v3, llama, qwen3_moe
 from r1jax.models.flops import Work, count_work
-from r1jax.models.lora import LoRAConfig, init_adapters
 from r1jax.models.presets import count_parameters
 from r1jax.models.transformer import split
 

@@ -12,7 +12,7 @@ from typing import Any
 import uvicorn
 
 from r1jax.eval.prompting import Prompting
-from r1jax.models.adapter_bank import AdapterBank
+from r1jax.models.adapters.adapter_bank import AdapterBank
 from r1jax.models.transformer import merge
 from r1jax.rollout.continuous import ContinuousConfig
 from r1jax.runs.sampler import load_sampler

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from r1jax.core.errors import UserError
-from r1jax.models.adapter_bank import AdapterBank
+from r1jax.models.adapters.adapter_bank import AdapterBank
 from r1jax.models.transformer import merge
 from r1jax.runs.sampler import load_sampler
 from r1jax.tuning import messages, residents

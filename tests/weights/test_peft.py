@@ -14,7 +14,7 @@ from r1jax import convert as command
 from r1jax.core.checkpoint import Checkpoints
 from r1jax.core.errors import UserError
 from r1jax.learner.state import TrainState
-from r1jax.models.lora import LoRAConfig, init_adapters
+from r1jax.models.adapters.lora import LoRAConfig, init_adapters
 from r1jax.models.transformer import split
 from r1jax.weights import load_pretrained
 from r1jax.weights.export import convert, describe

@@ -27,7 +27,7 @@ CUT = " […]"
 
 
 class Order(NamedTuple):
-    """What to do with the slot of a trajectory: open or extend it by tokens up to a limit, cut it, or close it."""
+    """An order for the slot of a trajectory: open or extend it by tokens up to a limit, cut it, or close it."""
 
     kind: str
     number: int
@@ -36,7 +36,7 @@ class Order(NamedTuple):
 
 
 class Heard(NamedTuple):
-    """What was sampled for a trajectory."""
+    """Tokens that were sampled for a trajectory."""
 
     number: int
     tokens: tuple[int, ...]
@@ -125,7 +125,7 @@ class Conductor:
         self.workers.ask(self.base + number, operation, *arguments)
 
     def _take(self, number: int, reply: Reply) -> list[Order]:
-        """What follows an answer of an environment."""
+        """Orders that follow an answer of an environment."""
         one = self.trajectories[number]
         if reply.operation == "get_state":
             one.environment = reply.value

@@ -28,7 +28,7 @@ from r1jax.data.training_set import find_pattern, is_finished
 from r1jax.eval.held_out import EvalConfig, evaluate, make_problems
 from r1jax.learner.optimizer import OptimizerConfig
 from r1jax.learner.supervised import SupervisedConfig
-from r1jax.models.lora import LoRAConfig
+from r1jax.models.adapters.lora import LoRAConfig
 from r1jax.rewards.base import load_rewards
 from r1jax.rewards.reader.golds import log_golds
 from r1jax.runs.abstract_model import ASSUMED, Prompts

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax.models.adapter_bank import ALPHA, AdapterBank
-from r1jax.models.lora import LoRAConfig, attach_adapters, join_adapters
+from r1jax.models.adapters.adapter_bank import ALPHA, AdapterBank
+from r1jax.models.adapters.lora import LoRAConfig, attach_adapters, join_adapters
 from r1jax.models.transformer import Transformer, merge, split
 from tests.models import toy
 

@@ -12,9 +12,9 @@ import pytest
 from flax import nnx
 
 from r1jax.core.errors import UserError
+from r1jax.models.adapters.lora import LoRAConfig, adapter_axes, attach_adapters, init_adapters, join_adapters
 from r1jax.models.families import deepseek_v3, llama
 from r1jax.models.flops import count_work
-from r1jax.models.lora import LoRAConfig, adapter_axes, attach_adapters, init_adapters, join_adapters
 from r1jax.models.mtp import predict_ahead
 from r1jax.models.transformer import Params, merge, split, stack, unstack
 from tests.models import toy

@@ -22,7 +22,7 @@ import numpy as np
 from flax import nnx
 
 from r1jax.core.errors import UserError
-from r1jax.models.lora import LoRAConfig, find_targets, pair_axes, put
+from r1jax.models.adapters.lora import LoRAConfig, find_targets, pair_axes, put
 from r1jax.models.transformer import Params, Transformer, merge, split
 
 ALPHA = 32.0  # scale of an adapter: ALPHA / rank
