@@ -112,12 +112,11 @@ class Trajectory:
             tuple(self.tokens),
             tuple(self.logprobs),
             self.reason or "fault",
-            None,
-            tuple(self.sampled),
-            tuple(self.messages),
-            None if self.prompt is self.start.prompt else self.prompt,
-            self.environment,
-            self.payment,
+            sampled=tuple(self.sampled),
+            messages=tuple(self.messages),
+            prompt=None if self.prompt is self.start.prompt else self.prompt,
+            environment=self.environment,
+            payment=self.payment,
         )
         told = {name: dict(getattr(self, name)) for name in ("calls", "failures", "events")}
         return Episode(self.prompt_tokens, completion, self.turns, **told, seconds=self.seconds)
