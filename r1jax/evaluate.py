@@ -22,6 +22,9 @@ A workdir, and a folder exported from one, carry how the run asked its model. By
 sampling and grading are those of the run, and flags win; another --template asks without them. The defaults are then
 DeepSeek's protocol, temperature 0.6 and top-p 0.95; it uses --num_samples 64 (AIME, GPQA) and 16 (MATH), and
 --max_new_tokens 32768.
+
+With --environment or --tools problems are answered in conversations (docs/environments.md); the answer is the last
+message of the model.
 """
 
 import logging
@@ -34,7 +37,13 @@ from absl import flags
 
 from r1jax.core.commands import run_command
 from r1jax.core.errors import UserError
-from r1jax.generate import choose_sampling, define_device_flags, define_run_flags
+from r1jax.generate import (
+    choose_player,
+    choose_sampling,
+    define_device_flags,
+    define_environment_flags,
+    define_run_flags,
+)
 
 log = logging.getLogger("r1jax.evaluate")  # not __main__, whose messages are not shown
 
@@ -61,6 +70,7 @@ def define_flags() -> flags.FlagValues:
     integer("limit", 0, "Use only the first N problems of each benchmark. Default: 0, all.", flag_values=values)
     integer("seed", 0, "Sampling seed; results do not depend on the batch size. Default: 0.", flag_values=values)
     integer("batch_size", 32, "Completions sampled at once; memory grows with it. Default: 32.", flag_values=values)
+    define_environment_flags(values)
     define_device_flags(values)
     return values
 
@@ -130,7 +140,7 @@ def _measure_model(values: flags.FlagValues) -> None:
         if prompting:
             log.info("asking as the run did: %s (another --template asks without)", prompting.describe())
         sampler = load_sampler(values.model, dtype=values.dtype, slots=values.batch_size, stop_ids=stop_ids)
-        scores, rows = measure(sampler, problems, config, prompting)
+        scores, rows = measure(sampler, problems, config, prompting, choose_player(values, sampler, config))
         if values.output:
             write_scores(values.output, values.model, scores, rows)
     show_scores(scores)

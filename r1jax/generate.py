@@ -11,7 +11,9 @@ otherwise.
 The output has one row per input row, in the same order: all its fields, and `completions`, `completion_tokens`,
 `logprobs` (one per token, of the distribution after temperature and before top-k and top-p) and `finish_reasons`
 (`stop` or `length`), one of each per sample. Run the same command again to continue an interrupted one: complete rows
-are kept.
+are kept. With --environment or --tools a completion is a conversation (docs/environments.md): its tokens are all behind
+the prompt, and `completion_messages`, `completion_sampled` (1 for a token that was sampled) and `environment_rewards`
+come besides.
 """
 
 import dataclasses
@@ -62,8 +64,38 @@ def define_flags() -> flags.FlagValues:
     integer("batch_size", 64, "Completions sampled at once; memory grows with it. Default: 64.", flag_values=values)
     text = " Default: none, a text goes to the model as it is."
     string("template", None, TEMPLATE_HELP + text, flag_values=values)
+    define_environment_flags(values)
     define_device_flags(values)
     return values
+
+
+def define_environment_flags(values: flags.FlagValues) -> None:
+    """Flags of conversations with an environment."""
+    string = flags.DEFINE_string
+    text = "Environment that answers replies: a registered name, module:Class, or a JSON object of several by name."
+    string("environment", None, text, flag_values=values)
+    string(
+        "tools", None, "Plain functions as tools, separated by commas: calculate, module:function.", flag_values=values
+    )
+    string("episode", None, 'Keys of config.episode as a JSON object: {"max_turns": 4}.', flag_values=values)
+
+
+def choose_player(values: flags.FlagValues, sampler: Any, config: Any) -> Any:
+    """The maker of trajectories from rows that the flags ask for; None without environment and tools."""
+    from r1jax.runs.episodes.player import Player, read_environment, read_episode
+
+    environment, tools = read_environment(values.environment), [t for t in (values.tools or "").split(",") if t]
+    if not (environment or tools):
+        if values.episode:
+            raise UserError("--episode needs --environment or --tools")
+        return None
+    episode = read_episode(values.episode)
+
+    def make(rows: Sequence[Any]) -> Player:
+        asked = [(row.columns["prompt"], row.columns) for row in rows]
+        return Player(sampler, asked, config, episode, environment=environment, tools=tools)
+
+    return make
 
 
 def define_run_flags(values: flags.FlagValues, defaults: Mapping[str, Any], unit: str) -> None:
@@ -112,13 +144,18 @@ def generate(values: flags.FlagValues) -> None:
         raise UserError(f"--prompts={values.prompts} holds no rows")
     model = {"model": values.model, "model_digest": identify_model(values.model), "dtype": values.dtype}
     model["template"] = prompting.to_text() if prompting else ""
+    played = {name: values[name].value for name in ("environment", "tools", "episode") if values[name].value}
+    model |= played
     check_output(pathlib.Path(values.output), {**model, **dataclasses.asdict(config)})
     with place_sampler(values.mesh):
         if not prompting and any(isinstance(row.columns.get("prompt"), str) for row in rows):
             _note_template(values.model)
         stop_ids = prompting.stop_ids if prompting else ()
         sampler = load_sampler(values.model, dtype=values.dtype, slots=values.batch_size, stop_ids=stop_ids)
-        generate_file(sampler, rows, values.output, config, model=model, wrap=prompting.wrap if prompting else None)
+        wrap, play = prompting.wrap if prompting else None, choose_player(values, sampler, config)
+        if play and (lacking := next((row.place for row in rows if "prompt" not in row.columns), None)):
+            raise UserError(f"{lacking}: a row needs prompt where there is an environment")
+        generate_file(sampler, rows, values.output, config, model=model, wrap=wrap, play=play)
 
 
 def choose_sampling(values: flags.FlagValues, names: Sequence[str], prompting: "Prompting | None") -> dict[str, Any]:

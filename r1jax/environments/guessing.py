@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
+from typing import Any
 
 _NUMBER = re.compile(r"-?\d+")
 WORDS = """about above apple beach black bread brown chair clean clock cloud dance dream drink earth field flame floor
@@ -81,6 +83,11 @@ class WordGame:
     def get_reward(self) -> float:
         """1 for a word found, else up to 0.5 for letters in their place."""
         return 1.0 if self.won else 0.5 * self.best / len(self.word)
+
+
+def won_reward(environments: Sequence[Any], **columns: object) -> list[float]:
+    """1 for each game that was won, else 0."""
+    return [float(environment.won) for environment in environments]
 
 
 def mark_letters(guess: str, word: str) -> str:

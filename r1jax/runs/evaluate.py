@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from r1jax.core import console, distributed
@@ -24,6 +24,7 @@ from r1jax.eval.prompting import Prompting
 from r1jax.eval.report import check_page, name_subject, write_page
 from r1jax.eval.reward_grading import make_grader
 from r1jax.eval.score import Answered, score
+from r1jax.rewards.completions import read_text
 from r1jax.runs.generate import SHOW_SECONDS, Generation, encode_rows, sample_prompts
 from r1jax.runs.sampler import Sampler
 
@@ -31,8 +32,15 @@ Scores = dict[str, Any]
 SHOWN = ("pass@1", "pass@k", "cons@k", "lenient_pass@1", "format_rate", "truncated")
 
 
-def answer_problems(sampler: Sampler, problems: Sequence[Problem], config: Generation) -> list[Answered]:
-    """`num_samples` completions of the model for every problem."""
+Play = Callable[[Sequence[SourceRow]], Any]
+
+
+def answer_problems(
+    sampler: Sampler, problems: Sequence[Problem], config: Generation, play: Play | None = None
+) -> list[Answered]:
+    """`num_samples` completions of the model for every problem. play: as of `generate_file`; of a trajectory the last
+    message of the assistant is the answer.
+    """
     agree_on_data((problem.prompt, problem.gold) for problem in problems)
     prompts = encode_rows([SourceRow(problem.place, {"prompt": problem.prompt}) for problem in problems], sampler)
     done = 0
@@ -43,13 +51,20 @@ def answer_problems(sampler: Sampler, problems: Sequence[Problem], config: Gener
             done += 1
             progress.update(done, {})
 
-        found = sample_prompts(sampler, prompts, config, few_shapes=True, on_row=show)
+        if play is None:
+            found = sample_prompts(sampler, prompts, config, few_shapes=True, on_row=show)
+        else:
+            rows = [SourceRow(one.place, {**(one.columns or {}), "prompt": one.prompt}) for one in problems]
+            player = play(rows)
+            found = []
+            for first in range(0, len(rows), player.size):
+                found += player.sample(range(len(rows))[first : first + player.size], show)
     return [
         Answered(
             problem.prompt,
             problem.gold,
-            [sampler.decode(c.tokens) for c in completions],
-            [len(c.tokens) for c in completions],
+            [sampler.decode(c.tokens) if c.sampled is None else read_text(c.messages) for c in completions],
+            [c.length for c in completions],
             [c.finish_reason for c in completions],
             problem.columns,
             [c.tokens for c in completions],
@@ -110,13 +125,17 @@ def ask_rewards(samples: pathlib.Path, names: Sequence[str], output: pathlib.Pat
 
 
 def measure(
-    sampler: Sampler, problems: Mapping[str, Sequence[Problem]], config: Generation, prompting: Prompting | None = None
+    sampler: Sampler,
+    problems: Mapping[str, Sequence[Problem]],
+    config: Generation,
+    prompting: Prompting | None = None,
+    play: Play | None = None,
 ) -> tuple[Scores, list[dict[str, Any]]]:
     """Answers the problems of all benchmarks and scores the answers: scores by benchmark, and rows for samples.jsonl.
 
     prompting: how the problems are put; its grading decides, if it has one.
     """
-    answered = {name: answer_problems(sampler, found, config) for name, found in problems.items()}
+    answered = {name: answer_problems(sampler, found, config, play) for name, found in problems.items()}
     return score_benchmarks(answered, prompting=prompting)
 
 

@@ -37,6 +37,7 @@ from r1jax.text.message_forms import is_parts
 log = logging.getLogger(__name__)
 
 RESULTS = ("completions", "completion_tokens", "logprobs", "finish_reasons")
+PLAYED = ("completion_messages", "completion_sampled", "environment_rewards")  # of trajectories, besides
 WINDOW = 16  # requests per engine call, in multiples of the slots: at the end of a window some slots are idle
 SHOW_SECONDS = 10.0
 MOST_SAMPLES = 1_000_000  # of a row: they are in memory until the row is complete
@@ -78,18 +79,21 @@ def generate_file(
     *,
     model: Mapping[str, str] | None = None,
     wrap: Callable[[Any], Any] | None = None,
+    play: Callable[[Sequence[SourceRow]], Any] | None = None,
 ) -> dict[str, float]:
     """Completes every row into `output`, keeping rows that it already has. Returns counts of the work done.
 
     model: the model's settings, written beside the output with the sampling settings: `model` (its name),
-    `model_digest` (weights/identity.py), and `dtype`. wrap: from a row's prompt to the one that the
-    model gets. Raises UserError for a row without a usable prompt, and for an
-    output that this function did not write, or wrote with other settings.
+    `model_digest` (weights/identity.py), and `dtype`. wrap: from a row's prompt to the one that the model gets. play:
+    from the rows to what samples them in place of `Windows` (episodes/player.py). Raises UserError for a row without a
+    usable prompt, and for an output that this function did not write, or wrote with other settings.
     """
-    prompts = encode_rows([_wrap(row, wrap) for row in rows] if wrap else rows, sampler)
+    asked = [_wrap(row, wrap) for row in rows] if wrap else rows
+    prompts = encode_rows(asked, sampler)
     note_length(prompts, config.max_new_tokens, sampler)
+    windows = Windows(sampler, prompts, config) if play is None else play(asked)
     with open_output(output, rows, config, model=model) as journal:
-        counts = _fill(sampler, rows, prompts, share_todo(journal, len(rows)), journal, config)
+        counts = _fill(sampler, rows, windows, share_todo(journal, len(rows)), journal)
     distributed.wait("the output is complete")
     log.info(
         "%s: %d rows, %d completions and %d tokens in %.1f s, %.0f tokens/s",
@@ -264,12 +268,11 @@ def _wrap(row: SourceRow, wrap: Callable[[Any], Any]) -> SourceRow:
 def _fill(
     sampler: Sampler,
     rows: Sequence[SourceRow],
-    prompts: Sequence[tuple[int, ...]],
+    windows: Any,
     todo: Sequence[int],
     journal: Journal | None,
-    config: Generation,
 ) -> dict[str, float]:
-    """Completes the rows of `todo`."""
+    """Completes the rows of `todo`. windows: a `Windows`, or a player of trajectories."""
     begin = time.perf_counter()
     counts = {"rows": 0, "completions": 0, "tokens": 0}
     kept = len(rows) - len(todo)
@@ -278,12 +281,11 @@ def _fill(
         def write(number: int, completions: list[Completion]) -> None:
             if journal:
                 journal.put(number, make_row(rows[number].columns, completions, sampler))
-            for name, more in zip(counts, (1, len(completions), sum(len(c.tokens) for c in completions)), strict=True):
+            for name, more in zip(counts, (1, len(completions), sum(c.length for c in completions)), strict=True):
                 counts[name] += more
             speed = counts["tokens"] / (time.perf_counter() - begin)
             progress.update(kept + counts["rows"], {"rollout/tokens_per_second": speed})
 
-        windows = Windows(sampler, prompts, config)
         for first in range(0, len(todo), windows.size):  # none is kept in memory once it is written
             windows.sample(todo[first : first + windows.size], write)
     seconds = time.perf_counter() - begin
@@ -319,11 +321,22 @@ def make_row(columns: Mapping[str, Any], completions: Sequence[Completion], samp
         "completion_tokens": [list(c.tokens) for c in completions],
         "logprobs": [[float(f"{value:.8g}") for value in c.logprobs] for c in completions],
         "finish_reasons": [c.finish_reason for c in completions],
+        **(_describe_played(completions) if completions[0].sampled is not None else {}),
     }
 
 
+def _describe_played(completions: Sequence[Completion]) -> dict[str, Any]:
+    """Columns of trajectories: messages, which tokens were sampled, and the environment's own reward."""
+    values = (
+        [[*c.messages] for c in completions],
+        [[int(each) for each in c.sampled or ()] for c in completions],
+        [c.payment for c in completions],
+    )
+    return dict(zip(PLAYED, values, strict=True))
+
+
 def _input(columns: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in columns.items() if name not in RESULTS}
+    return {name: value for name, value in columns.items() if name not in (*RESULTS, *PLAYED)}
 
 
 def _identify(columns: Mapping[str, Any]) -> str:
