@@ -32,6 +32,7 @@ from r1jax.core.interrupts import Interrupts
 from r1jax.core.locks import hold_lock
 from r1jax.core.metrics import METRICS_FILE, MetricsWriter, Row, read_rows
 from r1jax.core.startup import voice
+from r1jax.core.startup.heap import give_back
 from r1jax.core.watchdog import Watchdog, beat
 from r1jax.eval.report import write_report
 from r1jax.learner.step import measure_norm
@@ -265,6 +266,7 @@ class _Saves:
             facts[PENDING] = self.row
         self.checkpoints.save(step, self.stage.state, self._metadata | facts, kept=kept)
         self.saved, self._time, self.interrupts.unsaved = step, time.monotonic(), False
+        give_back()
         beat()
 
     @contextlib.contextmanager

@@ -35,3 +35,20 @@ def test_threads_share_one_arena(limit: str | None) -> None:
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, env=environment, check=True)
     arenas = sum(line.startswith("Arena ") for line in done.stderr.splitlines())
     assert done.stdout.strip() == str(limit is None) and arenas == (1 if limit is None else 3)
+
+
+def test_free_pages_go_back():
+    program = """
+import ctypes, psutil
+from r1jax.core.startup.heap import give_back
+ctypes.CDLL(None).mallopt(-3, 1 << 30)  # no block has a mapping of its own, which its end would free
+ctypes.CDLL(None).mallopt(-1, 1 << 30)  # nor does the end of the heap move down by itself
+held = [b"x" * 50_000 for _ in range(2000)]
+kept = b"x" * 50_000
+del held
+before = psutil.Process().memory_info().rss
+give_back()
+print(before - psutil.Process().memory_info().rss)
+"""
+    freed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert int(freed) > 50e6
