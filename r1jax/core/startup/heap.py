@@ -1,8 +1,8 @@
 """One arena of the C library's heap for all threads of a long run, and its free pages given back.
 
 glibc gives new threads arenas of their own in turn. Each save starts some thirty threads, which leave holes in all of
-them: resident memory of a small run grew by 0.2 MB a save. In one arena the holes are filled again, but its end moves up
-while the memory in use stays the same (by 1.7 MB a minute at 180 steps a minute), so a save gives free pages back.
+them: resident memory of a small run grew by 0.2 MB a save. In one arena the holes are filled again, but its end moves
+up while the memory in use stays the same (by 1.7 MB a minute at 180 steps a minute), so a save gives free pages back.
 """
 
 import ctypes
