@@ -236,7 +236,7 @@ def get_config(arg: str = "") -> ConfigDict:
             name = init = "rl_rules"
             rules = {**RULES, "language_consistency_reward": language}
             stages[name] = make.reinforce(name, "Dev4", "sft_2", rules, temperature=size["temperature"])
-            last["harmless"] = dict(
+            last["harmless"] = dict(  # the paper trains another model for it; here one scores both
                 function="reward_model",
                 name="harmless",
                 weight=0.3,
@@ -247,6 +247,8 @@ def get_config(arg: str = "") -> ConfigDict:
     stages["rl_all"] = make.reinforce(
         "rl_all", "R1", init, last, problems="all_domains", temperature=size["temperature"]
     )
+    if init == "rl_rules":
+        stages["rl_all"].steps = size["reinforced"]["rl_all"] - size["reinforced"]["rl_rules"]
     # The paper's comparison on a smaller model, all of it measured alike.
     student = add_student(stages, make, args.size)
     teacher = "zero" if args.recipe == "distill" else "rl_all"

@@ -8,7 +8,7 @@ difference the model's scores must exceed. Of up to 50 held-out pairs accuracy a
 after; `calibration.json` in the workdir has the tenths.
 
 The first command needs no file: SmolLM2-135M-Instruct learns from 300 pairs to prefer a worked conversion of units to a
-guess. Expected: held-out `eval/accuracy` above 0.95 within the run's 20 steps.
+guess, in 20 steps; held-out `eval/accuracy` tells how far it came.
 
 The result is a MODEL that scores and writes nothing: a reward of GRPO, `rewards.reward_model = {"model": "runs/mine"}`
 (docs/preferences.md), and after `python -m r1jax.convert` a folder for transformers'
