@@ -172,6 +172,8 @@ def write_adapters(adapted: Adapted, folder: pathlib.Path | None) -> dict[str, S
     write); returns the tensors' shapes.
     """
     rank, alpha = adapted.rank, adapted.alpha
+    if part := next((name for name in adapted.adapted if "#" in name), None):
+        raise UserError(f"{part}: the files hold this as a part of one tensor, to which peft's adapters belong whole")
     names = {name: f"{_PREFIX}{name.removesuffix('.weight')}.lora_{{}}.weight" for name in adapted.adapted}
     parts = {theirs.format(part): (name, part) for name, theirs in names.items() for part in "AB"}
     shapes = {name: adapted.shape(name) for name in names}

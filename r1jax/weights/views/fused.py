@@ -35,7 +35,9 @@ class Parts:
         )
 
     def __contains__(self, name: str) -> bool:
-        return name.partition("#")[0] in self._source
+        stem, _, part = name.partition("#")
+        rule = find_rule(name, self._rules)
+        return stem in self._source and (rule is None or part in rule.sizes)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor or of a part; where the whole has another size than its parts, that of the whole."""
