@@ -248,7 +248,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "rl_all", "R1", init, last, problems="all_domains", temperature=size["temperature"]
     )
     if init == "rl_rules":
-        stages["rl_all"].steps = size["reinforced"]["rl_all"] - size["reinforced"]["rl_rules"]
+        stages["rl_all"]["steps"] = size["reinforced"]["rl_all"] - size["reinforced"]["rl_rules"]
     # The paper's comparison on a smaller model, all of it measured alike.
     student = add_student(stages, make, args.size)
     teacher = "zero" if args.recipe == "distill" else "rl_all"

@@ -95,7 +95,7 @@ def find_step_costs(settings: Any, programs: Mapping[str, Compiled], topology: T
     counts, tokens = counted
     if any(name in counts and math.isnan(program.bound_seconds) for name, program in programs.items()):
         return None
-    if not counts.keys() <= programs.keys() | {"prefix", "grow", "logprobs", "weights", "collect"}:
+    if not counts.keys() <= programs.keys() | {"prefix", "grow", "shrink", "logprobs", "weights", "collect"}:
         return None  # only some programs were asked for
     phases = []
     for phase, names in PHASES.items():

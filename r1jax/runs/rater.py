@@ -130,8 +130,13 @@ class Scorer:
 
 
 def list_scorer_programs(config: ModelConfig, name: str, length: int) -> list[Program]:
-    """The program of a reward model beside a run with this `model` section, for texts of so many tokens."""
-    model = abstract_model(_name(config, name))
+    """The program of a reward model beside a run with this `model` section, for texts of so many tokens; none for a
+    model that a pipeline has yet to train.
+    """
+    try:
+        model = abstract_model(_name(config, name))
+    except UserError:
+        return []
     graph, params = split(model)
     return [Scorer(graph, params).program(length, count_work(params, model.config)).rename("reward_model.score")]
 

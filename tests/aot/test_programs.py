@@ -160,7 +160,8 @@ def test_a_pipeline_has_programs_that_stages_share_once() -> None:
     with use_mesh(make_mesh(settings.mesh)):
         names = [program.name for program in list_programs(settings)]
     updates, rolls = ["accumulate", "apply"], ["prefill", "insert", "decode", "collect"]
-    sampled = [*rolls, "grow"]  # their caches grow, those of zero do not
+    sampled = [*rolls, "grow", "shrink"]  # their caches grow, those of zero do not
+    rolls.append("shrink")
     expected = {
         "zero": [
             *updates,

@@ -506,5 +506,5 @@ def test_all_judge_rows_by_themselves_but_those_that_see_others_or_ask_a_model(n
         arguments["get_soft_overlong_punishment"] = dict(max_completion_len=9, soft_punish_cache=4)
         arguments["get_reward_model"] = dict(model="runs/rm")
         made = function(**arguments.get(function.__name__, {}))
-    whole = {"len_reward", "judge_reward", "reward_model", "self_rank_reward"}
+    whole = {"environment_reward", "len_reward", "judge_reward", "reward_model", "self_rank_reward"}
     assert getattr(made, "by_row", False) == (made.__name__ not in whole)

@@ -43,7 +43,7 @@ from tests.stages.runs import CONFIG, read_settings
             "config.rollout.max_new_tokens_schedule must be (step, value) pairs by rising steps",
         ),
         ({"rollout.temperature_schedule": "((1, 0.0),)"}, "config.rollout.temperature_schedule must be positive"),
-        ({"loss": '{"preset": "ppo"}'}, "config.loss.preset must be one of"),
+        ({"loss": '{"preset": "trpo"}'}, "config.loss.preset must be one of"),
         (
             {"loss.importance_correction": "tokens"},
             "config.loss.importance_correction must be one of 'none', 'token_truncate'",
