@@ -40,6 +40,7 @@ def test_no_token_is_older_than_allowed(tiny_model: pathlib.Path, tmp_path: path
     assert len({sample["prompt"] for sample in samples}) == 24
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_ends_with_the_same_bits(tiny_model: pathlib.Path, tmp_path: pathlib.Path):
     """Killed in step 5, when the newest checkpoint is that of step 3, in which unfinished completions are kept."""
     flags = [f"--config.{key.replace('__', '.')}={value}" for key, value in LIVE.items()]

@@ -82,6 +82,7 @@ def test_stopped_and_started_again_it_ends_bit_for_bit_the_same(
     assert_same_run(tmp_path / "run", finished[stage])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [*STAGES, pytest.param("kto", marks=pytest.mark.slow)])
 def test_eight_devices_and_small_micro_batches_take_the_same_steps(
     stage: str, finished: dict[str, pathlib.Path], tiny_model: pathlib.Path, tmp_path: pathlib.Path
@@ -109,6 +110,7 @@ def test_every_method_learns(method: str, tiny_model: pathlib.Path, tmp_path: pa
     assert (tmp_path / REFERENCES).exists() == (method not in ("orpo", "simpo"))
 
 
+@pytest.mark.slow
 def test_the_base_under_adapters_is_the_reference(tiny_model: pathlib.Path, tmp_path: pathlib.Path) -> None:
     changes = {"lora__rank": 4, "optimizer__learning_rate": 1e-2, "steps": 4}
     kept = train(tmp_path / "kept", tiny_model, "dpo", **changes)
