@@ -118,6 +118,10 @@ class Scores:
     calls: list[dict[str, Any]] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
 
+    def by_group(self, group_size: int) -> np.ndarray:
+        """Totals [P, G] of groups of that size, NaN for completions that are out of the loss."""
+        return np.where(self.out_of_loss, np.nan, self.total).reshape(-1, group_size)
+
 
 def load_rewards(
     spec: Mapping[str, Any], *, generate: Generate | None = None, rate: Rate | None = None

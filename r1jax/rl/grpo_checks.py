@@ -80,7 +80,6 @@ def check_controls(settings: GRPOConfig) -> None:
         check_divides(
             "reference.every_updates", reference.every_updates, "train.updates_per_step", train.updates_per_step
         )
-    check("curriculum.skip", settings.curriculum.skip, 0 <= settings.curriculum.skip <= 1, "must be from 0 to 1")
 
 
 def check_staleness(settings: GRPOConfig) -> None:
@@ -115,3 +114,14 @@ def check_critic(settings: GRPOConfig) -> None:
     check("reference.every_updates", moves, not (ppo and moves), "must be 0 with a critic")
     rounds, rule = settings.dynamic_sampling.max_rounds, "must be 1 with a critic, which needs no spread"
     check("dynamic_sampling.max_rounds", rounds, not ppo or rounds == 1, rule)
+
+
+def check_environment(settings: GRPOConfig) -> None:
+    """Checks what goes with an environment."""
+    if not settings.has_environment:
+        return
+    settings.episode.check_episode()
+    check("train.replay_experts", True, not settings.train.replay_experts, "must be false with an environment")
+    critic, stale = settings.loss.baseline, settings.rollout.max_staleness
+    check("loss.baseline", critic, critic != "critic", "must not be 'critic' with an environment")
+    check("rollout.max_staleness", stale, not stale, "must be 0 with an environment")

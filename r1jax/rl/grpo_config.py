@@ -23,7 +23,7 @@ from r1jax.losses.policy import PRESETS, PolicyLossConfig
 from r1jax.models.adapters.lora import LoRAConfig
 from r1jax.rl.critic import CriticConfig
 from r1jax.rl.curriculum import CurriculumConfig
-from r1jax.rl.grpo_checks import check_controls, check_critic, check_staleness
+from r1jax.rl.grpo_checks import check_controls, check_critic, check_environment, check_staleness
 from r1jax.rl.policy_judge import JudgeConfig
 from r1jax.rollout.layout import AUTO, SAME, read_sizes
 from r1jax.runs.model_setup import CheckpointConfig, LogConfig, ModelConfig, check, check_divides, check_run
@@ -330,11 +330,5 @@ def check_settings(settings: GRPOConfig) -> None:
     check_controls(settings)
     check_staleness(settings)
     check_critic(settings)
-    if settings.has_environment:
-        settings.episode.check_episode()
-        check("train.replay_experts", True, not train.replay_experts, "must be false with an environment")
-        critic = settings.loss.baseline
-        check("loss.baseline", critic, critic != "critic", "must not be 'critic' with an environment")
-        stale = settings.rollout.max_staleness
-        check("rollout.max_staleness", stale, not stale, "must be 0 with an environment")
+    check_environment(settings)
     check("rewards", settings.rewards, bool(settings.rewards), "must name a reward")

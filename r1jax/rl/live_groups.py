@@ -66,6 +66,7 @@ def choose_groups(groups: Sequence[LiveGroup], count: int, step: int, staleness:
     groups: in the order in which they began.
     """
     chosen = [place for place, group in enumerate(groups) if group.is_complete][:count]
-    left = [group.begun for place, group in enumerate(groups) if place not in set(chosen)]
+    taken = set(chosen)
+    left = [group.begun for place, group in enumerate(groups) if place not in taken]
     in_time = all(begun + staleness >= step + 1 + place // count for place, begun in enumerate(left))
     return chosen if len(chosen) == count and in_time else []

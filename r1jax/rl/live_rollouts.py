@@ -22,7 +22,6 @@ import numpy as np
 from r1jax.core.seeds import derive_seed
 from r1jax.core.startup.voice import activity
 from r1jax.core.structs import Request
-from r1jax.losses.advantage import group_advantages
 from r1jax.models.transformer import Params
 from r1jax.rewards.base import Reward
 from r1jax.rl.curriculum import Curriculum
@@ -65,17 +64,13 @@ class LiveRollouts(Rollouts):
             chosen, idle = self._run(step)
             self.live.unload()
         seconds = time.perf_counter() - begin
-        taken = [self._groups[place] for place in chosen]
-        self._groups = [group for place, group in enumerate(self._groups) if place not in set(chosen)]
+        taken = [self._groups.pop(place) for place in reversed(chosen)][::-1]
         completions = [member.complete(step) for group in taken for member in group.members]
         prompts = [group.members[0].request.tokens for group in taken]
         groups = Groups(
             [group.row for group in taken], prompts, completions, [self.tokenizer.decode(c.tokens) for c in completions]
         )
-        with activity(f"step {step}: scoring {len(groups.texts)} completions"):
-            scores = self._score(groups)
-        rewards_PG = np.where(scores.out_of_loss, np.nan, scores.total).reshape(P, -1)
-        flat = group_advantages(rewards_PG, min_group_std=self.settings.train.min_group_std)[1]
+        scores, flat = self._judge(groups, step)
         found = self._select(groups, scores, flat, step, rounds=1, seconds=seconds)
         return dataclasses.replace(found, metrics=found.metrics | self._describe_ages(groups, seconds * idle))
 

@@ -64,7 +64,7 @@ class Rollouts:
     def draw(self, params: Params, step: int) -> RolloutResult:
         """The groups of a step with their scores."""
         rollout, dynamic_sampling = self.settings.rollout, self.settings.dynamic_sampling
-        P, G = rollout.prompts_per_step, rollout.group_size
+        P = rollout.prompts_per_step
         rounds: list[tuple[Groups, Scores]] = []
         flat = np.zeros(0, bool)
         seconds = 0.0
@@ -72,11 +72,9 @@ class Rollouts:
             begin = time.perf_counter()
             groups = self._sample(params, self.curriculum.take(missing), step, first=len(flat))
             seconds += time.perf_counter() - begin
-            with activity(f"step {step}: scoring {len(groups.texts)} completions"):
-                scores = self._score(groups)
+            scores, is_flat = self._judge(groups, step)
             rounds.append((groups, scores))
-            rewards_PG = np.where(scores.out_of_loss, np.nan, scores.total).reshape(-1, G)
-            flat = np.append(flat, group_advantages(rewards_PG, min_group_std=self.settings.train.min_group_std)[1])
+            flat = np.append(flat, is_flat)
         if self.episodes is not None:
             self.episodes.release()
         groups, scores = join_groups([g for g, _ in rounds]), join_scores([s for _, s in rounds])
@@ -88,6 +86,13 @@ class Rollouts:
 
     def set_state(self, state: Sequence[dict[str, Any]]) -> None:
         """Continues from the state of `get_state`."""
+
+    def _judge(self, groups: Groups, step: int) -> tuple[Scores, np.ndarray]:
+        """Scores of groups, and whether the rewards of each prompt have no spread [P]."""
+        with activity(f"step {step}: scoring {len(groups.texts)} completions"):
+            scores = self._score(groups)
+        rewards_PG = scores.by_group(self.settings.rollout.group_size)
+        return scores, group_advantages(rewards_PG, min_group_std=self.settings.train.min_group_std)[1]
 
     def _select(
         self, groups: Groups, scores: Scores, flat: np.ndarray, step: int, *, rounds: int, seconds: float

@@ -12,7 +12,7 @@ from flax import nnx
 from r1jax.models.cache import Cache, constrain_layers
 from r1jax.models.transformer import Params, merge
 from r1jax.rollout.sampling import SamplingArrays, sample_next
-from r1jax.rollout.slots import constrain_fields
+from r1jax.rollout.slots import constrain_fields, idle_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,21 +66,9 @@ class Rows:
 
 def init_rows(graph: nnx.GraphDef, config: ContinuousConfig, params: Params) -> Rows:
     """All slots free."""
-    B = config.slots
-    zeros = lambda dtype=jnp.int32: jnp.zeros((B,), dtype)
-    return _constrain(
-        Rows(
-            layers=merge(graph, params).init_cache(B, config.columns, config.chunk + config.burst).layers,
-            token=zeros(),
-            length=zeros(),
-            done=zeros(),
-            limit=zeros(),
-            active=zeros(bool),
-            seed=zeros(jnp.uint32),
-            stop=jnp.full((B, config.max_stop_ids), -1, jnp.int32),
-            knobs=SamplingArrays.idle(B),
-        )
-    )
+    B, room = config.slots, config.chunk + config.burst
+    layers = merge(graph, params).init_cache(B, config.columns, room).layers
+    return _constrain(Rows(layers=layers, length=jnp.zeros((B,), jnp.int32), **idle_fields(B, config.max_stop_ids)))
 
 
 def _constrain(rows: Rows) -> Rows:
@@ -99,9 +87,23 @@ def start_rows(rows: Rows, at: jax.Array, numbers: jax.Array, stop: jax.Array, k
 
 def copy_rows(rows: Rows, source: jax.Array, at: jax.Array) -> Rows:
     """Writes the cache of the slots `source` [P] into the slots `at` [P] (out of range: none)."""
-    axis = lambda x: x.ndim - 4  # scanned layers carry a leading layer axis
-    put = lambda x: x.at[(*[slice(None)] * axis(x), at)].set(jnp.take(x, source, axis=axis(x)), mode="drop")
-    return _constrain(dataclasses.replace(rows, layers=jax.tree.map(put, rows.layers)))
+    return _constrain(dataclasses.replace(rows, layers=_put(rows.layers, at, _take(rows.layers, source))))
+
+
+def _take(layers: Any, at: jax.Array) -> Any:
+    """The rows `at` [P] of all layers; out of range: any row."""
+    return jax.tree.map(lambda x: jnp.take(x, at, axis=_row_axis(x), mode="clip"), layers)
+
+
+def _put(layers: Any, at: jax.Array, new: Any) -> Any:
+    """The layers with the rows `at` [P] (out of range: none) replaced."""
+    put = lambda x, row: x.at[(*[slice(None)] * _row_axis(x), at)].set(row, mode="drop")
+    return jax.tree.map(put, layers, new)
+
+
+def _row_axis(x: jax.Array) -> int:
+    """The axis of rows of a layer's array; scanned layers carry a leading layer axis."""
+    return x.ndim - 4
 
 
 def stop_row(rows: Rows, slot: jax.Array) -> Rows:
@@ -123,10 +125,7 @@ def feed_rows(
     Where all slots are fed, row and slot have one number, and no row moves between devices.
     """
     is_whole = tokens_PT.shape[0] == config.slots
-    row_axis = lambda x: x.ndim - 4  # scanned layers carry a leading layer axis
-    take = lambda x: jnp.take(x, at, axis=row_axis(x), mode="clip")
-    put = lambda x, new: x.at[(*[slice(None)] * row_axis(x), at)].set(new, mode="drop")
-    layers = rows.layers if is_whole else jax.tree.map(take, rows.layers)
+    layers = rows.layers if is_whole else _take(rows.layers, at)
     positions_PT = first_P[:, None] + jnp.arange(tokens_PT.shape[1])
     cache = _make_cache(config, layers, first_P)
     model = merge(graph, params)
@@ -134,7 +133,7 @@ def feed_rows(
     tokens_PT = jnp.maximum(tokens_PT, 0) if told else tokens_PT
     fed = model.hidden(tokens_PT, positions=positions_PT, cache=cache, **told).cache
     assert fed is not None
-    layers = fed.layers if is_whole else jax.tree.map(put, rows.layers, fed.layers)
+    layers = fed.layers if is_whole else _put(rows.layers, at, fed.layers)
     return _constrain(dataclasses.replace(rows, layers=layers))
 
 

@@ -122,23 +122,30 @@ def init_slots(config: EngineConfig, cache: Cache, routing: tuple[int, int], *, 
     B, R = config.slots, config.max_new_tokens
     first = jnp.int32(config.prompt_columns)
     cache = dataclasses.replace(cache, column=first, clock=None if cache.clock is None else first)
-    zeros = lambda dtype=jnp.int32: jnp.zeros((B,), dtype)
     return constrain_slots(
         Slots(
             cache=cache,
-            token=zeros(),
-            position=zeros(),
-            done=zeros(),
-            limit=zeros(),
-            active=zeros(bool),
-            seed=zeros(jnp.uint32),
-            stop=jnp.full((B, config.max_stop_ids), -1, jnp.int32),
-            knobs=SamplingArrays.idle(B),
+            position=jnp.zeros((B,), jnp.int32),
+            **idle_fields(B, config.max_stop_ids),
             tokens=jnp.zeros((B, R), jnp.int32),
             logprobs=jnp.zeros((B, R), jnp.float32),
             experts=jnp.zeros((B, R, *routing), jnp.int16) if config.record_experts else None,
             turns=jnp.zeros(2, jnp.int32) if counts_turns else None,
         )
+    )
+
+
+def idle_fields(slots: int, stop_ids: int) -> dict[str, Any]:
+    """How idle slots are sampled: the fields that `Slots` and `rows.Rows` share. stop_ids: most of a slot."""
+    zeros = lambda dtype=jnp.int32: jnp.zeros((slots,), dtype)
+    return dict(
+        token=zeros(),
+        done=zeros(),
+        limit=zeros(),
+        active=zeros(bool),
+        seed=zeros(jnp.uint32),
+        stop=jnp.full((slots, stop_ids), -1, jnp.int32),
+        knobs=SamplingArrays.idle(slots),
     )
 
 

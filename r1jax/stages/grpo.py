@@ -261,7 +261,7 @@ class GRPORun:
             drawn = self.rollouts.draw(weights, step)
         del weights  # those of rollouts make room for the gradient
         trained, excluded_PG = drawn.groups.pick(drawn.kept, G), drawn.excluded[drawn.kept]
-        rewards_PG = np.where(drawn.scores.out_of_loss, np.nan, drawn.scores.total).reshape(-1, G)[drawn.kept]
+        rewards_PG = drawn.scores.by_group(G)[drawn.kept]
         ready = time.perf_counter()
         sampled = drawn.metrics["time/rollout"] + sum(handed.values())
         metrics = {**drawn.metrics, **handed, **self.engine.take_metrics(), "time/reward": ready - begin - sampled}
