@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from r1jax.core import distributed
-from r1jax.core.sharding import batch_parts, current_layout, in_layout, is_abstract, sharding
+from r1jax.core.sharding import batch_parts, current_layout, in_layout, is_abstract, settle, sharding
 from r1jax.core.structs import Program
 from r1jax.data.packing import PackedRows, RowShape, pack_completions
 from r1jax.learner.balance import LOAD, measure_load
@@ -370,7 +370,7 @@ class Updates:
         which tokens are in a row; 0 for the others.
         """
         batches = self._batches(packed, arrays, temperature)
-        parts = [program(weights, {k: batch[k] for k in SCORED if k in batch}) for batch in batches]
+        parts = [settle(program(weights, {k: batch[k] for k in SCORED if k in batch})) for batch in batches]
         laid_out = np.concatenate(distributed.fetch(parts))
         flat = np.zeros_like(arrays["sampler_logprobs"])
         inside = packed.source >= 0

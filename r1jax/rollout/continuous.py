@@ -26,7 +26,7 @@ from flax import nnx
 
 from r1jax.core.distributed import fetch
 from r1jax.core.errors import UserError
-from r1jax.core.sharding import batch_parts, current_layout, in_layout
+from r1jax.core.sharding import batch_parts, current_layout, in_layout, settle
 from r1jax.core.structs import FinishReason, Sampling
 from r1jax.core.watchdog import beat
 from r1jax.models.transformer import Params, is_recurrent
@@ -263,7 +263,7 @@ class ContinuousEngine:
             chunk, held.waiting = held.waiting[:size], held.waiting[size:]
             at[row], first[row], tokens[row, : len(chunk)] = slot, held.length, chunk
             held.length, self.computed = held.length + len(chunk), self.computed + len(chunk)
-        self._rows = self._feed(self._params(at), self._rows, at, tokens, first)
+        self._rows = settle(self._feed(self._params(at), self._rows, at, tokens, first))
 
     def _describe(self, waiting: dict[int, _Sequence]) -> tuple[np.ndarray, np.ndarray, np.ndarray, SamplingArrays]:
         """Slots to start (out of range: none), with token, length, done, limit and seed [5, B], stop ids, and knobs."""
