@@ -24,7 +24,7 @@ import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 import tensorstore
 
-from r1jax.core import distributed
+from r1jax.core import distributed, tensorstore_leaks
 from r1jax.core.buckets import staging
 from r1jax.core.buckets.staging import Place
 from r1jax.core.checksums import describe_files, find_damage, has_checksums, write_checksums
@@ -44,6 +44,7 @@ class Checkpoints:
     """The checkpoints `workdir/checkpoints/STEP`; keeps the newest `keep`."""
 
     def __init__(self, workdir: pathlib.Path, *, keep: int = 2):
+        tensorstore_leaks.avoid()
         # On CPU the host copy may be a view of buffers that the next update overwrites: save synchronously there.
         self._asynchronous = jax.default_backend() != "cpu"
         place = staging.locate(workdir)
