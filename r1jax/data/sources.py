@@ -1,4 +1,4 @@
-"""Sources of rows: JSONL files, reasoning-gym's procedural tasks by name, and two-number addition.
+"""Sources of rows: JSONL files, reasoning-gym's procedural tasks by name, addition, and arithmetic of two numbers.
 
 A source yields `SourceRow`s: columns and the place they came from, so that later errors can name file and line.
 Procedural sources draw held-out and training problems together and guarantee that no problem is in both; for addition,
@@ -11,6 +11,7 @@ reasoning-gym's own scorers may `eval` a model's answer, so only its questions a
 import difflib
 import itertools
 import json
+import operator
 import pathlib
 import random
 import re
@@ -143,6 +144,53 @@ def draw_addition(
         text = question.replace("{a}", str(a)).replace("{b}", str(b))
         rows.append(SourceRow(f"addition:{number}", {"question": text, "solution": str(a + b), "a": a, "b": b}))
     return _hold_out(rows, eval_problems, key=lambda row: frozenset((row.columns["a"], row.columns["b"])))
+
+
+def draw_arithmetic(
+    eval_problems: int,
+    seed: int,
+    *,
+    problems: int,
+    low: int = 100,
+    high: int = 999,
+    signs: str = "+*",
+    question: str = "What is {a} {sign} {b}?",
+) -> Draw:
+    """`problems` random sums, differences or products (each of `signs` equally often) of numbers from [low, high], and
+    `eval_problems` others held out.
+
+    Columns: `question`, `solution` (text), `a`, `b`, `sign`. Problems of the same two numbers and sign count once.
+
+    Raises:
+      UserError: for an unknown sign, a question that lacks a place, or a range with too few problems.
+    """
+    kinds = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+    if not signs or not set(signs) <= kinds.keys():
+        raise UserError(f"config.data.args.signs of arithmetic must be some of + - *, got {signs!r}")
+    if lacking := [place for place in ("{a}", "{b}", "{sign}") if place not in question]:
+        raise UserError(f'config.data.args.question of arithmetic must contain {lacking[0]}, got "{question}"')
+    count, span = problems + eval_problems, high - low + 1
+    if count > (possible := len(set(signs)) * max(span, 0) * (span + 1) // 4):
+        raise UserError(
+            f"arithmetic from low={low} to high={high} draws at most {possible:,} problems (config.data.args), got "
+            f"config.data.problems + eval_problems = {count:,}"
+        )
+    generator, rows = random.Random(f"arithmetic {seed}"), {}
+    while len(rows) < count:
+        a, b, sign = generator.randint(low, high), generator.randint(low, high), signs[len(rows) % len(signs)]
+        key = (sign, *sorted((a, b)))
+        if key not in rows:
+            text = question.replace("{a}", str(a)).replace("{b}", str(b)).replace("{sign}", sign)
+            columns = {"question": text, "solution": str(kinds[sign](a, b)), "a": a, "b": b, "sign": sign}
+            rows[key] = SourceRow(f"arithmetic:{len(rows)}", columns)
+    key_of = lambda row: (row.columns["sign"], *sorted((row.columns["a"], row.columns["b"])))
+    return _hold_out([*rows.values()], eval_problems, key=key_of)
+
+
+def draw_same(eval_problems: int, *, problems: int, question: str) -> Draw:
+    """One question for all problems, for environments that draw what they ask from their seed. Columns: `question`."""
+    rows = [SourceRow(f"same:{number}", {"question": question}) for number in range(problems + eval_problems)]
+    return Draw(train=rows[eval_problems:], held_out=rows[:eval_problems])
 
 
 def draw_reasoning_gym(task: str, eval_problems: int, seed: int, *, problems: int, args: Mapping[str, Any]) -> Draw:

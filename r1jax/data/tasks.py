@@ -51,12 +51,14 @@ class TaskConfig:
     """The `data` section of a config that asks problems.
 
     Attributes:
-      source: kind of source: `addition`, `reasoning_gym:TASK` or `file` (`jsonl` means the same).
+      source: kind of source: `addition`, `arithmetic`, `reasoning_gym:TASK`, `same` (args.question every time, for an
+        environment that draws what it asks) or `file` (`jsonl` means the same).
       path: training file, folder or pattern of files, or a hub name (data/files.py); for source = file.
       eval_path: file of held-out problems; without one, rows of `path` are held out.
       eval_problems: number of held-out problems, at most.
-      problems: number of training problems that a reasoning-gym task draws.
-      args: arguments of a procedural source (addition: low, high, question; reasoning-gym: those of the task).
+      problems: number of training problems that arithmetic, same or a reasoning-gym task draws.
+      args: arguments of a procedural source (addition: low, high, question; arithmetic: signs, too; same: question;
+        reasoning-gym: those of the task).
       columns: column of a row -> column of the file, as in {"prompt": "question", "solution": "answer"}.
       extractor: way to take the solution out of its column: `gsm8k` (what follows ####), or None for the whole column.
       template: prompt made of a question: `chat`, `r1`, `question_reply`, `plain`, or a text with {question}.
@@ -116,7 +118,7 @@ def load_task(config: TaskConfig) -> Task:
         return _load_file(config, build)
     draw = draw_problems(config.source, config.eval_problems, config.seed, problems=config.problems, args=config.args)
     if draw is None:
-        known = "addition, reasoning_gym:TASK, file"
+        known = "addition, arithmetic, reasoning_gym:TASK, same, file"
         raise UserError(f'config.data.source must be one of {known}, got "{config.source}"')
     return Task([build(row) for row in draw.train], [build(row) for row in draw.held_out])
 
@@ -124,19 +126,29 @@ def load_task(config: TaskConfig) -> Task:
 def draw_problems(
     source: str, eval_problems: int, seed: int, *, problems: int, args: dict[str, Any]
 ) -> sources.Draw | None:
-    """Problems of `addition` or `reasoning_gym:TASK`; None for other sources."""
+    """Problems of `addition`, `arithmetic`, `same` or `reasoning_gym:TASK`; None for other sources."""
     kind, _, name = source.partition(":")
     if kind == "reasoning_gym" and name:
         return sources.draw_reasoning_gym(name, eval_problems, seed, problems=problems, args=args)
-    if source != "addition":
-        return None
-    kinds = {"low": int, "high": int, "question": str}
+    if source == "addition":
+        _check_args(source, args, {"low": int, "high": int, "question": str})
+        return sources.draw_addition(eval_problems, seed, **args)
+    if source == "arithmetic":
+        _check_args(source, args, {"low": int, "high": int, "signs": str, "question": str})
+        return sources.draw_arithmetic(eval_problems, seed, problems=problems, **args)
+    if source == "same":
+        _check_args(source, args, {"question": str})
+        return sources.draw_same(eval_problems, problems=problems, question=args.get("question", ""))
+    return None
+
+
+def _check_args(source: str, args: dict[str, Any], kinds: dict[str, type]) -> None:
     for key, value in args.items():
         if key not in kinds or type(value) is not kinds[key]:
+            known = ", ".join(kinds)
             raise UserError(
-                f"config.data.args of addition are low, high (whole numbers), question; got {key}={value!r}"
+                f"config.data.args of {source} are {known} (low and high whole numbers); got {key}={value!r}"
             )
-    return sources.draw_addition(eval_problems, seed, **args)
 
 
 # --- Reading, building and splitting rows of files ---

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
@@ -37,12 +36,11 @@ from r1jax.rollout.rows import (
     decode_rows,
     feed_rows,
     init_rows,
+    keeps_all,
     start_rows,
     stop_row,
 )
 from r1jax.rollout.sampling import SamplingArrays, stop_table
-
-LEAST_SHARED = 4  # a common beginning of a fourth of a chunk or more is shared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +90,7 @@ class ContinuousEngine:
         self._pad = -1 if is_recurrent(graph) else 0  # -1: padding that can be told from tokens
         self._fed_rows = min(config.feed_rows, config.slots) if parts == 1 else config.slots
         self._feed = jax.jit(functools.partial(feed_rows, graph, config), donate_argnums=1)
-        self._share = config.share and parts == 1
+        self._may_share = config.share and parts == 1 and not is_recurrent(graph)
         self._copy = jax.jit(copy_rows, donate_argnums=0)
         self._start = jax.jit(start_rows, donate_argnums=0)
         self._stop = jax.jit(stop_row, donate_argnums=0)
@@ -109,6 +107,9 @@ class ContinuousEngine:
         self._params = params if callable(params) else lambda slots: params
         self._held: dict[int, _Sequence] = {}
         self._rows: Rows = self._init(self._params(self._all))
+        self._share = self._may_share and keeps_all(self._rows, self.config)
+        self._marks: dict[tuple[int, tuple[int, ...]], int] = {}
+        self._holders: dict[int, int] = {}  # mark of a beginning -> a slot that holds it, also after its end
 
     def unload(self) -> None:
         """Gives up weights and slots, so that their memory is free until `load`."""
@@ -136,6 +137,7 @@ class ContinuousEngine:
             raise UserError("a sequence must begin with at least one token")
         self._check(len(tokens), sampling)
         slot = next(slot for slot in range(self.config.slots) if slot not in self._held)
+        self._holders = {mark: holder for mark, holder in self._holders.items() if holder != slot}
         self._held[slot] = _Sequence(sampling, seed, done, [*tokens])
         return slot
 
@@ -211,7 +213,7 @@ class ContinuousEngine:
         """Feeds all given tokens in order of arrival, and starts their sequences."""
         waiting = {slot: held for slot, held in self._held.items() if held.waiting}
         if self._share:
-            self._feed_common([slot for slot, held in waiting.items() if not held.length])
+            self._share_begun([slot for slot, held in waiting.items() if not held.length])
         while fed := [slot for slot, held in waiting.items() if len(held.waiting) > 1][: self._fed_rows]:
             self._feed_once(fed)
         if waiting:
@@ -219,34 +221,52 @@ class ContinuousEngine:
         for held in waiting.values():
             held.waiting, held.is_sampled = [], True
 
-    def _feed_common(self, slots: Sequence[int]) -> None:
-        """Feeds what new sequences begin with in common, and copies it: first what most of them share, then what parts
-        of these share beyond it.
+    def _share_begun(self, slots: Sequence[int]) -> None:
+        """Copies whole chunks that new sequences begin with from slots that hold them, or that feed them now.
+
+        A chunk of a sequence is computed alike in every slot, so what is shared changes no bit.
         """
-        level, least = [list(slots)], self.config.chunk // LEAST_SHARED
-        while level:
-            found: dict[int, tuple[list[int], int]] = {}  # first slot -> (the others, tokens that it has then)
-            for members in level:
-                branches: dict[int, list[int]] = {}
-                for slot in members:
-                    branches.setdefault(self._held[slot].waiting[0], []).append(slot)
-                for first, *others in branches.values():
-                    waiting = [self._held[slot].waiting for slot in (first, *others)]
-                    count = min(len(os.path.commonprefix(waiting)), min(map(len, waiting)) - 1)
-                    if others and count >= least:
-                        found[first] = others, self._held[first].length + count
-            ends = {first: end for first, (_, end) in found.items()}
-            while fed := [slot for slot, end in ends.items() if self._held[slot].length < end][: self._fed_rows]:
-                self._feed_once(fed, ends)
-            pairs = [(first, other) for first, (others, _) in found.items() for other in others]
-            for at in range(0, len(pairs), self._fed_rows):
-                pad = [(0, self.config.slots)] * (self._fed_rows - len(pairs[at : at + self._fed_rows]))
-                places = np.array([*pairs[at : at + self._fed_rows], *pad], np.int32)
-                self._rows = self._copy(self._rows, *places.T)
-            for first, other in pairs:
-                held, length = self._held[other], self._held[first].length
-                held.waiting, held.length = held.waiting[length - held.length :], length
-            level = [[first, *others] for first, (others, _) in found.items()]
+        sources, depths, ends = {}, dict[int, int](), dict[int, int]()
+        begun = {slot: self._mark(self._held[slot].waiting) for slot in slots}
+        for slot, marks in begun.items():
+            shared = max((count for count, mark in enumerate(marks, 1) if mark in self._holders), default=0)
+            if shared:
+                source = self._holders[marks[shared - 1]]
+                sources[slot] = source, shared * self.config.chunk
+                depths[slot] = depths.get(source, -1) + 1
+                if source in ends:
+                    ends[source] = max(ends[source], shared * self.config.chunk)
+            ends.setdefault(slot, 0)
+            for mark in marks[shared:]:
+                self._holders[mark] = slot
+        for depth in range(max(depths.values(), default=-1) + 1):
+            self._feed_up_to(ends, [slot for slot in slots if depths.get(slot, 0) == depth - 1 or slot not in depths])
+            self._copy_begun({slot: sources[slot] for slot in slots if depths.get(slot) == depth})
+        self._holders |= {mark: slot for slot, marks in begun.items() for mark in marks}  # the newest stay longest
+
+    def _mark(self, tokens: Sequence[int]) -> list[int]:
+        """Marks of a sequence's first chunk, of its first two, …, without its last token; equal ones say the same."""
+        chunk, mark, marks = self.config.chunk, 0, []
+        for at in range(0, (len(tokens) - 1) // chunk * chunk, chunk):
+            mark = self._marks.setdefault((mark, tuple(tokens[at : at + chunk])), len(self._marks) + 1)
+            marks.append(mark)
+        return marks
+
+    def _feed_up_to(self, ends: Mapping[int, int], slots: Sequence[int]) -> None:
+        """Feeds slots up to the tokens that others take from them."""
+        while fed := [slot for slot in slots if self._held[slot].length < ends[slot]][: self._fed_rows]:
+            self._feed_once(fed, ends)
+
+    def _copy_begun(self, sources: Mapping[int, tuple[int, int]]) -> None:
+        """Copies for each slot so many tokens of the cache of another."""
+        pairs = [(source, slot) for slot, (source, _) in sources.items()]
+        for at in range(0, len(pairs), self._fed_rows):
+            pad = [(0, self.config.slots)] * (self._fed_rows - len(pairs[at : at + self._fed_rows]))
+            places = np.array([*pairs[at : at + self._fed_rows], *pad], np.int32)
+            self._rows = self._copy(self._rows, *places.T)
+        for slot, (_, count) in sources.items():
+            held = self._held[slot]
+            held.waiting, held.length = held.waiting[count:], count
 
     def _feed_once(self, slots: Sequence[int], ends: Mapping[int, int] | None = None) -> None:
         """Feeds a chunk of each of these slots, up to a number of tokens that they then have."""

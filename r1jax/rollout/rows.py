@@ -26,8 +26,8 @@ class ContinuousConfig:
       feed_rows: sequences that are fed at once; where the rows are split over devices, all slots are.
       burst: most tokens that a call of `step` samples for each sequence.
       max_stop_ids: most stop ids of a sequence.
-      share: whether what sequences that were opened together begin with is computed once and copied; only where the
-        rows lie at one device.
+      share: whether a whole chunk that sequences begin with is computed once and copied; only where the rows lie at one
+        device, and no layer forgets what it held (windows, recurrent states).
     """
 
     slots: int = 16
@@ -69,6 +69,11 @@ def init_rows(graph: nnx.GraphDef, config: ContinuousConfig, params: Params) -> 
     B, room = config.slots, config.chunk + config.burst
     layers = merge(graph, params).init_cache(B, config.columns, room).layers
     return _constrain(Rows(layers=layers, length=jnp.zeros((B,), jnp.int32), **idle_fields(B, config.max_stop_ids)))
+
+
+def keeps_all(rows: Rows, config: ContinuousConfig) -> bool:
+    """Whether all layers keep every column of their rows."""
+    return all(config.columns in x.shape[-2:] for x in jax.tree.leaves(rows.layers))
 
 
 def _constrain(rows: Rows) -> Rows:

@@ -6,7 +6,15 @@ import pathlib
 import pytest
 
 from r1jax.core.errors import UserError
-from r1jax.data.sources import RowErrors, check_disjoint, draw_addition, draw_reasoning_gym, read_jsonl
+from r1jax.data.sources import (
+    RowErrors,
+    check_disjoint,
+    draw_addition,
+    draw_arithmetic,
+    draw_reasoning_gym,
+    draw_same,
+    read_jsonl,
+)
 
 # --- JSONL ---
 
@@ -164,3 +172,38 @@ def test_half_a_character_is_named_with_its_line_or_skipped(tmp_path: pathlib.Pa
         with pytest.raises(UserError, match=r"rows.jsonl:2: half of a surrogate pair \(\\u[dD]") as caught:
             read_jsonl(file)
         assert "\n" not in str(caught.value)
+
+
+# --- Arithmetic, and one question for all ---
+
+
+def test_arithmetic_draws_distinct_problems_of_each_sign():
+    draw = draw_arithmetic(20, 3, problems=70, low=2, high=12, signs="+*-")
+    rows = [row.columns for row in [*draw.train, *draw.held_out]]
+    assert (len(draw.train), len(draw.held_out)) == (70, 20)
+    assert len({(row["sign"], *sorted((row["a"], row["b"]))) for row in rows}) == 90
+    assert [sum(row["sign"] == sign for row in rows) for sign in "+*-"] == [30, 30, 30]
+    for row in rows:
+        a, b, solution = row["a"], row["b"], int(row["solution"])
+        assert 2 <= min(a, b) and max(a, b) <= 12 and solution == {"+": a + b, "*": a * b, "-": a - b}[row["sign"]]
+        assert row["question"] == f"What is {a} {row['sign']} {b}?"
+    assert draw == draw_arithmetic(20, 3, problems=70, low=2, high=12, signs="+*-")
+    assert draw != draw_arithmetic(20, 4, problems=70, low=2, high=12, signs="+*-")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"signs": "+/"}, r"config\.data\.args\.signs of arithmetic must be some of \+ - \*, got '\+/'"),
+        ({"question": "{a} {b}"}, r"must contain \{sign\}"),
+        ({"low": 1, "high": 9}, "draws at most 45 problems"),
+    ],
+)
+def test_arithmetic_refuses_what_it_cannot_draw(args: dict, message: str):
+    with pytest.raises(UserError, match=message):
+        draw_arithmetic(10, 0, problems=100, **args)
+
+
+def test_one_question_for_all_problems():
+    draw = draw_same(2, problems=3, question="Play.")
+    assert [row.columns for row in [*draw.train, *draw.held_out]] == [{"question": "Play."}] * 5

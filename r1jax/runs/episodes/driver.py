@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 WAIT_SECONDS = 1.0  # for environments where no slot can go on, before the processes hear of each other again
 BURST, HURRIED = 16, 4  # tokens that are sampled at once: while no environment is asked, and while one may answer
+CHUNK = 32  # tokens of a sequence that are fed at once, and shared with others that begin alike
 MULTIPLE = 8  # of the slots
 
 Report = Callable[[int], None]
@@ -76,7 +77,9 @@ def make_continuous(
     config = ContinuousConfig(
         slots=-(-slots // rows) * rows,
         max_tokens=tokens,
+        chunk=CHUNK,
         feed_rows=MULTIPLE,
+        share=True,
         burst=BURST,
         max_stop_ids=max(ContinuousConfig.max_stop_ids, stop_ids),
     )
