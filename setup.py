@@ -102,6 +102,8 @@ setup(
     extras_require={
         "hub": ["datasets>=4,<6", "pyarrow>=20,<27"],
         "gcs": ["gcsfs>=2025.3"],
+        "openenv": ["openenv-core>=0.3,<0.4"],
+        "verifiers": ["verifiers>=0.2,<0.4"],  # 0.4 has no MultiTurnEnv
         "retrieval": ["bm25s>=0.2.14,<0.4"],
         "reasoning-gym": ["reasoning-gym>=0.1.25,<0.2"],
         "tpu": TPU,

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 from r1jax.core.errors import UserError
-from r1jax.core.extras import check_installed
+from r1jax.core.extras import check_installed, require
 from r1jax.core.startup.helper_process import minimal_environment
 
 
@@ -175,10 +175,10 @@ def draw_arithmetic(
             f"arithmetic from low={low} to high={high} draws at most {possible:,} problems (config.data.args), got "
             f"config.data.problems + eval_problems = {count:,}"
         )
-    generator, rows = random.Random(f"arithmetic {seed}"), {}
+    generator, rows = random.Random(f"arithmetic {seed}"), dict[tuple[str, int, int], SourceRow]()
     while len(rows) < count:
         a, b, sign = generator.randint(low, high), generator.randint(low, high), signs[len(rows) % len(signs)]
-        key = (sign, *sorted((a, b)))
+        key = sign, min(a, b), max(a, b)
         if key not in rows:
             text = question.replace("{a}", str(a)).replace("{b}", str(b)).replace("{sign}", sign)
             columns = {"question": text, "solution": str(kinds[sign](a, b)), "a": a, "b": b, "sign": sign}
@@ -191,6 +191,39 @@ def draw_same(eval_problems: int, *, problems: int, question: str) -> Draw:
     """One question for all problems, for environments that draw what they ask from their seed. Columns: `question`."""
     rows = [SourceRow(f"same:{number}", {"question": question}) for number in range(problems + eval_problems)]
     return Draw(train=rows[eval_problems:], held_out=rows[:eval_problems])
+
+
+def draw_verifiers(name: str, eval_problems: int, *, problems: int) -> Draw:
+    """Problems of an environment of the package verifiers: of its data set for evaluation, if it has one, else the last
+    ones of its data set. Columns: `question` (messages), `solution` (its `answer`), and its own.
+
+    Raises:
+      UserError: if the package is missing, or the environment has no data set.
+    """
+    place = f"config.data.source = verifiers:{name}"
+    package = require("verifiers", "verifiers", place)
+    name, _, arguments = name.partition(" ")
+    environment = package.load_environment(name, **json.loads(arguments or "{}"))
+    try:
+        rows = [*environment.get_dataset(problems)]
+    except ValueError as error:
+        raise UserError(f"{place}: {error}") from None
+    if environment.build_eval_dataset() is not None:
+        held_out = [*environment.get_eval_dataset(eval_problems)] if eval_problems else []
+    else:
+        if len(rows) <= eval_problems:
+            raise UserError(f"{place} has {len(rows)} problems: lower config.data.eval_problems = {eval_problems}")
+        rows, held_out = rows[: len(rows) - eval_problems], rows[len(rows) - eval_problems :]
+
+    def build(part: str, found: list[dict[str, Any]]) -> list[SourceRow]:
+        return [SourceRow(f"{name}:{part}:{i}", _read_verifiers(row)) for i, row in enumerate(found)]
+
+    return Draw(build("train", rows), build("eval", held_out))
+
+
+def _read_verifiers(row: dict[str, Any]) -> dict[str, Any]:
+    messages = [{key: value for key, value in message.items() if value is not None} for message in row["prompt"]]
+    return {**row, "question": messages, "solution": row.get("answer", "")}
 
 
 def draw_reasoning_gym(task: str, eval_problems: int, seed: int, *, problems: int, args: Mapping[str, Any]) -> Draw:

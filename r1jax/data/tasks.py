@@ -52,7 +52,8 @@ class TaskConfig:
 
     Attributes:
       source: kind of source: `addition`, `arithmetic`, `reasoning_gym:TASK`, `same` (args.question every time, for an
-        environment that draws what it asks) or `file` (`jsonl` means the same).
+        environment that draws what it asks), `verifiers:ID` (the problems of such an environment) or `file` (`jsonl`
+        means the same).
       path: training file, folder or pattern of files, or a hub name (data/files.py); for source = file.
       eval_path: file of held-out problems; without one, rows of `path` are held out.
       eval_problems: number of held-out problems, at most.
@@ -118,7 +119,7 @@ def load_task(config: TaskConfig) -> Task:
         return _load_file(config, build)
     draw = draw_problems(config.source, config.eval_problems, config.seed, problems=config.problems, args=config.args)
     if draw is None:
-        known = "addition, arithmetic, reasoning_gym:TASK, same, file"
+        known = "addition, arithmetic, reasoning_gym:TASK, verifiers:ID, same, file"
         raise UserError(f'config.data.source must be one of {known}, got "{config.source}"')
     return Task([build(row) for row in draw.train], [build(row) for row in draw.held_out])
 
@@ -126,10 +127,12 @@ def load_task(config: TaskConfig) -> Task:
 def draw_problems(
     source: str, eval_problems: int, seed: int, *, problems: int, args: dict[str, Any]
 ) -> sources.Draw | None:
-    """Problems of `addition`, `arithmetic`, `same` or `reasoning_gym:TASK`; None for other sources."""
+    """Problems of `addition`, `arithmetic`, `same`, `reasoning_gym:TASK` or `verifiers:ID`; None for other sources."""
     kind, _, name = source.partition(":")
     if kind == "reasoning_gym" and name:
         return sources.draw_reasoning_gym(name, eval_problems, seed, problems=problems, args=args)
+    if kind == "verifiers" and name:
+        return sources.draw_verifiers(name, eval_problems, problems=problems)
     if source == "addition":
         _check_args(source, args, {"low": int, "high": int, "question": str})
         return sources.draw_addition(eval_problems, seed, **args)

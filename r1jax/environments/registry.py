@@ -15,4 +15,7 @@ TOOLS = {
 }
 
 # prefix in a config (`PREFIX:WHAT`) -> module:function from what follows it to a class.
-ADAPTERS: dict[str, str] = {}
+ADAPTERS = {
+    "openenv": "r1jax.environments.openenv_adapter:make_environment",
+    "verifiers": "r1jax.environments.verifiers_adapter:make_environment",
+}

@@ -3,8 +3,9 @@
 In a process, requests and replies are JSON values, in the sandbox a line each. This file imports the standard library
 only: the sandbox holds nothing else.
 
-Operations: `reset` (a row), `call` (a tool's name, its arguments), `respond` (a reply), `get_reward`, `get_state` (what
-rewards may read of an environment in a process: its attributes that JSON knows).
+Operations: `reset` (a row), `call` (a tool's name, its arguments, and with the first call of a turn its other words,
+for a method `_hear`), `respond` (a reply), `get_reward`, `get_state` (what rewards may read of an environment in a
+process: its attributes that JSON knows).
 """
 
 import asyncio
@@ -49,7 +50,9 @@ class Running:
             return None
         return self._await(self.environment.reset(**select(self.environment.reset, row)))
 
-    def _call(self, name: str, arguments: Mapping[str, Any]) -> str:
+    def _call(self, name: str, arguments: Mapping[str, Any], said: str | None = None) -> str:
+        if said is not None and hasattr(self.environment, "_hear"):
+            self._await(self.environment._hear(said))
         tool = self.functions.get(name) or getattr(self.environment, name)
         try:
             inspect.signature(tool).bind(**arguments)

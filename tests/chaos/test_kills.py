@@ -1,5 +1,6 @@
-"""SFT and GRPO killed at random moments, some aimed at the writing of a checkpoint, at its checksums and at the last
-evaluation, and stopped by SIGTERM: started again, each ends with the bits of the uninterrupted run.
+"""SFT, GRPO and others, one with an environment, killed at random moments, some aimed at the writing of a checkpoint,
+at its checksums and at the last evaluation, and stopped by SIGTERM: started again, each ends with the bits of the
+uninterrupted run.
 
 R1JAX_TEST_KILLS and R1JAX_TEST_TERMS times each (5 and 2).
 """
@@ -20,6 +21,7 @@ from r1jax.core.errors import DONE, PREEMPTED
 from tests.chaos.moments import Pace, Watch, wait_for
 from tests.chaos.spawner import Attempt, Spawner
 from tests.stages import runs
+from tests.stages.episodes import EPISODES
 from tests.stages.runs import CONFIG, assert_same_run, last_step
 
 STEPS = 12
@@ -29,7 +31,14 @@ FLAGS = [
     "--config.eval.every_steps=5",
     "--config.log.tensorboard=false",
 ]
-OWN = {"sft": [], "grpo": ["--config.train.updates_per_step=2"], "dpo": [], "reward_model": []}
+TALK = {**EPISODES, "environment": "tests.environments.toys:SlowTalker"}  # which takes a random time for each answer
+OWN = {
+    "sft": [],
+    "grpo": ["--config.train.updates_per_step=2"],
+    "dpo": [],
+    "reward_model": [],
+    "episodes": [f"--config.{key.replace('__', '.')}={value}" for key, value in TALK.items()],
+}
 PREFERENCES = f"{CONFIG.parent}/preferences/tiny_preferences.py"
 PLACES = ["save", "step", "evaluation", "start", "save", "step", "seal", "step", "start", "save"]
 KILLS, TERMS = (int(os.environ.get(f"R1JAX_TEST_{name}", number)) for name, number in (("KILLS", 5), ("TERMS", 2)))
@@ -50,6 +59,7 @@ class Whole(NamedTuple):
 def whole(request: pytest.FixtureRequest, tiny_model: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     stage = request.param
     own = f"{PREFERENCES}:{stage}" if stage in ("dpo", "reward_model") else CONFIG.with_name(f"tiny_{stage}.py")
+    own = CONFIG if stage == "episodes" else own
     workdir, config = tmp_path_factory.mktemp(stage) / "run", own
     flags, begun = [*FLAGS, *OWN[stage]], time.monotonic()
     process = runs.start(tiny_model, workdir, *flags, config=config)

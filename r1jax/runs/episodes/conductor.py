@@ -180,7 +180,9 @@ class Conductor:
             call = one.turn.calls[len(one.results)]
             if call.name in one.contract.tool_names:
                 one.calls[call.name] += 1
-                self._ask(number, "call", call.name, call.arguments)
+                is_first = not sum(one.turn.calls[i].name in one.contract.tool_names for i in range(len(one.results)))
+                words = [one.turn.message["content"]] if is_first else []
+                self._ask(number, "call", call.name, call.arguments, *words)
                 return []
             one.failures["unknown"] += 1
             names = ", ".join(one.contract.tool_names)
