@@ -1,8 +1,8 @@
-"""Tokenized SFT examples with loss weights, from rows of `messages`, `prompt` + `completion`, or `text`.
+"""Tokenized SFT examples with loss weights, from rows of `messages`, `prompt` + `completion`, `text`, or `tokens`.
 
 An example holds input tokens, the next token at each position, and whether that position has a loss. The shift by one
 happens here, inside the document, so that packed neighbours never predict each other. Loss is on the assistant's turns,
-on the completion, or on the whole text.
+on the completion, or on the whole text; of tokens, on those that `sampled` marks.
 
 Left out: files (`files.py`), columns and templates (`corpus.py`), order, mixtures and packing (`sequences.py`).
 """
@@ -37,10 +37,13 @@ def encode_row(row: Mapping[str, Any], tokenizer: Tokenizer, *, loss_on: LossOn 
     """Examples of a row: one, or one per assistant turn where the chat template rewrites earlier turns.
 
     `prompt` is messages, which the completion (text or messages) continues as the assistant's turn, or raw text, whose
-    completion is followed by the end token. Messages may come with `tools`, which the chat template shows. Raises
-    UserError for a row with none of these columns.
+    completion is followed by the end token. Messages may come with `tools`, which the chat template shows. `tokens` and
+    `sampled` (0 or 1 for each) are a trajectory as it was sampled, under the vocabulary of the digest `tokenizer`; with
+    another vocabulary the `messages` beside them are encoded. Raises UserError for a row with none of these columns.
     """
-    if "messages" in row:
+    if "tokens" in row and not ("messages" in row and row.get("tokenizer") != tokenizer.digest):
+        marked = [_read_tokens(row, tokenizer)]
+    elif "messages" in row:
         marked = mark_assistant(tokenizer, check_messages(row["messages"]), tools=read_tools(row.get("tools")))
     elif "prompt" in row and "completion" in row:
         marked = [_mark_completion(row, tokenizer)]
@@ -48,7 +51,7 @@ def encode_row(row: Mapping[str, Any], tokenizer: Tokenizer, *, loss_on: LossOn 
         ids = _end(tokenizer.encode(row["text"], add_special=True), tokenizer)
         marked = [(ids, [True] * len(ids))]
     else:
-        raise UserError(f"an SFT row needs messages, prompt and completion, or text; got {list_columns(row)}")
+        raise UserError(f"an SFT row needs messages, prompt and completion, text, or tokens; got {list_columns(row)}")
     return [_shift(ids, mask if loss_on == "completion" else [True] * len(ids)) for ids, mask in marked]
 
 
@@ -81,6 +84,15 @@ def read_tools(value: Any) -> list[Mapping[str, Any]] | None:
     if value is None or (isinstance(value, list) and all(isinstance(tool, Mapping) for tool in value)):
         return value or None
     raise UserError(f"tools must be a list of mappings or its JSON, got {str(value)[:60]!r}")
+
+
+def _read_tokens(row: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
+    tokens, sampled = row["tokens"], row.get("sampled")
+    if not (isinstance(tokens, list) and isinstance(sampled, list) and len(tokens) == len(sampled)):
+        raise UserError("tokens and sampled must be lists of one length")
+    if row.get("tokenizer") != tokenizer.digest:
+        raise UserError("tokens of another vocabulary can be learnt only with messages beside them")
+    return tokens, [bool(each) for each in sampled]
 
 
 def _mark_completion(row: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:

@@ -42,7 +42,9 @@ FILTERS = (
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """One sample of a teacher: `group` is the index of its prompt, `length` is in tokens."""
+    """One sample of a teacher: `group` is the index of its prompt, `length` is in tokens. row: of the set, for a
+    trajectory.
+    """
 
     group: int
     prompt: Prompt
@@ -50,6 +52,7 @@ class Trace:
     reward: float
     length: int
     finish_reason: str = "stop"
+    row: dict[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

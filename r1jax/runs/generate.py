@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 RESULTS = ("completions", "completion_tokens", "logprobs", "finish_reasons")
 PLAYED = ("completion_messages", "completion_sampled", "environment_rewards")  # of trajectories, besides
+COLLECTED = ("completion_prompts", "prompt_tokens", "environment_states")  # of trajectories in a collection, besides
 WINDOW = 16  # requests per engine call, in multiples of the slots: at the end of a window some slots are idle
 SHOW_SECONDS = 10.0
 MOST_SAMPLES = 1_000_000  # of a row: they are in memory until the row is complete
@@ -336,7 +337,7 @@ def _describe_played(completions: Sequence[Completion]) -> dict[str, Any]:
 
 
 def _input(columns: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in columns.items() if name not in (*RESULTS, *PLAYED)}
+    return {name: value for name, value in columns.items() if name not in (*RESULTS, *PLAYED, *COLLECTED)}
 
 
 def _identify(columns: Mapping[str, Any]) -> str:

@@ -31,8 +31,10 @@ from r1jax.core.structs import Completion
 from r1jax.data.filters import FilterConfig, Finding, Screen, Selection, Trace
 from r1jax.data.sources import SourceRow
 from r1jax.data.training_set import PART, SetWriter, statistics_file
+from r1jax.environments.episode_config import EpisodeConfig
 from r1jax.models.transformer import split
 from r1jax.rewards.base import Reward, score
+from r1jax.runs.episodes.player import Player
 from r1jax.runs.generate import (
     RESULTS,
     SHOW_SECONDS,
@@ -45,8 +47,9 @@ from r1jax.runs.generate import (
     window_size,
 )
 from r1jax.runs.journal import Journal, digest_line, to_line
-from r1jax.runs.model_setup import ModelConfig, load_model
+from r1jax.runs.model_setup import ModelConfig, load_model, load_tokenizer
 from r1jax.runs.sampler import Sampler
+from r1jax.stages.played_set import SetForms, describe_played, is_played, score_rows
 from r1jax.stages.score_journal import ScoreJournal
 from r1jax.text.prompts import fill_all
 from r1jax.weights.identity import identify_model
@@ -92,18 +95,20 @@ def collect(
     *,
     judged_by: Mapping[str, Any],
     reply: str = "",
+    play: Play | None = None,
 ) -> None:
     """Writes the model's samples of task rows, their scores and the set, with its statistics beside it.
 
     judged_by: the rewards in the words of the config, by which scores on file are known. reply: form of the set's
-    samples. Raises UserError in every process if no sample is left.
+    samples. play: the environment that answers it. Raises UserError in every process if no sample is left.
     """
     named = [SourceRow(f"prompt {number}", row) for number, row in enumerate(rows)]
-    judge = Judge(named, rewards, Screen(filters))
+    judge = Judge(named, rewards, Screen(filters), model if play else None, play)
     size = window_size(generate.slots, len(named), generate.num_samples)
     scores = known = None
     if distributed.is_writer():
         settings = {"rewards": judged_by, "filters": dataclasses.asdict(filters), "reply": reply}
+        settings |= dataclasses.asdict(play) if play else {}
         scores = ScoreJournal(workdir / SCORES_FILE, settings)
         known = scores.read_known()
     files = describe_teacher(model)
@@ -111,7 +116,7 @@ def collect(
         record = Record(workdir, journal, scores, filters, reply) if journal and scores else None
         missing = np.zeros(len(named), bool)
         missing[share_todo(journal, len(named))] = True
-        teacher = Teacher(model, named, generate, missing)
+        teacher = Teacher(model, named, generate, missing, play)
         begin = int(distributed.from_first(np.int64(record.done if record else 0)))
         with console.Progress(len(named), start=begin, title="prompts", every=SHOW_SECONDS) as progress:
             while begin < len(named):
@@ -138,12 +143,29 @@ def describe(teacher: Teacher, record: Record | None) -> dict[str, float]:
     return {**speed, **{f"collection/{name}": share for name, share in shares.items()}}
 
 
+@dataclasses.dataclass(frozen=True)
+class Play:
+    """The environment and tools that answer a teacher, as in a GRPO run."""
+
+    environment: str | Mapping[str, str]
+    tools: Sequence[str]
+    episode: EpisodeConfig
+
+
 class Teacher:
     """The model that answers the missing ones of prompts; it is loaded for the first of them, if there is one."""
 
-    def __init__(self, model: ModelConfig, rows: Sequence[SourceRow], config: TeacherSampling, missing: np.ndarray):
+    def __init__(
+        self,
+        model: ModelConfig,
+        rows: Sequence[SourceRow],
+        config: TeacherSampling,
+        missing: np.ndarray,
+        play: Play | None = None,
+    ):
         self._model, self._rows, self._config, self._missing = model, rows, config, int(missing.sum())
-        self._parts: tuple[Sampler, Windows] | None = None
+        self._play = play
+        self._parts: tuple[Sampler, Windows | Player] | None = None
         self.tokens, self._seconds = 0, 0.0
 
     @property
@@ -163,7 +185,9 @@ class Teacher:
         begin, before = time.perf_counter(), self._seconds
 
         def keep(number: int, completions: list[Completion]) -> None:
-            lines[number] = to_line(make_row(self._rows[number].columns, completions, sampler))
+            columns = self._rows[number].columns
+            more = describe_played(windows, columns, completions) if isinstance(windows, Player) else {}
+            lines[number] = to_line({**make_row(columns, completions, sampler), **more})
             if journal:
                 journal.put_line(number, lines[number])
             self.tokens += sum(len(completion.tokens) for completion in completions)
@@ -174,20 +198,36 @@ class Teacher:
         windows.sample(numbers, keep)
         return lines
 
-    def _load(self) -> tuple[Sampler, Windows]:
+    def _load(self) -> tuple[Sampler, Windows | Player]:
         name = self._model.name
         model, tokenizer = load_model(self._model)
         tokenizer = require_tokenizer(tokenizer, name)
         sampler = Sampler(*split(model), tokenizer, tokenizer.eos_ids, slots=self._config.slots)
         log.info("the teacher %s answers %d of %d prompts", name, self._missing, len(self._rows))
-        return sampler, Windows(sampler, encode_rows(self._rows, sampler), self._config)
+        if self._play is None:
+            return sampler, Windows(sampler, encode_rows(self._rows, sampler), self._config)
+        rows = [(row.columns["prompt"], row.columns) for row in self._rows]
+        play = self._play
+        return sampler, Player(
+            sampler, rows, self._config, play.episode, environment=play.environment, tools=play.tools
+        )
 
 
 class Judge:
     """Rewards and the filters that need no other prompt, shared among the processes."""
 
-    def __init__(self, rows: Sequence[SourceRow], rewards: Sequence[Reward], screen: Screen):
+    def __init__(
+        self,
+        rows: Sequence[SourceRow],
+        rewards: Sequence[Reward],
+        screen: Screen,
+        model: ModelConfig | None = None,
+        play: Play | None = None,
+    ):
         self._rewards, self._screen = rewards, screen
+        self._forms = (
+            SetForms(load_tokenizer(model), play.environment, play.tools, play.episode) if model and play else None
+        )
         names = dict.fromkeys(str(name) for row in rows for name in row.columns)
         self._names = [name for name in names if name not in (*RESULTS, "prompt")]
 
@@ -196,14 +236,19 @@ class Judge:
         flat = [(row, sample) for row in rows for sample in range(len(row["completions"]))]
         count = len(flat) // len(rows)
         with activity(f"scoring {len(flat)} completions"):
-            scores = score(
-                self._rewards,
-                prompts=[row["prompt"] for row, _ in flat],
-                completions=[row["completions"][sample] for row, sample in flat],
-                completion_ids=[row["completion_tokens"][sample] for row, sample in flat],
-                columns={name: [row.get(name) for row, _ in flat] for name in self._names},
-                group_size=count,
-                processes=distributed,
+            columns = {name: [row.get(name) for row, _ in flat] for name in self._names}
+            scores = (
+                score_rows(self._rewards, rows, columns)
+                if self._forms
+                else score(
+                    self._rewards,
+                    prompts=[row["prompt"] for row, _ in flat],
+                    completions=[row["completions"][sample] for row, sample in flat],
+                    completion_ids=[row["completion_tokens"][sample] for row, sample in flat],
+                    columns=columns,
+                    group_size=count,
+                    processes=distributed,
+                )
             )
         totals = distributed.from_first(scores.total)  # deadlines may have passed in one process alone
         traces = [
@@ -212,8 +257,9 @@ class Judge:
                 row["prompt"],
                 row["completions"][sample],
                 float(total),
-                len(row["completion_tokens"][sample]),
-                row["finish_reasons"][sample],
+                _measure(row, sample),
+                row["finish_reasons"][sample].replace("fault", "length"),  # no end of its own either
+                self._forms.make_row(row, sample) if self._forms else None,
             )
             for place, ((row, sample), total) in enumerate(zip(flat, totals, strict=True))
         ]
@@ -248,7 +294,8 @@ class Record:
         dropped = self.selection.decide(traces, findings)
         kept = [trace for trace, why in zip(traces, dropped, strict=True) if not why]
         shown = [rewrite(trace, self._reply) if self._reply else trace for trace in kept]
-        position = self._writer.write({"prompt": trace.prompt, "completion": trace.completion} for trace in shown)
+        rows = [trace.row or {"prompt": trace.prompt, "completion": trace.completion} for trace in shown]
+        position = self._writer.write(rows)
         prompts = [(self._journal.identities[number], digest_line(self._journal.read(number))) for number in numbers]
         self._scores.append(prompts, traces, findings, dropped, position)
         begin = time.monotonic()
@@ -277,6 +324,11 @@ class Record:
         if staging.is_staged(self._workdir):
             for place in staging.locate(self._workdir).glob(f"*{PART}"):
                 staging.remove(place)
+
+
+def _measure(row: Row, sample: int) -> int:
+    """Number of sampled tokens."""
+    return sum(row["completion_sampled"][sample]) if is_played(row) else len(row["completion_tokens"][sample])
 
 
 def _read(number: int, lines: Mapping[int, bytes], journal: Journal | None) -> Row:

@@ -116,6 +116,7 @@ class GRPORun:
         model_config = settings.model
         self.tokenizer = load_tokenizer(model_config)
         self.dialogues = make_dialogues(self.tokenizer, contracts, settings.episode)
+        self._may_grow = any(contract.place for contract in contracts.values())  # prompts, by what `reset` adds
         self.encode = PromptEncoder(self.tokenizer)
         task, prefix, longest = self._survey(task)
         model, _ = load_model(model_config)
@@ -186,7 +187,7 @@ class GRPORun:
         for note in task.notes:
             log.warning(note)
         self.longest_prompt = needed
-        prefix = () if self.dialogues else search.find()  # an environment may add to each prompt
+        prefix = () if self._may_grow else search.find()
         behind = -(-(needed - len(prefix)) // 8) * 8  # rounded up to a multiple of 8
         return task, prefix, limit or len(prefix) + behind
 

@@ -23,6 +23,7 @@ from r1jax.core.structs import Program
 from r1jax.data.filters import FilterConfig
 from r1jax.data.tasks import TaskConfig, load_task
 from r1jax.data.training_set import is_finished
+from r1jax.environments.episode_config import EpisodeConfig
 from r1jax.eval.report import write_report
 from r1jax.models.flops import count_work
 from r1jax.models.transformer import split
@@ -33,7 +34,7 @@ from r1jax.runs.model_setup import ModelConfig
 from r1jax.runs.prologue import open_run
 from r1jax.runs.sampler import Sampler
 from r1jax.runs.workdir import check_config, write_config
-from r1jax.stages.collection import SET_FILE, TeacherSampling, collect
+from r1jax.stages.collection import SET_FILE, Play, TeacherSampling, collect
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,9 @@ class CollectConfig:
       filters: samples that become the set.
       reply: form that a tagged sample is brought into, a text with {reasoning} and {answer}; "" keeps the sample as it
         is.
+      environment: environment that answers replies, as in GRPO; "" is none. The set is then of trajectories.
+      tools: plain functions as tools, as in GRPO.
+      episode: limits of trajectories, and how their environment is run.
       stage: name of the stage.
       seed: seed of all randomness in the run.
       mesh: devices, and what is split over them.
@@ -61,6 +65,9 @@ class CollectConfig:
     generate: TeacherSampling = TeacherSampling()
     filters: FilterConfig = FilterConfig()
     reply: str = ""
+    environment: str | dict[str, str] = ""
+    tools: tuple[str, ...] = ()
+    episode: EpisodeConfig = EpisodeConfig()
     stage: str = "rejection_sampling"
     seed: int = 0
     mesh: MeshConfig = MeshConfig()
@@ -69,6 +76,10 @@ class CollectConfig:
         """Raises UserError for impossible combinations."""
         if self.reply and not all(place in self.reply for place in ("{reasoning}", "{answer}")):
             raise UserError(f"config.reply must contain {{reasoning}} and {{answer}}, or be empty; got {self.reply!r}")
+        if self.environment or self.tools:
+            self.episode.check_episode()
+            if self.reply:
+                raise UserError(f"config.reply must be empty with an environment, got {self.reply!r}")
 
     def outline(self) -> list[str]:
         """Samples in words, for a dry run."""
@@ -98,7 +109,9 @@ def run(settings: CollectConfig, workdir: pathlib.Path) -> None:
         agree_on_data(task.train)
         rows = task.train[: settings.generate.prompts or None]
         parts = settings.model, rows, settings.generate, rewards, settings.filters, workdir
-        collect(*parts, judged_by=settings.rewards, reply=settings.reply)
+        play = Play(settings.environment, settings.tools, settings.episode)
+        has_play = bool(settings.environment or settings.tools)
+        collect(*parts, judged_by=settings.rewards, reply=settings.reply, play=play if has_play else None)
         if distributed.is_writer():
             log.info("report: %s", write_report(workdir))
             push(workdir)

@@ -13,6 +13,7 @@ Left out: training of vocabularies (`sentencepiece_training.py`), and clean-up o
 
 import contextlib
 import functools
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -66,6 +67,12 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Number of ids that have a text. A model's embedding may have more rows, never fewer."""
         return self.backend.get_vocab_size(with_added_tokens=True)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Digest of the vocabulary: where it is equal, ids of two tokenizers mean the same texts."""
+        texts = sorted(self.backend.get_vocab(with_added_tokens=True).items(), key=lambda item: item[::-1])
+        return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
 
     def encode(self, text: str, *, add_special: bool = False) -> list[int]:
         """Ids of a text. A special token spelled out in the text becomes its single id, unless it is escaped

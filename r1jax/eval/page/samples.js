@@ -8,7 +8,7 @@ const ORDERS = {
   "longest first": (a, b) => (b.length ?? 0) - (a.length ?? 0),
   "shortest first": (a, b) => (a.length ?? 0) - (b.length ?? 0),
 };
-const SHOWN = new Set(["run", "step", "prompt", "completion", "reward", "rewards", "advantage", "length", "finish_reason", "solution", "rules"]);
+const SHOWN = new Set(["run", "step", "prompt", "completion", "reward", "rewards", "advantage", "length", "finish_reason", "solution", "rules", "messages"]);
 const TAG = /(<\/?(?:think|answer)>)/;
 
 function reward(sample) {
@@ -45,6 +45,32 @@ function colorTags(text, open, verdict = "") {
     part = piece.startsWith("</") ? "" : name;
     return make("span", { class: `tag ${name}` }, piece);
   });
+}
+
+/** Whether messages are more than one reply: turns, calls of tools, or what an environment said. */
+function isConversation(messages) {
+  return Array.isArray(messages) && (messages.length > 1 || messages.some((turn) => turn?.tool_calls));
+}
+
+/** A call of a tool: its name and arguments. */
+function makeCall(call) {
+  const told = call.function ?? call;
+  const named = typeof told.arguments === "string" ? told.arguments : Object.entries(told.arguments ?? {}).map(([name, value]) => `${name}=${JSON.stringify(value)}`).join(", ");
+  return make("pre", { class: "call" }, make("b", null, String(told.name)), `(${named})`);
+}
+
+/** A conversation: what was sampled on the left with a mark, what was given (tools, the environment) shaded and apart. */
+function makeConversation(messages, open, verdict) {
+  const last = messages.findLastIndex((turn) => turn.role === "assistant");
+  return make("ol", { class: "conversation" }, ...messages.map((turn, index) => {
+    const sampled = turn.role === "assistant";
+    const role = sampled ? "assistant" : turn.role === "tool" ? `result${turn.name ? ` of ${turn.name}` : ""}` : turn.role;
+    const text = flatten(turn.content ?? "");
+    return make("li", { class: sampled ? "sampled" : "given" },
+      make("span", { class: "role" }, role),
+      text.trim() ? make("pre", null, ...(sampled ? colorTags(text, open && index === 0, index === last ? verdict : "") : [text])) : null,
+      ...(turn.tool_calls ?? []).map(makeCall));
+  }));
 }
 
 function select(label, options, change) {
@@ -138,7 +164,8 @@ class Browser {
   }
 
   describe(sample) {
-    const mark = sign(judge(sample));
+    const mark = sign(judge(sample)), talk = isConversation(sample.messages);
+    const calls = talk ? sample.messages.reduce((sum, turn) => sum + (turn.tool_calls ?? []).length, 0) : 0;
     const facts = [
       data.runs.length > 1 ? ["run", data.runs[sample.run].label] : null,
       ["step", String(sample.step)],
@@ -148,6 +175,8 @@ class Browser {
       ...Object.entries(sample.rewards ?? {}).map(([name, value]) => [name, value === null ? "does not apply" : format(value)]),
       typeof sample.advantage === "number" ? ["advantage", (sample.advantage > 0 ? "+" : "") + format(sample.advantage)] : null,
       sample.length === undefined ? null : ["length", `${sample.length} tokens`],
+      talk ? ["turns", String(sample.messages.filter((turn) => turn.role === "assistant").length)] : null,
+      talk && calls ? ["tool calls", String(calls)] : null,
       sample.finish_reason ? ["finish", String(sample.finish_reason)] : null,
       ...Object.entries(sample).filter(([name]) => !SHOWN.has(name)).map(([name, value]) => [name, typeof value === "string" ? value : JSON.stringify(value)]),
       ...Object.entries(sample.rules ?? {}).map(([name, rule]) => [`why ${name}`, String(rule)]),
@@ -156,7 +185,8 @@ class Browser {
     return [
       make("dl", { class: "facts" }, ...facts.map(([name, value]) => make("div", null, make("dt", null, name), make("dd", null, value)))),
       make("h3", null, "Prompt"), make("pre", { class: "prompt" }, ...colorTags(sample.prompt, false)),
-      make("h3", null, "Completion"), make("pre", { class: "completion" }, ...colorTags(sample.completion, open, mark.name)),
+      make("h3", null, talk ? "Conversation" : "Completion"),
+      talk ? makeConversation(sample.messages, open, mark.name) : make("pre", { class: "completion" }, ...colorTags(sample.completion, open, mark.name)),
     ];
   }
 }

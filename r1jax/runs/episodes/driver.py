@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 WAIT_SECONDS = 1.0  # for environments where no slot can go on, before the processes hear of each other again
 BURST, HURRIED = 16, 4  # tokens that are sampled at once: while no environment is asked, and while one may answer
-CHUNK = 32  # tokens of a sequence that are fed at once, and shared with others that begin alike
+CHUNK, CPU_CHUNK = 64, 16  # tokens of a sequence that are fed at once, and shared with others that begin alike
 MULTIPLE = 8  # of the slots
 
 Report = Callable[[int], None]
@@ -77,7 +77,7 @@ def make_continuous(
     config = ContinuousConfig(
         slots=-(-slots // rows) * rows,
         max_tokens=tokens,
-        chunk=CHUNK,
+        chunk=CPU_CHUNK if jax.default_backend() == "cpu" else CHUNK,
         feed_rows=MULTIPLE,
         share=True,
         burst=BURST,

@@ -59,6 +59,7 @@ class Player:
                     sampler.graph, params, slots=slots, tokens=tokens, stop_ids=len(sampler.stop_ids)
                 )
 
+        self.dialogues = dialogues
         self._driver = Driver(make, dialogues, contracts, episode, longest=longest)
         self.size = max(1, WINDOW * slots // config.num_samples)
 
@@ -76,10 +77,14 @@ class Player:
             on_row(number, group)
         return groups
 
+    def find_kind(self, columns: Mapping[str, Any]) -> str:
+        """The name of a row's environment."""
+        kinds = self._driver.contracts
+        return next(iter(kinds)) if len(kinds) == 1 else str(columns.get(self._episode.column, ""))
+
     def _start(self, number: int, g: int) -> Start:
         prompt, columns = self._rows[number]
-        kinds, seed = self._driver.contracts, self._config.seed
-        kind = next(iter(kinds)) if len(kinds) == 1 else str(columns.get(self._episode.column, ""))
+        kind, seed = self.find_kind(columns), self._config.seed
         row = {name: value for name, value in columns.items() if name != "prompt"}
         sampling = self._config.sampling(self._sampler.stop_ids)
         seeds = derive_seed(seed, number, g), derive_seed("environment", seed, number)

@@ -13,6 +13,7 @@ from r1jax.core.sharding import make_mesh, use_mesh
 from r1jax.stages.distill import logits as distill_logits
 from r1jax.stages.distill import on_policy as distill_on_policy
 from tests.stages import runs
+from tests.stages.episodes import EPISODES
 from tests.stages.runs import Rows
 from tests.tiny_model import write_tiny_model
 
@@ -65,6 +66,25 @@ def test_the_sampled_estimate_points_the_same_way(
     )
     kl = [row["kl"] for row in rows]
     assert np.mean(kl[-10:]) < 0.7 * np.mean(kl[:10])
+
+
+def test_the_student_learns_from_the_teacher_on_every_turn(tiny_model: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Conversations with an environment: the divergence is that of what the student samples, of all its turns."""
+    other = write_tiny_model(tmp_path / "teacher", seed=1)
+    changes = {"steps": 8, "rollout__prompts_per_step": 4, "train__micro_batch_size": 16, "rollout__slots": 32}
+    rows = distil(
+        distill_on_policy,
+        "tiny_on_policy.py",
+        tmp_path / "run",
+        model__name=tiny_model,
+        teacher__name=other,
+        **changes,
+        **EPISODES,
+    )
+    kl = [row["kl"] for row in rows]
+    assert len(kl) == 8 and kl[-1] < 0.7 * kl[0]
+    assert min(row["env/turns/mean"] for row in rows) > 1
+    assert max(row["sampling/sampling_logp_difference/max"] for row in rows) < 1e-4
 
 
 def test_logits_of_a_teacher_teach_on_given_texts(
