@@ -131,7 +131,7 @@ def test_weights_make_a_mixture_and_zero_leaves_a_source_out(tmp_path: Path) -> 
         ([{"text": "a"}, "[1]\n"], {}, {}, "a.jsonl:2: not a JSON object: got list"),
         ([{"messages": "hi"}], {}, {}, "a.jsonl:1: messages must be a list of role and content messages"),
         ([{"messages": [{"role": "user", "content": "a"}]}], {}, {}, "a.jsonl:1: a conversation for training needs"),
-        ([{"x": 1}], {}, {}, "a.jsonl:1: an SFT row needs messages, prompt and completion, or text; got x"),
+        ([{"x": 1}], {}, {}, "a.jsonl:1: an SFT row needs messages, prompt and completion, text, or tokens; got x"),
         ([{"text": "a"}], {"template": "other"}, {}, "config.data.template must be one of chat"),
         ([{"text": "a"}], {"extractor": "other"}, {}, "extractor must be one of gsm8k or none"),
         ([{"text": "a"}], {"reply": "other"}, {}, "reply must be one of plain, tagged or a text with {answer}"),

@@ -83,7 +83,7 @@ def test_bos_and_eos_stand_once(tmp_path: Path) -> None:
         ({}, "got no column"),
         (
             {"text": None, "prompt": "a"},
-            "an SFT row needs messages, prompt and completion, or text; got text, prompt",
+            "an SFT row needs messages, prompt and completion, text, or tokens; got text, prompt",
         ),
         ({"messages": []}, "messages must be a list of role and content messages"),
         ({"messages": [{"content": "a"}]}, "messages must be a list of role and content messages"),
