@@ -62,7 +62,7 @@ def test_all_set_themselves_up_alike():
         first = next(number for number, source in enumerate(sources) if source.startswith("# Sets this notebook up"))
         assert first == ("eight devices" in sources[0]), "nothing but the flag of a mesh goes before"
         starts.append(sources[first : first + 2])
-    assert len(starts) == 5 and all(start == starts[0] for start in starts)
+    assert len(starts) == 6 and all(start == starts[0] for start in starts)
     assert 'SOURCE = os.environ.get("R1JAX_SOURCE", "")' in starts[0][0]
     assert "Change runtime type" in starts[0][0] and "Accelerator" in starts[0][0]
 

@@ -31,6 +31,7 @@ CURES = {
     "apply": "larger config.mesh.fsdp, or config.model.param_dtype",
     "logprobs": "config.train.logits_chunk, config.train.micro_batch_size, or larger config.mesh.fsdp",
     "prefill": "config.rollout.prefill_batch, config.rollout.slots, or larger config.mesh.fsdp",
+    "feed": "config.rollout.slots, config.episode.max_tokens, or larger config.mesh.fsdp",
     "insert": "config.rollout.slots or config.rollout.max_new_tokens",
     "grow": "config.rollout.cache_pieces=1",
     "shrink": "config.rollout.tails=0",

@@ -17,14 +17,15 @@ storm sugar table tiger toast tower train water wheel white woman world young"""
 class NumberGame:
     """A number from `low` to `high`, drawn from the seed: `respond` says higher or lower until it is found.
 
-    Columns: low (1), high (20), guesses (8), target (drawn). Attributes for rewards: won, turns, guesses.
+    Columns: low (1), high (20), guesses (8), target (drawn). Attributes for rewards: won, turns, guesses, read (replies
+    with a number).
     """
 
     def reset(self, seed: int = 0, low: int = 1, high: int = 20, guesses: int = 8, target: int | None = None) -> str:
         """Begins a game; returns its rule."""
         self.low, self.high, self.guesses = low, high, guesses
         self.target = random.Random(seed).randint(low, high) if target is None else target
-        self.won, self.turns = False, 0
+        self.won, self.turns, self.read = False, 0, 0
         return f"\n\nI think of a number from {low} to {high}. Guess it; I say higher or lower."
 
     def respond(self, reply: str) -> str | None:
@@ -32,6 +33,7 @@ class NumberGame:
         self.turns += 1
         found = _NUMBER.findall(reply)
         guess = int(found[-1][:12]) if found else None
+        self.read += guess is not None
         if guess == self.target:
             self.won = True
             return None
@@ -83,6 +85,11 @@ class WordGame:
     def get_reward(self) -> float:
         """1 for a word found, else up to 0.5 for letters in their place."""
         return 1.0 if self.won else 0.5 * self.best / len(self.word)
+
+
+def numbers_reward(environments: Sequence[Any], **columns: object) -> list[float]:
+    """The share of replies to a number game in which there was a number; 0 without one that it heard."""
+    return [environment.read / max(environment.turns, 1) for environment in environments]
 
 
 def won_reward(environments: Sequence[Any], **columns: object) -> list[float]:

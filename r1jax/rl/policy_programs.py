@@ -112,6 +112,16 @@ def make_live_engine(settings: GRPOConfig, handover: Handover, longest: int) -> 
         )
 
 
+def make_episode_engine(
+    settings: GRPOConfig, handover: Handover, longest: int, params: Params | None, *, stop_ids: int = 0
+) -> ContinuousEngine:
+    """The sampler of trajectories with environments; params: None for one without weights."""
+    rollout = settings.rollout
+    tokens, slots = longest + settings.trajectory_tokens, min(rollout.slots, rollout.completions)
+    with use_layout(handover.layout):
+        return make_continuous(handover.graph, params, slots=slots, tokens=tokens, stop_ids=stop_ids)
+
+
 def make_driver(
     settings: GRPOConfig,
     handover: Handover,
@@ -120,12 +130,10 @@ def make_driver(
     longest: int,
 ) -> Driver:
     """The sampler of trajectories. longest: tokens of the longest prompt, with its tools."""
-    rollout, stop_ids = settings.rollout, len(next(iter(dialogues.values())).tokenizer.eos_ids)
-    tokens, slots = longest + settings.trajectory_tokens, min(rollout.slots, rollout.completions)
+    stop_ids = len(next(iter(dialogues.values())).tokenizer.eos_ids)
 
     def make(params: Params) -> ContinuousEngine:
-        with use_layout(handover.layout):
-            return make_continuous(handover.graph, params, slots=slots, tokens=tokens, stop_ids=stop_ids)
+        return make_episode_engine(settings, handover, longest, params, stop_ids=stop_ids)
 
     return Driver(make, dialogues, contracts, settings.episode, longest=longest)
 
@@ -156,8 +164,8 @@ def make_updates(
 def list_policy_programs(settings: GRPOConfig, handover: Handover, engine: Engine, updates: Updates) -> list[Program]:
     """Programs accumulate, apply, logprobs (if old or reference log-probs are computed), entropies (if tokens are
     selected by them), critic.accumulate, critic.apply, critic.values (of PPO); weights (where rollouts
-    have a layout of their own), prefill, insert, decode, collect (on several devices); judge.prefill,
-    judge.insert, judge.decode, judge.collect if a reward asks the policy.
+    have a layout of their own), prefill, insert, decode, collect (on several devices), or with an environment feed,
+    start, decode, stop, copy; judge.prefill, judge.insert, judge.decode, judge.collect if a reward asks the policy.
 
     The state, frozen parameters and the engine's slots count as resident at all times, weights that were handed over
     while they sample.
@@ -165,8 +173,11 @@ def list_policy_programs(settings: GRPOConfig, handover: Handover, engine: Engin
     policy, own, work = updates.abstract_policy(), updates.weights(), updates.work
     weights = handover.shapes(own)
     others = {name: tree for name, tree in updates.frozen.items() if name != "base"}
-    rolls = engine.programs(weights, settings.rollout.sampling(()), work)
-    slots = next(program.arguments[2] for program in rolls if program.name == "decode")
+    sampler: Engine | ContinuousEngine = engine
+    if settings.has_environment:
+        sampler = make_episode_engine(settings, handover, engine.config.max_prompt_tokens, None)
+    rolls = sampler.programs(weights, settings.rollout.sampling(()), work)
+    slots = next(program.arguments[-3] for program in rolls if program.name == "decode")
     critic = updates.critic
     judging = () if critic is None else (critic.abstract_state(), critic.trainable.frozen)
     kept = (policy.opt_state, others, judging)
@@ -178,9 +189,10 @@ def list_policy_programs(settings: GRPOConfig, handover: Handover, engine: Engin
         "weights": kept,
         "prefill": (*sampling, slots),
         **dict.fromkeys(
-            ("insert", "collect"), (policy, updates.frozen, () if handover.is_identity else weights, judging)
+            ("insert", "collect", "start", "copy"),
+            (policy, updates.frozen, () if handover.is_identity else weights, judging),
         ),
-        **dict.fromkeys(("prefix", "decode", "grow", "shrink"), sampling),
+        **dict.fromkeys(("prefix", "decode", "grow", "shrink", "feed"), sampling),
     }
     if critic is not None:
         own_state, base = critic.abstract_state(), critic.trainable.frozen

@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -25,9 +25,10 @@ from flax import nnx
 
 from r1jax.core.distributed import fetch
 from r1jax.core.errors import UserError
-from r1jax.core.sharding import batch_parts, current_layout, in_layout, settle
-from r1jax.core.structs import FinishReason, Sampling
+from r1jax.core.sharding import abstract_array, batch_parts, current_layout, in_layout, settle
+from r1jax.core.structs import FinishReason, Program, Sampling
 from r1jax.core.watchdog import beat
+from r1jax.models.flops import Work
 from r1jax.models.transformer import Params, is_recurrent
 from r1jax.rollout.rows import (
     ContinuousConfig,
@@ -41,6 +42,7 @@ from r1jax.rollout.rows import (
     stop_row,
 )
 from r1jax.rollout.sampling import SamplingArrays, stop_table
+from r1jax.rollout.slots import abstract_layers, row_axes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,6 +201,34 @@ class ContinuousEngine:
             likeliest = tuple(dict(zip(*pair, strict=True)) for pair in pairs) if alternatives else ()
             found.append(Burst(slot, ids, spent, "" if held.is_sampled else reason, likeliest))
         return found
+
+    @in_layout
+    def programs(self, params: Params, sampling: Sampling, work: Work) -> list[Program]:
+        """feed, start, decode, stop, and copy where beginnings are shared, for shapes of weights with shardings.
+
+        sampling: of the requests. work: of the model. Feeding and decoding attend, on average, to half of a row.
+        """
+        config, count = self.config, self._fed_rows
+        shapes = jax.eval_shape(self._init, params)
+        rows: Any = lambda x: abstract_array(x.shape, x.dtype, row_axes(x), name="slots")
+        fields = {f.name: getattr(shapes, f.name) for f in dataclasses.fields(Rows) if f.name != "layers"}
+        slots = Rows(layers=abstract_layers(shapes.layers), **jax.tree.map(rows, fields))
+        host = lambda tree: jax.tree.map(lambda x: abstract_array(x.shape, x.dtype, (None,) * x.ndim), tree)
+        at, tokens = np.zeros(count, np.int32), np.zeros((count, config.chunk), np.int32)
+        begun = host(self._describe({0: _Sequence(sampling, 0, 0, [0])}))
+        fed, limits = count * config.chunk, host((np.int32(0), np.int32(0)))
+        static = {"filtered": sampling.is_filtered, "alternatives": 0}
+        feeding = work.forward(fed, 0, fed * config.max_tokens / 2)
+        decoding = work.forward(config.slots, config.slots, config.slots * config.max_tokens / 2)
+        programs = [
+            Program("feed", self._feed, (params, slots, *host((at, tokens, at))), feeding),
+            Program("start", self._start, (slots, *begun), 0.0),
+            Program("decode", self._decode, (params, slots, *limits), decoding, static),
+            Program("stop", self._stop, (slots, host(np.int32(0))), 0.0),
+        ]
+        if self._may_share and keeps_all(shapes, config):
+            programs.append(Program("copy", self._copy, (slots, *host((at, at))), 0.0))
+        return [dataclasses.replace(program, layout=self.layout) for program in programs]
 
     def _check(self, given: int, sampling: Sampling) -> None:
         if given + sampling.max_new_tokens > self.config.max_tokens:

@@ -232,6 +232,29 @@ def test_grpo_with_the_policy_as_judge(
     assert "rewards/judge_reward/mean" in metrics
 
 
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_grpo_with_an_environment(
+    calls: list[Call], tiny_model: pathlib.Path, tmp_path: pathlib.Path, devices: int
+) -> None:
+    """The continuous engine's programs take the place of the others; on two devices no beginning is shared."""
+    episode = {"max_turns": 3, "turn_tokens": 16, "max_tokens": 96, "stop_texts": tuple("eto1ansk")}
+    values = {
+        "model.name": str(tiny_model),
+        "mesh.fsdp": devices,
+        "environment": "tests.environments.toys:Talker",
+        "episode": ConfigDict(episode),
+        "data.template": "chat",
+        "rewards": ConfigDict({"environment_reward": 1.0}),
+        "eval.strict": ("environment_reward",),
+        "eval.format": "",
+    }
+    config = change(tiny_grpo.get_config(), {**SMALL, **values})
+    _, programs = take_step(grpo, config, tmp_path / "run", devices)
+    rolls = ["feed", "start", "decode", "stop"]
+    assert names(programs) == ["accumulate", "apply", *(["weights", *rolls] if devices == 2 else [*rolls, "copy"])]
+    compare(*(leave_out_updates(calls, programs) if devices > 1 else (calls, programs)))
+
+
 SHORT = {"train.rows_per_step": 2, "train.micro_batch_size": 1, "data.eval_rows": 2, "data.length": 32, "steps": 1}
 SUPERVISED = ["accumulate", "apply", "measure"]
 

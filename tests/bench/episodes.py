@@ -36,7 +36,7 @@ from r1jax.runs.episodes.trajectory import Episode, Start
 from r1jax.weights import load_pretrained
 from tests.tiny_model import write_tiny_model
 
-SIZES = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "max_position_embeddings": 2048}
+SIZES = {"hidden_size": 128, "intermediate_size": 384, "max_position_embeddings": 2048}
 TURNS, LONGEST, LIMIT = 4, 64, 192  # turns, tokens of a prompt, and of a reply
 
 

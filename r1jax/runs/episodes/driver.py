@@ -70,9 +70,11 @@ def _explain(tokenizer: Tokenizer, config: EpisodeConfig) -> str:
 
 
 def make_continuous(
-    graph: nnx.GraphDef, params: Params, *, slots: int, tokens: int, stop_ids: int = 0
+    graph: nnx.GraphDef, params: Params | None, *, slots: int, tokens: int, stop_ids: int = 0
 ) -> ContinuousEngine:
-    """An engine for so many trajectories at once, and so many tokens in each, in the layout in use."""
+    """An engine for so many trajectories at once, and so many tokens in each, in the layout in use. params: None for
+    one without weights, until `load`.
+    """
     rows = math.lcm(MULTIPLE, batch_parts())
     config = ContinuousConfig(
         slots=-(-slots // rows) * rows,
