@@ -33,6 +33,21 @@ class Prompts(NamedTuple):
 
 ASSUMED = Prompts()
 
+# Words of hub names that tell how weights were trained and leave the shape as it is; dates (0905, 2507) are others.
+TRAINING = {"instruct", "base", "chat", "it", "pt", "hf", "think", "thinking", "zero", "terminus"}
+SAME_SHAPE = {  # hub names, in plain letters, that tell neither a preset nor its size
+    "deepseekr1": "deepseek_v3_671b",
+    "deepseekv3.1": "deepseek_v3_671b",
+    "llama4scout17b16e": "llama4_scout_109b",
+    "llama4maverick17b128e": "llama4_maverick_400b",
+    "deepseekr1distillqwen1.5b": "qwen2.5_math_1.5b",
+    "deepseekr1distillqwen7b": "qwen2.5_math_7b",
+    "deepseekr1distillqwen14b": "qwen2.5_14b",
+    "deepseekr1distillqwen32b": "qwen2.5_32b",
+    "deepseekr1distillllama8b": "llama3.1_8b",
+    "deepseekr1distillllama70b": "llama3.1_70b",
+}
+
 
 def abstract_model(config: ModelConfig, key: str = "model") -> Transformer:
     """The model of a config section, with shapes and shardings in place of its parameters.
@@ -69,15 +84,21 @@ def _find_sizes(config: ModelConfig, key: str) -> tuple[Any, Any]:
         family = find_family(hf.get("model_type"), config.name)
         family = score_family(family) if is_scored(hf) else family
         return family, family.from_hf(hf)
-    plain = lambda name: re.sub(r"[-_]|(instruct|base|chat)$", "", name.rpartition("/")[2].lower())
     stem = re.sub(r"(\.[\w-]+)?\.gguf$|@[\w./-]+$", "", config.name)  # without quantization or revision
-    presets = {plain(name): name for family in load_families().values() for name in family.VARIANTS}
-    # DeepSeek's hub names do not tell the size: "DeepSeek-V3-Base" is the one preset that is called so before its size.
-    unsized = [plain(re.sub(r"_[0-9]+b$", "", name)) for name in presets.values()]
+    presets = {_plain(name): name for family in load_families().values() for name in family.VARIANTS}
+    # Some hub names do not tell the size: "DeepSeek-V3-Base" is the one preset that is called so before its size.
+    unsized = [_plain(re.sub(r"_[0-9.]+[bt]$", "", name)) for name in presets.values()]
     presets |= {key: name for key, name in zip(unsized, presets.values(), strict=True) if unsized.count(key) == 1}
-    if (found := presets.get(plain(stem))) is not None:
+    presets |= SAME_SHAPE
+    if (found := presets.get(_plain(stem))) is not None:
         return find_preset(found)
     raise UserError(
         f"the sizes of {config.name} are not known without its files; set config.{key}.preset to one of "
         f"{', '.join(sorted(set(presets.values())))}, and config.{key}.name to an empty text"
     )
+
+
+def _plain(name: str) -> str:
+    """The letters of a hub's or preset's name that tell the shape: `google/gemma-3-1b-it` is `gemma31b`."""
+    words = re.split(r"[-_]", name.rpartition("/")[2].lower())
+    return "".join(word for word in words if word not in TRAINING and not re.fullmatch(r"[0-9]{4}", word))

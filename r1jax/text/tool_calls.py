@@ -9,6 +9,7 @@
 - MiniMax-M2: `<invoke name="NAME"><parameter name="KEY">VALUE</parameter>…</invoke>`.
 - Mistral: `[TOOL_CALLS][{"name": …, "arguments": {…}}]`, or `[TOOL_CALLS]NAME[ARGS]{…}`.
 - Phi-4-mini: `<|tool_call|>[{"name": …, "arguments": {…}}]<|/tool_call|>`.
+- Gemma 4: `<|tool_call>call:NAME{KEY:VALUE,…}<tool_call|>`, where `<|"|>` stands for the quotes of texts.
 - DeepSeek V3 and R1: `<｜tool▁call▁begin｜>function<｜tool▁sep｜>NAME\\n```json\\n{…}\\n```<｜tool▁call▁end｜>`.
 
 A call that does not parse stays text, so that nothing a model wrote is lost; `find_broken_calls` lists such texts.
@@ -47,10 +48,13 @@ _MISTRAL = re.compile(
     r"\[TOOL_CALLS\]\s*([\w.-]+)\s*(?:\[CALL_ID\]\w+\s*)?\[ARGS\]\s*(\{.*?\})\s*(?=\[TOOL_CALLS\]|</s>|$)", re.DOTALL
 )
 _LIST = re.compile(r"(?:\[TOOL_CALLS\]|<\|tool_call\|>)\s*(\[.*\])\s*(?:<\|/tool_call\|>|</s>)?\s*$", re.DOTALL)
+_GEMMA = re.compile(r"<\|tool_call>\s*call:([\w.-]+)(\{.*?\})(?:<tool_call\|>|$)", re.DOTALL)
+_GEMMA_QUOTE = '<|"|>'
 _FRAMES = re.compile(r"<\|tool_calls_section_(?:begin|end)\|>|</?minimax:tool_call>")
 _DEEPSEEK_FRAME = re.compile(r"<｜tool▁calls▁(?:begin|end)｜>")
 _DEEPSEEK_BEGIN = "<｜tool▁call▁begin｜>"
 _PYTHON_TAG = "<|python_tag|>"
+_PYTHON_CONSTANTS = {"True": "true", "False": "false", "None": "null"}
 
 
 class ToolCall(NamedTuple):
@@ -63,7 +67,7 @@ class ToolCall(NamedTuple):
 def parse_tool_calls(text: str) -> tuple[str, list[ToolCall]]:
     """The reply without its calls, and the calls in order."""
     named = ((pattern, _read_named) for pattern in (_DEEPSEEK, _KIMI, _HARMONY, _MISTRAL))
-    for pattern, read in ((_HERMES, _read_tagged), *named, (_INVOKE, _read_invoke)):
+    for pattern, read in ((_HERMES, _read_tagged), *named, (_INVOKE, _read_invoke), (_GEMMA, _read_gemma)):
         calls: list[ToolCall] = []
 
         def take(match: re.Match, read: Any = read, calls: list[ToolCall] = calls) -> str:
@@ -125,6 +129,14 @@ def _read_named(match: re.Match) -> ToolCall | None:
     return ToolCall(match.group(1), arguments) if isinstance(arguments, dict) else None
 
 
+def _read_gemma(match: re.Match) -> ToolCall | None:
+    parts = match.group(2).split(_GEMMA_QUOTE)  # texts stand at odd places
+    parts[::2] = [re.sub(r"([{,]\s*)(\w+)(\s*:)", r'\1"\2"\3', part) for part in parts[::2]]
+    parts[1::2] = [json.dumps(part) for part in parts[1::2]]
+    arguments = _load("".join(parts))
+    return ToolCall(match.group(1), arguments) if isinstance(arguments, dict) else None
+
+
 def _read_bare(text: str) -> tuple[str, list[ToolCall]]:
     """Calls of a reply that is nothing else."""
     body = text.strip().removeprefix(_PYTHON_TAG).strip()
@@ -146,9 +158,9 @@ def _read_json(text: str) -> ToolCall | None:
 
 
 def _read_value(text: str) -> Any:
-    """A parameter's value: JSON where it is, else the text."""
-    value = _load(text)
-    return text if value is None and text.strip() != "null" else value
+    """A parameter's value: JSON where it is, or a constant of Python (Qwen3.5's template writes them), else the text."""
+    value = _load(_PYTHON_CONSTANTS.get(text, text))
+    return text if value is None and text.strip() not in ("null", "None") else value
 
 
 def _load(text: str) -> Any:

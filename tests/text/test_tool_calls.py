@@ -18,6 +18,7 @@ JSON = '{"name": "get_weather", "arguments": {"city": "Paris", "days": 2}}'
             "</function>\n</tool_call>",
             "",
         ),
+        ('Well. <|tool_call>call:get_weather{city:<|"|>Paris<|"|>,days:2}<tool_call|>', "Well."),
         ('{"name": "get_weather", "parameters": {"city": "Paris", "days": 2}}', ""),
         ('<|python_tag|>{"name": "get_weather", "parameters": {"city": "Paris", "days": 2}}', ""),
         ('{"name": "get_weather", "arguments": "{\\"city\\": \\"Paris\\", \\"days\\": 2}"}', ""),
@@ -55,6 +56,7 @@ JSON = '{"name": "get_weather", "arguments": {"city": "Paris", "days": 2}}'
         "hermes",
         "hermes_cut",
         "qwen3_coder",
+        "gemma4",
         "llama",
         "python_tag",
         "arguments_as_json",
@@ -103,3 +105,10 @@ def test_a_broken_call_beside_a_good_one_stays() -> None:
         "<tool_call>oops</tool_call>",
         [CALL],
     )
+
+
+def test_constants_of_python_are_values_and_quotes_of_gemma_are_text() -> None:
+    text = "<tool_call><function=f><parameter=a>True</parameter><parameter=b>None</parameter></function></tool_call>"
+    assert parse_tool_calls(text)[1] == [("f", {"a": True, "b": None})]
+    text = '<|tool_call>call:f{a:<|"|>{b:1}, "c"<|"|>,d:[{e:<|"|>x<|"|>}]}<tool_call|>'
+    assert parse_tool_calls(text)[1] == [("f", {"a": '{b:1}, "c"', "d": [{"e": "x"}]})]
