@@ -7,6 +7,7 @@ that they update, are float32 in any parameter dtype (learner/precision.py).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any, Literal
 
@@ -34,6 +35,7 @@ class OptimizerConfig:
       weight_decay: decoupled weight decay; norm scales have none.
       clip_norm: bound on the global norm of the gradient; 0 is no bound.
       offload: whether the moments are kept in host memory between updates (learner/offload.py).
+      only: part of the names of the parameters that are trained, such as "indexer"; empty: all are.
     """
 
     learning_rate: float = 1e-6
@@ -46,6 +48,7 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     offload: bool = False
+    only: str = ""
 
     def __post_init__(self) -> None:
         if self.learning_rate < 0 or self.warmup_updates < 0:
@@ -92,9 +95,27 @@ def make_optimizer(config: OptimizerConfig, total_updates: int) -> optax.Gradien
         ),
     )
     optimizer = hold_biases(keep_float32(chain))
+    optimizer = hold_others(optimizer, config.only) if config.only else optimizer
     return keep_in_host(optimizer) if config.offload else optimizer
 
 
 def decay_mask(params: Any) -> Any:
     """True for parameters with weight decay: all except norm scales."""
     return jax.tree_util.tree_map_with_path(lambda path, _: getattr(path[-1], "key", None) != "scale", params)
+
+
+def hold_others(inner: optax.GradientTransformation, part: str) -> optax.GradientTransformation:
+    """`inner` applied to the parameters whose names contain `part`; the others do not move and have no moments.
+
+    Raises UserError if no parameter is named so.
+    """
+
+    def mark(params: Any, trained: bool) -> Any:
+        has = lambda path: part in jax.tree_util.keystr(path, simple=True, separator=".")
+        marks = jax.tree_util.tree_map_with_path(lambda path, _: has(path) == trained, params)
+        if trained and not any(jax.tree.leaves(marks)):
+            raise UserError(f"config.optimizer.only must be part of a parameter's name, got {part!r}")
+        return marks
+
+    trained, held = functools.partial(mark, trained=True), functools.partial(mark, trained=False)
+    return optax.chain(optax.masked(inner, trained), optax.masked(optax.set_to_zero(), held))

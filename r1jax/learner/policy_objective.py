@@ -136,8 +136,11 @@ def _lay_out_experts(batch: Batch) -> jax.Array:
     return laid_out.transpose(2, 0, 1, 3)
 
 
-def make_loss(graph: nnx.GraphDef, config: PolicyLossConfig, scoring: Scoring, *, on_policy: bool) -> LossFn:
-    """The GRPO loss of a micro-batch.
+def make_loss(
+    graph: nnx.GraphDef, config: PolicyLossConfig, scoring: Scoring, *, on_policy: bool, index_weight: float = 1.0
+) -> LossFn:
+    """The GRPO loss of a micro-batch, and of sparse attention's indexers times `index_weight` (their mean over the fed
+    tokens, weighted by the micro-batch's share of the update).
 
     on_policy: one update per step, so the old log-probs are the stopped new ones. Otherwise they are the batch's
     old_logprobs or, without these, the sampler's.
@@ -165,7 +168,11 @@ def make_loss(graph: nnx.GraphDef, config: PolicyLossConfig, scoring: Scoring, *
             chosen = batch["selected"] * (batch["weights"] > 0)
             sums["selected/tokens"] = chosen.sum()
             sums["selected/entropy"] = jnp.where(chosen > 0, jax.lax.stop_gradient(entropy), 0.0).sum()
-        if router:
+        if "index" in router:
+            share = batch["weights"].sum() / jnp.maximum((batch["segments"] != 0).sum(), 1)
+            sums["index"] = jax.lax.stop_gradient(index := share * router["index"].sum())
+            loss += index_weight * index
+        if "load" in router:
             sums |= {f"router/{key}": router[key].sum() for key in ("overflow", "replayed", "agreed") if key in router}
             sums[LOAD] = router["load"]
         return loss, sums
@@ -219,6 +226,8 @@ def summarize(updates: list[list[dict[str, Any]]]) -> dict[str, float]:
         metrics["router/agreement"] = first["router/agreed"].sum() / max(first["router/replayed"].sum(), 1.0)
     if "router/overflow" in table:
         metrics["router/overflow"] = table["router/overflow"].sum()
+    if "index" in table:
+        metrics["index_loss"] = table["index"].sum() / len(updates)
     if "selected/tokens" in table:
         metrics["entropy_selected"] = table["selected/entropy"].sum() / max(table["selected/tokens"].sum(), 1.0)
     means = [key for key in table if key == "kl" or key.startswith(MEANS)]

@@ -124,7 +124,7 @@ def _without_adapters(params: Params, base: Params) -> Params:
 
 
 def _find_load(router: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return {LOAD: router["load"]} if router else {}
+    return {LOAD: router["load"]} if "load" in router else {}
 
 
 def summarize_preferences(sums: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -37,11 +37,13 @@ class SupervisedConfig:
       mtp_weight: weight of the loss of multi-token prediction (lambda of equation 25); 0 leaves it out.
       balance_weight: weight of the loss of experts' balance within a sequence (alpha of equation 17).
       bias_rate: change of the experts' correction biases per update (learner/balance.py).
+      index_weight: weight of the loss of sparse attention's indexers (DeepSeek-V3.2), by which they alone learn.
     """
 
     mtp_weight: float = 0.3
     balance_weight: float = 1e-4
     bias_rate: float = 1e-3
+    index_weight: float = 1.0
 
 
 def share_weights(batches: Sequence[Batch]) -> list[Batch]:
@@ -63,8 +65,8 @@ def make_loss(graph: nnx.GraphDef, config: SupervisedConfig, *, chunk: int = 0) 
     """The loss of a micro-batch. chunk: positions of a row whose logits exist at once (0: all).
 
     Sums: "cross_entropy" (its share of the update's), "right" and "tokens" (correctly predicted targets, targets);
-    where the model has them "mtp" and "balance" (shares too), expert loads (learner/balance.py), and the number of
-    (token, expert) pairs that did not fit a bounded buffer.
+    where the model has them "mtp", "balance" and "index" (shares too), expert loads (learner/balance.py), and the
+    number of (token, expert) pairs that did not fit a bounded buffer.
     """
 
     def loss_fn(params: Params, frozen: Frozen, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -86,7 +88,10 @@ def make_loss(graph: nnx.GraphDef, config: SupervisedConfig, *, chunk: int = 0) 
             sums["mtp"] = mtp_loss(depths, batch["targets"], model.unembed, **aimed)
             loss += config.mtp_weight * sums["mtp"]
             routers.append(router)
-        routers = [router for router in routers if router]
+        if indexed := [router["index"] for router in routers if "index" in router]:
+            sums["index"] = batch["token_share"] * sum(index.sum() for index in indexed)
+            loss += config.index_weight * sums["index"]
+        routers = [router for router in routers if "load" in router]
         if routers:
             sums["balance"] = batch["token_share"] * sum(router["balance"].sum() for router in routers)
             sums[LOAD] = jnp.concatenate([router["load"] for router in routers])
@@ -104,6 +109,7 @@ def summarize(sums: Sequence[dict[str, Any]]) -> dict[str, float]:
         "cross_entropy": "loss",
         "mtp": "mtp_loss",
         "balance": "balance_loss",
+        "index": "index_loss",
         "kl": "kl",
         "router/overflow": "router/overflow",
     }

@@ -25,8 +25,9 @@ class Block(nnx.Module):
     """Attention and MLP with residuals, each normalized before (`attention_norm`, `mlp_norm`), after
     (`attention_post_norm`, `mlp_post_norm`), or both; None: not.
 
-    `attention(x, context, cache, prefix) -> (y, cache)` with `init_cache(rows, columns)`; `mlp(x, valid) -> (y, router
-    statistics, {} without a router)`; a routed MLP also accepts preset expert ids.
+    `attention(x, context, cache, prefix) -> (y, cache)` with `init_cache(rows, columns)`, or `(y, cache, statistics)`,
+    which join those of the router; `mlp(x, valid) -> (y, router statistics, {} without a router)`; a routed MLP also
+    accepts preset expert ids.
     """
 
     def __init__(
@@ -46,13 +47,15 @@ class Block(nnx.Module):
         self, x_BTD: jax.Array, context: Context, cache: Any, prefix: Any, experts: jax.Array | None = None
     ) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
         normed = x_BTD if self.attention_norm is None else self.attention_norm(x_BTD)
-        attended, cache = self.attention(normed, context, cache, prefix)
+        attended, cache, *statistics = self.attention(normed, context, cache, prefix)
         x_BTD = x_BTD + (attended if self.attention_post_norm is None else self.attention_post_norm(attended))
         told = {} if experts is None else {"experts_BTA": experts}
         if context.experts is not None:
             told["kernels"] = context.experts
         mixed, router = self.mlp(x_BTD if self.mlp_norm is None else self.mlp_norm(x_BTD), context.valid, **told)
         mixed = mixed if self.mlp_post_norm is None else self.mlp_post_norm(mixed)
+        for own in statistics:
+            router = {**router, **own}
         return constrain(x_BTD + mixed, ("batch", "sequence", "act_embed")), cache, router
 
 

@@ -19,6 +19,7 @@ from r1jax.core.sharding import join_rows, part_rows
 from r1jax.models.attention import Context
 from r1jax.models.layers import Dtypes, Linear, RMSNorm, weight
 from r1jax.models.ops.delta_rule import Memory, run_chunks, step
+from r1jax.models.stacks import read, write
 
 EPSILON = 1e-6  # of the norms of queries and keys
 
@@ -91,7 +92,7 @@ class GatedDelta(nnx.Module):
         if cache is not None:
             assert context.positions is not None
             begun = (context.positions[:, 0] > 0)[:, None, None, None]
-            start = {name: jnp.where(begun, cache[name], first[name]) for name in first}
+            start = {name: jnp.where(begun, read(cache[name]), first[name]) for name in first}
         segments = valid_BT.astype(jnp.int32) if context.segments is None else context.segments
         continued = jnp.zeros_like(segments) if context.prefixes is None else context.prefixes
         if cache is not None:
@@ -116,7 +117,7 @@ class GatedDelta(nnx.Module):
             count_B = valid_BT.sum(-1)
             places = count_B[:, None] + jnp.arange(self.sizes.taps - 1)
             taps = jnp.take_along_axis(extended, places[..., None], axis=1)[:, None]
-            cache = {"state": state, "taps": taps.astype(self.dtype)}
+            cache = {"state": write(cache["state"], state), "taps": write(cache["taps"], taps.astype(self.dtype))}
         gated = self.norm(out).astype(jnp.float32) * jax.nn.silu(gate_BTNV.astype(jnp.float32))
         return part_rows(self.merge(gated.astype(self.dtype))), cache
 

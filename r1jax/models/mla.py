@@ -103,8 +103,7 @@ class LatentAttention(nnx.Module):
                 return part_rows(self.out(constrain(out_BTNH, axes, name="attention"))), cache
             kv_B1SC = read(cache["latent"])
         attention = self._absorbed if self._absorbs(x_BTD.shape[1], kv_B1SC.shape[2]) else self._plain
-        before = None if prefix is None else prefix["latent"]
-        out_BTNH = attention(constrain(q_BTNH, axes, name="query"), kv_B1SC, context, before, cache is not None)
+        out_BTNH = attention(constrain(q_BTNH, axes, name="query"), kv_B1SC, context, prefix, cache is not None)
         return part_rows(self.out(constrain(out_BTNH, axes, name="attention"))), cache
 
     def _query(self, x_BTD: jax.Array) -> jax.Array:
@@ -128,10 +127,10 @@ class LatentAttention(nnx.Module):
         return queries * up + queries * keys * 2 * (sizes.latent + sizes.rotary_dim) < plain
 
     def _plain(
-        self, q_BTNH: jax.Array, kv_B1SC: jax.Array, context: Context, prefix: jax.Array | None, decoding: bool
+        self, q_BTNH: jax.Array, kv_B1SC: jax.Array, context: Context, prefix: dict | None, decoding: bool
     ) -> jax.Array:
         k_BNSH, v_BNSH = self._expand(join_rows(kv_B1SC))
-        before = None if prefix is None else dict(zip("kv", self._expand(prefix), strict=True))
+        before = None if prefix is None else self._expand_prefix(prefix)
         causal = context.column is None
         return attend(q_BTNH, k_BNSH, v_BNSH, context.bias, before, decoding=decoding, causal=causal, scale=self.scale)
 
@@ -143,8 +142,13 @@ class LatentAttention(nnx.Module):
         rotary = jnp.broadcast_to(rotary, (*plain.shape[:3], self.sizes.rotary_dim))
         return jnp.concatenate([plain, rotary], axis=-1), values
 
+    def _expand_prefix(self, prefix: dict) -> dict:
+        """Keys and values of a prefix {"latent"}, with its mask ("bias") if it has one."""
+        k_BNSH, v_BNSH = self._expand(prefix["latent"])
+        return {"k": k_BNSH, "v": v_BNSH, "bias": prefix.get("bias")}
+
     def _absorbed(
-        self, q_BTNH: jax.Array, kv_B1SC: jax.Array, context: Context, prefix: jax.Array | None, decoding: bool
+        self, q_BTNH: jax.Array, kv_B1SC: jax.Array, context: Context, prefix: dict | None, decoding: bool
     ) -> jax.Array:
         """Attention on latents. The weighted mean covers whole cache rows: dropping the rotated key's part afterwards
         is cheaper than copying the cache without it.
@@ -152,7 +156,9 @@ class LatentAttention(nnx.Module):
         Where devices share heads and not rows, queries and means change places: a device reads the latents of its own
         rows alone, for all heads.
         """
-        before = None if prefix is None else {"k": prefix, "v": prefix}
+        before = None
+        if prefix is not None:
+            before = {"k": prefix["latent"], "v": prefix["latent"], "bias": prefix.get("bias")}
         query = self._absorb(q_BTNH)
         mean = attend(query, kv_B1SC, kv_B1SC, context.bias, before, decoding=decoding, scale=self.scale)
         return self._raise_values(mean)

@@ -45,6 +45,13 @@ def read(array: jax.Array | StackedLayer) -> jax.Array:
     return array
 
 
+def write(array: jax.Array | StackedLayer, new: jax.Array) -> jax.Array | StackedLayer:
+    """The array of a layer with new values, in its stack if it has one."""
+    if isinstance(array, StackedLayer):
+        return StackedLayer(jax.lax.dynamic_update_index_in_dim(array.stack, new, array.index, 0), array.index)
+    return new
+
+
 def stack_layer(tree: Any, index: jax.Array) -> Any:
     """The layer at `index` of a tree of stacks."""
     return jax.tree.map(lambda stack: StackedLayer(stack, index), tree)

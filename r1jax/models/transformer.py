@@ -48,7 +48,8 @@ Group = tuple[int, MakeBlock | Sequence[MakeBlock]]  # number of layers, and the
 
 class States(NamedTuple):
     """Result of a forward pass: normalized states [B, T, D], the cache after it (None without one), and router
-    statistics stacked over the layers with a router ("load" [L, E], "balance" [L]; {} if there is none).
+    statistics stacked over the layers with a router ("load" [L, E], "balance" [L]; {} if there is none), and
+    over those with an indexer ("index" [L], its loss summed over tokens, in nats).
     """
 
     hidden: jax.Array
@@ -379,9 +380,9 @@ class Transformer(nnx.Module):
 
 
 def join_routers(routers: Sequence[dict], join: Callable) -> dict[str, jax.Array]:
-    """Router statistics of all routed layers as one dict, by `join` (stack single layers, concatenate groups)."""
-    routing = [router for router in routers if router]
-    return jax.tree.map(lambda *xs: join(xs), *routing) if routing else {}
+    """Statistics of all layers that have them as one dict, by `join` (stack single layers, concatenate groups)."""
+    names = dict.fromkeys(name for router in routers for name in router)
+    return {name: join([router[name] for router in routers if name in router]) for name in names}
 
 
 def _interleave(arrays: Sequence[jax.Array]) -> jax.Array:

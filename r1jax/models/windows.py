@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from r1jax.models.cache import Cache, append
 from r1jax.models.ops.blockwise_attention import LONG_ROW, NEGATIVE, Segments, prefix_bias, see
-from r1jax.models.stacks import StackedLayer, read
+from r1jax.models.stacks import read, write
 
 
 @jax.tree_util.register_dataclass
@@ -80,9 +80,7 @@ def append_ring(buffer: Any, new: jax.Array, column: jax.Array, *, axis: int, co
     written = jax.vmap(lambda row, row_new, place: row.at[(*lead, place)].set(row_new))(
         old, new.astype(old.dtype), places
     )
-    if isinstance(buffer, StackedLayer):
-        return StackedLayer(jax.lax.dynamic_update_index_in_dim(buffer.stack, written, buffer.index, 0), buffer.index)
-    return written
+    return write(buffer, written)
 
 
 def turn_into_ring(rows: jax.Array, ends_B: jax.Array, clock: jax.Array, *, axis: int, columns: int) -> jax.Array:

@@ -148,6 +148,7 @@ class TrainConfig:
       replay_experts: whether routers reuse, for completions, the experts that the sampler chose.
       bias_rate: change of the experts' correction biases per update (learner/balance.py); it counts the tokens that are
         fed, a prompt once for all completions that share it.
+      index_weight: weight of the loss of sparse attention's indexers (DeepSeek-V3.2), by which they alone learn.
       min_group_std: standard deviation of a group's rewards below which its advantages are 0.
       difference_alarm: mean log-prob difference between sampler and trainer, in nats, above which a step warns.
     """
@@ -160,6 +161,7 @@ class TrainConfig:
     old_logprobs: Literal["trainer", "sampler"] = "trainer"
     replay_experts: bool = False
     bias_rate: float = 0.0
+    index_weight: float = 1.0
     min_group_std: float = 1e-3
     difference_alarm: float = 1e-3
 
@@ -289,7 +291,7 @@ def check_settings(settings: GRPOConfig) -> None:
     check("rollout.tails", rollout.tails, 0 <= rollout.tails <= 8, "must be from 0 (none) to 8")
     for name in ("updates_per_step", "micro_batch_size", "completions_per_row"):
         check(f"train.{name}", value := getattr(train, name), value >= 1, "must be at least 1")
-    for name in ("logits_chunk", "min_group_std", "difference_alarm", "bias_rate"):
+    for name in ("logits_chunk", "min_group_std", "difference_alarm", "bias_rate", "index_weight"):
         check(f"train.{name}", value := getattr(train, name), 0 <= value < math.inf, "must be 0 or more, and finite")
     check(
         "rollout.prompts_per_step",

@@ -43,7 +43,9 @@ def make_policy_objective(settings: GRPOConfig) -> ObjectiveMaker:
     """The maker of the GRPO loss described by config.loss."""
 
     def make(trainable: Trainable, tokenizer: Tokenizer | None, scoring: Scoring) -> Objective:
-        return Objective(make_loss(trainable.graph, settings.loss, scoring, on_policy=settings.is_on_policy))
+        weight = settings.train.index_weight
+        loss = make_loss(trainable.graph, settings.loss, scoring, on_policy=settings.is_on_policy, index_weight=weight)
+        return Objective(loss)
 
     return make
 

@@ -46,7 +46,8 @@ class ModelConfig:
       special_tokens_in_text: what a special token becomes that a user or a tool spells in a message: the characters
         ("text"), or the token itself ("control"). Raw text prompts and the words of system and assistant may hold
         control tokens either way.
-      sizes: sizes of the preset that are replaced; those of `latents` and `gate` one by one.
+      sizes: sizes of the preset that are replaced; those of `latents`, `gate` and `index` one by one. Of a loaded
+        model, those that its weights leave open, such as `{"index": {"dense": True}}` while indexers learn.
       seed: seed of fresh weights.
       layers: number of layers that are kept of a loaded model, for a student of a larger one; 0 is all.
       layer_choice: layers that are kept: evenly spread, or the first.
@@ -173,7 +174,7 @@ def load_model(config: ModelConfig, **options: Any) -> tuple[Transformer, Tokeni
             "must name a model, or config.model.preset a shape",
         )
         with activity(f"loading {config.name}"):
-            model, tokenizer = load_pretrained(config.name, fetch=config.fetch, **shared)
+            model, tokenizer = load_pretrained(config.name, fetch=config.fetch, sizes=config.sizes, **shared)
         model = keep_layers(model, config.layers, config.layer_choice) if config.layers else model
     else:
         family, sizes, tokenizer = _find_shape(config)

@@ -158,7 +158,7 @@ def _read_json(text: str) -> ToolCall | None:
 
 
 def _read_value(text: str) -> Any:
-    """A parameter's value: JSON where it is, or a constant of Python (Qwen3.5's template writes them), else the text."""
+    """A parameter's value: JSON or a constant of Python (Qwen3.5 writes them), else the text."""
     value = _load(_PYTHON_CONSTANTS.get(text, text))
     return text if value is None and text.strip() not in ("null", "None") else value
 

@@ -12,7 +12,7 @@ import dataclasses
 import json
 import logging
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -27,12 +27,14 @@ from r1jax.core.tensors.tensor_reader import open_tensors
 from r1jax.models.families.hf_config import Names, check_sizes
 from r1jax.models.families.registry import WRAPPERS, find_family
 from r1jax.models.layers import Dtypes
+from r1jax.models.presets import replace_sizes
 from r1jax.models.scores import is_scored, score_family
-from r1jax.models.transformer import Transformer
+from r1jax.models.transformer import Transformer, split
 from r1jax.text.tokenizer import Tokenizer
 from r1jax.weights.fp8 import dequantize
 from r1jax.weights.gguf import GGUFModel
 from r1jax.weights.hf import load_weights
+from r1jax.weights.indexers import add_indexers, lacks_indexers
 from r1jax.weights.lora_base import Adapted, holds_adapters
 from r1jax.weights.names import find_model, find_revision, split_hub_name
 from r1jax.weights.peft import CONFIG as ADAPTER_CONFIG
@@ -55,18 +57,19 @@ def load_pretrained(
     dtype: str = "float32",
     mesh: Mesh | None = None,
     fetch: str = "",
+    sizes: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> tuple[Transformer, Tokenizer | None]:
     """Loads a MODEL and its tokenizer (None where the folder has none).
 
     dtype: of parameters and computation; `options` may set `dtypes` (both separately), `scan_layers` and `remat`. mesh:
     where the weights are placed (default: the enclosing `use_mesh`, else the first device). fetch: the command that
-    creates `path`, for the message. Raises UserError, naming file and tensor, for anything missing, truncated or
-    unknown.
+    creates `path`, for the message. sizes: changes of the config that fit the same weights. Raises UserError, naming
+    file and tensor, for anything missing, truncated or unknown.
     """
     if mesh is not None and mesh is not current_mesh():
         with use_mesh(mesh):
-            return load_pretrained(path, dtype=dtype, fetch=fetch, **options)
+            return load_pretrained(path, dtype=dtype, fetch=fetch, sizes=sizes, **options)
     opened = open_model(path, fetch=fetch)
     family = opened.family
     if revision := find_revision(opened.path):
@@ -74,8 +77,13 @@ def load_pretrained(
     if "dispatch" in options and not hasattr(opened.config, "num_experts"):
         raise UserError(f"{path}: a model without experts has no dispatch, got {options['dispatch'].way!r}")
     dtypes = options.pop("dtypes", Dtypes(dtype, dtype))
-    make = lambda: family.build(opened.config, rngs=nnx.Rngs(0), dtypes=dtypes, **options)
-    model = load_weights(make, family.HF_NAMES, opened.source)
+    config = replace_sizes(opened.config, sizes or {})
+    make = lambda config: family.build(config, rngs=nnx.Rngs(0), dtypes=dtypes, **options)
+    if not lacks_indexers(config, family.HF_NAMES, opened.source):
+        return load_weights(lambda: make(config), family.HF_NAMES, opened.source), opened.read_tokenizer()
+    log.info("%s: the files lack the indexers of sparse attention; drawing fresh ones", path)
+    plain = load_weights(lambda: make(dataclasses.replace(config, index=None)), family.HF_NAMES, opened.source)
+    model = add_indexers(split(plain)[1], lambda: make(config), config.initializer_std)
     return model, opened.read_tokenizer()
 
 

@@ -19,7 +19,16 @@ from r1jax.text.tool_calls import parse_tool_calls
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "goldens/chats.json").read_text())
 FOLDER = Path(os.environ.get("R1JAX_TOKENIZERS", "absent"))
-SILENT = {"deepseek_r1_distill", "deepseekv3", "gemma", "gemma3", "llama3", "phi3", "phi3_5", "own"}  # show no calls beside a text
+SILENT = {
+    "deepseek_r1_distill",
+    "deepseekv3",
+    "gemma",
+    "gemma3",
+    "llama3",
+    "phi3",
+    "phi3_5",
+    "own",
+}  # no calls
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not FOLDER.is_dir(), reason="R1JAX_TOKENIZERS names no folder")]
 
 

@@ -1,12 +1,15 @@
-"""Published sizes of models with DeepSeek's architecture, as arguments of deepseek_v3.py's `Config`."""
+"""Published sizes of models with DeepSeek's architecture, as arguments of deepseek_v3.py's `Config`; their gates."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from r1jax.models.experts import Gate
+from r1jax.core.errors import UserError
+from r1jax.models.experts import Gate, GateKind
 from r1jax.models.mla import LatentSizes
 from r1jax.models.rope import YaRN
+from r1jax.models.sparse import IndexSizes
 
 V2_GATE = Gate("softmax", normalize=False, scale=1.0, groups=1, active_groups=1, bias=False)
 
@@ -79,9 +82,34 @@ _FLASH: dict[str, Any] = dict(
 _LONGER = YaRN(64.0, 4096, 32.0, 1.0, mscale=1.0, mscale_all_dim=1.0)
 SIZES: dict[str, dict[str, Any]] = {
     "deepseek_v3_671b": _V3,
+    "deepseek_v3.2_671b": _V3 | dict(index=IndexSizes(64, 128, 2048)),
     "deepseek_v2_lite_16b": _V2_LITE,
     "moonlight_16b_a3b": _V2_LITE | _MOONLIGHT,
     "kimi_k2_1t": _V3 | _KIMI,
     "kimi_k2.5_1t": _V3 | _KIMI | dict(rope_scaling=_LONGER, max_positions=262_144),
     "glm4.7_flash_30b": _FLASH,
 }
+
+FIXED = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}  # keys with their only supported value
+
+
+def read_gate(hf: Mapping[str, Any]) -> Gate:
+    """The gate of a config.json: V3 selects by sigmoid and correction bias, V2 by softmax; no other is published."""
+    kind: GateKind = "softmax" if hf.get("model_type") == "deepseek_v2" else "sigmoid"
+    method = "greedy" if kind == "softmax" else "noaux_tc"
+    limited = kind == "softmax" and hf.get("topk_method") == "group_limited_greedy"
+    known = {**FIXED, "scoring_func": kind, "topk_method": "group_limited_greedy" if limited else method}
+    if kind == "softmax":
+        known["norm_topk_prob"] = False
+    for key, value in known.items():
+        if hf.get(key, value) != value:
+            raise UserError(f"{key} = {hf[key]!r} is not known for this family; known: {value!r}")
+    grouped = kind == "sigmoid" or limited
+    return Gate(
+        kind,
+        normalize=kind == "sigmoid" and hf.get("norm_topk_prob", True),
+        scale=hf.get("routed_scaling_factor", 1.0),
+        groups=(hf.get("n_group") or 1) if grouped else 1,
+        active_groups=(hf.get("topk_group") or 1) if grouped else 1,
+        bias=kind == "sigmoid",
+    )

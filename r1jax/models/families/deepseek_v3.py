@@ -1,6 +1,7 @@
 """The DeepSeek family: V3, V3.1 and R1 (latent attention, sigmoid gate without auxiliary loss, multi-token prediction),
-V2 and V2-Lite (softmax gate, expert groups ranked by their best expert, queries with or without a latent), and models
-of this architecture: Moonlight, Kimi-K2 and the text model of K2.5, GLM-4.7-Flash.
+V3.2 (sparse attention by an indexer), V2 and V2-Lite (softmax gate, expert groups ranked by their best expert, queries
+with or without a latent), and models of this architecture: Moonlight, Kimi-K2 and the text model of K2.5,
+GLM-4.7-Flash.
 
 Sources: DeepSeek-V3 (2412.19437), DeepSeek-V2 (2405.04434), DeepSeek-R1 (2501.12948), Moonlight (2502.16982), Kimi-K2
 (2507.20534), GLM-4.5 (2508.06471); names as in the Hugging Face files, where prediction depths are layers after the
@@ -11,20 +12,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from flax import nnx
 
 from r1jax.core.errors import UserError
 from r1jax.models.dispatch import GROUPED, Dispatch
-from r1jax.models.experts import Gate, GateKind, MoE, group_layers
+from r1jax.models.experts import Gate, MoE, group_layers
 from r1jax.models.families import dense, routed
-from r1jax.models.families.deepseek_sizes import SIZES, V2_GATE
+from r1jax.models.families.deepseek_sizes import FIXED, SIZES, V2_GATE, read_gate
 from r1jax.models.families.hf_config import Names, read_rope
 from r1jax.models.layers import FLOAT32, Dtypes, GatedMLP, RMSNorm
 from r1jax.models.mla import Form, LatentAttention, LatentSizes
 from r1jax.models.mtp import MTPBlock
 from r1jax.models.rope import Scaling, score_factor
+from r1jax.models.sparse import IndexSizes, SparseLatentAttention
 from r1jax.models.transformer import Block, Transformer
 
 
@@ -34,7 +37,7 @@ class Config:
 
     The first `dense_layers` layers, and all others except every `expert_interval`-th, have a plain MLP. The shared
     experts are one MLP, `shared_experts` times as wide as an expert. mtp_depths: number of prediction depths after the
-    model.
+    model. index: sizes of the indexer of sparse attention (None: no indexer).
     """
 
     vocab_size: int = 256
@@ -58,6 +61,7 @@ class Config:
     norm_epsilon: float = 1e-6
     tie_embeddings: bool = False
     initializer_std: float = 0.02
+    index: IndexSizes | None = None
 
     @property
     def head_dim(self) -> int:
@@ -71,6 +75,7 @@ class Config:
 
 VARIANTS: dict[str, Config] = {
     "tiny_deepseek_v3": Config(),
+    "tiny_deepseek_v32": Config(index=IndexSizes(2, 16, 16)),
     "tiny_deepseek_v2_lite": Config(
         latents=LatentSizes(0, 32, 16, 8, 16), shared_experts=2, gate=V2_GATE, mtp_depths=0
     ),
@@ -91,14 +96,19 @@ _BLOCK: Names = {
             ("kv_norm.scale", "kv_a_layernorm", None),
             ("kv_up.kernel", "kv_b_proj", 1),
             ("out.kernel", "o_proj", 2),
+            ("indexer.query.kernel", "indexer.wq_b", 1),
+            ("indexer.key.kernel", "indexer.wk", 1),
+            ("indexer.key_norm.scale", "indexer.k_norm", None),
+            ("indexer.weights.kernel", "indexer.weights_proj", 1),
         )
     },
+    "layers.{}.attention.indexer.key_norm.bias": ("model.layers.{}.self_attn.indexer.k_norm.bias", None),
 }
 HF_NAMES: Names = {**_BLOCK, **routed.name_depths(_BLOCK)}
 HF_COPIES = routed.DEPTH_COPIES
 
+_INDEX = ("index_n_heads", "index_head_dim", "index_topk")
 _LATENTS = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-_FIXED = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}
 
 
 def from_hf(hf: Mapping[str, Any]) -> Config:
@@ -118,7 +128,7 @@ def from_hf(hf: Mapping[str, Any]) -> Config:
         num_experts=hf["n_routed_experts"],
         active_experts=hf["num_experts_per_tok"],
         shared_experts=hf.get("n_shared_experts") or 0,
-        gate=_read_gate(hf),
+        gate=read_gate(hf),
         dense_layers=_count_dense(hf),
         expert_interval=hf.get("moe_layer_freq", 1),
         mtp_depths=hf.get("num_nextn_predict_layers") or 0,
@@ -129,6 +139,7 @@ def from_hf(hf: Mapping[str, Any]) -> Config:
         norm_epsilon=hf.get("rms_norm_eps", 1e-6),
         tie_embeddings=hf.get("tie_word_embeddings", False),
         initializer_std=hf.get("initializer_range", 0.02),
+        index=IndexSizes(*(hf[key] for key in _INDEX)) if hf.get("model_type") == "deepseek_v32" else None,
     )
 
 
@@ -143,37 +154,16 @@ def _count_dense(hf: Mapping[str, Any]) -> int:
     return count
 
 
-def _read_gate(hf: Mapping[str, Any]) -> Gate:
-    """The gate of a config.json: V3 selects by sigmoid and correction bias, V2 by softmax; no other is published."""
-    kind: GateKind = "softmax" if hf.get("model_type") == "deepseek_v2" else "sigmoid"
-    method = "greedy" if kind == "softmax" else "noaux_tc"
-    limited = kind == "softmax" and hf.get("topk_method") == "group_limited_greedy"
-    known = {**_FIXED, "scoring_func": kind, "topk_method": "group_limited_greedy" if limited else method}
-    if kind == "softmax":
-        known["norm_topk_prob"] = False
-    for key, value in known.items():
-        if hf.get(key, value) != value:
-            raise UserError(f"{key} = {hf[key]!r} is not known for this family; known: {value!r}")
-    grouped = kind == "sigmoid" or limited
-    return Gate(
-        kind,
-        normalize=kind == "sigmoid" and hf.get("norm_topk_prob", True),
-        scale=hf.get("routed_scaling_factor", 1.0),
-        groups=(hf.get("n_group") or 1) if grouped else 1,
-        active_groups=(hf.get("topk_group") or 1) if grouped else 1,
-        bias=kind == "sigmoid",
-    )
-
-
 def to_hf(config: Config) -> dict[str, Any]:
     """The config.json of these sizes, with the keys of the released files."""
     sigmoid, gate, sizes = config.gate.kind == "sigmoid", config.gate, config.latents
-    kind = "deepseek_v3" if sigmoid else "deepseek_v2"
+    number = "V2" if not sigmoid else "V3" if config.index is None else "V32"
+    index = () if config.index is None else (config.index.heads, config.index.head_dim, config.index.count)
     method = "noaux_tc" if sigmoid else "group_limited_greedy" if gate.groups > 1 else "greedy"
     own = {"rope_interleave": config.rope_interleaved, "num_nextn_predict_layers": config.mtp_depths}
     return {
-        "architectures": ["DeepseekV3ForCausalLM" if sigmoid else "DeepseekV2ForCausalLM"],
-        "model_type": kind,
+        "architectures": [f"Deepseek{number}ForCausalLM"],
+        "model_type": f"deepseek_{number.lower()}",
         **dense.write_common(config),
         "num_key_value_heads": config.num_heads,
         "q_lora_rank": sizes.query_latent or None,
@@ -193,8 +183,9 @@ def to_hf(config: Config) -> dict[str, Any]:
         "scoring_func": gate.kind,
         "norm_topk_prob": gate.normalize,
         "routed_scaling_factor": gate.scale,
-        **_FIXED,
+        **FIXED,
         **(own if sigmoid else {}),
+        **dict(zip(_INDEX, index, strict=False)),
     }
 
 
@@ -211,11 +202,12 @@ def build(
     width, std = config.hidden_size, config.initializer_std
     head = config.latents.plain_dim + config.latents.rotary_dim
     scale = head**-0.5 * score_factor(config.rope_scaling)
+    attend: Any = LatentAttention if config.index is None else partial(SparseLatentAttention, index=config.index)
 
     def make_block(rngs: nnx.Rngs, routes: bool) -> Block:
         shared: dict[str, Any] = dict(dtypes=dtypes, rngs=rngs, std=std)
         norm: dict[str, Any] = dict(epsilon=config.norm_epsilon, dtypes=dtypes, rngs=rngs)
-        attention = LatentAttention(
+        attention = attend(
             width,
             config.num_heads,
             config.latents,

@@ -12,6 +12,7 @@ from r1jax.core.errors import UserError
 FAMILIES = {
     "deepseek_v2": "r1jax.models.families.deepseek_v3",
     "deepseek_v3": "r1jax.models.families.deepseek_v3",
+    "deepseek_v32": "r1jax.models.families.deepseek_v3",
     "gemma2": "r1jax.models.families.gemma",
     "gemma3_text": "r1jax.models.families.gemma",
     "glm4_moe": "r1jax.models.families.glm4_moe",

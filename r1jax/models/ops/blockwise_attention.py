@@ -18,8 +18,9 @@ import jax.numpy as jnp
 
 from r1jax.core.sharding import current_mesh, partition
 from r1jax.models.ops import splash
+from r1jax.models.ops.selection import NEGATIVE as NEGATIVE
+from r1jax.models.ops.selection import Selection
 
-NEGATIVE = -1e30
 LONG_ROW = 2048  # rows of at least this length do not store a T x T mask
 BLOCK, QUARTERS = 512, 4
 
@@ -30,12 +31,14 @@ class Segments:
     """Replacement of a mask bias: the segment of each token and the segment it continues [B, T] (`segment_mask`); None
     for both means causal only.
 
-    window: which keys of those a token sees (`see`; 0: all), by the positions [B, T] of both.
+    window: which keys of those a token sees (`see`; 0: all), by the positions [B, T] of both. selection: of those, the
+    keys that an indexer selects (None: all).
     """
 
     ids: jax.Array | None = None
     continued: jax.Array | None = None
     positions: jax.Array | None = None
+    selection: Selection | None = None
     window: int = dataclasses.field(default=0, metadata=dict(static=True))
 
 
@@ -53,7 +56,7 @@ def attend_segments(
     """Same result as `attend` with the mask of `segments`, which is made one block at a time; keys are those of the row
     itself. shape: of the scores, as in `softmax_attention.attend_heads_shaped`.
     """
-    by_kernel = segments.continued is None and segments.window >= 0 and prefix is None
+    by_kernel = segments.continued is None and segments.window >= 0 and prefix is None and segments.selection is None
     if by_kernel and splash.runs_here() and not _is_split(q_BTNH.shape):
         return splash.attend_causal(q_BTNH, k_BKTH, v_BKTH, segments.ids, scale=scale, window=segments.window, **shape)
     return attend_blocks(attend, q_BTNH, k_BKTH, v_BKTH, segments, prefix, scale=scale, **shape)
@@ -69,10 +72,11 @@ def attend_blocks(
     *,
     scale: float,
     block: int = 0,
+    tell: bool = False,
     **shape: Any,
 ) -> jax.Array:
     """`attend` over blocks of `block` queries (default `BLOCK`); rows are padded so that each quarter is a whole number
-    of blocks.
+    of blocks. tell: the selection for each block is an argument of `attend` too.
     """
     T, block = q_BTNH.shape[1], block or BLOCK
     step = block * QUARTERS
@@ -82,6 +86,7 @@ def attend_blocks(
     q, k, v, ids = fill(q_BTNH, 1), fill(k_BKTH, 2), fill(v_BKTH, 2), fill(ids, 1)
     continued = None if segments.continued is None else fill(segments.continued, 1)
     positions = None if segments.positions is None else fill(segments.positions, 1)
+    selection = None if segments.selection is None else segments.selection.fill(length)
 
     def attend_block(end: int, start: jax.Array) -> jax.Array:
         take = lambda x: jax.lax.dynamic_slice_in_dim(x, start, block, axis=1)
@@ -96,7 +101,13 @@ def attend_blocks(
         before = prefix
         if prefix is not None and positions is not None:
             before = {**prefix, "bias": prefix_bias(take(positions), prefix["k"].shape[2], segments.window)}
-        return attend(take(q), k[:, :, :end], v[:, :, :end], bias, before, scale=scale, **shape)
+        told = {}
+        if selection is not None:
+            part = selection.take(start, block, end)
+            bias, own = part.narrow(bias, None)
+            before = None if prefix is None else {**prefix, "bias": own}
+            told = {"selection": part} if tell else {}
+        return attend(take(q), k[:, :, :end], v[:, :, :end], bias, before, scale=scale, **told, **shape)
 
     parts = []
     for quarter in range(QUARTERS):

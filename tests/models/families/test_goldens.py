@@ -4,6 +4,7 @@ import pathlib
 
 import pytest
 
+from r1jax.models import stacks
 from tests.models import golden
 
 FOLDERS = sorted((golden.DENSE.with_name("families")).iterdir())
@@ -38,6 +39,11 @@ def test_cache_and_packing_change_nothing(folder: pathlib.Path) -> None:
 @each
 def test_samplers_and_trainer_agree(folder: pathlib.Path) -> None:
     golden.check_samplers(folder)
+
+
+@most
+def test_caches_that_are_written_in_place_hold_the_same(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    golden.check_stacked(folder, lambda: monkeypatch.setattr(stacks, "are_read_in_place", lambda: True))
 
 
 @each
