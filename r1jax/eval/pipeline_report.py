@@ -116,8 +116,10 @@ def compare(entries: Sequence[Entry], comparison: Mapping[str, Sequence[str]]) -
         stages = [by_name[name] for name in names if name in by_name]
         if stages and all("accuracy" in stage.get("metrics", {}) for stage in stages[-1:]):
             work = [stage.get("metrics", {}) for stage in stages]
-            total = {key: sum(metrics.get(key, 0) for metrics in work) for key in ("flops", "tokens")}
+            keys = ("flops", "sampling_flops", "tokens")
+            total = {key: sum(metrics.get(key, 0) for metrics in work) for key in keys}
             measures = {"FLOP": f"{total['flops']:.2e}", "tokens": f"{total['tokens']:,.0f}"}
+            measures["FLOP of sets"] = f"{total['sampling_flops']:.2e}" if total["sampling_flops"] else "–"
             rows.append({"model": label, **_scores(stages[-1]), **measures})
     return rows
 

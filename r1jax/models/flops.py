@@ -37,6 +37,12 @@ class Work:
         beside = 0.0 if self.adapters is None else self.adapters.forward(tokens, 0, 0)
         return self.body * tokens + self.head * targets + self.pair * pairs + beside
 
+    def sample(self, prompt: float, lengths: list[int]) -> float:
+        """FLOPs of completions of these lengths after one prompt of so many tokens, which is fed once."""
+        said = float(sum(lengths))
+        pairs = prompt * (prompt + 1) / 2 + sum(length * prompt + length * (length + 1) / 2 for length in lengths)
+        return self.forward(prompt + said, said, pairs)
+
     def train(self, tokens: float, targets: float, pairs: float, *, ahead: bool = False) -> float:
         """FLOPs of forward and backward pass. ahead: include the prediction depths and their logits.
 

@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -173,6 +173,10 @@ class Endpoint:
         finally:
             guard.cancel()
             connection.close()
+
+
+# Those of a reward's arguments that are an endpoint's, besides its address and the name of the model.
+SERVER_FIELDS = [each.name for each in fields(Endpoint) if each.init and each.name not in ("url", "model")]
 
 
 def _is_loopback(host: str) -> bool:

@@ -14,14 +14,13 @@ it is out of range, the judge is asked once more; a judgement that is still unre
 Left out: protection against answers that persuade the judge; watch the agreement with a verifiable reward.
 """
 
-import dataclasses
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from r1jax.core.errors import UserError
 from r1jax.rewards.completions import Completion, read_text, read_texts
-from r1jax.rewards.endpoint import Endpoint
+from r1jax.rewards.endpoint import SERVER_FIELDS, Endpoint
 from r1jax.rewards.protocol import AskingReward, Generate
 from r1jax.text import prompts as templates
 from r1jax.text.quoting import Line, choose, disarm, fence, read_lines
@@ -38,9 +37,6 @@ _LINE = re.compile(rf"{_HEAD}{_MARKS}(?:[0-9.+\-*/ ]{{1,40}}= ?)?{_NUMBER}{_OUT_
 _SENTENCE = re.compile(rf"{_HEAD}{_MARKS}{_NUMBER}{_OUT_OF}\. .*")
 _JSON = re.compile(rf"(?<!\\)\"(?:score|rating|grade)\" ?: ?\"?{_NUMBER}()\"? ?[,}}]")
 _BARE = re.compile(rf"{_MARKS}{_NUMBER}{_OUT_OF}\.?")
-_SERVER_FIELDS = [
-    field.name for field in dataclasses.fields(Endpoint) if field.init and field.name not in ("url", "model")
-]
 _NAMES = {"judge": templates.JUDGE, "judge_with_solution": templates.JUDGE_WITH_SOLUTION}
 
 
@@ -64,10 +60,10 @@ def get_judge_reward(
     `model` is used instead of `generate`; `server` are further fields of `Endpoint`, such as `timeout_seconds`, with
     its defaults. Raises UserError.
     """
-    if unknown := [name for name in server if name not in _SERVER_FIELDS]:
+    if unknown := [name for name in server if name not in SERVER_FIELDS]:
         raise UserError(
             f"judge_reward: unknown argument {unknown[0]!r}; it takes template, highest, unreadable, judgements, "
-            f"max_characters, as_written, endpoint, model, {', '.join(_SERVER_FIELDS)}"
+            f"max_characters, as_written, endpoint, model, {', '.join(SERVER_FIELDS)}"
         )
     template = _NAMES.get(template, template)
     if "{question}" not in template or "{response}" not in template:

@@ -30,6 +30,7 @@ from typing import Any
 from r1jax.core.errors import UserError
 from r1jax.rewards.answers import find_answer
 from r1jax.rewards.completions import Completion, read_text, read_texts
+from r1jax.rewards.endpoint import SERVER_FIELDS, Endpoint
 from r1jax.rewards.protocol import AskingReward, Generate, OutOfLoss
 from r1jax.rewards.ranking import Places, read_ranking
 from r1jax.text import prompts as templates
@@ -45,7 +46,7 @@ _NON_ANSWER = re.compile(
 
 
 def get_self_rank_reward(
-    generate: Generate,
+    generate: Generate | None = None,
     template: str = templates.RANK,
     judgements: int = 2,
     at_once: int = 8,
@@ -54,6 +55,9 @@ def get_self_rank_reward(
     max_characters: int = 2000,
     as_text: bool = False,
     seed: int = 0,
+    endpoint: str = "",
+    model: str = "",
+    **server: Any,
 ) -> AskingReward[..., list[float | None]]:
     """A reward in 0..1 from the ranking that `generate` writes of each group's own answers.
 
@@ -61,9 +65,19 @@ def get_self_rank_reward(
     pairs to continue: use `at_once` 2); of a long response the last `max_characters` are shown. `as_text` asks in plain
     text even if the data's prompts are messages. `drop_bottom` takes the group's last place out of the loss,
     `drop_non_answers` every reply without an answer ("I am not sure", an empty answer) at any rank; neither leaves a
-    group with fewer than two rows. Groups are equal `group_ids` if `score` passes them, else equal `prompts`. Raises
+    group with fewer than two rows. Groups are equal `group_ids` if `score` passes them, else equal `prompts`. With an
+    `endpoint` (an address) its `model` ranks in place of `generate`; `server` are further fields of `Endpoint`. Raises
     UserError.
     """
+    if unknown := [name for name in server if name not in SERVER_FIELDS]:
+        raise UserError(f"self_rank_reward: unknown argument {unknown[0]!r}")
+    if endpoint:
+        generate = Endpoint(endpoint, model, **server)
+    if generate is None:
+        raise UserError(
+            "self_rank_reward needs a model that ranks: set endpoint and model, or use it where one samples"
+        )
+    ask: Generate = generate
     template = _TEMPLATES.get(template, template)
     if "{question}" not in template or "{responses}" not in template:
         names = ", ".join(_TEMPLATES)
@@ -97,8 +111,8 @@ def get_self_rank_reward(
             for number, rows in enumerate(groups.values())
             for shown in _arrange([texts[row] for row in rows], judgements, at_once, seed)
         ]
-        _ask(generate, asked, max_characters)
-        _ask(generate, [call for call in asked if call["places"] is None and call["completion"]], max_characters)
+        _ask(ask, asked, max_characters)
+        _ask(ask, [call for call in asked if call["places"] is None and call["completion"]], max_characters)
         reward.record(asked, sum(call["places"] is not None for call in asked))
         rewards: list[float | None] = [None] * len(texts)
         for number, rows in enumerate(groups.values()):
@@ -109,7 +123,7 @@ def get_self_rank_reward(
                 rewards[row] = OutOfLoss(rewards[row] or 0.0)
         return rewards
 
-    reward: AskingReward[..., list[float | None]] = AskingReward(self_rank_reward)
+    reward: AskingReward[..., list[float | None]] = AskingReward(self_rank_reward, collective=not endpoint)
     return reward
 
 

@@ -16,12 +16,14 @@ from flax import nnx
 
 from r1jax.core.seeds import derive_seed
 from r1jax.core.structs import Request, SamplingConfig
+from r1jax.models.flops import Work
 from r1jax.models.transformer import Params
 from r1jax.runs.sampler import Sampler
 from r1jax.text.encoding import encode_prompt
 from r1jax.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
+NO_WORK = Work()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,20 +41,29 @@ class Judge:
     """`judge(prompts) -> texts` by the model of `graph`, within the context `weights`.
 
     context: positions of the model. A prompt for which it is too short gets an empty reply: a completion of rare
-    characters must not make engines that fill the memory.
+    characters must not make engines that fill the memory. work: FLOPs of the model, for `take_flops`.
     """
 
     def __init__(
-        self, config: JudgeConfig, graph: nnx.GraphDef, tokenizer: Tokenizer, *, seed: int, slots: int, context: int
+        self,
+        config: JudgeConfig,
+        graph: nnx.GraphDef,
+        tokenizer: Tokenizer,
+        *,
+        seed: int,
+        slots: int,
+        context: int,
+        work: Work = NO_WORK,
     ):
-        self.config, self.seed, self.tokenizer, self.context = config, seed, tokenizer, context
+        self.config, self.seed, self.tokenizer, self.context, self.work = config, seed, tokenizer, context, work
         self._sampler = Sampler(graph, {}, tokenizer, tokenizer.eos_ids, slots=slots)
         self._step = self._asked = 0
+        self._flops = 0.0
 
     @contextlib.contextmanager
-    def weights(self, params: Params, step: int) -> Iterator[None]:
-        """Context in which the judge uses the weights of a step."""
-        self._sampler.params, self._step, self._asked = params, step, 0
+    def weights(self, params: Params, step: int, asked: int = 0) -> Iterator[None]:
+        """Context in which the judge uses the weights of a step, of which `asked` prompts were answered before."""
+        self._sampler.params, self._step, self._asked = params, step, asked
         try:
             yield
         finally:
@@ -83,4 +94,10 @@ class Judge:
         completions = sampler.generate([requests[number] for number in fitting]) if fitting else ()
         for number, completion in zip(fitting, completions, strict=True):
             replies[number] = sampler.decode(completion.tokens)
+            self._flops += self.work.sample(len(requests[number].tokens), [len(completion.tokens)])
         return replies
+
+    def take_flops(self) -> float:
+        """Useful FLOPs of the replies since the last call."""
+        flops, self._flops = self._flops, 0.0
+        return flops

@@ -23,7 +23,7 @@ from r1jax.core.structs import Program
 from r1jax.data.examples import Example, encode_row
 from r1jax.data.preferences.pairs import append_last
 from r1jax.data.tasks import choose_template
-from r1jax.models.flops import count_work
+from r1jax.models.flops import Work, count_work
 from r1jax.models.transformer import Params, Transformer, merge, split
 from r1jax.rewards.completions import Completion
 from r1jax.runs.abstract_model import abstract_model
@@ -40,6 +40,8 @@ class Rater:
         self.config, self.layout = config, current_layout()
         self._scorers: dict[str, tuple[Scorer, Tokenizer]] = {}
         self._likelihoods: dict[str, tuple[Likelihood, Tokenizer]] = {}
+        self._works: dict[str, Work] = {}
+        self._flops = 0.0
 
     @in_layout
     def __call__(
@@ -61,7 +63,9 @@ class Rater:
         if not reference:
             scorer, tokenizer = self._find_scorer(model)
             pairs = zip(prompts, completions, strict=True)
-            return scorer.score([append_last(_encode(tokenizer, *pair)) for pair in pairs])
+            examples = [append_last(_encode(tokenizer, *pair)) for pair in pairs]
+            self._count(model, [len(example.tokens) for example in examples], [0] * len(examples))
+            return scorer.score(examples)
         values = [self._find_logps(name, prompts, completions) for name in (model, reference)]
         return [beta * (ours - theirs) for ours, theirs in zip(*values, strict=True)]
 
@@ -85,11 +89,22 @@ class Rater:
         starts = [int(np.argmax(example.weights > 0)) for example in examples]
         asked = [example.tokens[: start + 1].tolist() for example, start in zip(examples, starts, strict=True)]
         said = [example.targets[start:].tolist() for example, start in zip(examples, starts, strict=True)]
+        self._count(name, [len(example.tokens) for example in examples], list(map(len, said)))
         return [float(np.sum(values)) for values in likelihood.score(asked, said)]
+
+    def take_flops(self) -> float:
+        """Useful FLOPs of the scores since the last call."""
+        flops, self._flops = self._flops, 0.0
+        return flops
+
+    def _count(self, name: str, lengths: Sequence[int], targets: Sequence[int]) -> None:
+        pairs = sum(length * (length + 1) / 2 for length in lengths)
+        self._flops += self._works[name].forward(sum(lengths), sum(targets), pairs)
 
     def _load(self, name: str) -> tuple[Transformer, Tokenizer]:
         with activity(f"loading {name}"):
             model, tokenizer = load_model(_name(self.config, name))
+        self._works[name] = count_work(split(model)[1], model.config)
         return model, require_tokenizer(tokenizer, name)
 
 

@@ -29,11 +29,13 @@ from r1jax.core.errors import UserError
 from r1jax.core.startup.voice import activity
 from r1jax.core.structs import Completion
 from r1jax.data.filters import FilterConfig, Finding, Screen, Selection, Trace
+from r1jax.data.preferences.group_pairs import GroupPairConfig
 from r1jax.data.sources import SourceRow
-from r1jax.data.training_set import PART, SetWriter, statistics_file
+from r1jax.data.training_set import PART, Position, SetWriter, statistics_file
 from r1jax.environments.episode_config import EpisodeConfig
 from r1jax.models.transformer import split
-from r1jax.rewards.base import Reward, score
+from r1jax.rewards.base import Reward, connect_rewards, score
+from r1jax.rl.policy_judge import JudgeConfig
 from r1jax.runs.episodes.player import Player
 from r1jax.runs.generate import (
     RESULTS,
@@ -48,10 +50,12 @@ from r1jax.runs.generate import (
 )
 from r1jax.runs.journal import Journal, digest_line, to_line
 from r1jax.runs.model_setup import ModelConfig, load_model, load_tokenizer
+from r1jax.runs.rater import Rater
 from r1jax.runs.sampler import Sampler
 from r1jax.stages.played_set import SetForms, describe_played, is_played, score_rows
+from r1jax.stages.sample_judge import SampleJudge
 from r1jax.stages.score_journal import ScoreJournal
-from r1jax.text.prompts import fill_all
+from r1jax.stages.set_rows import make_rows
 from r1jax.weights.identity import identify_model
 from r1jax.weights.names import find_model
 from r1jax.weights.pretrained import require_tokenizer
@@ -59,6 +63,7 @@ from r1jax.weights.pretrained import require_tokenizer
 log = logging.getLogger(__name__)
 
 TRACES_FILE, SCORES_FILE, SET_FILE = "traces.jsonl", "traces.scores.jsonl", "set.jsonl"
+SAMPLES, JUDGE = GroupPairConfig(), JudgeConfig()  # defaults: no pairs, and how judgements are sampled
 UPLOAD_SECONDS, UPLOAD_SHARE = 600.0, 0.05  # between uploads to a bucket, and of the time that they may take
 
 Row = dict[str, Any]
@@ -96,33 +101,42 @@ def collect(
     judged_by: Mapping[str, Any],
     reply: str = "",
     play: Play | None = None,
+    pairs: GroupPairConfig = SAMPLES,
+    asked: JudgeConfig = JUDGE,
 ) -> None:
     """Writes the model's samples of task rows, their scores and the set, with its statistics beside it.
 
-    judged_by: the rewards in the words of the config, by which scores on file are known. reply: form of the set's
-    samples. play: the environment that answers it. Raises UserError in every process if no sample is left.
+    rewards: as of `read_rewards`; those that ask a model ask the one that is sampled. judged_by: the rewards in the
+    words of the config, by which scores on file are known. reply: form of the set's samples. play: the environment that
+    answers the model. pairs: makes the set one of preferences. asked: sampling of judgements. Raises UserError in every
+    process if nothing is left.
     """
     named = [SourceRow(f"prompt {number}", row) for number, row in enumerate(rows)]
-    judge = Judge(named, rewards, Screen(filters), model if play else None, play)
     size = window_size(generate.slots, len(named), generate.num_samples)
     scores = known = None
     if distributed.is_writer():
         settings = {"rewards": judged_by, "filters": dataclasses.asdict(filters), "reply": reply}
         settings |= dataclasses.asdict(play) if play else {}
+        settings |= {"pairs": dataclasses.asdict(pairs)} if pairs.per_prompt else {}
+        settings |= {"judge": dataclasses.asdict(asked)} if any(reward.make for reward in rewards) else {}
         scores = ScoreJournal(workdir / SCORES_FILE, settings)
         known = scores.read_known()
     files = describe_teacher(model)
     with open_output(workdir / TRACES_FILE, named, generate, model=files, unit=size, known=known) as journal:
-        record = Record(workdir, journal, scores, filters, reply) if journal and scores else None
+        record = Record(workdir, journal, scores, filters, reply, pairs) if journal and scores else None
         missing = np.zeros(len(named), bool)
         missing[share_todo(journal, len(named))] = True
         teacher = Teacher(model, named, generate, missing, play)
+        replies = SampleJudge(asked, lambda: teacher.sampler, seed=generate.seed)
+        connected = connect_rewards(rewards, replies, Rater(model))
+        judge = Judge(named, connected, Screen(filters), model if play else None, play)
         begin = int(distributed.from_first(np.int64(record.done if record else 0)))
         with console.Progress(len(named), start=begin, title="prompts", every=SHOW_SECONDS) as progress:
             while begin < len(named):
                 chunk = range(begin, min(begin - begin % size + size, len(named)))
                 show = lambda count, chunk=chunk: progress.update(chunk.start + count, describe(teacher, record))
                 lines = teacher.sample([number for number in chunk if missing[number]], journal, show)
+                replies.begin(chunk.start)
                 traces, findings = judge.judge(chunk, [_read(number, lines, journal) for number in chunk])
                 if record:
                     record.keep(chunk, traces, findings)
@@ -172,6 +186,12 @@ class Teacher:
     def speed(self) -> float:
         """Tokens a second while it samples."""
         return self.tokens / max(self._seconds, 1e-9)
+
+    @property
+    def sampler(self) -> Sampler:
+        """The model, loaded now if it was not."""
+        self._parts = self._parts or self._load()
+        return self._parts[0]
 
     def sample(self, numbers: Sequence[int], journal: Journal | None, show: Callable[[int], None]) -> dict[int, bytes]:
         """Lines of traces.jsonl for prompts, in every process, written to the journal in the one that has it.
@@ -274,9 +294,16 @@ class Record:
     """Files of a collection but the samples', and the filters that compare samples: the first process's part."""
 
     def __init__(
-        self, workdir: pathlib.Path, journal: Journal, scores: ScoreJournal, filters: FilterConfig, reply: str
+        self,
+        workdir: pathlib.Path,
+        journal: Journal,
+        scores: ScoreJournal,
+        filters: FilterConfig,
+        reply: str,
+        pairs: GroupPairConfig,
     ):
         self._workdir, self._journal, self._scores, self._reply = workdir, journal, scores, reply
+        self._pairs = pairs
         self._writer = SetWriter(workdir / SET_FILE, filters.rows_per_shard)
         self.selection = Selection(filters)
         self._writer.resume(scores.restore(journal.kept, self.selection, self._writer.holds))
@@ -292,10 +319,7 @@ class Record:
     def keep(self, numbers: Sequence[int], traces: Sequence[Trace], findings: Sequence[Finding]) -> None:
         """Decides on the samples of a chunk, and writes its rows of the set and its scores."""
         dropped = self.selection.decide(traces, findings)
-        kept = [trace for trace, why in zip(traces, dropped, strict=True) if not why]
-        shown = [rewrite(trace, self._reply) if self._reply else trace for trace in kept]
-        rows = [trace.row or {"prompt": trace.prompt, "completion": trace.completion} for trace in shown]
-        position = self._writer.write(rows)
+        position = self._writer.write(make_rows(traces, dropped, self._reply, self._pairs))
         prompts = [(self._journal.identities[number], digest_line(self._journal.read(number))) for number in numbers]
         self._scores.append(prompts, traces, findings, dropped, position)
         begin = time.monotonic()
@@ -315,6 +339,11 @@ class Record:
                 "or use a better config.teacher"
             )
         log.info("%d of %d samples are kept; dropped: %s", self.selection.kept, total, dropped or "none")
+        if self._pairs.per_prompt and self._writer.position == Position():
+            return (
+                f"no prompt has two samples whose rewards differ by config.pairs.min_gap = {self._pairs.min_gap}: take "
+                "more samples (config.generate.num_samples), or lower it"
+            )
         return ""
 
     def finish(self) -> None:
@@ -357,15 +386,3 @@ def describe_teacher(teacher: ModelConfig) -> dict[str, str]:
         return {"model": teacher.preset, "dtype": teacher.dtype}
     found = find_model(teacher.name, teacher.fetch)
     return {"model": teacher.name, "model_digest": identify_model(found), "dtype": teacher.dtype}
-
-
-def rewrite(trace: Trace, reply: str) -> Trace:
-    """The trace in the form of `reply`, with normalized white space; unchanged if it lacks one of the tags."""
-    _, opened, rest = trace.completion.partition("<think>")
-    reasoning, closed, rest = rest.partition("</think>")
-    _, asked, rest = rest.partition("<answer>")
-    answer, answered, _ = rest.partition("</answer>")
-    if not (opened and closed and asked and answered):
-        return trace
-    parts = {name: " ".join(text.split()) for name, text in {"reasoning": reasoning, "answer": answer}.items()}
-    return dataclasses.replace(trace, completion=fill_all(reply, **parts))

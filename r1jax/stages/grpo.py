@@ -135,8 +135,10 @@ class GRPORun:
                 seed=settings.seed,
                 slots=settings.rollout.slots,
                 context=model.config.max_positions,
+                work=trainable.count_work(),
             )
-        connected = connect_rewards(rewards, self.judge, Rater(settings.model))
+        self.rater = Rater(settings.model)
+        connected = connect_rewards(rewards, self.judge, self.rater)
         self.loader = PromptLoader(task.train, settings.rollout.prompts_per_step, seed=settings.seed)
         self.engine = make_engine(settings, self.handover, longest, prefix)
         self.updates = make_updates(
@@ -289,6 +291,7 @@ class GRPORun:
         lengths = np.array([c.length for c in drawn.groups.completions])
         behind = sum(len(c.tokens) for c in drawn.groups.completions)
         self.num_tokens += sum(map(len, drawn.groups.prompts)) * G + behind
+        asked = self.judge.take_flops() + self.rater.take_flops()
         metrics |= {
             **learned,
             **describe_rewards(drawn.scores, G),
@@ -299,7 +302,7 @@ class GRPORun:
             "time/train": end - ready,
             "rollout/tokens_per_second": float(lengths.sum() / metrics["time/rollout"]),
             "train/tokens_per_second": targets / (end - ready),
-            "flops": flops + self.updates.work.forward(*drawn.groups.counts),
+            "flops": flops + self.updates.work.forward(*drawn.groups.counts) + asked,
             "mfu": flops / (end - ready) / (peak_flops() * jax.device_count()),
         }
         self._check_difference(metrics)

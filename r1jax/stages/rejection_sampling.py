@@ -5,6 +5,10 @@
 All of it flows in chunks of prompts, each of which is done once (collection.py). R1 makes its cold-start data from
 R1-Zero's samples in this way, and its second SFT set from those of the first RL stage (DeepSeek-R1, arXiv:2501.12948,
 sections 2.3.1 and 2.3.3); there a model rewrites the kept samples, here a template does.
+
+With `pairs` the set is one of preferences, for stages dpo and reward_model: of each prompt the best and the worst
+sample. Rewards may be rules, a reward model, or a judge: `self_rank_reward` with `at_once` and `num_samples` 2 has two
+samples compared in both orders, and `pairs.min_gap` 1 keeps those that the judge orders the same way twice.
 """
 
 from __future__ import annotations
@@ -21,14 +25,16 @@ from r1jax.core.processes.agreement import agree_on_data
 from r1jax.core.sharding import MeshConfig
 from r1jax.core.structs import Program
 from r1jax.data.filters import FilterConfig
+from r1jax.data.preferences.group_pairs import GroupPairConfig
 from r1jax.data.tasks import TaskConfig, load_task
 from r1jax.data.training_set import is_finished
 from r1jax.environments.episode_config import EpisodeConfig
 from r1jax.eval.report import write_report
 from r1jax.models.flops import count_work
 from r1jax.models.transformer import split
-from r1jax.rewards.base import load_rewards
+from r1jax.rewards.base import read_rewards
 from r1jax.rewards.reader.golds import log_golds
+from r1jax.rl.policy_judge import JudgeConfig
 from r1jax.runs.abstract_model import ASSUMED, Prompts, abstract_model
 from r1jax.runs.model_setup import ModelConfig
 from r1jax.runs.prologue import open_run
@@ -49,6 +55,8 @@ class CollectConfig:
       rewards: rewards that a sample is judged by, with weights; filters.min_reward is of their sum.
       generate: sampling.
       filters: samples that become the set.
+      pairs: makes a set of preferences.
+      judge: sampling of judgements, for rewards that ask the sampled model.
       reply: form that a tagged sample is brought into, a text with {reasoning} and {answer}; "" keeps the sample as it
         is.
       environment: environment that answers replies, as in GRPO; "" is none. The set is then of trajectories.
@@ -64,6 +72,8 @@ class CollectConfig:
     rewards: dict[str, Any]
     generate: TeacherSampling = TeacherSampling()
     filters: FilterConfig = FilterConfig()
+    pairs: GroupPairConfig = GroupPairConfig()
+    judge: JudgeConfig = JudgeConfig()
     reply: str = ""
     environment: str | dict[str, str] = ""
     tools: tuple[str, ...] = ()
@@ -80,6 +90,12 @@ class CollectConfig:
             self.episode.check_episode()
             if self.reply:
                 raise UserError(f"config.reply must be empty with an environment, got {self.reply!r}")
+            if self.pairs.per_prompt:
+                raise UserError("config.pairs.per_prompt must be 0 with an environment")
+        if self.pairs.per_prompt and self.generate.num_samples < 2:
+            raise UserError("config.pairs.per_prompt needs config.generate.num_samples of at least 2")
+        if self.pairs.per_prompt and self.filters.samples_per_prompt:
+            raise UserError("config.filters.samples_per_prompt must be 0 with config.pairs.per_prompt")
 
     def outline(self) -> list[str]:
         """Samples in words, for a dry run."""
@@ -104,14 +120,16 @@ def run(settings: CollectConfig, workdir: pathlib.Path) -> None:
             return
         if distributed.is_writer():
             write_config(settings, workdir)
-        rewards, task = load_rewards(settings.rewards), load_task(settings.data)
+        rewards, task = read_rewards(settings.rewards), load_task(settings.data)
         log_golds(task.train, [reward.name for reward in rewards])
         agree_on_data(task.train)
         rows = task.train[: settings.generate.prompts or None]
         parts = settings.model, rows, settings.generate, rewards, settings.filters, workdir
-        play = Play(settings.environment, settings.tools, settings.episode)
-        has_play = bool(settings.environment or settings.tools)
-        collect(*parts, judged_by=settings.rewards, reply=settings.reply, play=play if has_play else None)
+        play = None
+        if settings.environment or settings.tools:
+            play = Play(settings.environment, settings.tools, settings.episode)
+        forms = {"reply": settings.reply, "pairs": settings.pairs, "asked": settings.judge}
+        collect(*parts, judged_by=settings.rewards, play=play, **forms)  # type: ignore[arg-type]
         if distributed.is_writer():
             log.info("report: %s", write_report(workdir))
             push(workdir)

@@ -25,6 +25,8 @@ STAGES = {
     "episodes": (CONFIG, [COPIES, *(f"--config.{k.replace('__', '.')}={v}" for k, v in EPISODES.items())]),
     "dpo": (PREFERENCES, ["--config.train.micro_batch_size=2", COPIES]),
     "reward_model": (f"{PREFERENCES}:reward_model", ["--config.train.micro_batch_size=2", COPIES]),
+    # by a reward model that the test trains first
+    "learned": (f"{CONFIG.parent}/preferences/tiny_learned.py", ["--config.log.samples_per_step=-1", COPIES]),
     "ppo": (CONFIG, ["--config.loss.preset=ppo", "--config.eval.every_steps=0", COPIES]),
     # weights that are split in training lie over two neighbours in rollouts, which are in different processes of four
     "rollouts": (CONFIG, ["--config.mesh.data=1", "--config.mesh.fsdp=4", "--config.rollout.mesh=tensor=2"]),
@@ -34,6 +36,8 @@ STAGES = {
 def run_processes(stage: str, count: int, steps: int, model: pathlib.Path, workdir: pathlib.Path) -> Rows:
     """The run up to so many steps on four devices in all, in `count` processes of equally many; its rows so far."""
     config, flags = STAGES[stage]
+    if stage == "learned":
+        config = f"{config}:scores={workdir.parent / 'scores'}"
     environments = [{"XLA_FLAGS": make_xla_flags(DEVICES // count)} for _ in range(count)]
     if count > 1:
         joined = {"R1JAX_COORDINATOR": f"localhost:{free_port()}", "R1JAX_PROCESS_COUNT": str(count)}
@@ -65,10 +69,12 @@ def assert_same(rows: Rows, expected: Rows) -> None:
 def test_several_processes_are_one_run(stage: str, tiny_model: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """Two begin and four go on, one begins and goes on; then the first is taken over by one, and the other by two."""
     run = lambda count, steps, name: run_processes(stage, count, steps, tiny_model, tmp_path / name)
+    if stage == "learned":
+        run_processes("reward_model", 1, 2, tiny_model, tmp_path / "scores")
     assert_same(run(2, 2, "many"), run(1, 2, "one"))
     assert_same(run(4, 3, "many"), run(1, 3, "one"))
     assert_same(run(1, 4, "many"), run(2, 4, "one"))
-    if stage in ("grpo", "ppo", "rollouts"):
+    if stage in ("grpo", "learned", "ppo", "rollouts"):
         assert read_completions(tmp_path / "many") == read_completions(tmp_path / "one")
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from r1jax.core.errors import UserError
 from r1jax.data.filters import Trace
-from r1jax.stages import collection
+from r1jax.stages import set_rows
 from r1jax.stages.registry import resolve_run
 
 FORM = "<think>\n{reasoning}\n</think>\n{answer}"
@@ -22,7 +22,7 @@ FORM = "<think>\n{reasoning}\n</think>\n{answer}"
 )
 def test_a_tagged_sample_takes_the_form_asked_for(said: str, kept: str):
     trace = Trace(0, "What is 1 + 1?", said, 1.0, 8)
-    assert collection.rewrite(trace, FORM).completion == kept
+    assert set_rows.rewrite(trace, FORM).completion == kept
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from r1jax.eval.held_out import EvalConfig, evaluate, make_problems
 from r1jax.learner.optimizer import OptimizerConfig
 from r1jax.learner.supervised import SupervisedConfig
 from r1jax.models.adapters.lora import LoRAConfig
-from r1jax.rewards.base import load_rewards
+from r1jax.rewards.base import read_rewards
 from r1jax.rewards.reader.golds import log_golds
 from r1jax.runs.abstract_model import ASSUMED, Prompts
 from r1jax.runs.model_setup import CheckpointConfig, LogConfig, ModelConfig, load_tokenizer
@@ -148,7 +148,7 @@ def programs(settings: TracesConfig, prompts: Prompts = ASSUMED) -> list[Program
 def distil(settings: TracesConfig, workdir: pathlib.Path) -> None:
     """Runs all parts that the workdir lacks."""
     check_config(settings, workdir)
-    rewards = load_rewards(settings.rewards)
+    rewards = read_rewards(settings.rewards)
     task = load_task(settings.data)
     for note in task.notes:
         log.warning(note)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -13,11 +15,17 @@ from r1jax.data.files import read_rows
 from r1jax.data.tasks import make_builder
 from r1jax.eval.benchmarks import Problem
 from r1jax.eval.pipeline_report import EVALUATION_FILE
+from r1jax.models.flops import count_work
+from r1jax.models.transformer import split
 from r1jax.rewards.base import load_rewards
 from r1jax.rewards.base import score as score_rewards
+from r1jax.runs.abstract_model import abstract_model
 from r1jax.runs.evaluate import answer_problems, score_benchmarks, write_scores
+from r1jax.runs.model_setup import load_tokenizer
 from r1jax.runs.sampler import load_sampler
+from r1jax.stages.collection import TRACES_FILE
 from r1jax.stages.pipeline.resolve import MeasureConfig
+from r1jax.text.encoding import PromptEncoder
 from r1jax.text.language import language_share
 
 NAME = "held_out"
@@ -62,11 +70,28 @@ def read_problems(config: MeasureConfig) -> list[Problem]:
 
 def measure_training(folder: pathlib.Path) -> dict[str, float]:
     """Work of a stage's training, from its metrics: `tokens` (trained on; for RL also sampled or read), `flops` (useful
-    ones, models/flops.py, of updates and sampling; a judge's are left out) and `steps`. Empty for a stage that trains
-    nothing.
+    ones, models/flops.py, of updates, rollouts, judgements and learned rewards) and `steps`. Empty for a stage that
+    trains nothing.
     """
     rows = read_metrics(folder / METRICS_FILE) if (folder / METRICS_FILE).exists() else []
     tokens = next((row["num_tokens"] for row in reversed(rows) if "num_tokens" in row), None)
     if tokens is None:
         return {}
     return {"tokens": tokens, "flops": sum(row.get("flops", 0.0) for row in rows), "steps": rows[-1]["step"]}
+
+
+def measure_sampling(folder: pathlib.Path, settings: Any) -> dict[str, float]:
+    """Work of a stage's samples that become a set: `sampling_flops`, of the model that gives them (without that of
+    rewards that ask a model). Empty for a stage that collects nothing.
+    """
+    if not (folder / TRACES_FILE).exists():
+        return {}
+    config = getattr(settings, "teacher", None) or settings.model
+    model = abstract_model(config)
+    work, encode = count_work(split(model)[1], model.config), PromptEncoder(load_tokenizer(config))
+    flops = 0.0
+    with open(folder / TRACES_FILE, encoding="utf-8") as file:
+        for line in file:
+            row = json.loads(line)
+            flops += work.sample(len(encode(row["prompt"])), [len(tokens) for tokens in row["completion_tokens"]])
+    return {"sampling_flops": flops}

@@ -33,7 +33,7 @@ from r1jax.eval.pipeline_report import tabulate, write_story
 from r1jax.runs.abstract_model import ASSUMED, Prompts
 from r1jax.runs.prologue import open_run
 from r1jax.runs.workdir import find_earlier, write_config
-from r1jax.stages.pipeline.evaluate_stage import measure_model, measure_training
+from r1jax.stages.pipeline.evaluate_stage import measure_model, measure_sampling, measure_training
 from r1jax.stages.pipeline.manifest import (
     Entry,
     Record,
@@ -200,7 +200,7 @@ def _measure(planned: Planned, entry: Entry, config: MeasureConfig, mesh: MeshCo
         entry["measured"] = way  # as records of format 1 have it, which knew no min_p
     if entry.get("measured") == way:
         return
-    entry["metrics"] = measure_training(planned.folder)
+    entry["metrics"] = measure_training(planned.folder) | measure_sampling(planned.folder, planned.settings)
     if planned.label:
         with use_mesh(make_mesh(mesh), mesh.rules):
             entry["metrics"] |= measure_model(planned.folder, config)

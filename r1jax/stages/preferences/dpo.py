@@ -123,6 +123,15 @@ class DPORun(PairRun):
                 {**batch, "reference": _look_up(references[count:], batch["pairs"])} for batch in self.held_out
             ]
 
+    def step(self, step: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """One update -> (metrics row, no sample rows). The first step's work has that of the kept log-probs."""
+        metrics, rows = super().step(step)
+        if step == 1 and self.updates.has_reference:
+            sizes = np.array([pair.sizes for part in self._pairs for pair in part], np.float64)
+            targets = sum(float(pair.weights.sum()) for part in self._pairs for pair in part)
+            metrics["flops"] += self.updates.work.forward(sizes.sum(), targets, (sizes * (sizes + 1) / 2).sum())
+        return metrics, rows
+
     def make_loader(self, sources: Any, rows: int, packing: PackingConfig, **options: Any) -> SequenceLoader:
         """Batches of `rows` rows of pairs."""
         self._pairs.append([pair for source in sources for pair in source])
