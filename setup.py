@@ -96,7 +96,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["r1jax", "r1jax.*"]),
-    package_data={"r1jax": ["py.typed"], "r1jax.eval": ["page/*"]},
+    package_data={"r1jax": ["py.typed"], "r1jax.eval": ["page/*"], "r1jax.serving": ["page/*"]},
     cmdclass={"build_py": BuildWithConfigs},
     install_requires=CORE,
     extras_require={

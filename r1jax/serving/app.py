@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hmac
+import pathlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -25,7 +26,8 @@ from r1jax.serving.tinker_sampling import SampleRunner
 from r1jax.serving.worker import BusyError, Worker
 from r1jax.tuning.service import TrainingService
 
-OPEN = {"/health"}  # paths that need no key
+OPEN = {"/", "/health"}  # paths that need no key
+PAGE = pathlib.Path(__file__).parent / "page" / "chat.html"
 
 
 def make_app(
@@ -75,6 +77,10 @@ def make_app(
     @app.get("/health")
     async def health() -> Response:
         return Response(status_code=200 if worker.error is None else 503)
+
+    @app.get("/", include_in_schema=False)
+    async def talk() -> Response:
+        return Response(PAGE.read_bytes(), media_type="text/html; charset=utf-8")
 
     @app.get("/metrics")
     async def show_metrics() -> Response:

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from r1jax import serve
 from r1jax.core import errors
+from r1jax.serving.app import OPEN
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"
@@ -168,6 +170,24 @@ def test_a_jobset_runs_the_train_command_on_every_host_of_a_slice() -> None:
     bucket = pod["volumes"][0]["csi"]["volumeAttributes"]
     assert pod["hostNetwork"] and bucket["hostNetworkPodKSA"] == "true"  # else the bucket is asked for as the node
     assert pod["terminationGracePeriodSeconds"] >= 60
+
+
+def test_a_deployment_serves_by_flags_that_exist_on_all_chips_of_its_host() -> None:
+    deployment, service = yaml.safe_load_all((LAUNCH / "gke_serve.yaml").read_text())
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["command"] == ["python", "-m", "r1jax.serve"]
+    values = serve.define_flags()
+    assert values(["serve", *container["args"]]) == ["serve"]
+    rows, columns = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")
+    chips = container["resources"]["limits"]["google.com/tpu"]
+    assert int(rows) * int(columns) == chips and values.mesh == f"fsdp={chips}"
+    assert values.host == "0.0.0.0" and container["env"][0]["name"] == serve.KEY_VARIABLE
+    (port,) = service["spec"]["ports"]
+    assert {port["port"]} == {each["containerPort"] for each in container["ports"]} == {values.port}
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert service["spec"]["selector"] == deployment["spec"]["selector"]["matchLabels"] == labels
+    assert container["startupProbe"]["httpGet"]["path"] in OPEN
 
 
 def test_a_mistake_ends_the_jobset_and_a_preemption_does_not() -> None:

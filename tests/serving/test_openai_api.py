@@ -45,6 +45,18 @@ def test_greedy_texts_are_those_of_the_sampler(server: Server) -> None:
     assert choice["message"] == {"role": "assistant", "content": expected}
 
 
+def test_the_page_is_whole_and_asks_for_routes_that_exist(server: Server) -> None:
+    status, page = server.send("GET", "/", None)
+    assert status == 200 and "<title>r1jax</title>" in page
+    assert not re.search(r"""(?:src|href)=["']?(?:https?:)?//|@import|url\(""", page)  # nothing from elsewhere
+    asked = {f"/{path}" for path in re.findall(r'fetch\("([^"]+)"', page)}
+    told = server.send("GET", "/openapi.json", None)[1]
+    assert asked == {CHAT, "/v1/models"} and asked <= set(told["paths"])
+    body = told["paths"][CHAT]["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+    fields = told["components"]["schemas"][body.rpartition("/")[2]]["properties"]
+    assert set(re.findall(r'input id="(\w+)"', page)) - {"key"} <= set(fields)
+
+
 def test_a_seed_gives_one_reply_whatever_stands_beside_it(server: Server) -> None:
     ids = list(encode_prompt(server.host.tokenizer, "once"))
     ask = lambda **more: server.post(COMPLETIONS, prompt=ids, max_tokens=10, return_token_ids=True, **WARM, **more)
