@@ -88,8 +88,9 @@ class WordGame:
 
 
 def numbers_reward(environments: Sequence[Any], **columns: object) -> list[float]:
-    """The share of replies to a number game in which there was a number; 0 without one that it heard."""
-    return [environment.read / max(environment.turns, 1) for environment in environments]
+    """The share of the guesses of a number game that were numbers; those that a win saves count, too."""
+    saved = [one.guesses - one.turns if one.won else 0 for one in environments]
+    return [(one.read + more) / one.guesses for one, more in zip(environments, saved, strict=True)]
 
 
 def won_reward(environments: Sequence[Any], **columns: object) -> list[float]:
