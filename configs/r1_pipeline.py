@@ -209,7 +209,7 @@ def get_config(arg: str = "") -> ConfigDict:
     if args.size != "671b":
         stages["data"] = dict(stage="synthesize", seed=seed, **size["draw"])
         if args.last == "reward_model":
-            stages["data"]["preferences"] = size["preferences"]
+            stages["data"] |= dict(preferences=size["preferences"], held_out_preferences=400)
     if args.size == "tiny":
         stages["vocabulary"] = dict(stage="vocabulary", path="@data/text.jsonl", **size["vocabulary"])
         stages["base"] = make.learn("base", "Base", "", dict(text=dict(path="@data/text.jsonl")))
@@ -377,7 +377,11 @@ class Stages:
     def score(self, init: str) -> dict[str, Any]:
         """A reward model of a stage's model."""
         size = self.size["scored"]
-        source = dict(path=f"{self.files}/preferences.jsonl", template=self.size["template"])
+        source = dict(
+            path=f"{self.files}/preferences.jsonl",
+            eval_path=f"{self.files}/preferences_held_out.jsonl",
+            template=self.size["template"],
+        )
         return dict(
             stage="reward_model",
             init=init,
@@ -391,7 +395,7 @@ class Stages:
                 length=2 * self.size["length"],  # a pair a row at least
                 bins=64,
                 truncation="drop",
-                eval_rows=200,
+                eval_rows=0,  # all of the file
                 epochs=placeholder(int),
                 seed=self.seed,
             ),

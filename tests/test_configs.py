@@ -48,6 +48,8 @@ VARIANTS = {
         "data=x.jsonl,model=Qwen/Qwen2.5-0.5B,reward=answer,steps=2",
         "data=x.jsonl,reward=r1jax.rewards.answers:number_reward,tokens=32,lora=8",
     ],
+    "methods": ["", "seed=1,work=0.5,teacher=runs/mine"],
+    "overoptimization": ["", "many=4000,few=100,steps=50"],
     "r1_pipeline": [
         "",
         "size=smollm2",

@@ -34,6 +34,7 @@ QUESTIONS = ("What is {a} + {b}?", "Add {a} and {b}.", "{a} 加 {b} 是多少?")
 SLIPS = (-11, -10, -9, -2, -1, 1, 2, 9, 10, 11)
 
 NAMES = ("Ann", "Ben", "Eva", "Tom", "Lin", "Max", "Mia", "Sam")
+TRAINED_NAMES = 6  # of preferences to train on; the others are in those held out
 GIFTS = ("book", "cake", "help", "tea")
 TIMES = ("day", "trip", "week", "rest")
 # Request, reasoning, good reply, curt reply, reply in the other language.
@@ -89,19 +90,22 @@ def draw_requests(count: int, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def draw_preferences(count: int, seed: int) -> list[dict[str, Any]]:
+def draw_preferences(count: int, seed: int, *, held_out: bool = False) -> list[dict[str, Any]]:
     """`count` rows of `prompt`, `chosen` and `rejected`: requests with two replies of different quality, of which the
-    better is chosen with the probability of Bradley and Terry, so that some rows are the wrong way round.
+    better is chosen with the probability of Bradley and Terry, so that some rows are the wrong way round. The replies
+    are final answers alone, without tags, as helpfulness is judged by them (`part = "answer"` of a reward model).
+
+    held_out: of requests that name other persons, so that no prompt is in both sets.
     """
-    rows = []
+    rows, names = [], NAMES[TRAINED_NAMES:] if held_out else NAMES[:TRAINED_NAMES]
     for number in range(count):
         draw = random.Random(f"preference {seed} {number}")
-        asked, replies = _request(draw)
+        asked, replies = _request(draw, names)
         one, other = draw.sample(list(replies.values()), 2)
         gap = SHARPNESS * ((rate_request(asked, one) or 0.0) - (rate_request(asked, other) or 0.0))
         if draw.random() >= 1 / (1 + math.exp(-gap)):
             one, other = other, one
-        rows.append({"prompt": asked, "chosen": f" {one}", "rejected": f" {other}"})
+        rows.append({"prompt": asked, "chosen": _cut_answer(one), "rejected": _cut_answer(other)})
     return rows
 
 
@@ -158,9 +162,9 @@ def _check(a: int, b: int, language: str) -> str:
     return CHECK[language].format(total=a + b, a=a, b=b)
 
 
-def _request(draw: random.Random) -> tuple[str, dict[str, str]]:
+def _request(draw: random.Random, names: Sequence[str] = NAMES) -> tuple[str, dict[str, str]]:
     """A request, and its replies by quality."""
-    values = {"name": draw.choice(NAMES), "gift": draw.choice(GIFTS), "time": draw.choice(TIMES)}
+    values = {"name": draw.choice(names), "gift": draw.choice(GIFTS), "time": draw.choice(TIMES)}
     chosen = draw.randrange(len(REQUESTS))
     asked, thought, good, curt, foreign = (text.format(**values) for text in REQUESTS[chosen])
     wrong = REQUESTS[chosen - 1][2].format(**values)
@@ -170,6 +174,10 @@ def _request(draw: random.Random) -> tuple[str, dict[str, str]]:
 
 def _tag(reasoning: str, answer: str) -> str:
     return fill_all(TAGGED_REPLY, reasoning=reasoning, answer=answer)
+
+
+def _cut_answer(reply: str) -> str:
+    return reply.partition("<answer>")[2].partition("</answer>")[0].strip()
 
 
 def _pick(sums: Sequence[Mapping[str, Any]], draw: random.Random) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from r1jax.stages.registry import resolve_run
 from r1jax.text.tokenizer import Tokenizer
 
 COUNTS = {"low": 1, "high": 20, "held_out": 30, "worked": 5, "requests": 7, "texts": 300}
+PREFERENCES = {"preferences": 500, "held_out_preferences": 90}
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -35,8 +36,10 @@ def test_problems_are_apart_and_counts_are_as_asked(tmp_path: pathlib.Path):
         ("math", True),
         ("general", False),
     }
-    draw.run(resolve_run({"stage": "synthesize", **COUNTS, "preferences": 5}).settings, tmp_path / "c")
-    assert len(read(tmp_path / "c" / "preferences.jsonl")) == 5
+    draw.run(resolve_run({"stage": "synthesize", **COUNTS, **PREFERENCES}).settings, tmp_path / "c")
+    learnt, held_out = (read(tmp_path / "c" / f"preferences{name}.jsonl") for name in ("", "_held_out"))
+    assert (len(learnt), len(held_out)) == (500, 90)
+    assert not {row["prompt"] for row in learnt} & {row["prompt"] for row in held_out}
     draw.run(resolve_run({"stage": "synthesize", **COUNTS}).settings, tmp_path / "b")
     assert all((tmp_path / "b" / f"{name}.jsonl").read_text("utf-8") for name in files)
     for name in files:
