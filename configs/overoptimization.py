@@ -11,7 +11,7 @@ longer than is good, while the true score is only watched: `rewards/request_scor
 `rewards/reward_model/mean` (Gao et al. 2022, 2210.10760). R1's authors met the same and used their reward models in the
 last 400 of 1,700 steps.
 
-Expected: docs/overoptimization.md. Ten minutes on one core.
+What came out stands in docs/overoptimization.md.
 
 Arguments after a colon, e.g. `configs/overoptimization.py:few=100`:
 
