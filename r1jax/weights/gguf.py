@@ -1,12 +1,14 @@
 """A GGUF file presented as Hugging Face files: its config, and its tensors under Hugging Face names.
 
-Covers llama.cpp's files of Llama, Qwen2 and Qwen3: the names `blk.N.attn_q`, ...; Llama's permuted rows of query and
-key matrices, which are permuted back (the converter leaves Qwen's unchanged); and Llama 3.1's rope scaling, stored as
-one factor per frequency. Quantized tensors are read as float32.
+Covers llama.cpp's files of Llama, Qwen2, Qwen3, Gemma 2 and Gemma 3: the names `blk.N.attn_q`, ...; Llama's permuted
+rows of query and key matrices, which are permuted back (the converter leaves the others unchanged); Llama 3.1's rope
+scaling, stored as one factor per frequency; Gemma's norms, stored with the 1 that is added to them. Quantized tensors
+are read as float32.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -28,8 +30,22 @@ _LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+_GEMMA_LAYER = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_ARCHITECTURES = ("llama", "qwen2", "qwen3")
+# Name in a header -> model_type of a config.json.
+_ARCHITECTURES = {
+    "llama": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma2": "gemma2",
+    "gemma3": "gemma3_text",
+}
+_GEMMA = ("gemma2", "gemma3")
+_WIDE = {"gemma2": 46, "gemma3": 62}  # layers of the 27B models, whose scores are scaled by the width of a head's share
 _PERMUTED = ("llama",)
 _ROPE_FACTORS = "rope_freqs.weight"
 
@@ -39,7 +55,9 @@ class GGUFModel:
 
     def __init__(self, file: TensorFile):
         self.path, self.metadata, self._file = file.path, file.metadata, file
-        self._names = {_hf_name(name): name for name in file.names}
+        architecture = self.metadata.get("general.architecture")
+        parts = _LAYER | (_GEMMA_LAYER if architecture in _GEMMA else {})
+        self._names = {_hf_name(name, parts): name for name in file.names}
 
     def __contains__(self, name: str) -> bool:
         return name in self._names
@@ -60,16 +78,19 @@ class GGUFModel:
     def read(self, name: str, rows: tuple[int, int] | None = None) -> np.ndarray:
         """One tensor, or some of its rows."""
         part = None if any(kind in name for kind in (".q_proj.", ".k_proj.")) else rows  # permuted as a whole
-        array = self._permute(name, self._file.read(self._names[name], part))
+        array = self._restore(name, self._file.read(self._names[name], part))
         return array if part == rows else array[slice(*rows)]  # type: ignore[misc]
 
     def count_bytes(self, name: str, rows: tuple[int, int] | None = None) -> int:
         """Bytes of the file that a tensor or some of its rows take."""
         return self._file.count_bytes(self._names[name], rows)
 
-    def _permute(self, name: str, array: np.ndarray) -> np.ndarray:
+    def _restore(self, name: str, array: np.ndarray) -> np.ndarray:
+        """A tensor as the hub's files hold it."""
         metadata = self._file.metadata
         architecture = metadata["general.architecture"]
+        if architecture in _GEMMA and name.endswith("norm.weight"):
+            return array - 1
         if architecture in _PERMUTED:
             if ".q_proj." in name:
                 return unpermute_rope(array, metadata[f"{architecture}.attention.head_count"])
@@ -93,14 +114,24 @@ class GGUFModel:
                 raise UserError(f"{self.path}: the header lacks {architecture}.{key}")
             return value
 
-        if get("rope.scaling.type", "none") != "none":
+        kind = get("rope.scaling.type", "none")
+        if kind != "none" and (kind, architecture) != ("linear", "gemma3"):
             raise UserError(
                 f"{self.path}: {architecture}.rope.scaling is not supported; use the model's Hugging Face folder"
             )
         heads = get("attention.head_count")
         head_dim, theta = get("attention.key_length", get("embedding_length") // heads), get("rope.freq_base", 10_000.0)
+        own: dict[str, Any] = {"rope_scaling": self._read_scaling(head_dim, theta)}
+        if kind == "linear":
+            own = {"rope_scaling": {"rope_type": kind, "factor": get("rope.scaling.factor")}}
+        if architecture in _GEMMA:
+            is_wide = get("block_count") == _WIDE[architecture]
+            own["sliding_window"] = get("attention.sliding_window")
+            own["query_pre_attn_scalar"] = get("embedding_length") // heads if is_wide else head_dim
+            own["attn_logit_softcapping"] = get("attn_logit_softcapping", None)
+            own["final_logit_softcapping"] = get("final_logit_softcapping", None)
         return {
-            "model_type": architecture,
+            "model_type": _ARCHITECTURES[architecture],
             "vocab_size": self._file.shape("token_embd.weight")[0],
             "hidden_size": get("embedding_length"),
             "intermediate_size": get("feed_forward_length"),
@@ -110,9 +141,9 @@ class GGUFModel:
             "head_dim": head_dim,
             "rms_norm_eps": get("attention.layer_norm_rms_epsilon"),
             "rope_theta": theta,
-            "rope_scaling": self._read_scaling(head_dim, theta),
             "max_position_embeddings": get("context_length", 4096),
             "tie_word_embeddings": "output.weight" not in self._file,
+            **own,
         }
 
     def _read_scaling(self, head_dim: int, theta: float) -> dict[str, Any] | None:
@@ -131,11 +162,11 @@ class GGUFModel:
         return write_scaling(scaling)
 
 
-def _hf_name(name: str) -> str:
+def _hf_name(name: str, parts: Mapping[str, str]) -> str:
     stem, _, kind = name.rpartition(".")
     if stem in _TOP:
         return f"{_TOP[stem]}.{kind}"
     if stem.startswith("blk."):
         _, layer, part = stem.split(".", 2)
-        return f"model.layers.{layer}.{_LAYER.get(part, part)}.{kind}"
+        return f"model.layers.{layer}.{parts.get(part, part)}.{kind}"
     return name

@@ -190,8 +190,75 @@ def test_an_unknown_architecture_and_a_file_cut_off_are_named(tmp_path: Path) ->
     with pytest.raises(UserError, match=r"model\.gguf: cut off: tensor '\S+' ends at byte \d+, the file at \d+"):
         load_pretrained(path)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "model_type": "gemma2"}))
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "olmo2"}))
     with pytest.raises(
-        UserError, match=r"model\.gguf: unknown model_type 'gemma2'; known in this format: .*qwen2, qwen3"
+        UserError, match=r"model\.gguf: unknown model_type 'olmo2'; known in this format: .*qwen2, qwen3"
     ):
         load_pretrained(write_gguf(folder))
+
+
+def write_gemma(folder: Path, **changes: Any) -> Path:
+    """A Gemma folder as llama.cpp's converter writes it, by the names of its own package."""
+    path, config = folder / "model.gguf", json.loads((folder / "config.json").read_text())
+    architecture = config["model_type"].removesuffix("_text")
+    layers = config["num_hidden_layers"]
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], layers)
+    writer = gguf.GGUFWriter(path, architecture)
+    rope = config.get("rope_parameters") or {}
+    whole = rope.get("full_attention", rope)
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(layers)
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_key_length(config["head_dim"])
+    writer.add_sliding_window(config["sliding_window"])
+    writer.add_rope_freq_base(whole["rope_theta"])
+    if architecture == "gemma2":
+        writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
+        writer.add_final_logit_softcapping(config["final_logit_softcapping"])
+    elif whole["rope_type"] != "default":
+        writer.add_rope_scaling_type(gguf.RopeScalingType(changes.get("scaling", whole["rope_type"])))
+        writer.add_rope_scaling_factor(whole["factor"])
+    vocabulary = ["<pad>", "<eos>", "<bos>", "<unk>", *(chr(0x100 + at) for at in range(config["vocab_size"] - 4))]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(vocabulary)
+    writer.add_token_scores([0.0] * len(vocabulary))
+    writer.add_token_types([3, 3, 3, 2, *[1] * (len(vocabulary) - 4)])
+    for token, add in enumerate((writer.add_pad_token_id, writer.add_eos_token_id, writer.add_bos_token_id)):
+        add(token)
+    for name, value in load_file(folder / "model.safetensors").items():
+        value = value.astype(np.float32) + (1 if name.endswith("norm.weight") else 0)
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3"])
+def test_gemmas_are_those_of_their_folders(tmp_path: Path, name: str) -> None:
+    shutil.copytree(golden.DENSE.with_name("families") / name, tmp_path, dirs_exist_ok=True)
+    expected, _ = load_pretrained(tmp_path)
+    model, tokenizer = load_pretrained(write_gemma(tmp_path))
+    assert tokenizer is not None and tokenizer.eos_ids == (1,)
+    chex.assert_trees_all_close(split(model)[1], split(expected)[1], rtol=0, atol=2**-22)  # 1 is added and taken away
+    ours, theirs = vars(model.config), vars(expected.config)
+    free = {
+        "norm_epsilon",
+        "initializer_std",
+        "query_scalar",
+        "interval",
+        "local_theta",
+    }
+    assert {**ours, **dict.fromkeys(free)} == {**theirs, **dict.fromkeys(free)}
+    assert model.config.query_scalar == model.config.head_dim
+
+
+def test_another_scaling_of_gemma_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(golden.DENSE.with_name("families") / "gemma3", tmp_path, dirs_exist_ok=True)
+    with pytest.raises(UserError, match=r"gemma3\.rope\.scaling is not supported"):
+        load_pretrained(write_gemma(tmp_path, scaling="yarn"))
