@@ -184,6 +184,7 @@ def _write_description(
     folder: pathlib.Path, hf: dict[str, Any], tokenizer: Tokenizer | None, specs: Mapping[str, Spec] | None
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    hf.setdefault("pad_token_id", None)  # else transformers takes the family's, which a small vocabulary lacks
     ids = {key: hf[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if hf.get(key) is not None}
     if tokenizer is not None:
         tokenizer.save(folder, max_length=hf.get("max_position_embeddings"))

@@ -24,6 +24,7 @@ from tests.tiny_model import write_tiny_model
 PYTHON = os.environ.get("R1JAX_TRANSFORMERS_PYTHON", "")
 GOLDENS = Path(__file__).parents[1] / "goldens"
 MODELS = sorted(path.parent for path in GOLDENS.glob("*/*/model.safetensors"))
+MODELS = [folder for folder in MODELS if "ForCausalLM" in (folder / "config.json").read_text()]  # no reward models
 MESSAGES = [{"role": "user", "content": "What is 2 + 3?"}, {"role": "assistant", "content": "5."}]
 
 LOAD = """
@@ -64,12 +65,13 @@ def test_transformers_loads_what_is_exported(tmp_path: Path) -> None:
     arguments = [json.dumps(tokens.tolist()), json.dumps(MESSAGES), *map(str, folders)]
     done = subprocess.run([PYTHON, "-c", LOAD, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+    wrong: dict[str, float] = {}
     for folder, model in folders.items():
         graph, params = split(model)
         found = jax.jit(lambda params, graph=graph: merge(graph, params)(tokens))(params)
-        np.testing.assert_allclose(
-            np.load(folder / "logits.npy"), found, rtol=0, atol=LOGIT_TOLERANCE, err_msg=folder.name
-        )
+        if (difference := np.abs(np.load(folder / "logits.npy") - found).max()) > LOGIT_TOLERANCE:
+            wrong[folder.name] = difference
+    assert not wrong
     said = json.loads(done.stdout.splitlines()[-1])
     assert tokenizer.encode(said["text"]) == said["ids"] and list(tokenizer.eos_ids) == said["eos"]
     assert said["text"].startswith("<|im_start|>user\n")

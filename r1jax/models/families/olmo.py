@@ -14,7 +14,7 @@ from typing import Any
 from r1jax.models.attention import Style
 from r1jax.models.families import dense
 from r1jax.models.families.hf_config import Names, read_interval, read_rope, write_kinds
-from r1jax.models.rope import Rope, YaRN
+from r1jax.models.rope import Rope, YaRN, write_scaling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,5 +93,13 @@ def to_hf(config: Config) -> dict[str, Any]:
     """The config.json of these sizes, with the keys of the released files."""
     number = 3 if config.window else 2
     named = {"architectures": [f"Olmo{number}ForCausalLM"], "model_type": f"olmo{number}"}
-    kinds = {"sliding_window": config.window, "layer_types": write_kinds(config.num_layers, config.interval)}
+    theta = {"rope_theta": config.rope_theta}
+    kinds = {
+        "sliding_window": config.window,
+        "layer_types": write_kinds(config.num_layers, config.interval),
+        "rope_parameters": {  # else transformers turns layers with a window by its default base
+            "full_attention": {"rope_type": "default"} | (write_scaling(config.rope_scaling) or {}) | theta,
+            "sliding_attention": {"rope_type": "default"} | theta,
+        },
+    }
     return dense.write_config(config, {**named, **(kinds if config.window else {}), **_FIXED})
