@@ -48,6 +48,8 @@ def test_losses_and_gradients_are_those_of_one_device(folder: pathlib.Path) -> N
     one = compute(None)
     heads = load_pretrained(folder)[0].config
     for name, mesh in MESHES.items():
+        if mesh.fsdp == 8 and hasattr(heads, "latents"):
+            mesh = MeshConfig(data=2, fsdp=4)  # latents of 12 values
         if mesh.tensor > getattr(heads, "num_kv_heads", mesh.tensor):
             continue  # one head of keys cannot be split
         value, gradient = compute(mesh)
