@@ -23,6 +23,7 @@ from r1jax.models.families.deepseek_v3 import HF_COPIES, HF_NAMES, VARIANTS, fro
 from r1jax.models.mla import LatentSizes
 from r1jax.models.mtp import predict_ahead
 from r1jax.models.rope import YaRN
+from r1jax.models.sparse import IndexSizes
 from r1jax.models.transformer import Params, merge, split, stack
 from r1jax.weights import load_pretrained
 from r1jax.weights.hf import load_weights
@@ -291,13 +292,15 @@ def test_latent_cache_of_v3_holds_576_values_a_token_and_layer() -> None:
     assert count(cache.layers) == 4 * 2 * 5 * 576
 
 
-@pytest.mark.parametrize("query_latent", [0, 24])
-def test_every_parameter_has_a_name_in_the_files(query_latent: int) -> None:
-    config = deepseek_v3.Config(latents=LatentSizes(query_latent, 32, 16, 8, 12), expert_interval=2, num_layers=4)
+@pytest.mark.parametrize("query_latent, index", [(0, None), (24, None), (24, IndexSizes(2, 16, 4))])
+def test_every_parameter_has_a_name_in_the_files(query_latent: int, index: IndexSizes | None) -> None:
+    latents = LatentSizes(query_latent, 32, 16, 8, 12)
+    config = deepseek_v3.Config(latents=latents, expert_interval=2, num_layers=4, index=index)
     shapes = split(nnx.eval_shape(lambda: deepseek_v3.build(config, rngs=nnx.Rngs(0))))[1]
     paths = [[entry.key for entry in path] for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
     names = {".".join("{}" if isinstance(key, int) else key for key in path) for path in paths}
-    absent = {name for name in HF_NAMES if (".query." if query_latent else ".query_") in name}
+    unused = ".attention.query." if query_latent else ".attention.query_"
+    absent = {name for name in HF_NAMES if unused in name or (index is None and ".indexer." in name)}
     assert names == set(HF_NAMES) - absent - {"mtp.{}.block.mlp." + f"{part}.kernel" for part in ("gate", "up", "down")}
     assert set(HF_COPIES.values()) < names
     assert ["experts" in shapes["layers"][layer]["mlp"] for layer in range(4)] == [False, False, True, False]
