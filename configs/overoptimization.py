@@ -108,7 +108,7 @@ def prefer(data: str, steps: int) -> dict[str, Any]:
     files = dict(path=f"@{data}/preferences.jsonl", eval_path="@data/preferences_held_out.jsonl")
     sources = dict(preferences=dict(**files, template=TEMPLATE))
     shared = learn(sources, steps=steps, rate=1e-3, length=256, rows=8)
-    return dict(stage="reward_model", init="base", model=dict(), loss=dict(center_coefficient=0.01), **shared)
+    return dict(stage="reward_model", init="base", model=dict(), **shared)
 
 
 def reinforce(scores: str, steps: int) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def draw_preferences(count: int, seed: int, *, held_out: bool = False) -> list[d
     rows, names = [], NAMES[TRAINED_NAMES:] if held_out else NAMES[:TRAINED_NAMES]
     for number in range(count):
         draw = random.Random(f"preference {seed} {number}")
-        asked, replies = _request(draw, names)
+        asked, replies = _request(draw, names, astray=draw.randrange(1, len(REQUESTS)))
         one, other = draw.sample(list(replies.values()), 2)
         gap = SHARPNESS * ((rate_request(asked, one) or 0.0) - (rate_request(asked, other) or 0.0))
         if draw.random() >= 1 / (1 + math.exp(-gap)):
@@ -162,12 +162,12 @@ def _check(a: int, b: int, language: str) -> str:
     return CHECK[language].format(total=a + b, a=a, b=b)
 
 
-def _request(draw: random.Random, names: Sequence[str] = NAMES) -> tuple[str, dict[str, str]]:
-    """A request, and its replies by quality."""
+def _request(draw: random.Random, names: Sequence[str] = NAMES, *, astray: int = 1) -> tuple[str, dict[str, str]]:
+    """A request, and its replies by quality. astray: how far back in `REQUESTS` a wrong reply has its own."""
     values = {"name": draw.choice(names), "gift": draw.choice(GIFTS), "time": draw.choice(TIMES)}
     chosen = draw.randrange(len(REQUESTS))
     asked, thought, good, curt, foreign = (text.format(**values) for text in REQUESTS[chosen])
-    wrong = REQUESTS[chosen - 1][2].format(**values)
+    wrong = REQUESTS[chosen - astray][2].format(**values)
     replies = {"good": good, "curt": curt, "foreign": foreign, "wrong": wrong}
     return asked, {quality: _tag(thought, reply) for quality, reply in replies.items()}
 
