@@ -16,8 +16,8 @@ What came out stands in docs/overoptimization.md.
 Arguments after a colon, e.g. `configs/overoptimization.py:few=100`:
 
     many   5000 (default): pairs of the first reward model
-    few    60 (default): pairs of the second
-    steps  50 (default): of each reinforcement
+    few    12 (default): pairs of the second
+    steps  80 (default): of each reinforcement
 """
 
 from typing import Any
@@ -45,7 +45,7 @@ HELD_OUT = 2000
 
 def get_config(arg: str = "") -> ConfigDict:
     """The study."""
-    args = parse_args(arg, many=5000, few=60, steps=50)
+    args = parse_args(arg, many=5000, few=12, steps=80)
     draw = dict(stage="synthesize", low=10, high=99, held_out=200)
     unseen = dict(held_out_preferences=HELD_OUT)
     fresh = dict(preset="tiny_llama", tokenizer="@vocabulary", seed=0, sizes=SIZES)

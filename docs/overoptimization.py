@@ -126,7 +126,7 @@ def main(arguments: Sequence[str]) -> None:
     """Runs, plots, tabulates."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--many", type=int, default=5000, help="pairs of the first reward model")
-    parser.add_argument("--few", type=int, default=60, help="pairs of the second")
+    parser.add_argument("--few", type=int, default=12, help="pairs of the second")
     parser.add_argument("--workdir", type=pathlib.Path, default=ROOT / "runs" / "overoptimization")
     parser.add_argument(
         "--output", type=pathlib.Path, default=ROOT / "docs" / "overoptimization", help="without its ending"
