@@ -58,7 +58,7 @@ def test_a_config_section_becomes_a_task_config():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"source": "adition"}, "config.data.source must be one of addition, reasoning_gym:TASK, file"),
+        ({"source": "adition"}, "config.data.source must be one of addition, arithmetic, reasoning_gym:TASK"),
         ({"source": "addition:1"}, "config.data.source must be one of"),
         ({"source": "reasoning_gym"}, "config.data.source must be one of"),
         ({"source": "addition", "args": {"lo": 1}}, "config.data.args of addition are low, high"),
