@@ -70,7 +70,8 @@ def export_model(
     with new_folder(folder) as target:
         write_tensors(target, specs, join_read(tensors.read, rules), shard_bytes=shard_bytes)
         if target is not None:
-            _write_description(target, family.to_hf(config), tokenizer, specs)
+            # Without the key transformers takes the family's padding token, which a small vocabulary lacks.
+            _write_description(target, {**family.to_hf(config), "pad_token_id": None}, tokenizer, specs)
 
 
 def convert(
@@ -184,7 +185,6 @@ def _write_description(
     folder: pathlib.Path, hf: dict[str, Any], tokenizer: Tokenizer | None, specs: Mapping[str, Spec] | None
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    hf.setdefault("pad_token_id", None)  # else transformers takes the family's, which a small vocabulary lacks
     ids = {key: hf[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if hf.get(key) is not None}
     if tokenizer is not None:
         tokenizer.save(folder, max_length=hf.get("max_position_embeddings"))
