@@ -358,9 +358,9 @@ def test_warm_up_is_called_once(monkeypatch):
         ),
         ({"format_reward": {"compare_to": "accuracy"}}, "format_reward.compare_to must name another reward"),
         ({"format_reward": {"compare_to": "format_reward"}}, "must name another reward"),
-        ({"self_rank_reward": 1.0}, "self_rank_reward needs a model that ranks: set endpoint and model, or use it where"),
+        (
             {"self_rank_reward": 1.0},
-            "self_rank_reward needs a model that ranks: set endpoint and model, or use it where one samples",
+            "self_rank_reward needs a model that ranks: set endpoint and model",
         ),
         ({"repetition_penalty": {"max_penalty": 1.0}}, "max_penalty 1.0 should not be positive"),
     ],
