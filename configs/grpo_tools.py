@@ -5,8 +5,9 @@
 SmolLM2-135M-Instruct is asked for sums and products of numbers from 100 to 999. Its chat template knows no tools, so a
 text before the question lists the calculator, and one worked example shows a call (`<call>calculate 257 + 468</call>`);
 only the last number of the reply is rewarded. Before, every third reply tries a call.
-Expected: strict accuracy on 40 held-out problems from 12.5% ± 5.3 to 92.5% ± 4.2 (seed 0) and 77.5% ± 6.7 (seed 1),
-greedy from 5% ± 3.5 to 100% and 97.5% ± 2.5. A run takes about three minutes of computing time, and took 11 and 19
+Expected: strict accuracy on 40 held-out problems from 12.5% ± 5.3 to 92.5% ± 4.2 (seed 0), from 12.5% ± 5.3 to 77.5% ±
+6.7 (seed 1) and from 0% to 75.0% ± 6.9 (seed 2), greedy from 5% ± 3.5 to 100%, 97.5% ± 2.5 and 100%; without the tool
+0% before and after, since no answer is ever right. A run takes about three minutes of computing time, and took 11 to 19
 minutes on two cores that others used as well.
 
 Arguments after a colon, e.g. `configs/grpo_tools.py:tool=none`:
