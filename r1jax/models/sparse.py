@@ -4,7 +4,6 @@ indexer selects (ops/selection.py).
 The indexer's own queries come from the latent of the queries and its key from the layer's input; a part of both is
 rotated, in halves. It receives no gradient from the model and gives none to it: its loss is among the layer's
 statistics ("index"). One query a row reads the selected latents alone; more queries mask what was not selected.
-
 Left out: the released kernel's Hadamard transform and 8-bit products, which only round.
 """
 
@@ -74,14 +73,14 @@ class Indexer(nnx.Module):
         return rotate_first(key_BTH[:, :, None], rope)[:, :, 0][:, None]
 
     def select(
-        self, x_BTD: jax.Array, latent_BTC: jax.Array, keys_B1SH: jax.Array, before: jax.Array | None, rope: Tables
+        self, x_BTD: jax.Array, latent_BTC: jax.Array, keys_B1SH: jax.Array, prefix: dict | None, rope: Tables
     ) -> Selection:
-        """The selection for these queries. keys, before: keys of the row, and of a prefix [1, 1, P, H] or None."""
+        """The selection for these queries. keys: of the row; prefix: its keys at "index", or None."""
         x_BTD, latent_BTC = jax.lax.stop_gradient((x_BTD, latent_BTC))
         queries = rotate_first(self.query(latent_BTC), rope)
         weights = self.weights(x_BTD).astype(jnp.float32) * (self.sizes.heads * self.sizes.head_dim) ** -0.5
         count = 0 if self.sizes.dense else self.sizes.count
-        return Selection(queries, weights, keys_B1SH[:, 0], None if before is None else before[:, 0], count)
+        return Selection(queries, weights, keys_B1SH[:, 0], None if prefix is None else prefix["index"][:, 0], count)
 
 
 class SparseLatentAttention(LatentAttention):
@@ -112,8 +111,7 @@ class SparseLatentAttention(LatentAttention):
             new = {"latent": kv_B1SC, "index": keys_B1SH}
             cache = {name: append(cache[name], new[name], context.column, axis=2) for name in new}
             kv_B1SC, keys_B1SH = read(cache["latent"]), read(cache["index"])
-        before = None if prefix is None else prefix["index"]
-        selection = self.indexer.select(x_BTD, latent_BTC, keys_B1SH, before, context.rope)
+        selection = self.indexer.select(x_BTD, latent_BTC, keys_B1SH, prefix, context.rope)
         told: dict[str, jax.Array] = {}
         if cache is not None and prefix is None and x_BTD.shape[1] == 1 and not selection.is_whole:
             out_BTNH = self._gathered(q_BTNH, kv_B1SC, context, selection)
