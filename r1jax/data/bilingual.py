@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from r1jax.text.prompts import QUESTION_REPLY, TAGGED_REPLY, fill, fill_all
+from r1jax.text.reasoning import cut_answer
 from r1jax.text.request_quality import rate_request
 
 Languages = Sequence[str]  # languages that a text chooses from: ("en",), ("zh",) or both
@@ -105,7 +106,7 @@ def draw_preferences(count: int, seed: int, *, held_out: bool = False) -> list[d
         gap = SHARPNESS * ((rate_request(asked, one) or 0.0) - (rate_request(asked, other) or 0.0))
         if draw.random() >= 1 / (1 + math.exp(-gap)):
             one, other = other, one
-        rows.append({"prompt": asked, "chosen": _cut_answer(one), "rejected": _cut_answer(other)})
+        rows.append({"prompt": asked, "chosen": cut_answer(one), "rejected": cut_answer(other)})
     return rows
 
 
@@ -174,10 +175,6 @@ def _request(draw: random.Random, names: Sequence[str] = NAMES, *, astray: int =
 
 def _tag(reasoning: str, answer: str) -> str:
     return fill_all(TAGGED_REPLY, reasoning=reasoning, answer=answer)
-
-
-def _cut_answer(reply: str) -> str:
-    return reply.partition("<answer>")[2].partition("</answer>")[0].strip()
 
 
 def _pick(sums: Sequence[Mapping[str, Any]], draw: random.Random) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 After each update the correction bias of every expert with a load above the mean falls by a fixed rate, and that of
 every other expert rises. The bias affects the selection only, so it has no gradient, no moments and no decay
-(`hold_biases`); it moves by the load of the whole update, all micro-batches together.
+(`learner/optimizer.py`); it moves by the load of the whole update, all micro-batches together.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from r1jax.models.transformer import Params
 
@@ -51,13 +50,6 @@ def is_bias(path: Any) -> bool:
 def holds_biases(params: Params) -> bool:
     """Whether there are correction biases among the parameters."""
     return any(is_bias(path) for path, _ in jax.tree_util.tree_leaves_with_path(params))
-
-
-def hold_biases(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`inner` applied to all parameters except the correction biases, which it never sees and which do not move."""
-    biases = lambda params: jax.tree_util.tree_map_with_path(lambda path, _: is_bias(path), params)
-    others = lambda params: jax.tree_util.tree_map_with_path(lambda path, _: not is_bias(path), params)
-    return optax.chain(optax.masked(inner, others), optax.masked(optax.set_to_zero(), biases))
 
 
 def measure_load(load_LE: Any) -> dict[str, float]:

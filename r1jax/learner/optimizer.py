@@ -9,13 +9,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import operator
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import optax
 
 from r1jax.core.errors import UserError
-from r1jax.learner.balance import hold_biases
+from r1jax.learner.balance import is_bias
 from r1jax.learner.offload import keep_in_host
 from r1jax.learner.precision import keep_float32
 
@@ -94,8 +96,9 @@ def make_optimizer(config: OptimizerConfig, total_updates: int) -> optax.Gradien
             mask=decay_mask,
         ),
     )
-    optimizer = hold_biases(keep_float32(chain))
-    optimizer = hold_others(optimizer, config.only) if config.only else optimizer
+    optimizer = train_chosen(keep_float32(chain), choose_unbiased)
+    if config.only:
+        optimizer = train_chosen(optimizer, functools.partial(choose_named, config.only))
     return keep_in_host(optimizer) if config.offload else optimizer
 
 
@@ -104,18 +107,21 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: getattr(path[-1], "key", None) != "scale", params)
 
 
-def hold_others(inner: optax.GradientTransformation, part: str) -> optax.GradientTransformation:
-    """`inner` applied to the parameters whose names contain `part`; the others do not move and have no moments.
+def train_chosen(inner: optax.GradientTransformation, choose: Callable[[Any], Any]) -> optax.GradientTransformation:
+    """`inner` applied to the parameters that `choose(params)` marks; the others it never sees, and they do not move."""
+    held = lambda params: jax.tree.map(operator.not_, choose(params))
+    return optax.chain(optax.masked(inner, choose), optax.masked(optax.set_to_zero(), held))
 
-    Raises UserError if no parameter is named so.
-    """
 
-    def mark(params: Any, trained: bool) -> Any:
-        has = lambda path: part in jax.tree_util.keystr(path, simple=True, separator=".")
-        marks = jax.tree_util.tree_map_with_path(lambda path, _: has(path) == trained, params)
-        if trained and not any(jax.tree.leaves(marks)):
-            raise UserError(f"config.optimizer.only must be part of a parameter's name, got {part!r}")
-        return marks
+def choose_unbiased(params: Any) -> Any:
+    """True for all but the correction biases of experts."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: not is_bias(path), params)
 
-    trained, held = functools.partial(mark, trained=True), functools.partial(mark, trained=False)
-    return optax.chain(optax.masked(inner, trained), optax.masked(optax.set_to_zero(), held))
+
+def choose_named(part: str, params: Any) -> Any:
+    """True for the parameters whose names contain `part`. Raises UserError if no parameter is named so."""
+    has = lambda path, _: part in jax.tree_util.keystr(path, simple=True, separator=".")
+    marks = jax.tree_util.tree_map_with_path(has, params)
+    if not any(jax.tree.leaves(marks)):
+        raise UserError(f"config.optimizer.only must be part of a parameter's name, got {part!r}")
+    return marks

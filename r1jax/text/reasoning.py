@@ -18,3 +18,12 @@ def after_thought(text: str) -> str:
 def after_closed_thought(text: str) -> str:
     """Text after the last closing tag of the reasoning; unchanged without one."""
     return text[text.rfind(THINK_CLOSE) + len(THINK_CLOSE) :] if THINK_CLOSE in text else text
+
+
+def cut_answer(text: str) -> str:
+    """The final answer of a reply: the text behind the reasoning, within its answer tags where it has some."""
+    text = after_thought(text)
+    start = text.rfind(ANSWER_OPEN)
+    if start >= 0:
+        text = text[start + len(ANSWER_OPEN) :].partition(ANSWER_CLOSE)[0]
+    return text.strip()

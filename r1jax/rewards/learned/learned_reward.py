@@ -24,7 +24,7 @@ from typing import Any, Literal, Protocol
 from r1jax.core.errors import UserError
 from r1jax.rewards.completions import Completion, read_texts
 from r1jax.rewards.protocol import WrappedFunction
-from r1jax.text.reasoning import ANSWER_CLOSE, ANSWER_OPEN, after_thought
+from r1jax.text.reasoning import cut_answer
 
 Part = Literal["answer", "reply"]
 
@@ -77,7 +77,7 @@ def get_reward_model(
         if rate is None:
             raise UserError("reward_model scores in runs of stage = 'grpo' and 'rejection_sampling' alone")
         texts = read_texts(completions)
-        shown = [read_answer(text) for text in texts] if part == "answer" else texts
+        shown = [cut_answer(text) for text in texts] if part == "answer" else texts
         scores = rate(model, prompts, shown, template=template, reference=reference, beta=beta)
         return [1 / (1 + math.exp(-min(max(score, -500), 500))) if squash else score for score in scores]
 
@@ -85,12 +85,3 @@ def get_reward_model(
     reward: WrappedFunction[..., list[float | None]] = WrappedFunction(reward_model)
     reward.collective = True
     return reward
-
-
-def read_answer(text: str) -> str:
-    """The final answer of a reply: the text behind the reasoning, within its answer tags where it has some."""
-    text = after_thought(text)
-    start = text.rfind(ANSWER_OPEN)
-    if start >= 0:
-        text = text[start + len(ANSWER_OPEN) :].partition(ANSWER_CLOSE)[0]
-    return text.strip()

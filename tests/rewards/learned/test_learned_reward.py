@@ -6,7 +6,7 @@ import pytest
 
 from r1jax.core.errors import UserError
 from r1jax.rewards.base import connect_rewards, load_rewards, read_rewards, score
-from r1jax.rewards.learned.learned_reward import read_answer
+from r1jax.text.reasoning import cut_answer
 
 PROMPTS, TEXTS = ["Say hello to Ann.", "2"], [" <think> a </think> <answer> Hello. </answer>", "<think> open"]
 
@@ -81,4 +81,4 @@ def test_without_a_model_to_ask_it_says_where_it_works():
     ],
 )
 def test_the_answer_is_what_stands_behind_the_reasoning(text: str, answer: str):
-    assert read_answer(text) == answer
+    assert cut_answer(text) == answer
