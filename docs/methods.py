@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from page_table import put_table
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 COLORS = ("#475569", "#0b6bcb", "#7e22ce", "#15803d", "#a16207", "#c2410c")
@@ -137,9 +138,7 @@ def main(arguments: Sequence[str]) -> None:
     flags.output.with_suffix(".svg").write_text(plot(records, marks))
     page, table = flags.output.with_suffix(".md"), tabulate(records)
     table += "".join(f"| ({name}) | {100 * share:.1f}% |" + " |" * 5 + "\n" for name, share in marks.items())
-    before, mark, after = page.read_text().partition("<!-- table -->\n") if page.exists() else ("", "", "")
-    rest = after.partition("<!-- end of table -->\n")[2]
-    page.write_text(f"{before}<!-- table -->\n{table}<!-- end of table -->\n{rest}")
+    put_table(page, table)
     print(table)
 
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from page_table import put_table
 
 from r1jax.core.metrics import read_rows
 
@@ -137,9 +138,7 @@ def main(arguments: Sequence[str]) -> None:
     studies, labels = [Study(flags.workdir, name) for name in COLORS], (f"{flags.many:,}", f"{flags.few:,}")
     flags.output.with_suffix(".svg").write_text(plot(studies, labels))
     page, table = flags.output.with_suffix(".md"), tabulate(studies, labels)
-    before, _, after = page.read_text().partition("<!-- table -->\n") if page.exists() else ("", "", "")
-    rest = after.partition("<!-- end of table -->\n")[2]
-    page.write_text(f"{before}<!-- table -->\n{table}<!-- end of table -->\n{rest}")
+    put_table(page, table)
     print(table)
 
 
