@@ -40,7 +40,7 @@ class Context:
     segments), valid tokens [B, T] (not padding), and the cache column to write (or None). experts: kernels of the
     layer's experts inside their stack, in place of the layer's parameters (None: these). ropes, windows: tables and
     masks of layers of other kinds, by name and by window; columns: of the whole cache; positions, segments,
-    prefixes [B, T]: where a kind of layer uses them.
+    prefixes [B, T]: as the model was called. kept: keys, values and prefix of earlier layers (`Style.takes`).
     """
 
     rope: tuple[jax.Array, jax.Array]
@@ -53,7 +53,12 @@ class Context:
     positions: jax.Array | None = None
     segments: jax.Array | None = None
     prefixes: jax.Array | None = None
+    kept: dict[str, tuple[jax.Array, jax.Array, Any]] = dataclasses.field(default_factory=dict)
     columns: int = dataclasses.field(default=0, metadata=dict(static=True))
+
+    def keep(self, kept: dict[str, Any]) -> Context:
+        """The context for later layers, with what this one keeps for them."""
+        return dataclasses.replace(self, kept={**self.kept, **kept}) if kept else self
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +71,9 @@ class Style:
     of queries and keys, of each head ("head"), of all heads as one vector ("width"), or without a scale and after
     the rotation ("after"). norm_offset: added to the scales of these norms. out_bias: the output has a bias. gated: a
     half of the query map's outputs gates what the heads give, through a sigmoid. stretch: (beta, L, shift): queries
-    grow by 1 + beta log(1 + floor((position + shift) / L)) (Llama 4).
+    grow by 1 + beta log(1 + floor((position + shift) / L)) (Llama 4). values: of a map of their own, the same with each
+    head normalized without a scale, or the keys' before their norm, normalized so (Gemma 4). keeps: name by which later
+    layers find this one's keys and values; takes: name of those that this layer attends to, having none itself.
     """
 
     rope: str | None = ""
@@ -80,6 +87,9 @@ class Style:
     out_bias: bool = False
     gated: bool = False
     stretch: tuple[float, float, int] | None = None
+    values: Literal["own", "normed", "keys"] = "own"
+    keeps: str = ""
+    takes: str = ""
 
 
 LLAMA = Style()
@@ -198,9 +208,13 @@ class Attention(nnx.Module):
     qkv_bias: queries, keys and values have biases (Qwen2). norm_epsilon: RMSNorm of each head's queries and keys before
     rotation, with this epsilon and one scale for all heads (Qwen3); None: no norm. style: what else a family does.
     Cache: {"k": [B, K, H, S], "v": [B, K, S, H]}, each in the layout of its product: XLA:CPU takes four times as long
-    for the scores of one query if keys are laid out like values; of a layer with a window "ring_k" and "ring_v". A
-    prefix has the same form for one row, shared by all.
+    for the scores of one query if keys are laid out like values; of a layer with a window "ring_k" and "ring_v"; of one
+    that takes another's keys {}. A prefix has the same form for one row, shared by all.
     """
+
+    key: Linear | None = None
+    value: Linear | None = None
+    key_norm: RMSNorm | None = None
 
     def __init__(
         self,
@@ -222,20 +236,24 @@ class Attention(nnx.Module):
         kv_axes = ("embed", "kv_heads", "head_dim")
         outputs = (heads, 2 * head_dim if style.gated else head_dim)
         self.query = Linear((width,), outputs, ("embed", "heads", "head_dim"), bias=qkv_bias, **shared)
-        self.key = Linear((width,), (kv_heads, head_dim), kv_axes, bias=qkv_bias, **shared)
-        self.value = Linear((width,), (kv_heads, head_dim), kv_axes, bias=qkv_bias, **shared)
+        if not style.takes:
+            self.key = Linear((width,), (kv_heads, head_dim), kv_axes, bias=qkv_bias, **shared)
+        if not style.takes and style.values != "keys":
+            self.value = Linear((width,), (kv_heads, head_dim), kv_axes, bias=qkv_bias, **shared)
         axes: Axes = ("heads", "head_dim", "embed")
         self.out = Linear((heads, head_dim), (width,), axes, bias=style.out_bias, **shared)
-        self.norm_epsilon = norm_epsilon if style.norm == "after" else None
+        self.norm_epsilon = norm_epsilon
         norm: dict[str, Any] = dict(epsilon=norm_epsilon, dtypes=dtypes, rngs=rngs, offset=style.norm_offset)
         together = (heads, kv_heads) if style.norm == "width" else (1, 1)
         absent = norm_epsilon is None or style.norm == "after"
         self.query_norm = None if absent else RMSNorm(together[0] * head_dim, **norm)
-        self.key_norm = None if absent else RMSNorm(together[1] * head_dim, **norm)
+        self.key_norm = None if absent or style.takes else RMSNorm(together[1] * head_dim, **norm)
         self.sinks = weight(rngs, (heads,), ("heads",), dtypes, std=std) if style.sinks else None
 
     def init_cache(self, rows: int, columns: int, chunk: int = 0) -> dict[str, jax.Array]:
         """An empty cache of `rows` sequences of `columns` positions, in a ring where it holds a window (`chunk`)."""
+        if self.style.takes:
+            return {}
         shape, columns = (rows, self.kv_heads), count_columns(self.style.window, columns, chunk)
         key, value = self.names
         return {
@@ -243,26 +261,22 @@ class Attention(nnx.Module):
             value: jnp.zeros((*shape, columns, self.head_dim), self.dtype),
         }
 
-    def __call__(
-        self, x_BTD: jax.Array, context: Context, cache: dict | None, prefix: dict | None
-    ) -> tuple[jax.Array, dict | None]:
+    def __call__(self, x_BTD: jax.Array, context: Context, cache: dict | None, prefix: dict | None) -> tuple[Any, ...]:
+        """Outputs [B, T, D] and the cache; of a layer that keeps keys also {"kept": ...}."""
         style, (key, value) = self.style, self.names
         seen: Any = context.windows[style.window] if style.window else context
         parted = self.kv_heads == 1 and x_BTD.shape[1] == 1 and joins_rows()
         axes, x_BTD = query_axes(parted=parted), join_rows(x_BTD)
-        q_BTNH, k_BTKH = self.query(x_BTD), self.key(x_BTD)
-        gate_BTNH = None
+        q_BTNH, gate_BTNH = self.query(x_BTD), None
         if style.gated:
             q_BTNH, gate_BTNH = jnp.split(q_BTNH, 2, axis=-1)
-        if self.query_norm is not None and self.key_norm is not None:
-            q_BTNH, k_BTKH = _normalize(self.query_norm, q_BTNH), _normalize(self.key_norm, k_BTKH)
-        q_BTNH = constrain(self._place(q_BTNH, context, stretch=style.stretch), axes, name="query")
-        k_BKSH = self._place(k_BTKH, context).transpose(0, 2, 1, 3)
-        v_BKSH = self.value(x_BTD).transpose(0, 2, 1, 3)
+        q_BTNH = self._place(_normalize(self.query_norm, q_BTNH), context, stretch=style.stretch)
+        q_BTNH = constrain(q_BTNH, axes, name="query")
+        k_BKSH, v_BKSH, prefix = context.kept[style.takes] if style.takes else (*self._project(x_BTD, context), prefix)
         shape: dict[str, Any] = {"cap": style.cap} if style.cap else {}
         if self.sinks is not None:
             shape["sinks_N"] = self.sinks[...]
-        if cache is not None and seen.column is not None:
+        if cache is not None and seen.column is not None and not style.takes:
             put = functools.partial(append_ring, columns=context.columns) if style.window else append
             k_BKHS = put(cache[key], k_BKSH.swapaxes(2, 3), seen.column, axis=3)
             cache = {key: k_BKHS, value: put(cache[value], v_BKSH, seen.column, axis=2)}
@@ -271,7 +285,7 @@ class Attention(nnx.Module):
                 out_BTNH = _attend_by_kernel(q_BTNH, cache[key], cache[value], seen.bias)
                 return part_rows(self.out(constrain(out_BTNH, axes, name="attention"))), cache
             k_BKSH, v_BKSH = read(k_BKHS).swapaxes(2, 3), read(cache[value])
-        if prefix is not None:
+        if prefix is not None and not style.takes:
             prefix = {"k": prefix[key].swapaxes(2, 3), "v": prefix[value]}
             prefix |= {"bias": seen.before} if style.window else {}
         decoding, causal = cache is not None, seen.column is None
@@ -283,7 +297,24 @@ class Attention(nnx.Module):
             out_BTNH = constrain(out_BTNH, query_axes(parted=False), name="attention")
         if gate_BTNH is not None:
             out_BTNH = out_BTNH * jax.nn.sigmoid(gate_BTNH.astype(jnp.float32)).astype(out_BTNH.dtype)
-        return part_rows(self.out(out_BTNH)), cache
+        kept = {"kept": {style.keeps: (k_BKSH, v_BKSH, prefix)}}
+        return part_rows(self.out(out_BTNH)), cache, *((kept,) if style.keeps else ())
+
+    def _project(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, jax.Array]:
+        """Keys and values [B, K, T, H] of these tokens."""
+        assert self.key is not None
+        k_BTKH = self.key(x_BTD)
+        v_BTKH = k_BTKH if self.value is None else self.value(x_BTD)
+        if self.style.values != "own":
+            v_BTKH = self._scale_free(v_BTKH)
+        k_BTKH = self._place(_normalize(self.key_norm, k_BTKH), context)
+        return k_BTKH.transpose(0, 2, 1, 3), v_BTKH.transpose(0, 2, 1, 3)
+
+    def _scale_free(self, x_BTNH: jax.Array) -> jax.Array:
+        """Each head normalized without a scale."""
+        assert self.norm_epsilon is not None
+        ones = jnp.ones(x_BTNH.shape[-1:], jnp.float32)
+        return normalize(x_BTNH.astype(jnp.float32), ones, self.norm_epsilon).astype(x_BTNH.dtype)
 
     def _place(
         self, x_BTNH: jax.Array, context: Context, *, stretch: tuple[float, float, int] | None = None
@@ -293,9 +324,8 @@ class Attention(nnx.Module):
         if name is not None:
             tables = context.ropes[name] if name else context.rope
             x_BTNH = rotate_first(x_BTNH, tables, interleaved=self.style.interleaved)
-        if self.norm_epsilon is not None and name is not None:
-            ones = jnp.ones(x_BTNH.shape[-1:], jnp.float32)
-            x_BTNH = normalize(x_BTNH.astype(jnp.float32), ones, self.norm_epsilon).astype(x_BTNH.dtype)
+        if self.style.norm == "after" and self.norm_epsilon is not None and name is not None:
+            x_BTNH = self._scale_free(x_BTNH)
         if stretch is not None:
             assert context.positions is not None
             beta, length, shift = stretch
@@ -304,8 +334,10 @@ class Attention(nnx.Module):
         return x_BTNH
 
 
-def _normalize(norm: RMSNorm, x_BTNH: jax.Array) -> jax.Array:
-    """Each head normalized, or all of a token's heads as one vector, by the width of the norm's scale."""
+def _normalize(norm: RMSNorm | None, x_BTNH: jax.Array) -> jax.Array:
+    """Each head normalized, or all of a token's heads as one vector, by the width of the norm's scale; None: not."""
+    if norm is None:
+        return x_BTNH
     if norm.scale.shape[-1] == x_BTNH.shape[-1]:
         return norm(x_BTNH)
     return norm(x_BTNH.reshape(*x_BTNH.shape[:2], -1)).reshape(x_BTNH.shape)

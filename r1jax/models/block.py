@@ -27,7 +27,8 @@ class Block(nnx.Module):
 
     `attention(x, context, cache, prefix) -> (y, cache)` with `init_cache(rows, columns)`, or `(y, cache, statistics)`,
     which join those of the router; `mlp(x, valid) -> (y, router statistics, {} without a router)`; a routed MLP also
-    accepts preset expert ids.
+    accepts preset expert ids. `tail(x, inputs)` ends the block (None: nothing does); inputs: the layer's own, of
+    `Transformer.inputs`.
     """
 
     def __init__(
@@ -38,25 +39,30 @@ class Block(nnx.Module):
         mlp_norm: RMSNorm | None,
         attention_post_norm: RMSNorm | None = None,
         mlp_post_norm: RMSNorm | None = None,
+        tail: Any = None,
     ):
         self.attention, self.mlp = attention, mlp
         self.attention_norm, self.mlp_norm = attention_norm, mlp_norm
-        self.attention_post_norm, self.mlp_post_norm = attention_post_norm, mlp_post_norm
+        self.attention_post_norm, self.mlp_post_norm, self.tail = attention_post_norm, mlp_post_norm, tail
 
     def __call__(
-        self, x_BTD: jax.Array, context: Context, cache: Any, prefix: Any, experts: jax.Array | None = None
-    ) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
+        self, x_BTD: jax.Array, context: Context, cache: Any, prefix: Any, own: dict[str, jax.Array] | None = None
+    ) -> tuple[jax.Array, Any, dict[str, Any]]:
+        """States, cache and statistics. own: arrays of this layer alone: imposed "experts", "inputs"."""
+        own = own or {}
         normed = x_BTD if self.attention_norm is None else self.attention_norm(x_BTD)
         attended, cache, *statistics = self.attention(normed, context, cache, prefix)
         x_BTD = x_BTD + (attended if self.attention_post_norm is None else self.attention_post_norm(attended))
-        told = {} if experts is None else {"experts_BTA": experts}
+        told = {"experts_BTA": own["experts"]} if "experts" in own else {}
         if context.experts is not None:
             told["kernels"] = context.experts
         mixed, router = self.mlp(x_BTD if self.mlp_norm is None else self.mlp_norm(x_BTD), context.valid, **told)
         mixed = mixed if self.mlp_post_norm is None else self.mlp_post_norm(mixed)
-        for own in statistics:
-            router = {**router, **own}
-        return constrain(x_BTD + mixed, ("batch", "sequence", "act_embed")), cache, router
+        for each in statistics:
+            router = {**router, **each}
+        x_BTD = x_BTD + mixed
+        x_BTD = x_BTD if self.tail is None else self.tail(x_BTD, own.get("inputs"))
+        return constrain(x_BTD, ("batch", "sequence", "act_embed")), cache, router
 
 
 def style_of(block: Any) -> Style:

@@ -45,7 +45,6 @@ from r1jax.core.errors import UserError
 from r1jax.core.sharding import current_mesh, partition
 from r1jax.models import exchange
 from r1jax.models.exchange import ClampedKernels, Kernels, Peers
-from r1jax.models.ops.silu_gate import gate_silu
 from r1jax.models.stacks import StackedLayer, read
 
 EXCHANGES: dict[str, Callable] = {
@@ -187,7 +186,7 @@ def run_dense(x_BTD: jax.Array, choice_BTA: jax.Array, weights_BTA: jax.Array, k
         hidden = exchange.gate_clamped(gate + kernels.gate_bias, up + kernels.up_bias)
         out_BTED = jnp.einsum("BTEF,EFD->BTED", hidden, kernels.down) + kernels.down_bias
     else:
-        out_BTED = jnp.einsum("BTEF,EFD->BTED", gate_silu(gate, up), kernels.down)
+        out_BTED = jnp.einsum("BTEF,EFD->BTED", kernels.mix(gate, up), kernels.down)
     return jnp.einsum("BTED,BTE->BTD", out_BTED.astype(jnp.float32), weights_BTE).astype(x_BTD.dtype)
 
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from r1jax.models.ops.grouped_matmul import grouped_matmul
-from r1jax.models.ops.silu_gate import gate_silu
+from r1jax.models.ops.silu_gate import gate_gelu, gate_silu
 from r1jax.models.ops.splash import runs_here
 from r1jax.models.ops.stacked_matmul import fits, multiply_in_stack
 from r1jax.models.stacks import StackedLayer, read
@@ -35,6 +35,14 @@ class Kernels(NamedTuple):
     gate: jax.Array | StackedLayer
     up: jax.Array | StackedLayer
     down: jax.Array | StackedLayer
+    mix = staticmethod(gate_silu)  # type: ignore[misc]  # not a field
+
+
+class GeluKernels(Kernels):
+    """Expert weights with GeGLU (tanh form) in place of SwiGLU."""
+
+    __slots__ = ()
+    mix = staticmethod(gate_gelu)
 
 
 class ClampedKernels(NamedTuple):
@@ -95,11 +103,8 @@ def by_all_gather(
         x_MD, choice_MA, weights_MA = gather(x_MD), gather(choice_MA), gather(weights_MA)
         mine = choice_MA - jax.lax.axis_index(peers.axes) * experts
         choice_MA = jnp.where((mine >= 0) & (mine < experts), mine, experts)
-    expert_N = choice_MA.reshape(-1)
+    expert_N, order_N, position_N, sizes_E = sort_pairs(choice_MA, experts)
     places = _limit(len(x_MD) * min(active, experts), len(expert_N) // peers.devices, factor)
-    order_N = jnp.argsort(expert_N, stable=True)
-    position_N = invert(order_N)
-    sizes_E = count_rows(expert_N, experts)
     kept_E = cut(sizes_E, places)
     inside = position_N < kept_E.sum()
     pair_S = jnp.where(jnp.arange(places) < kept_E.sum(), order_N[:places], len(expert_N))
@@ -124,14 +129,13 @@ def by_all_to_all(
 def exchange_equal(x_MD: jax.Array, choice_MA: jax.Array, kernels: Kernels, peers: Peers, factor: float) -> Returned:
     """`by_all_to_all` without the weighted sums."""
     X, experts = peers.devices, len(kernels.gate)
-    expert_N = choice_MA.reshape(-1)
+    expert_N, order_N, position_N, sizes = sort_pairs(choice_MA, X * experts)
     places = _limit(len(x_MD) * min(choice_MA.shape[1], experts), len(expert_N) // X, factor)
-    order_N = jnp.argsort(expert_N, stable=True)
-    sizes_XE = count_rows(expert_N, X * experts).reshape(X, experts)
+    sizes_XE = sizes.reshape(X, experts)
     kept_XE = jax.vmap(cut, (0, None))(sizes_XE, places)
     start_X = _starts(sizes_XE.sum(-1))
     device_N = jnp.minimum(expert_N // experts, X - 1)
-    offset_N = invert(order_N) - start_X[device_N]
+    offset_N = position_N - start_X[device_N]
     fits = (expert_N < X * experts) & (offset_N < places)
     place_MA = jnp.where(fits, device_N * places + offset_N, X * places).reshape(choice_MA.shape)
     offset_XP = jnp.arange(places)[None]
@@ -163,14 +167,10 @@ def by_ragged(
 def exchange_sorted(x_MD: jax.Array, choice_MA: jax.Array, kernels: Kernels, peers: Peers, factor: float) -> Returned:
     """`by_ragged` without the weighted sums."""
     X, experts = peers.devices, len(kernels.gate)
-    expert_N = choice_MA.reshape(-1)
-    pairs = len(expert_N)
+    expert_N, order_N, position_N, sizes = sort_pairs(choice_MA, X * experts)
+    pairs, place_MA = len(expert_N), position_N.reshape(choice_MA.shape)
     places = _limit(X * len(x_MD) * min(choice_MA.shape[1], experts), pairs, factor)
-    order_N = jnp.argsort(expert_N, stable=True)
-    position_N = invert(order_N)
-    place_MA = position_N.reshape(choice_MA.shape)
-    sizes = count_rows(expert_N, X * experts).reshape(1, X, experts)
-    sizes_XXE = jax.lax.all_gather(sizes, peers.axes, tiled=True)  # from, to, expert there
+    sizes_XXE = jax.lax.all_gather(sizes.reshape(1, X, experts), peers.axes, tiled=True)  # from, to, expert there
     me = jax.lax.axis_index(peers.axes)
     kept_XXE = jax.vmap(cut, (1, None), 1)(sizes_XXE, places)
     kept_XX, wanted_XX = kept_XXE.sum(-1), sizes_XXE.sum(-1)
@@ -254,7 +254,7 @@ def run_experts(rows_SD: jax.Array, sizes_E: jax.Array, kernels: Kernels) -> jax
     """Applies experts to rows grouped by expert; rows after the groups give zeros."""
     gate, up = (_multiply(rows_SD, kernel, sizes_E) for kernel in kernels[:2])
     if not isinstance(kernels, ClampedKernels):
-        return _multiply(gate_silu(gate, up), kernels.down, sizes_E)
+        return _multiply(kernels.mix(gate, up), kernels.down, sizes_E)
     row_S = jnp.arange(len(rows_SD))
     expert_S = jnp.searchsorted(jnp.cumsum(sizes_E), row_S, side="right")
     own = jnp.where(row_S < sizes_E.sum(), expert_S, len(sizes_E))
@@ -290,6 +290,15 @@ def combine(out_SD: jax.Array, pair_S: jax.Array, place_MA: jax.Array, weights_M
     """[M, D]: weighted sum of each token's rows, accumulated in float32."""
     out_MAD = collect(out_SD, pair_S, place_MA).astype(jnp.float32)
     return (out_MAD * weights_MA[..., None]).sum(1).astype(out_SD.dtype)
+
+
+def sort_pairs(choice_MA: jax.Array, experts: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """The expert of each pair [N], the pairs in order of their experts, each pair's position there, and the number of
+    pairs of each expert [E].
+    """
+    expert_N = choice_MA.reshape(-1)
+    order_N = jnp.argsort(expert_N, stable=True)
+    return expert_N, order_N, invert(order_N), count_rows(expert_N, experts)
 
 
 def count_rows(expert_N: jax.Array, experts: int) -> jax.Array:

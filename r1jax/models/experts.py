@@ -10,8 +10,6 @@ The router computes in float32, and its correction bias is float32 in any model 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -123,25 +121,24 @@ class Router(nnx.Module):
 
 
 class Experts(nnx.Module):
-    """Weights of E gated MLPs. biases: each map has one, and the gate is clamped (`ClampedKernels`)."""
+    """Weights of E gated MLPs. form: the class of their `kernels`; those of `ClampedKernels` have biases."""
 
     def __init__(
-        self, width: int, hidden: int, experts: int, *, dtypes: Dtypes, rngs: nnx.Rngs, std: float, biases: bool = False
+        self, width: int, hidden: int, experts: int, *, dtypes: Dtypes, rngs: nnx.Rngs, std: float, form: Any = Kernels
     ):
-        self.compute, self.biases = dtypes.compute, biases
+        self.compute, self.form = dtypes.compute, form
         inward, outward = ("experts", "expert_embed", "expert_mlp"), ("experts", "expert_mlp", "expert_embed")
         self.gate = weight(rngs, (experts, width, hidden), inward, dtypes, std=std)
         self.up = weight(rngs, (experts, width, hidden), inward, dtypes, std=std)
         self.down = weight(rngs, (experts, hidden, width), outward, dtypes, std=std)
-        if biases:
+        if form is ClampedKernels:
             self.gate_bias = weight(rngs, (experts, hidden), inward[::2], dtypes, std=0.0)
             self.up_bias = weight(rngs, (experts, hidden), inward[::2], dtypes, std=0.0)
             self.down_bias = weight(rngs, (experts, width), outward[::2], dtypes, std=0.0)
 
     def kernels(self) -> Kernels | ClampedKernels:
         """The weights in the compute dtype."""
-        make: Any = ClampedKernels if self.biases else Kernels
-        return make(*(getattr(self, name)[...].astype(self.compute) for name in make._fields))
+        return self.form(*(getattr(self, name)[...].astype(self.compute) for name in self.form._fields))
 
 
 class MoE(nnx.Module):
@@ -160,6 +157,8 @@ class MoE(nnx.Module):
     imposed choices of valid tokens, and "agreed", how many of them the router would have made itself.
     """
 
+    experts_norm: nnx.Module | None = None  # of the experts' input, which the router does not see
+
     def __init__(
         self,
         width: int,
@@ -169,7 +168,7 @@ class MoE(nnx.Module):
         *,
         shared_hidden: int = 0,
         shared_gate: bool = False,
-        biases: bool = False,
+        form: Any = Kernels,
         gate: Gate,
         dispatch: Dispatch = GROUPED,
         dtypes: Dtypes,
@@ -179,7 +178,7 @@ class MoE(nnx.Module):
         shared: dict[str, Any] = dict(dtypes=dtypes, rngs=rngs, std=std)
         self.compute, self.dispatch = dtypes.compute, dispatch
         self.router = Router(width, num_experts, active_experts, gate=gate, **shared)
-        self.experts = Experts(width, expert_size, num_experts, biases=biases, **shared)
+        self.experts = Experts(width, expert_size, num_experts, form=form, **shared)
         self.shared = GatedMLP(width, shared_hidden, **shared) if shared_hidden else None
         self.shared_gate = Linear((width,), (1,), ("embed", None), **shared) if shared_gate else None
 
@@ -193,7 +192,8 @@ class MoE(nnx.Module):
         valid_BT = jnp.ones(x_BTD.shape[:2], bool) if valid_BT is None else valid_BT
         routing, kernels = self.router(x_BTD, experts_BTA), kernels or self.experts.kernels()
         choice_BTA = jnp.where(valid_BT[..., None], routing.choice, len(kernels.gate))
-        rows_BTD, weights_BTA = x_BTD.astype(self.compute), routing.weights
+        rows_BTD = x_BTD if self.experts_norm is None else self.experts_norm(x_BTD)  # type: ignore[operator]
+        rows_BTD, weights_BTA = rows_BTD.astype(self.compute), routing.weights
         if self.router.gate.on_input:
             rows_BTD, weights_BTA = rows_BTD * weights_BTA.astype(self.compute), jnp.ones_like(weights_BTA)
         y_BTD, overflow = self.dispatch(rows_BTD, choice_BTA, weights_BTA, kernels)
@@ -208,12 +208,6 @@ class MoE(nnx.Module):
             agreed_BTA = told_BTA & (routing.choice[..., None] == routing.own[..., None, :]).any(-1)
             router |= {"replayed": told_BTA.sum(dtype=jnp.float32), "agreed": agreed_BTA.sum(dtype=jnp.float32)}
         return y_BTD, router
-
-
-def group_layers(routes: Iterable[bool], make_block: Callable[[nnx.Rngs, bool], Any]) -> list[tuple[int, Callable]]:
-    """Runs of layers with or without experts as a Transformer's groups: (count, `make_block` for that kind)."""
-    makers = {kind: (lambda rngs, kind=kind: make_block(rngs, kind)) for kind in (False, True)}
-    return [(len(list(run)), makers[kind]) for kind, run in itertools.groupby(routes)]
 
 
 def _count(choice_BTA: jax.Array, valid_BT: jax.Array, experts: int) -> jax.Array:

@@ -78,7 +78,7 @@ def _count_products(params: Params, config: Any) -> dict[str, float]:
     totals = {"embed": 0.0, "head": 0.0, "mtp": 0.0, "body": 0.0}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         keys = [str(getattr(entry, "key", entry)) for entry in path]
-        if keys[-1] in ("scale", "sinks") or keys[-1].endswith("bias"):
+        if keys[-1] in ("scale", "sinks", "table") or keys[-1].endswith("bias"):
             continue
         part = keys[0] if keys[0] in totals else "body"
         totals[part] += 2.0 * math.prod(leaf.shape) * (share if "experts" in keys else 1.0)

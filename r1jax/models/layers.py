@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding
 from r1jax.core.sharding import Axes, batch_parts, constrain, gather_places, join_rows, part_rows
 from r1jax.models.ops.matmul import multiply, multiply_table
 from r1jax.models.ops.rms_norm import normalize
-from r1jax.models.ops.silu_gate import gate_silu
+from r1jax.models.ops.silu_gate import gate_gelu, gate_silu
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +186,7 @@ class GatedMLP(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array, valid_BT: jax.Array | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
         x_BTD = join_rows(x_BTD)
-        gate = gate_silu if self.activation == "silu" else lambda gate, up: jax.nn.gelu(gate, approximate=True) * up
+        gate = gate_silu if self.activation == "silu" else gate_gelu
         hidden_BTF = constrain(gate(self.gate(x_BTD), self.up(x_BTD)), ("group_batch", "sequence", "mlp"))
         return part_rows(self.down(hidden_BTF)), {}
 

@@ -23,7 +23,8 @@ Tables = tuple[jax.Array, jax.Array]
 class RopeScaling:
     """Llama 3.1's frequency scaling ("llama3"), linear scaling (all frequencies divided by `factor`), or a larger
     theta: NTK-aware at every length ("ntk"), or growing with the length of the row beyond `original_positions`
-    ("dynamic").
+    ("dynamic"); or a turn of only the first `share` of the pairs, whose partners lie half a head away ("proportional",
+    Gemma 4).
     """
 
     kind: str = "llama3"
@@ -31,6 +32,7 @@ class RopeScaling:
     low_frequency_factor: float = 1.0
     high_frequency_factor: float = 4.0
     original_positions: int = 8192
+    share: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +117,9 @@ def rope_frequencies(head_dim: int, theta: float, scaling: Scaling, longest: jax
         keep = _yarn_share(head_dim, theta, scaling)
     elif scaling.kind == "linear":
         return frequencies / scaling.factor
+    elif scaling.kind == "proportional":
+        turned = jnp.arange(head_dim // 2) < int(scaling.share * head_dim // 2)
+        return jnp.where(turned, frequencies / scaling.factor, 0.0)
     elif scaling.kind in ("ntk", "dynamic"):
         stretch: Any = scaling.factor
         if scaling.kind == "dynamic":
@@ -207,43 +212,3 @@ def _turn(first: jax.Array, second: jax.Array, tables: Tables) -> jax.Array:
     )
     turned = jnp.stack([first * cos - second * sin, second * cos + first * sin], axis=-2)  # XLA:CPU: 2x a concatenate
     return turned.reshape(*first.shape[:-1], 2 * first.shape[-1])
-
-
-def write_scaling(scaling: Scaling) -> dict[str, Any] | None:
-    """A scaling as `rope_scaling` of a Hugging Face config.json, the inverse of `hf_config.read_rope`."""
-    if scaling is None:
-        return None
-    if isinstance(scaling, LongRoPE):
-        factor = {} if scaling.attention_factor is None else {"attention_factor": scaling.attention_factor}
-        return {
-            "rope_type": "longrope",
-            "factor": scaling.factor,
-            "short_factor": list(scaling.short),
-            "long_factor": list(scaling.long),
-            "original_max_position_embeddings": scaling.original_positions,
-            **factor,
-        }
-    if isinstance(scaling, YaRN):
-        named = {
-            "mscale": scaling.mscale or None,
-            "mscale_all_dim": scaling.mscale_all_dim or None,
-            "attention_factor": scaling.attention_factor,
-            "truncate": None if scaling.truncate else False,
-        }
-        return {
-            "rope_type": "yarn",
-            "factor": scaling.factor,
-            "original_max_position_embeddings": scaling.original_positions,
-            "beta_fast": scaling.beta_fast,
-            "beta_slow": scaling.beta_slow,
-            **{key: value for key, value in named.items() if value is not None},
-        }
-    if scaling.kind in ("linear", "ntk", "dynamic"):
-        return {"rope_type": scaling.kind, "factor": scaling.factor}
-    return {
-        "rope_type": scaling.kind,
-        "factor": scaling.factor,
-        "low_freq_factor": scaling.low_frequency_factor,
-        "high_freq_factor": scaling.high_frequency_factor,
-        "original_max_position_embeddings": scaling.original_positions,
-    }

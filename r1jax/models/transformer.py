@@ -64,7 +64,8 @@ class Transformer(nnx.Module):
     `config` needs vocab_size, hidden_size, head_dim (the rotated width), rope_theta, rope_scaling, norm_epsilon,
     tie_embeddings, initializer_std; it may have `ropes`, further kinds of rotation by name (`Rope`; "": in place of the
     former three), embedding_scale, logit_cap (a soft bound), norm_offset. `extra`: makers of prediction depths
-    (models/mtp.py).
+    (models/mtp.py). inputs: maker of a module `(tokens, embedded [B, T, D]) -> [L, B, T, ...]`: an array for each
+    layer, which its block gets (`Block.tail`).
     """
 
     score: Any = None  # a `Score` in place of the head (models/scores.py)
@@ -79,6 +80,7 @@ class Transformer(nnx.Module):
         scan_layers: bool = False,
         remat: str = "none",
         extra: Sequence[Callable[[nnx.Rngs], nnx.Module]] = (),
+        inputs: Callable[[nnx.Rngs], Any] | None = None,
     ):
         self.config, self.dtypes, self.scan_layers, self.remat = config, dtypes, scan_layers, remat
         self.counts = tuple(count for count, _ in groups)
@@ -101,6 +103,7 @@ class Transformer(nnx.Module):
         self.norm = RMSNorm(config.hidden_size, epsilon=config.norm_epsilon, dtypes=dtypes, rngs=rngs, offset=offset)
         self.head = None if config.tie_embeddings else Head(config.hidden_size, config.vocab_size, **shared)
         self.mtp = nnx.List([make(rngs) for make in extra]) if extra else None
+        self.inputs = None if inputs is None else inputs(rngs)
 
     def __call__(
         self,
@@ -136,17 +139,21 @@ class Transformer(nnx.Module):
         values of a common beginning of all rows, from `prefix`; `positions` must continue it. experts [L, B, T, A]:
         expert ids imposed on the L layers with a router; where they are -1, the router selects.
         """
+        context, visible = self.make_context(tokens_BT, positions, segment_ids, prefix_ids, cache, prefix)
+        x_BTD = constrain(join_rows(self.embed(join_rows(tokens_BT))), ("batch", "sequence", "act_embed"))
+        run, own = self._scan if self.scan_layers else self._unroll, {}
         if experts is not None:
             layers, active = self.routing
             message = "`experts` must hold A choices of each token for each of the L layers that have a router"
             chex.assert_shape(experts, (layers, *tokens_BT.shape, active), custom_message=message)
-        context, visible = self.make_context(tokens_BT, positions, segment_ids, prefix_ids, cache, prefix)
-        x_BTD = constrain(join_rows(self.embed(join_rows(tokens_BT))), ("batch", "sequence", "act_embed"))
-        run = self._scan if self.scan_layers else self._unroll
+            ranks = np.cumsum([_routes(block) for block in self.blocks()]) - 1
+            own["experts"] = experts[np.maximum(ranks, 0)]  # of all layers; those without a router take none
+        if self.inputs is not None:
+            own["inputs"] = self.inputs(tokens_BT, x_BTD)
         if cache is None:
-            x_BTD, _, router = run(x_BTD, context, None, prefix, experts)
+            x_BTD, _, router = run(x_BTD, context, None, prefix, own)
             return States(self.norm(x_BTD), None, router)
-        x_BTD, layers, router = run(x_BTD, context, cache.layers, prefix, experts)
+        x_BTD, layers, router = run(x_BTD, context, cache.layers, prefix, own)
         T, clock = tokens_BT.shape[1], cache.clock
         changed: dict[str, Any] = {"column": cache.column + T, "clock": None if clock is None else clock + T}
         return States(self.norm(x_BTD), dataclasses.replace(cache, layers=layers, visible=visible, **changed), router)
@@ -219,55 +226,29 @@ class Transformer(nnx.Module):
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
         length, ropes = tokens_BT.shape[1], {name: make_tables(positions, rope) for name, rope in self.ropes.items()}
-        rope = ropes.pop("")
-        valid = jnp.ones(tokens_BT.shape, bool) if segments is None else segments != 0
+        valid, start = jnp.ones(tokens_BT.shape, bool) if segments is None else segments != 0, count_prefix(prefix)
+        shared: dict[str, Any] = dict(positions=positions, segments=segments, prefixes=prefixes)
         if cache is not None:
             mask, visible = cache_mask(cache, length)
             whole = length >= LONG_ROW and cache.length == length  # these tokens fill the whole cache
-            context = Context(rope, Segments() if whole else mask_bias(mask), valid, cache.column)
-            return self._add_kinds(context, ropes, positions, prefix, cache=cache), visible
-        if length >= LONG_ROW:
-            context = Context(rope, Segments(segments, prefixes), valid, **self._tell(segments, prefixes))
-            return self._add_kinds(context, ropes, positions, prefix), None
-        told = self._tell(segments, prefixes)
-        segments = jnp.ones(tokens_BT.shape, jnp.int32) if segments is None else segments
-        mask = segment_mask(segments, prefixes)
-        return self._add_kinds(Context(rope, mask_bias(mask), valid, **told), ropes, positions, prefix, mask=mask), None
-
-    def _tell(self, segments: jax.Array | None, prefixes: jax.Array | None) -> dict[str, Any]:
-        """Packing, where layers with a state need to know it."""
-        return {"segments": segments, "prefixes": prefixes} if self.is_recurrent else {}
+            bias = Segments() if whole else mask_bias(mask)
+            windows = {w: mask_ring(w, cache, positions, start) for w in self._windows}
+            told: dict[str, Any] = {"columns": cache.length, "column": cache.column}
+            return Context(ropes.pop(""), bias, valid, ropes=ropes, windows=windows, **shared, **told), visible
+        known = jnp.ones(tokens_BT.shape, jnp.int32) if segments is None else segments
+        seen = None if length >= LONG_ROW else segment_mask(known, prefixes)
+        bias = Segments(segments, prefixes) if seen is None else mask_bias(seen)
+        windows = {w: mask_window(w, seen, positions, start, bias) for w in self._windows}
+        return Context(ropes.pop(""), bias, valid, ropes=ropes, windows=windows, **shared), None
 
     @property
     def is_recurrent(self) -> bool:
         """Whether a layer's state changes with every token, padding too unless it is named (`segment_ids`)."""
-        return any(getattr(block.attention, "is_recurrent", False) for block, _ in self.blocks())
+        return any(getattr(block.attention, "is_recurrent", False) for block in self.blocks())
 
     def mark_valid(self, valid_BT: jax.Array) -> dict[str, jax.Array]:
         """Arguments of `hidden` by which padding does not change a state; none for a model without states."""
         return {"segment_ids": valid_BT.astype(jnp.int32)} if self.is_recurrent else {}
-
-    def _add_kinds(
-        self,
-        context: Context,
-        ropes: dict,
-        positions: jax.Array,
-        prefix: Any,
-        *,
-        mask: jax.Array | None = None,
-        cache: Cache | None = None,
-    ) -> Context:
-        """The context with what kinds of layers need that are not the first one."""
-        if stretched := self.is_recurrent or any(style_of(block).stretch for block, _ in self.blocks()):
-            context = dataclasses.replace(context, positions=positions)
-        if not (ropes or stretched or self._windows):
-            return context
-        start = count_prefix(prefix)
-        if cache is None:
-            windows = {w: mask_window(w, mask, positions, start, context.bias) for w in self._windows}
-            return dataclasses.replace(context, ropes=ropes, windows=windows)
-        windows = {w: mask_ring(w, cache, positions, start) for w in self._windows}
-        return dataclasses.replace(context, ropes=ropes, windows=windows, columns=cache.length)
 
     @property
     def ropes(self) -> dict[str, Rope]:
@@ -279,56 +260,55 @@ class Transformer(nnx.Module):
     @property
     def _windows(self) -> list[int]:
         """The windows of layers that do not see all keys."""
-        return sorted({style_of(block).window for block, _ in self.blocks()} - {0})
+        return sorted({style_of(block).window for block in self.blocks()} - {0})
 
-    def blocks(self) -> Iterator[tuple[Any, int]]:
-        """Blocks of one structure each, with their numbers of layers."""
+    def blocks(self) -> Iterator[Any]:
+        """The block of each layer; scanned layers share that of their stack."""
         if not self.scan_layers:
-            yield from ((block, 1) for block in self.layers)
+            yield from self.layers
             return
         for block, count in zip(self.stacks, self.counts, strict=True):
-            members = block if isinstance(block, nnx.List) else [block]
-            yield from ((member, count // len(members)) for member in members)
+            members = _members(block)
+            yield from members * (count // len(members))
 
     @property
     def routing(self) -> tuple[int, int]:
         """Number of layers with a router, and number of experts selected per token."""
-        found = [(count, block.mlp.router.active) for block, count in self.blocks() if hasattr(block.mlp, "router")]
-        return sum(count for count, _ in found), max((active for _, active in found), default=0)
+        found = [block.mlp.router.active for block in self.blocks() if _routes(block)]
+        return len(found), max(found, default=0)
 
     @property
     def sends_all(self) -> bool:
         """Whether tokens travel to their experts in as many turns as all need (models/dispatch.py)."""
-        return any(hasattr(block.mlp, "router") and block.mlp.dispatch.complete for block, _ in self.blocks())
+        return any(_routes(block) and block.mlp.dispatch.complete for block in self.blocks())
 
     def _unroll(
-        self, x: jax.Array, context: Context, caches: Any, prefixes: Any, experts: jax.Array | None
+        self, x: jax.Array, context: Context, caches: Any, prefixes: Any, own: dict[str, jax.Array]
     ) -> tuple[jax.Array, Any, dict]:
         new, routers = [], []
-        told = iter(() if experts is None else experts)
         for index, layer in enumerate(self.layers):
             run, params = self.runner(layer)
             cache, prefix = (None if tree is None else tree[index] for tree in (caches, prefixes))
-            choices = next(told, None) if hasattr(layer.mlp, "router") else None
-            x, cache, router = jax.jit(run)(params, x, context, cache, prefix, choices)  # equal layers are traced once
+            told = _take_own(own, layer, index)
+            x, cache, router = jax.jit(run)(params, x, context, cache, prefix, told)  # equal layers are traced once
+            context = context.keep(router.pop("kept", {}))
             new.append(cache)
             routers.append(router)
         return x, None if caches is None else new, join_routers(routers, jnp.stack)
 
     def _scan(
-        self, x: jax.Array, context: Context, caches: Any, prefixes: Any, experts: jax.Array | None
+        self, x: jax.Array, context: Context, caches: Any, prefixes: Any, own: dict[str, jax.Array]
     ) -> tuple[jax.Array, Any, dict]:
-        new, routers, told = [], [], 0
+        new, routers, first = [], [], 0
         for index, block in enumerate(self.stacks):
             group, prefix = (None if tree is None else tree[index] for tree in (caches, prefixes))
-            many = isinstance(block, nnx.List)
-            members = list(block) if many else [block]
-            count, choices = self.counts[index] // len(members), None
-            if experts is not None and (routed := sum(hasattr(member.mlp, "router") for member in members)):
-                choices, told = experts[told : told + count * routed], told + count * routed
-                choices = choices.reshape(count, routed, *choices.shape[1:])
+            many, members, end = isinstance(block, nnx.List), _members(block), first + self.counts[index]
+            told = [_take_own(own, each, slice(first + at, end, len(members))) for at, each in enumerate(members)]
+            count, first = self.counts[index] // len(members), end
             listed = lambda tree, many=many: tree if many or tree is None else [tree]
-            x, group, found = self._scan_group(members, count, x, context, listed(group), listed(prefix), choices)
+            x, group, found = self._scan_group(members, count, x, context, listed(group), listed(prefix), told)
+            for router in found:
+                context = context.keep(jax.tree.map(lambda x: x[-1], router.pop("kept", {})))
             new.append(group if many or group is None else group[0])
             routers.append(join_routers(found, _interleave))
         return x, None if caches is None else new, join_routers(routers, jnp.concatenate)
@@ -341,7 +321,7 @@ class Transformer(nnx.Module):
         context: Context,
         caches: Any,
         prefixes: Any,
-        experts: jax.Array | None,
+        own: list[dict[str, jax.Array]],
     ) -> tuple[jax.Array, Any, list[dict]]:
         """Scans `count` times over the blocks of one group of layers. Caches are a carry, updated in place: as scan
         outputs they would be copied every step.
@@ -349,34 +329,47 @@ class Transformer(nnx.Module):
         runs, params = zip(*map(self.runner, blocks), strict=True)
         in_place, kernels = stacks.are_read_in_place(), {}
         for at, block in enumerate(blocks) if in_place and caches is not None and x.shape[1] == 1 else ():
-            if hasattr(block.mlp, "router") and block.mlp.dispatch.complete:
+            if _routes(block) and block.mlp.dispatch.complete:
                 kernels[at] = block.mlp.experts.kernels()  # these are not cut out of their stack
                 nothing = jax.tree.map(lambda kernel: jnp.zeros(len(kernel)), params[at]["mlp"]["experts"])
-                own = {**params[at], "mlp": {**params[at]["mlp"], "experts": nothing}}
-                params = (*params[:at], own, *params[at + 1 :])
+                rest = {**params[at], "mlp": {**params[at]["mlp"], "experts": nothing}}
+                params = (*params[:at], rest, *params[at + 1 :])
 
         def body(carry: tuple, layer: tuple) -> tuple[tuple, list[dict]]:
             x, caches = carry
-            index, params, prefixes, experts = layer
-            told, routers, new = iter(() if experts is None else experts), [], []
+            index, params, prefixes, told = layer
+            routers, new = [], []
             for at, run in enumerate(runs):
-                choices = next(told, None) if hasattr(blocks[at].mlp, "router") else None
                 cache, prefix = (None if tree is None else tree[at] for tree in (caches, prefixes))
                 if in_place:
-                    own = {"experts": stack_layer(kernels[at], index)} if at in kernels else {}
-                    inner = dataclasses.replace(context, **own) if own else context
-                    x, found, router = run(params[at], x, inner, stack_layer(cache, index), prefix, choices)
+                    parts = {"experts": stack_layer(kernels[at], index)} if at in kernels else {}
+                    inner = dataclasses.replace(context, **parts) if parts else context
+                    x, found, router = run(params[at], x, inner, stack_layer(cache, index), prefix, told[at])
                     new.append(unstack_layer(found))
                 else:
                     part = jax.tree.map(lambda c: jax.lax.dynamic_index_in_dim(c, index, keepdims=False), cache)
-                    x, part, router = run(params[at], x, context, part, prefix, choices)
+                    x, part, router = run(params[at], x, context, part, prefix, told[at])
                     update = lambda old, new: jax.lax.dynamic_update_index_in_dim(old, new, index, 0)
                     new.append(jax.tree.map(update, cache, part))
                 routers.append(router)
             return (x, None if caches is None else new), routers
 
-        (x, caches), routers = jax.lax.scan(body, (x, caches), (jnp.arange(count), params, prefixes, experts))
+        (x, caches), routers = jax.lax.scan(body, (x, caches), (jnp.arange(count), params, prefixes, own))
         return x, caches, routers
+
+
+def _members(block: Any) -> list[Any]:
+    """The blocks of a group: one, or those of its pattern."""
+    return list(block) if isinstance(block, nnx.List) else [block]
+
+
+def _routes(block: Any) -> bool:
+    return hasattr(block.mlp, "router")
+
+
+def _take_own(own: dict[str, jax.Array], block: Any, layers: int | slice) -> dict[str, jax.Array]:
+    """Those of the arrays [L, ...] that a block takes, at its layers."""
+    return {name: array[layers] for name, array in own.items() if name != "experts" or _routes(block)}
 
 
 def join_routers(routers: Sequence[dict], join: Callable) -> dict[str, jax.Array]:

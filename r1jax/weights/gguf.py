@@ -15,7 +15,8 @@ import numpy as np
 
 from r1jax.core.errors import UserError
 from r1jax.core.tensors.tensor_reader import TensorFile, unpermute_rope
-from r1jax.models.rope import RopeScaling, rope_frequencies, write_scaling
+from r1jax.models.families.hf_config import write_scaling
+from r1jax.models.rope import RopeScaling, rope_frequencies
 
 _LAYER = {
     "attn_norm": "input_layernorm",

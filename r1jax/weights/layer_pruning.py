@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from r1jax.core.errors import UserError
-from r1jax.models.transformer import Transformer
+from r1jax.models.transformer import Transformer, split
 
 Choice = Literal["spread", "first"]
 
@@ -27,11 +27,7 @@ def keep_layers(model: Transformer, count: int, choice: Choice = "spread") -> Tr
     total = sum(model.counts)
     if not 1 <= count <= total:
         raise UserError(f"config.model.layers must be from 1 to the model's {total} layers (0: all), got {count}")
-    if (
-        len(model.counts) > 1
-        or model.mtp is not None
-        or len(list(model.blocks())) > (1 if model.scan_layers else total)
-    ):
+    if len(model.counts) > 1 or model.mtp is not None or len({split(block)[0] for block in model.blocks()}) > 1:
         raise UserError("config.model.layers needs a model whose layers are all of one kind")
     chosen = np.arange(count) if choice == "first" else np.linspace(0, total - 1, count).round().astype(int)
     if model.scan_layers:

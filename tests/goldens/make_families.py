@@ -70,6 +70,22 @@ LATENT: dict[str, Any] = {
     "n_shared_experts": 1,
     "routed_scaling_factor": 1.8,
 }
+GEMMA4: dict[str, Any] = {
+    **SMALL,
+    "model_type": "gemma4_text",
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 3,
+    "num_key_value_heads": 4,
+    "num_global_key_value_heads": 2,
+    "global_head_dim": 16,
+    "tie_word_embeddings": True,
+    "sliding_window": 8,
+    "hidden_size_per_layer_input": 0,
+    "final_logit_softcapping": 8.0,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+    },
+}
 CONFIGS: dict[str, dict[str, Any]] = {
     "gemma2": {
         **SMALL,
@@ -95,6 +111,26 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "rope_scaling": {"rope_type": "linear", "factor": 4.0},
         "rope_theta": 1000.0,
         "rope_local_base_freq": 100.0,
+    },
+    "gemma4": {**GEMMA4, "num_hidden_layers": 6, "layer_types": GEMMA4["layer_types"][:6], "attention_k_eq_v": True},
+    "gemma4_moe": {
+        **GEMMA4,
+        "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "attention_k_eq_v": True,
+        "enable_moe_block": True,
+        "moe_intermediate_size": 16,
+        "num_experts": 8,
+        "top_k_experts": 3,
+    },
+    "gemma4_shared": {
+        **GEMMA4,
+        "num_hidden_layers": 9,
+        "num_key_value_heads": 2,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": 64,
+        "num_kv_shared_layers": 6,
+        "use_double_wide_mlp": True,
     },
     "olmo2": {**SMALL, "model_type": "olmo2", "head_dim": None},
     "olmo3": {
@@ -201,19 +237,26 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
+def is_stored(name: str) -> bool:
+    """Whether a buffer without gradient is among the tensors of the files."""
+    return "correction_bias" in name or name.endswith("layer_scalar")
+
+
 def draw_weights(model: PreTrainedModel, seed: int) -> None:
-    """Random values of bfloat16 precision in all parameters, and in the corrections of routers."""
+    """Random values of bfloat16 precision in all parameters, and in the buffers that files hold."""
     random = torch.Generator().manual_seed(seed)
-    buffers = [(name, buffer) for name, buffer in model.named_buffers() if "correction_bias" in name]
+    buffers = [(name, buffer) for name, buffer in model.named_buffers() if is_stored(name)]
     for name, tensor in [*model.named_parameters(), *buffers]:
         if "correction_bias" in name:
             value = 0.1 * torch.randn(tensor.shape, generator=random)
         elif name.endswith("bias") or "sinks" in name or name.endswith(("dt_bias", "A_log")):
             value = 0.5 * torch.randn(tensor.shape, generator=random)
         elif tensor.ndim == 1:
-            offset = any(kind in model.config.model_type for kind in ("gemma", "qwen3_next", "qwen3_5"))
+            offset = any(kind in model.config.model_type for kind in ("gemma2", "gemma3", "qwen3_next", "qwen3_5"))
             offset &= "linear_attn" not in name
             value = torch.rand(tensor.shape, generator=random) + (-0.5 if offset else 0.5)
+            if "gemma4" in model.config.model_type and any(part in name for part in ("q_norm", "post_")):
+                value = value / 2  # with whole steps many layers make rounding grow
         elif "embed" in name:
             value = torch.randn(tensor.shape, generator=random) * (0.3 if "gemma" in model.config.model_type else 1.0)
         else:
@@ -232,11 +275,13 @@ def watch_choices(model: PreTrainedModel) -> list[float]:
         bias = getattr(gate, "e_score_correction_bias", None)
         bias = args[1] if bias is None and len(args) > 1 else bias
         scores = logits.softmax(-1) if bias is None else logits.sigmoid() + bias
+        scores = logits if hasattr(gate, "per_expert_scale") else scores  # which gives scores itself
         ranked = scores.reshape(-1, scores.shape[-1]).sort(descending=True)[0]
-        margins.append(float((ranked[:, gate.top_k - 1] - ranked[:, gate.top_k]).min()))
+        active = gate.top_k if hasattr(gate, "top_k") else gate.config.top_k_experts
+        margins.append(float((ranked[:, active - 1] - ranked[:, active]).min()))
 
     for module in model.modules():
-        if "Router" in type(module).__name__ and hasattr(module, "top_k"):
+        if "Router" in type(module).__name__ and (hasattr(module, "top_k") or hasattr(module, "per_expert_scale")):
             module.register_forward_hook(watch)
     return margins
 
@@ -260,7 +305,7 @@ def is_sensitive(model: PreTrainedModel, tokens: torch.Tensor, logits: torch.Ten
     table.mul_(1 + 1e-6 * torch.randn(table.shape, generator=torch.Generator().manual_seed(0)))
     change = float((model(tokens, use_cache=False).logits - logits).abs().max())
     table.copy_(kept)
-    return change > 2.5e-4
+    return change > (5e-5 if "gemma4" in model.config.model_type else 2.5e-4)
 
 
 def make(name: str) -> PreTrainedModel:
@@ -276,7 +321,7 @@ def write_gradient(model: PreTrainedModel, folder: Path, loss: torch.Tensor) -> 
         grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         parameter.data.copy_(grad)
     for buffer_name, buffer in model.named_buffers():
-        if "correction_bias" in buffer_name:
+        if is_stored(buffer_name):
             buffer.zero_()
     model.save_pretrained(folder / "gradient")
     tensors = load_file(folder / "gradient" / "model.safetensors")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax.models.families.hf_config import read_rope
+from r1jax.models.families.hf_config import read_rope, write_scaling
 from r1jax.models.rope import (
     Rope,
     RopeScaling,
@@ -20,7 +20,6 @@ from r1jax.models.rope import (
     rotate,
     rotate_pairs,
     score_factor,
-    write_scaling,
 )
 from tests.models import naive
 
@@ -96,6 +95,7 @@ def test_factors_of_yarn() -> None:
         None,
         RopeScaling("linear", 4.0),
         RopeScaling("llama3", 32.0, 1.0, 4.0, 64),
+        RopeScaling("proportional", 2.0, share=0.25),
         YaRN(),
         YaRN(8.0, 128, 16.0, 2.0, 0.7, 1.0, 1.1, False),
     ],

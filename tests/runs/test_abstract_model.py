@@ -32,6 +32,8 @@ def test_sizes_by_preset_and_by_hub_name() -> None:
     "name, preset",
     {
         "google/gemma-3-1b-it": "gemma3_1b",
+        "google/gemma-4-E2B-it": "gemma4_e2b",
+        "google/gemma-4-26B-A4B-it": "gemma4_26b_a4b",
         "openai/gpt-oss-20b": "gpt_oss_20b",
         "Qwen/Qwen3-30B-A3B-Instruct-2507": "qwen3_30b_a3b",
         "moonshotai/Kimi-K2-Instruct-0905": "kimi_k2_1t",

@@ -19,7 +19,7 @@ from flax import nnx
 
 from r1jax.core.errors import UserError
 from r1jax.models.dispatch import GROUPED, Dispatch
-from r1jax.models.experts import Gate, MoE, group_layers
+from r1jax.models.experts import Gate, MoE
 from r1jax.models.families import dense, routed
 from r1jax.models.families.deepseek_sizes import FIXED, SIZES, V2_GATE, read_gate
 from r1jax.models.families.hf_config import Names, read_rope
@@ -236,5 +236,5 @@ def build(
         routing = lambda rngs: make_block(rngs, True)
         return MTPBlock(width, routing, epsilon=config.norm_epsilon, dtypes=dtypes, rngs=rngs, std=std)
 
-    groups = group_layers(map(config.routes, range(config.num_layers)), make_block)
+    groups = dense.group_kinds([config.routes(layer) for layer in range(config.num_layers)], make_block)
     return Transformer(config, groups, rngs=rngs, dtypes=dtypes, extra=[make_depth] * config.mtp_depths, **options)

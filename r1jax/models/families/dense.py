@@ -16,9 +16,9 @@ from flax import nnx
 
 from r1jax.core.errors import UserError
 from r1jax.models.attention import LLAMA, Attention, Style
-from r1jax.models.families.hf_config import Names, read_rope
+from r1jax.models.families.hf_config import Names, read_rope, write_scaling
 from r1jax.models.layers import FLOAT32, Activation, Dtypes, GatedMLP, RMSNorm
-from r1jax.models.rope import Scaling, write_scaling
+from r1jax.models.rope import Scaling
 from r1jax.models.transformer import Block, Group, Transformer
 
 
@@ -147,9 +147,10 @@ def make_block(
     norms: str = "pre",
     dtypes: Dtypes,
     rngs: nnx.Rngs,
+    **parts: Any,
 ) -> Block:
     """One layer around the MLP that `make_mlp` returns. norms: before attention and MLP ("pre"), after them ("post"),
-    or both.
+    or both. parts: further ones of `Block`.
     """
     norm: dict[str, Any] = dict(epsilon=config.norm_epsilon, dtypes=dtypes, rngs=rngs, offset=style.norm_offset)
     attention = Attention(
@@ -166,7 +167,7 @@ def make_block(
     )
     make = lambda *kinds: RMSNorm(config.hidden_size, **norm) if norms in kinds else None
     before = make("pre", "both"), make("pre", "both")
-    return Block(attention, make_mlp(), *before, make("post", "both"), make("post", "both"))
+    return Block(attention, make_mlp(), *before, make("post", "both"), make("post", "both"), **parts)
 
 
 def build(

@@ -19,12 +19,13 @@ class Fused:
     """A tensor of the files that holds several of ours, whose names in a table end with `#part`.
 
     sizes: of each part along the axis, in order; last: along the last axis, not the first; interleaved: their elements
-    take turns.
+    take turns; stacks: matrices that the tensor stacks along a first axis of its own, in whose rows the parts lie.
     """
 
     sizes: Mapping[str, int]
     last: bool = False
     interleaved: bool = False
+    stacks: int = 0
 
     @property
     def total(self) -> int:
@@ -193,6 +194,9 @@ def _read_base(kind: str) -> Callable[[Mapping[str, Any], Mapping[str, Any]], Ro
 
 _SCALINGS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], Any]] = {
     "linear": lambda scaling, _: RopeScaling("linear", scaling["factor"]),
+    "proportional": lambda scaling, _: RopeScaling(
+        "proportional", scaling.get("factor") or 1.0, share=scaling.get("partial_rotary_factor") or 1.0
+    ),
     "ntk": _read_base("ntk"),
     "dynamic": _read_base("dynamic"),
     "longrope": _read_longrope,
@@ -200,3 +204,45 @@ _SCALINGS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], Any]] = {
     "llama3": _read_llama3,
     "yarn": _read_yarn,
 }
+
+
+def write_scaling(scaling: Scaling) -> dict[str, Any] | None:
+    """A scaling as `rope_scaling` of a Hugging Face config.json, the inverse of `read_rope`."""
+    if scaling is None:
+        return None
+    if isinstance(scaling, LongRoPE):
+        factor = {} if scaling.attention_factor is None else {"attention_factor": scaling.attention_factor}
+        return {
+            "rope_type": "longrope",
+            "factor": scaling.factor,
+            "short_factor": list(scaling.short),
+            "long_factor": list(scaling.long),
+            "original_max_position_embeddings": scaling.original_positions,
+            **factor,
+        }
+    if isinstance(scaling, YaRN):
+        named = {
+            "mscale": scaling.mscale or None,
+            "mscale_all_dim": scaling.mscale_all_dim or None,
+            "attention_factor": scaling.attention_factor,
+            "truncate": None if scaling.truncate else False,
+        }
+        return {
+            "rope_type": "yarn",
+            "factor": scaling.factor,
+            "original_max_position_embeddings": scaling.original_positions,
+            "beta_fast": scaling.beta_fast,
+            "beta_slow": scaling.beta_slow,
+            **{key: value for key, value in named.items() if value is not None},
+        }
+    if scaling.kind in ("linear", "ntk", "dynamic"):
+        return {"rope_type": scaling.kind, "factor": scaling.factor}
+    if scaling.kind == "proportional":
+        return {"rope_type": scaling.kind, "partial_rotary_factor": scaling.share, "factor": scaling.factor}
+    return {
+        "rope_type": scaling.kind,
+        "factor": scaling.factor,
+        "low_freq_factor": scaling.low_frequency_factor,
+        "high_freq_factor": scaling.high_frequency_factor,
+        "original_max_position_embeddings": scaling.original_positions,
+    }

@@ -13,8 +13,8 @@ from typing import Any
 
 from r1jax.models.attention import Style
 from r1jax.models.families import dense
-from r1jax.models.families.hf_config import Names, read_interval, read_rope, write_kinds
-from r1jax.models.rope import Rope, YaRN, write_scaling
+from r1jax.models.families.hf_config import Names, read_interval, read_rope, write_kinds, write_scaling
+from r1jax.models.rope import Rope, YaRN
 
 
 @dataclasses.dataclass(frozen=True)

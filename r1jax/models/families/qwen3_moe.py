@@ -15,7 +15,7 @@ from typing import Any
 from flax import nnx
 
 from r1jax.models.dispatch import GROUPED, Dispatch
-from r1jax.models.experts import Gate, MoE, group_layers
+from r1jax.models.experts import Gate, MoE
 from r1jax.models.families import dense
 from r1jax.models.families.hf_config import Names, read_either
 from r1jax.models.layers import FLOAT32, Dtypes, GatedMLP
@@ -117,5 +117,5 @@ def build(
         mlp = lambda: GatedMLP(config.hidden_size, config.intermediate_size, **shared)
         return dense.make_block(config, experts if routes else mlp, dtypes=dtypes, rngs=rngs)
 
-    groups = group_layers(map(config.routes, range(config.num_layers)), make_block)
+    groups = dense.group_kinds([config.routes(layer) for layer in range(config.num_layers)], make_block)
     return Transformer(config, groups, rngs=rngs, dtypes=dtypes, **options)

@@ -12,6 +12,7 @@ from typing import Any
 from flax import nnx
 
 from r1jax.models.dispatch import GROUPED, Dispatch
+from r1jax.models.exchange import ClampedKernels, Kernels
 from r1jax.models.experts import Gate, MoE
 from r1jax.models.families import dense
 from r1jax.models.families.hf_config import Names
@@ -88,7 +89,7 @@ def make_mlp(config: RoutedConfig, routes: bool, dispatch: Dispatch, **shared: A
         config.active_experts,
         shared_hidden=config.shared_size,
         shared_gate=config.shared_gate,
-        biases=config.expert_biases,
+        form=ClampedKernels if config.expert_biases else Kernels,
         gate=config.gate,
         dispatch=dispatch,
         **shared,

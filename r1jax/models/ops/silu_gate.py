@@ -1,4 +1,4 @@
-"""The gate of a SwiGLU layer (Shazeer 2020), with a backward pass that stores only its two inputs."""
+"""The gates of SwiGLU and GeGLU layers (Shazeer 2020); SwiGLU's backward pass stores only its two inputs."""
 
 from __future__ import annotations
 
@@ -24,3 +24,8 @@ def _gate_silu_backward(saved: tuple[jax.Array, jax.Array], grad: jax.Array) -> 
 
 
 gate_silu.defvjp(_gate_silu_forward, _gate_silu_backward)
+
+
+def gate_gelu(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """gelu(gate) * up, in the tanh form."""
+    return jax.nn.gelu(gate, approximate=True) * up

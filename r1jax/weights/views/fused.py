@@ -44,6 +44,8 @@ class Parts:
         stem, _, part = name.partition("#")
         shape = self._source.shape(stem)
         rule = find_rule(name, self._rules)
+        if rule is not None and rule.stacks and len(shape) == 3 and shape[0] == rule.stacks:
+            shape = (shape[0] * shape[1], shape[2])
         if rule is None or not shape or shape[-1 if rule.last else 0] != rule.total:
             return shape
         size = rule.sizes[part]
@@ -61,9 +63,10 @@ class Parts:
             return self._source.read(stem, rows)
         if rule.last:
             return self._source.read(stem, rows)[..., rule.place(part)]
-        place = rule.place(part)
-        start, stop = rows or (0, rule.sizes[part])
-        return self._source.read(stem, (place.start + start, place.start + stop))
+        start, stop, matrices, inside = _find_rows(rule, part, rows)
+        if matrices is not None:
+            return self._source.read(stem, matrices)[0][inside]
+        return self._source.read(stem, (start, stop))
 
     def count_bytes(self, name: str, rows: tuple[int, int] | None = None) -> int:
         """Bytes of the files that `read` reads."""
@@ -71,9 +74,19 @@ class Parts:
         stem, _, part = name.partition("#")
         if rule is None or rule.last:
             return self._source.count_bytes(stem, rows)
-        place = rule.place(part)
-        start, stop = rows or (0, rule.sizes[part])
-        return self._source.count_bytes(stem, (place.start + start, place.start + stop))
+        start, stop, matrices, _ = _find_rows(rule, part, rows)
+        return self._source.count_bytes(stem, (start, stop) if matrices is None else matrices)
+
+
+def _find_rows(rule: Fused, part: str, rows: tuple[int, int] | None) -> tuple[int, int, tuple[int, int] | None, slice]:
+    """Where rows of a part lie in the whole: the first and the last but one; of a stack of matrices also which of them,
+    and the rows inside it.
+    """
+    first, (start, stop) = rule.place(part).start, rows or (0, rule.sizes[part])
+    if not rule.stacks:
+        return first + start, first + stop, None, slice(None)
+    number, inside = divmod(first, rule.total // rule.stacks)
+    return first + start, first + stop, (number, number + 1), slice(inside + start, inside + stop)
 
 
 def find_rules(family: Any, config: Any) -> Mapping[str, Fused]:
@@ -101,6 +114,7 @@ def join_specs(specs: Mapping[str, Spec], rules: Mapping[str, Fused]) -> dict[st
             joined[name] = spec
         else:
             shape = (*spec.shape[:-1], rule.total) if rule.last else (rule.total, *spec.shape[1:])
+            shape = (rule.stacks, rule.total // rule.stacks, *shape[1:]) if rule.stacks else shape
             joined[stem] = Spec(shape, spec.dtype)
     return joined
 
@@ -114,7 +128,8 @@ def join_read(read: Read, rules: Mapping[str, Fused]) -> Read:
             return read(name)
         parts = [np.asarray(read(f"{name}#{part}")) for part in rule.sizes]
         if not rule.interleaved:
-            return np.concatenate(parts, axis=-1 if rule.last else 0)
+            whole = np.concatenate(parts, axis=-1 if rule.last else 0)
+            return whole.reshape(rule.stacks, -1, whole.shape[-1]) if rule.stacks else whole
         return np.stack(parts, axis=-1).reshape(*parts[0].shape[:-1], rule.total)
 
     return read_joined
@@ -128,6 +143,7 @@ def open_part(open_tensor: Callable[[str], np.ndarray], rules: Mapping[str, Fuse
         rule, whole = find_rule(name, rules), open_tensor(stem)
         if rule is None:
             return whole
+        whole = whole.reshape(-1, whole.shape[-1]) if rule.stacks else whole
         return whole[..., rule.place(part)] if rule.last else whole[rule.place(part)]
 
     return open_it

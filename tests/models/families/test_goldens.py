@@ -8,7 +8,16 @@ from r1jax.models import stacks
 from tests.models import golden
 
 FOLDERS = sorted((golden.DENSE.with_name("families")).iterdir())
-QUICK = ("gemma3", "glm4_moe", "gpt_oss", "llama4", "phi3", "qwen3_next")  # between them every part of the decoder
+QUICK = (
+    "gemma3",
+    "gemma4_moe",
+    "gemma4_shared",
+    "glm4_moe",
+    "gpt_oss",
+    "llama4",
+    "phi3",
+    "qwen3_next",
+)  # between them every part of the decoder
 each = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 most = pytest.mark.parametrize(
     "folder",
