@@ -36,12 +36,22 @@ _GEMMA_LAYER = {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+_OLMO_LAYER = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
+_ROUTED_LAYER = {
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": "mlp.experts.{}.gate_proj",
+    "ffn_up_exps": "mlp.experts.{}.up_proj",
+    "ffn_down_exps": "mlp.experts.{}.down_proj",
+}
+_OWN_LAYER = {"gemma2": _GEMMA_LAYER, "gemma3": _GEMMA_LAYER, "olmo2": _OLMO_LAYER, "qwen3moe": _ROUTED_LAYER}
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 # Name in a header -> model_type of a config.json.
 _ARCHITECTURES = {
     "llama": "llama",
     "qwen2": "qwen2",
     "qwen3": "qwen3",
+    "qwen3moe": "qwen3_moe",
+    "olmo2": "olmo2",
     "gemma2": "gemma2",
     "gemma3": "gemma3_text",
 }
@@ -57,15 +67,25 @@ class GGUFModel:
     def __init__(self, file: TensorFile):
         self.path, self.metadata, self._file = file.path, file.metadata, file
         architecture = self.metadata.get("general.architecture")
-        parts = _LAYER | (_GEMMA_LAYER if architecture in _GEMMA else {})
-        self._names = {_hf_name(name, parts): name for name in file.names}
+        parts = _LAYER | _OWN_LAYER.get(str(architecture), {})
+        names = {_hf_name(name, parts): name for name in file.names}
+        # of what one tensor holds for all experts, each one's matrix: its tensor and its place there
+        self._experts = {
+            name.format(expert): (stack, expert)
+            for name, stack in names.items()
+            if "{}" in name
+            for expert in range(file.shape(stack)[0])
+        }
+        self._names = {name: stack for name, stack in names.items() if "{}" not in name}
+        self._names |= {name: stack for name, (stack, _) in self._experts.items()}
 
     def __contains__(self, name: str) -> bool:
         return name in self._names
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, [out, in] for a matrix."""
-        return self._file.shape(self._names[name])
+        shape = self._file.shape(self._names[name])
+        return shape[1:] if name in self._experts else shape
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -78,13 +98,16 @@ class GGUFModel:
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> np.ndarray:
         """One tensor, or some of its rows."""
+        if name in self._experts:
+            stack, expert = self._experts[name]
+            return self._file.read(stack, (expert, expert + 1))[0][slice(*(rows or (None,)))]
         part = None if any(kind in name for kind in (".q_proj.", ".k_proj.")) else rows  # permuted as a whole
         array = self._restore(name, self._file.read(self._names[name], part))
         return array if part == rows else array[slice(*rows)]  # type: ignore[misc]
 
     def count_bytes(self, name: str, rows: tuple[int, int] | None = None) -> int:
         """Bytes of the file that a tensor or some of its rows take."""
-        return self._file.count_bytes(self._names[name], rows)
+        return self._file.count_bytes(self._names[name], (0, 1) if name in self._experts else rows)
 
     def _restore(self, name: str, array: np.ndarray) -> np.ndarray:
         """A tensor as the hub's files hold it."""
@@ -125,6 +148,11 @@ class GGUFModel:
         own: dict[str, Any] = {"rope_scaling": self._read_scaling(head_dim, theta)}
         if kind == "linear":
             own = {"rope_scaling": {"rope_type": kind, "factor": get("rope.scaling.factor")}}
+        if architecture == "olmo2" and get("attention.sliding_window", None):
+            raise UserError(f"{self.path}: OLMo 3 is not supported in this format; use the model's Hugging Face folder")
+        if architecture == "qwen3moe":
+            own["num_experts"], own["num_experts_per_tok"] = get("expert_count"), get("expert_used_count")
+            own |= {"moe_intermediate_size": get("expert_feed_forward_length"), "norm_topk_prob": True}
         if architecture in _GEMMA:
             is_wide = get("block_count") == _WIDE[architecture]
             own["sliding_window"] = get("attention.sliding_window")

@@ -190,22 +190,22 @@ def test_an_unknown_architecture_and_a_file_cut_off_are_named(tmp_path: Path) ->
     with pytest.raises(UserError, match=r"model\.gguf: cut off: tensor '\S+' ends at byte \d+, the file at \d+"):
         load_pretrained(path)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "model_type": "olmo2"}))
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "bloom"}))
     with pytest.raises(
-        UserError, match=r"model\.gguf: unknown model_type 'olmo2'; known in this format: .*qwen2, qwen3"
+        UserError, match=r"model\.gguf: unknown model_type 'bloom'; known in this format: .*qwen2, qwen3"
     ):
         load_pretrained(write_gguf(folder))
 
 
-def write_gemma(folder: Path, **changes: Any) -> Path:
-    """A Gemma folder as llama.cpp's converter writes it, by the names of its own package."""
+def write_family(folder: Path, **changes: Any) -> Path:
+    """A family's folder as llama.cpp's converter writes it, by the names of its own package."""
     path, config = folder / "model.gguf", json.loads((folder / "config.json").read_text())
-    architecture = config["model_type"].removesuffix("_text")
-    layers = config["num_hidden_layers"]
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], layers)
+    kind = gguf.MODEL_ARCH[config["model_type"].removesuffix("_text").upper().replace("_", "")]
+    architecture, layers = gguf.MODEL_ARCH_NAMES[kind], config["num_hidden_layers"]
+    names, is_gemma = gguf.get_tensor_name_map(kind, layers), "gemma" in architecture
     writer = gguf.GGUFWriter(path, architecture)
     rope = config.get("rope_parameters") or {}
-    whole = rope.get("full_attention", rope)
+    whole = rope.get("full_attention", rope) or {"rope_theta": config.get("rope_theta"), "rope_type": "default"}
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(layers)
@@ -213,8 +213,16 @@ def write_gemma(folder: Path, **changes: Any) -> Path:
     writer.add_head_count(config["num_attention_heads"])
     writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_key_length(config["head_dim"])
-    writer.add_sliding_window(config["sliding_window"])
+    if config.get("head_dim"):
+        writer.add_key_length(config["head_dim"])
+    if is_gemma:
+        writer.add_sliding_window(config["sliding_window"])
+    if changes.get("window"):
+        writer.add_sliding_window(changes["window"])
+    if architecture == "qwen3moe":
+        writer.add_expert_count(config.get("num_experts") or config["num_local_experts"])
+        writer.add_expert_used_count(config["num_experts_per_tok"])
+        writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
     writer.add_rope_freq_base(whole["rope_theta"])
     if architecture == "gemma2":
         writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
@@ -229,8 +237,14 @@ def write_gemma(folder: Path, **changes: Any) -> Path:
     writer.add_token_types([3, 3, 3, 2, *[1] * (len(vocabulary) - 4)])
     for token, add in enumerate((writer.add_pad_token_id, writer.add_eos_token_id, writer.add_bos_token_id)):
         add(token)
-    for name, value in load_file(folder / "model.safetensors").items():
-        value = value.astype(np.float32) + (1 if name.endswith("norm.weight") else 0)
+    tensors = load_file(folder / "model.safetensors")
+    for stem in sorted({name.partition(".experts.")[0] for name in tensors if ".experts." in name}):
+        for part in ("gate", "up", "down"):
+            each = [f"{stem}.experts.{expert}.{part}_proj.weight" for expert in range(len(tensors))]
+            each = [name for name in each if name in tensors]
+            tensors[f"{stem}.experts.{part}_proj.weight"] = np.stack([tensors.pop(name) for name in each])
+    for name, value in tensors.items():
+        value = value.astype(np.float32) + (1 if is_gemma and name.endswith("norm.weight") else 0)
         writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -243,7 +257,7 @@ def write_gemma(folder: Path, **changes: Any) -> Path:
 def test_gemmas_are_those_of_their_folders(tmp_path: Path, name: str) -> None:
     shutil.copytree(golden.DENSE.with_name("families") / name, tmp_path, dirs_exist_ok=True)
     expected, _ = load_pretrained(tmp_path)
-    model, tokenizer = load_pretrained(write_gemma(tmp_path))
+    model, tokenizer = load_pretrained(write_family(tmp_path))
     assert tokenizer is not None and tokenizer.eos_ids == (1,)
     chex.assert_trees_all_close(split(model)[1], split(expected)[1], rtol=0, atol=2**-22)  # 1 is added and taken away
     ours, theirs = vars(model.config), vars(expected.config)
@@ -258,7 +272,25 @@ def test_gemmas_are_those_of_their_folders(tmp_path: Path, name: str) -> None:
     assert model.config.query_scalar == model.config.head_dim
 
 
+@pytest.mark.parametrize("folder", ["families/olmo2", "qwen3_moe/tied"])
+def test_other_families_are_those_of_their_folders(tmp_path: Path, folder: str) -> None:
+    shutil.copytree(golden.DENSE.parent / folder, tmp_path, dirs_exist_ok=True)
+    expected, _ = load_pretrained(tmp_path)
+    path = write_family(tmp_path)
+    model, _ = load_pretrained(path)
+    chex.assert_trees_all_equal(split(model)[1], split(expected)[1])
+    free = {"norm_epsilon", "initializer_std", "rope_theta"}
+    assert {**vars(model.config), **dict.fromkeys(free)} == {**vars(expected.config), **dict.fromkeys(free)}
+    assert model.config.rope_theta == pytest.approx(expected.config.rope_theta)
+
+
+def test_olmo_3_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(golden.DENSE.with_name("families") / "olmo2", tmp_path, dirs_exist_ok=True)
+    with pytest.raises(UserError, match=r"OLMo 3 is not supported in this format"):
+        load_pretrained(write_family(tmp_path, window=8))
+
+
 def test_another_scaling_of_gemma_is_refused(tmp_path: Path) -> None:
     shutil.copytree(golden.DENSE.with_name("families") / "gemma3", tmp_path, dirs_exist_ok=True)
     with pytest.raises(UserError, match=r"gemma3\.rope\.scaling is not supported"):
-        load_pretrained(write_gemma(tmp_path, scaling="yarn"))
+        load_pretrained(write_family(tmp_path, scaling="yarn"))
