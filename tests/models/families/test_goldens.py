@@ -18,6 +18,7 @@ QUICK = (
     "phi3",
     "qwen3_next",
 )  # between them every part of the decoder
+OLDER = sorted((golden.DENSE.with_name("older")).iterdir())
 each = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 most = pytest.mark.parametrize(
     "folder",
@@ -57,4 +58,10 @@ def test_caches_that_are_written_in_place_hold_the_same(folder: pathlib.Path, mo
 
 @each
 def test_tensors_come_back_unchanged(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    golden.check_files(folder, tmp_path)
+
+
+@pytest.mark.parametrize("folder", OLDER, ids=lambda folder: folder.name)
+def test_files_of_an_older_transformers_are_read_and_written(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    golden.check_logits(folder, scan_layers=True)
     golden.check_files(folder, tmp_path)
