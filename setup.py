@@ -83,7 +83,8 @@ class BuildWithConfigs(build_py):
             target.mkdir(parents=True, exist_ok=True)
             for config in sorted((HERE / "configs").glob("*.py")):
                 shutil.copyfile(config, target / config.name)
-            shutil.copytree(HERE / "configs" / "data", target / "data", dirs_exist_ok=True)
+            for folder in ("data", "programs"):
+                shutil.copytree(HERE / "configs" / folder, target / folder, dirs_exist_ok=True)
 
 
 setup(

@@ -41,6 +41,7 @@ VARIANTS = {
     "dpo": ["", "data=x.jsonl,model=Qwen/Qwen2.5-1.5B,loss=kto,steps=3", "loss=simpo,lora=8"],
     "grpo_colab": ["", "model=Qwen/Qwen2.5-1.5B", "lora=8,tokens=512,dtype=float16"],
     "grpo_guess": ["", "seed=1"],
+    "grpo_harness": ["", "python=/usr/bin/python3,seed=1"],
     "grpo_tools": ["", "tool=none,seed=1"],
     "grpo_digits": ["", "loss=r1", "loss=gspo,seed=1", "reward=self_rank"],
     "grpo_jsonl": [

@@ -83,6 +83,8 @@ class PackedRows:
 
     def lay_out(self, flat: np.ndarray, padding: int = 0) -> np.ndarray:
         """Maps values per completion token (concatenated) to [B, R, ...], with `padding` where there is no target."""
+        if not len(flat):  # rows of padding alone
+            return np.full((*self.source.shape, *flat.shape[1:]), padding, flat.dtype)
         laid_out = flat[np.maximum(self.source, 0)]
         laid_out[self.source == PADDING] = padding
         return laid_out

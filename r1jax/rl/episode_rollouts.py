@@ -94,6 +94,10 @@ class EpisodeRollouts:
         """Ends the environments of the trajectories so far."""
         self.driver.release()
 
+    def close(self) -> None:
+        """Ends environments and the threads of their calls."""
+        self.driver.workers.shut()
+
     def take_metrics(self) -> dict[str, float]:
         """Metrics of the episodes since the last call."""
         episodes, self._episodes = self._episodes, []
@@ -101,12 +105,17 @@ class EpisodeRollouts:
 
     def score(self, rewards: Sequence[Reward], groups: Groups, *, strict: bool) -> Scores:
         """Scores of all trajectories, the same in every process."""
-        if not distributed.is_writer():
-            return _share_scores(None)
-        G = len(groups.completions) // len(groups.prompts)
-        prompts = [row["prompt"] for row in groups.rows for _ in range(G)]
-        found = score_played(rewards, prompts, groups.completions, groups.columns(G), group_size=G, strict=strict)
-        return _share_scores(found)
+        return score_groups(rewards, groups, strict=strict)
+
+
+def score_groups(rewards: Sequence[Reward], groups: Groups, *, strict: bool) -> Scores:
+    """Scores of groups of trajectories, computed where their environments are, the same in every process."""
+    if not distributed.is_writer():
+        return _share_scores(None)
+    G = len(groups.completions) // len(groups.prompts)
+    prompts = [row["prompt"] for row in groups.rows for _ in range(G)]
+    found = score_played(rewards, prompts, groups.completions, groups.columns(G), group_size=G, strict=strict)
+    return _share_scores(found)
 
 
 def find_contracts(settings: GRPOConfig, rewards: Sequence[Reward]) -> dict[str, Contract]:
@@ -116,7 +125,11 @@ def find_contracts(settings: GRPOConfig, rewards: Sequence[Reward]) -> dict[str,
     paid = [reward for reward in rewards if reward.name == environment_reward.__name__]
     if not settings.has_environment:
         if paid:
-            raise UserError("config.rewards.environment_reward needs config.environment, got none")
+            raise UserError("config.rewards.environment_reward needs config.environment or config.harness, got none")
+        return {}
+    if settings.harness.command:
+        if jax.process_count() > 1:
+            raise UserError(f"config.harness needs a run of one process, got {jax.process_count()}")
         return {}
     contracts = read_contracts(settings.environment, settings.tools)
     if paid and not any(contract.pays for contract in contracts.values()):

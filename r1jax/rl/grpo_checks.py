@@ -125,3 +125,16 @@ def check_environment(settings: GRPOConfig) -> None:
     critic, stale = settings.loss.baseline, settings.rollout.max_staleness
     check("loss.baseline", critic, critic != "critic", "must not be 'critic' with an environment")
     check("rollout.max_staleness", stale, not stale, "must be 0 with an environment")
+
+
+def check_harness(settings: GRPOConfig) -> None:
+    """Checks what goes with a harness."""
+    harness, longest = settings.harness, settings.rollout.max_prompt_tokens
+    if not harness.command:
+        check("harness.tasks", harness.tasks, not harness.tasks, "needs config.harness.command")
+        return
+    harness.check_harness()
+    other = settings.environment or settings.tools
+    check("harness.command", harness.command, not other, "must be empty with an environment or tools")
+    rule = "must be above 0 with a harness, whose programs write their prompts themselves"
+    check("rollout.max_prompt_tokens", longest, longest > 0, rule)

@@ -16,6 +16,7 @@ from r1jax.core.structs import Sampling, SamplingConfig
 from r1jax.data.packing import RowShape
 from r1jax.data.tasks import TaskConfig
 from r1jax.environments.episode_config import EpisodeConfig
+from r1jax.environments.harness_config import HarnessConfig
 from r1jax.eval.held_out import EvalConfig
 from r1jax.learner.optimizer import OptimizerConfig
 from r1jax.learner.update_guard import GuardsConfig
@@ -23,7 +24,7 @@ from r1jax.losses.policy import PRESETS, PolicyLossConfig
 from r1jax.models.adapters.lora import LoRAConfig
 from r1jax.rl.critic import CriticConfig
 from r1jax.rl.curriculum import CurriculumConfig
-from r1jax.rl.grpo_checks import check_controls, check_critic, check_environment, check_staleness
+from r1jax.rl.grpo_checks import check_controls, check_critic, check_environment, check_harness, check_staleness
 from r1jax.rl.policy_judge import JudgeConfig
 from r1jax.rollout.layout import AUTO, SAME, read_sizes
 from r1jax.runs.model_setup import CheckpointConfig, LogConfig, ModelConfig, check, check_divides, check_run
@@ -182,13 +183,14 @@ class GRPOConfig:
     Attributes:
       steps: steps of the run: rollouts, each with its updates.
       model: model that is trained.
-      data: problems that are asked.
+      data: problems that are asked; must be given unless harness.tasks is.
       rewards: rewards: registered name or module:function -> weight, or {weight, arguments}.
       stage: name of the stage.
       environment: environment that answers replies: a registered name, module:Class, an adapter's PREFIX:WHAT, or
         several by name, of which config.episode.column chooses; "" is none.
       tools: plain functions as tools: registered names or module:function.
       episode: limits of trajectories, and how their environment is run.
+      harness: external program that plays each trajectory, in place of an environment.
       seed: seed of all randomness in the run.
       mesh: devices, and what is split over them.
       rollout: sampling.
@@ -215,12 +217,13 @@ class GRPOConfig:
 
     steps: int
     model: ModelConfig
-    data: TaskConfig
     rewards: dict[str, Any]
+    data: TaskConfig = TaskConfig("")
     stage: str = "grpo"
     environment: str | dict[str, str] = ""
     tools: tuple[str, ...] = ()
     episode: EpisodeConfig = EpisodeConfig()
+    harness: HarnessConfig = HarnessConfig()
     seed: int = 0
     mesh: MeshConfig = MeshConfig()
     rollout: RolloutConfig = RolloutConfig()
@@ -263,7 +266,13 @@ class GRPOConfig:
     @property
     def has_environment(self) -> bool:
         """Whether completions are trajectories of several turns."""
-        return bool(self.environment or self.tools)
+        return bool(self.environment or self.tools or self.harness.command)
+
+    @property
+    def tasks(self) -> TaskConfig:
+        """The source of prompts: that of harness.tasks, or config.data."""
+        path = self.harness.tasks
+        return dataclasses.replace(self.data, source="file", path=path) if path else self.data
 
     @property
     def trajectory_tokens(self) -> int:
@@ -333,4 +342,6 @@ def check_settings(settings: GRPOConfig) -> None:
     check_staleness(settings)
     check_critic(settings)
     check_environment(settings)
+    check_harness(settings)
+    check("data.source", settings.data.source, bool(settings.tasks.source), "must be given")
     check("rewards", settings.rewards, bool(settings.rewards), "must name a reward")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,14 +14,38 @@ from r1jax.rewards.base import Reward, Scores, explain_values
 SOLUTION_LIMIT = 2000  # characters
 
 
+class Branch(NamedTuple):
+    """A sequence that is trained on: the index of the completion that it belongs to, its prompt, and what is behind
+    the prompt. group: sequences of equal prompts in one group may share it.
+    """
+
+    member: int
+    group: int
+    prompt: tuple[int, ...]
+    completion: Completion
+
+
 @dataclasses.dataclass(frozen=True)
 class Groups:
-    """The rollout of a step, flat in the order of prompts: completion i answers prompt i // G."""
+    """The rollout of a step, flat in the order of prompts: completion i answers prompt i // G.
+
+    played: for each completion the (prompt, sequence behind it) that are trained on in its place, any number of them;
+    [] where every completion is one sequence behind the prompt of its group.
+    """
 
     rows: list[dict[str, Any]]
     prompts: list[tuple[int, ...]]
     completions: list[Completion]
     texts: list[str]
+    played: list[list[tuple[tuple[int, ...], Completion]]] = dataclasses.field(default_factory=list)
+
+    @property
+    def branches(self) -> list[Branch]:
+        """The sequences that are trained on, in the order of their completions."""
+        G = len(self.completions) // len(self.prompts)
+        if not self.played:
+            return [Branch(i, i // G, self.prompts[i // G], each) for i, each in enumerate(self.completions)]
+        return [Branch(i, i // G, *each) for i, several in enumerate(self.played) for each in several]
 
     @property
     def replies(self) -> list[Any]:
@@ -53,6 +77,7 @@ class Groups:
             [self.prompts[p] for p in numbers],
             [self.completions[i] for i in members],
             [self.texts[i] for i in members],
+            [self.played[i] for i in members] if self.played else [],
         )
 
 

@@ -10,24 +10,57 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from r1jax.core import distributed
+from r1jax.core.console import Progress
 from r1jax.core.seeds import derive_seed
 from r1jax.core.startup.voice import activity
-from r1jax.core.structs import Request
+from r1jax.core.structs import Completion, Request, Sampling
 from r1jax.losses.advantage import group_advantages
 from r1jax.models.transformer import Params
 from r1jax.rewards.base import Reward, Scores, score
 from r1jax.rl.curriculum import Curriculum
-from r1jax.rl.episode_rollouts import EpisodeRollouts
 from r1jax.rl.grpo_config import GRPOConfig
 from r1jax.rl.rollout_batch import Groups, join_groups, join_scores
 from r1jax.rollout.engine import Engine
 from r1jax.text.encoding import PromptEncoder
 from r1jax.text.tokenizer import Tokenizer
+
+
+class Trajectories(Protocol):
+    """A source of completions that are trajectories: of environments, or of programs."""
+
+    def sample(
+        self,
+        params: Params,
+        rows: list[dict[str, Any]],
+        sampling: Sampling,
+        group_size: int,
+        step: int,
+        *,
+        first: int,
+    ) -> Groups:
+        """Groups of trajectories for rows; `first` is the index of the first row in the step."""
+
+    def answer(
+        self, params: Params, requests: Sequence[Request], rows: Sequence[dict[str, Any]], progress: Progress
+    ) -> list[Completion]:
+        """Completions of an evaluation, whose requests go through the rows, in order, once or several times."""
+
+    def score(self, rewards: Sequence[Reward], groups: Groups, *, strict: bool) -> Scores:
+        """Scores of all trajectories, the same in every process."""
+
+    def release(self) -> None:
+        """Ends what the trajectories so far have kept for their rewards."""
+
+    def take_metrics(self) -> dict[str, float]:
+        """Metrics of the trajectories since the last call."""
+
+    def close(self) -> None:
+        """Ends what lives as long as the run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +89,7 @@ class Rollouts:
         encode: PromptEncoder,
         tokenizer: Tokenizer,
         rewards: Sequence[Reward],
-        episodes: EpisodeRollouts | None = None,
+        episodes: Trajectories | None = None,
     ):
         self.settings, self.engine, self.curriculum, self.episodes = settings, engine, curriculum, episodes
         self.encode, self.tokenizer, self.rewards = encode, tokenizer, rewards

@@ -164,10 +164,8 @@ class Updates:
     def measure_kl(self, groups: Groups, temperature: float) -> np.ndarray:
         """KL of each completion from the reference, summed over its tokens, by the sampler's log-probs [N]."""
         kl = self._measure_kl(*self._plan_all(groups), temperature)
-        lengths = np.array([c.length for c in groups.completions])
-        starts, summed, some = np.cumsum(lengths) - lengths, np.zeros(len(lengths)), lengths > 0
-        summed[some] = np.add.reduceat(kl, starts[some])
-        return summed
+        owners = np.repeat([b.member for b in groups.branches], [b.completion.length for b in groups.branches])
+        return np.bincount(owners.astype(np.int64), kl, len(groups.completions))
 
     def _plan_all(self, groups: Groups) -> tuple[PackedRows, Arrays]:
         """Rows of all completions, whatever their advantages."""
@@ -287,14 +285,16 @@ class Updates:
         self, groups: Groups, advantages: np.ndarray, excluded: np.ndarray, skip: np.ndarray
     ) -> tuple[PackedRows, Arrays]:
         """The packed rows of one update, and its values per completion token."""
-        completions = groups.completions
-        lengths = np.array([c.length for c in completions])
+        branches = groups.branches
+        completions, members = [b.completion for b in branches], np.array([b.member for b in branches], np.int64)
+        advantages, excluded, skip = advantages[members], excluded[members], skip[members]
+        lengths = np.array([c.length for c in completions], np.int64)
         has_given = any(c.sampled is not None for c in completions)
-        G = len(completions) // len(groups.prompts)
+        shared = {(b.group, b.prompt): number for number, b in enumerate(branches)}
         packed = pack_completions(
-            groups.prompts,
+            [b.prompt for b in branches],
             [c.tokens for c in completions],
-            np.repeat(np.arange(len(groups.prompts)), G).tolist(),
+            [shared[b.group, b.prompt] for b in branches],
             self.shape,
             multiple=self._rows_per_batch(),
             skip=skip.tolist(),
@@ -307,7 +307,7 @@ class Updates:
             excluded=excluded,
         )
         arrays = {
-            "sampler_logprobs": np.concatenate([c.sampled_logprobs for c in completions]).astype(np.float32),
+            "sampler_logprobs": np.concatenate([(), *(c.sampled_logprobs for c in completions)]).astype(np.float32),
             "advantages": np.repeat(advantages, lengths).astype(np.float32),
             "weights": np.repeat(weights, lengths).astype(np.float32),
         }

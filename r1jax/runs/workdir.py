@@ -40,6 +40,7 @@ FREE_KEYS = (
     "model.remat",
     "rollout.mesh",
     "rollout.rules",
+    "harness.workers",  # programs at once change no reply
     *MAKERS,
     "guards",
     "watchdog_minutes",

@@ -57,7 +57,7 @@ _LIMITS = (
 @dataclass(frozen=True)
 class Box:
     """One run: a command, its stdin, and files by name, placed read-only into `FILES`. `compiles`: with the compiler's
-    headers.
+    headers. `sockets`: sockets of this machine by their path inside, which the command may connect to.
     """
 
     command: Sequence[str]
@@ -65,6 +65,7 @@ class Box:
     files: Mapping[str, bytes] = field(default_factory=dict)
     limits: Limits = Limits()
     compiles: bool = False
+    sockets: Mapping[str, str] = field(default_factory=dict)
 
 
 def require_isolation(isolation: str = "bubblewrap") -> None:
@@ -248,6 +249,8 @@ def _command(box: Box, files: Mapping[str, IO[bytes]], report: IO[bytes], *, as_
     command += ["--dev", "/dev", "--ro-bind", "/dev/null", "/dev/zero"]  # a map of /dev/zero is shared memory
     for name, file in files.items():
         command += ["--perms", "0755", "--ro-bind-data", str(file.fileno()), os.path.join(FILES, name)]
+    for place, path in box.sockets.items():
+        command += ["--bind", path, place]
     mode = "0777" if as_nobody else "0700"
     command += ["--perms", mode, "--size", str(box.limits.scratch_bytes), "--tmpfs", SCRATCH]
     # Last, because the mounts above create folders there; the remaining writable folder has a size limit.

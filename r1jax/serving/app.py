@@ -67,12 +67,7 @@ def make_app(
         metrics.count(_find_path(request), answer.status_code)
         return answer
 
-    app.add_exception_handler(ApiError, lambda _, error: answer_error(error))
-    app.add_exception_handler(UserError, lambda _, error: answer_error(ApiError(400, str(error))))
-    app.add_exception_handler(RequestValidationError, lambda _, error: answer_error(read_mistake(error)))
-    app.add_exception_handler(HTTPException, lambda _, e: answer_error(ApiError(e.status_code, str(e.detail))))
-    app.add_exception_handler(BusyError, lambda *_: answer_error(ApiError(429, "the queue is full: try again later")))
-    app.add_exception_handler(Exception, lambda *_: answer_error(ApiError(500, "the server failed; see its log")))
+    add_error_answers(app)
 
     @app.get("/health")
     async def health() -> Response:
@@ -116,11 +111,25 @@ def make_app(
     async def detokenize(body: DetokenizeRequest) -> dict[str, Any]:
         return {"prompt": host.tokenizer.decode(body.tokens, skip_special=False)}
 
+    @app.get("/tokenizer_info")
+    async def describe_tokenizer() -> dict[str, Any]:
+        return host.describe_tokenizer()
+
     if service is not None and runner is not None:
         tinker = TinkerApi(host, service, runner)
         app.include_router(make_router(tinker))
         app.include_router(make_listing(tinker))
     return app
+
+
+def add_error_answers(app: FastAPI) -> None:
+    """Lets an application answer errors in OpenAI's form."""
+    app.add_exception_handler(ApiError, lambda _, error: answer_error(error))
+    app.add_exception_handler(UserError, lambda _, error: answer_error(ApiError(400, str(error))))
+    app.add_exception_handler(RequestValidationError, lambda _, error: answer_error(read_mistake(error)))
+    app.add_exception_handler(HTTPException, lambda _, e: answer_error(ApiError(e.status_code, str(e.detail))))
+    app.add_exception_handler(BusyError, lambda *_: answer_error(ApiError(429, "the queue is full: try again later")))
+    app.add_exception_handler(Exception, lambda *_: answer_error(ApiError(500, "the server failed; see its log")))
 
 
 def _find_path(request: Request) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import socket
 import time
@@ -14,6 +15,7 @@ from r1jax.core.errors import UserError
 from r1jax.core.startup import voice
 from r1jax.core.startup.voice import activity
 from r1jax.core.structs import Sampling
+from r1jax.rollout.continuous import ContinuousEngine
 from r1jax.serving.app import make_app
 from r1jax.serving.model_host import ModelHost
 from r1jax.serving.worker import BusyError, Worker
@@ -57,7 +59,7 @@ def listen(
     worker = Worker(host.engine, queue=queue, adapters=host.adapters)
     service = None if make_service is None else make_service(make_run(worker))
     with activity("preparing the programs (the first start on a machine compiles them)"):
-        warm_up(host)
+        warm_up(host.engine, Sampling())
     worker.start()
     if service is not None:
         service.start()
@@ -97,8 +99,8 @@ def make_run(worker: Worker) -> Run:
     return run
 
 
-def warm_up(host: ModelHost) -> None:
-    """Compiles the programs of a plain reply."""
-    slot = host.engine.open([0] * 2, Sampling(max_new_tokens=1), 0)
-    host.engine.step(1)
-    host.engine.close(slot)
+def warm_up(engine: ContinuousEngine, sampling: Sampling) -> None:
+    """Compiles the programs of a reply that is sampled so."""
+    slot = engine.open([0] * 2, dataclasses.replace(sampling, max_new_tokens=1), 0)
+    engine.step(1)
+    engine.close(slot)

@@ -101,13 +101,13 @@ class ModelHost:
             raise UserError(f"prompt: ids must be below {self.vocab_size}, got {max(prompt)}")
         return tuple(prompt)
 
-    def choose_sampling(self, request: SamplingRequest, limit: int | None, given: int) -> Sampling:
+    def choose_sampling(self, request: SamplingRequest, limit: int | None, prompt: Sequence[int]) -> Sampling:
         """Sampling of a request: what it says, else what the model's run used, else OpenAI's defaults.
 
-        limit: most tokens of the reply; None: the run's, else what has room after the `given` ones. Raises UserError if
-        they do not fit.
+        limit: most tokens of the reply; None: the run's, else what has room after the prompt. Raises UserError if they
+        do not fit.
         """
-        room = self.config.max_tokens - given
+        given, room = len(prompt), self.config.max_tokens - len(prompt)
         own: dict[str, Any] = dict(self.prompting.sampling)
         if limit is None:
             limit = min(room, int(own.get("max_new_tokens", room)))
@@ -128,6 +128,12 @@ class ModelHost:
     def choose_seed(self, request: SamplingRequest) -> int:
         """Seed of a request; a random one where it says nothing."""
         return int.from_bytes(os.urandom(4), "little") if request.seed is None else request.seed
+
+    def describe_tokenizer(self) -> dict[str, Any]:
+        """Special tokens by their roles and the chat template, for clients that have no tokenizer of their own."""
+        tokenizer = self.tokenizer
+        roles = {"eos_token": self.show(tokenizer.eos_ids[0])} if tokenizer.eos_ids else {}
+        return {**roles, **tokenizer.template_variables, "chat_template": tokenizer.chat_template}
 
     def show(self, token: int) -> str:
         """Text of one id, special tokens included."""

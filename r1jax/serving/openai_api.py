@@ -16,9 +16,9 @@ from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from r1jax.core.seeds import derive_seed
-from r1jax.serving.model_host import ModelHost
+from r1jax.serving.host import Host
 from r1jax.serving.reply import Reply, describe_chat_logprobs, describe_completion_logprobs, find_flaw
-from r1jax.serving.request_counts import Metrics
+from r1jax.serving.request_counts import Notes
 from r1jax.serving.request_errors import ApiError, describe_error
 from r1jax.serving.requests import MOST_ALTERNATIVES, ChatRequest, CompletionRequest, SamplingRequest
 from r1jax.serving.worker import Worker
@@ -32,7 +32,9 @@ ATTEMPTS = 3  # samples of a reply that must be JSON
 class OpenAIApi:
     """The work of the routes. seconds: longest time of a request."""
 
-    def __init__(self, host: ModelHost, worker: Worker, metrics: Metrics, seconds: float):
+    attempts = ATTEMPTS
+
+    def __init__(self, host: Host, worker: Worker, metrics: Notes, seconds: float):
         self.host, self.worker, self.metrics, self.seconds = host, worker, metrics, seconds
         self.created = int(time.time())
 
@@ -176,13 +178,13 @@ class OpenAIApi:
         self, body: ChatRequest, prompt: tuple[int, ...], index: int, reply: Reply, schema: Any, request: Request
     ) -> Reply:
         """The reply, or another sample if it is not the JSON that was asked for. Raises ApiError if none of them is."""
-        for attempt in range(1, ATTEMPTS + 1):
+        for attempt in range(1, self.attempts + 1):
             if not (flaw := find_flaw(reply.text, schema)):
                 return reply
-            if attempt < ATTEMPTS:
+            if attempt < self.attempts:
                 (reply,) = self._begin(body, [(prompt, 0)], body.limit, body.top_logprobs or 0, index, attempt)
                 await self._collect([reply], request)
-        raise ApiError(422, f"none of {ATTEMPTS} replies has the response_format: {flaw}", param="response_format")
+        raise ApiError(422, f"none of {self.attempts} replies has the response_format: {flaw}", param="response_format")
 
     def _begin(
         self,
@@ -196,7 +198,7 @@ class OpenAIApi:
         seed = self.host.choose_seed(body)
         replies = []
         for place, (prompt, number) in enumerate(prompts):
-            sampling = self.host.choose_sampling(body, limit, len(prompt))
+            sampling = self.host.choose_sampling(body, limit, prompt)
             own = derive_seed("reply", seed, number, place % body.n, *seeds)
             # One number of alternatives for all: each compiles the decode program anew.
             options: dict[str, Any] = {"stops": body.stops, "alternatives": MOST_ALTERNATIVES if alternatives else 0}
@@ -292,7 +294,7 @@ def _read_schema(body: ChatRequest) -> Any:
     return schema
 
 
-def _decode_whole(host: ModelHost, tokens: list[int]) -> str:
+def _decode_whole(host: Host, tokens: list[int]) -> str:
     """Text of a reply with its special tokens, but the one that stopped it."""
     kept = tokens[:-1] if tokens and tokens[-1] in host.stop_ids else tokens
     return host.tokenizer.decode(kept, skip_special=False)

@@ -12,7 +12,7 @@ import jsonschema
 
 from r1jax.core.structs import Sampling
 from r1jax.rollout.continuous import Burst
-from r1jax.serving.model_host import ModelHost
+from r1jax.serving.host import Host
 from r1jax.serving.worker import Job, Worker
 from r1jax.text.increments import TextIncrements
 from r1jax.text.stop_texts import StopTexts
@@ -28,7 +28,7 @@ class Reply:
 
     def __init__(
         self,
-        host: ModelHost,
+        host: Host,
         worker: Worker,
         prompt: tuple[int, ...],
         sampling: Sampling,
@@ -83,7 +83,7 @@ class Reply:
 
 
 def describe_completion_logprobs(
-    host: ModelHost, tokens: list[int], logprobs: list[float | None], alternatives: list[dict[int, float]], count: int
+    host: Host, tokens: list[int], logprobs: list[float | None], alternatives: list[dict[int, float]], count: int
 ) -> dict[str, Any]:
     """`logprobs` of a completion: tokens as texts, log-probs, the `count` likeliest by text, offsets in the text."""
     texts, offset, offsets = [host.show(token) for token in tokens], 0, []
@@ -107,7 +107,7 @@ def describe_completion_logprobs(
     }
 
 
-def describe_chat_logprobs(host: ModelHost, reply: Reply, first: int, count: int) -> dict[str, Any]:
+def describe_chat_logprobs(host: Host, reply: Reply, first: int, count: int) -> dict[str, Any]:
     """`logprobs` of a chat reply's tokens from number `first` on, with the `count` likeliest."""
 
     def entry(token: int, logprob: float) -> dict[str, Any]:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from r1jax.serving.worker import Worker
 
 BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)  # seconds
+
+
+class Notes(Protocol):
+    """A listener to replies."""
+
+    def note(self, replies: Sequence[Any]) -> None:
+        """Takes replies that have ended, or whose client has left."""
 
 
 class Metrics:

@@ -16,6 +16,7 @@ import dataclasses
 import logging
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ import numpy as np
 
 from r1jax.core import console, distributed
 from r1jax.core.errors import UserError
+from r1jax.core.extras import check_installed
 from r1jax.core.processes.agreement import agree_on_data
 from r1jax.core.sharding import use_layout
 from r1jax.core.startup.voice import activity
@@ -37,7 +39,8 @@ from r1jax.learner.update_guard import SKIPPED
 from r1jax.losses.advantage import group_advantages
 from r1jax.models.rope import find_positions
 from r1jax.models.transformer import Params
-from r1jax.rewards.base import connect_rewards, read_rewards
+from r1jax.rewards.base import Reward, connect_rewards, read_rewards
+from r1jax.rewards.episodes.environment_reward import environment_reward
 from r1jax.rewards.reader.golds import log_golds
 from r1jax.rl.curriculum import Curriculum
 from r1jax.rl.episode_rollouts import EpisodeRollouts, find_contracts
@@ -49,12 +52,13 @@ from r1jax.rl.policy_programs import (
     list_policy_programs,
     make_driver,
     make_engine,
+    make_episode_engine,
     make_handover,
     make_live_engine,
     make_updates,
 )
 from r1jax.rl.rollout_batch import describe_lengths, describe_rewards, describe_samples
-from r1jax.rl.rollouts import Rollouts
+from r1jax.rl.rollouts import Rollouts, Trajectories
 from r1jax.runs.abstract_model import ASSUMED, Prompts, abstract_model
 from r1jax.runs.episodes.driver import make_dialogues
 from r1jax.runs.hardware import peak_flops
@@ -68,6 +72,7 @@ from r1jax.text.encoding import PrefixSearch, PromptEncoder
 log = logging.getLogger(__name__)
 
 CONFIG = GRPOConfig
+MOST_STOP_IDS = 16  # that a program's request may add to those of the model
 
 
 def run(settings: GRPOConfig, workdir: pathlib.Path) -> None:
@@ -82,6 +87,8 @@ def programs(
     """The programs of a run, under the mesh in use. config.rollout.max_prompt_tokens goes before `prompts`."""
     trainable = Trainable(abstract_model(settings.model), settings.lora)
     longest = settings.rollout.max_prompt_tokens or len(prompts.prefix) + prompts.tokens
+    if settings.harness.command:
+        prompts = prompts._replace(prefix=())
     handover = make_handover(settings, trainable)
     engine = make_engine(settings, handover, longest, prompts.prefix)
     updates = make_updates(settings, trainable, longest, prompts.prefix, make_objective=make_objective)
@@ -109,7 +116,7 @@ class GRPORun:
                 f"config.curriculum.reward must be one of {', '.join(names)}, got {settings.curriculum.reward!r}"
             )
         contracts = find_contracts(settings, rewards)
-        task = load_task(settings.data)
+        task = load_task(settings.tasks)
         for note in task.notes:
             log.warning(note)
         agree_on_data(task.train, task.held_out)
@@ -147,15 +154,17 @@ class GRPORun:
         self.updates.guard.folder = workdir / SKIPPED
         self.engine.check_memory(self.handover.shapes(jax.eval_shape(self.updates.weights)))
         curriculum = Curriculum(settings.curriculum, self.loader, settings.seed)
-        self.episodes = None
+        self.episodes: Trajectories | None = None
         if contracts:
             driver = make_driver(settings, self.handover, self.dialogues, contracts, longest)
             self.episodes = EpisodeRollouts(driver, settings.seed)
+        if settings.harness.command:
+            self.episodes = self._make_programs(rewards, longest)
         parts = settings, self.engine, curriculum, self.encode, self.tokenizer, connected
         self.rollouts = Rollouts(*parts, self.episodes)
         if settings.rollout.max_staleness:
             self.rollouts = LiveRollouts(*parts, make_live_engine(settings, self.handover, longest))
-        self.eval = dataclasses.replace(settings.eval, name=settings.eval.name or settings.data.name)
+        self.eval = dataclasses.replace(settings.eval, name=settings.eval.name or settings.tasks.name)
         self.problems = make_problems(task.held_out, self.encode, self.eval, rewards)
         self.num_tokens = 0
         log_golds(task.train, [reward.name for reward in rewards])
@@ -174,6 +183,9 @@ class GRPORun:
         prompt that the engine takes.
         """
         limit, search = self.settings.rollout.max_prompt_tokens, PrefixSearch()
+        if self.settings.harness.command:  # programs write their prompts
+            self.longest_prompt = limit
+            return task, (), limit
 
         def measure(prompt: Prompt) -> int:
             tokens = self.encode(prompt)
@@ -192,6 +204,19 @@ class GRPORun:
         prefix = () if self._may_grow else search.find()
         behind = -(-(needed - len(prefix)) // 8) * 8  # rounded up to a multiple of 8
         return task, prefix, limit or len(prefix) + behind
+
+    def _make_programs(self, rewards: Sequence[Reward], longest: int) -> Trajectories:
+        """The programs of config.harness."""
+        for module in ("fastapi", "uvicorn", "jsonschema"):
+            check_installed(module, "serve", "config.harness")
+        from r1jax.serving.harness.program_rollouts import ProgramRollouts
+        from r1jax.serving.harness.transcript import Limits
+
+        settings, stop_ids = self.settings, len(self.tokenizer.eos_ids) + MOST_STOP_IDS
+        make = lambda params: make_episode_engine(settings, self.handover, longest, params, stop_ids=stop_ids)
+        limits = Limits(longest, settings.trajectory_tokens, settings.episode.turn_tokens)
+        pays = any(reward.name == environment_reward.__name__ for reward in rewards)
+        return ProgramRollouts(settings.harness, make, self.tokenizer, limits, pays=pays, seed=settings.seed)
 
     def _check_positions(self, positions: int) -> None:
         """Raises UserError if a prompt fills the model's positions, and logs if completions may go beyond them."""
@@ -218,7 +243,11 @@ class GRPORun:
         settings = self.settings
         every = settings.eval.every_steps
         loop = Loop(settings, self.workdir, settings.steps, every, settings.checkpoint, settings.log)
-        dataclasses.replace(loop, watchdog_minutes=settings.watchdog_minutes, profile=settings.profile).run(self)
+        try:
+            dataclasses.replace(loop, watchdog_minutes=settings.watchdog_minutes, profile=settings.profile).run(self)
+        finally:
+            if self.episodes is not None:
+                self.episodes.close()
         if distributed.is_writer():
             console.show_table("before and after", describe_change(self.workdir, self.eval.name))
 

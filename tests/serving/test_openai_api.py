@@ -185,6 +185,8 @@ def test_other_routes(server: Server) -> None:
     assert server.post("/detokenize", tokens=told["tokens"])["prompt"].endswith("hi there")
     asked = server.post("/tokenize", messages=MESSAGES)["tokens"]
     assert asked == list(encode_prompt(server.host.tokenizer, MESSAGES))
+    told = server.send("GET", "/tokenizer_info")[1]
+    assert told["eos_token"] == "<|im_end|>" and told["chat_template"] == server.host.tokenizer.chat_template
     assert server.send("GET", "/health")[0] == 200
     status, text = server.send("GET", "/metrics")
     assert status == 200 and re.search(r'r1jax_requests_total\{path="/v1/completions",status="200"\} [1-9]', text)
