@@ -100,7 +100,10 @@ def make_run(worker: Worker) -> Run:
 
 
 def warm_up(engine: ContinuousEngine, sampling: Sampling) -> None:
-    """Compiles the programs of a reply that is sampled so."""
-    slot = engine.open([0] * 2, dataclasses.replace(sampling, max_new_tokens=1), 0)
+    """Compiles the programs of replies that are sampled so: two that begin alike, and end before their limit."""
+    config, short = engine.config, dataclasses.replace(sampling, max_new_tokens=2, stop_ids=())
+    tokens = [0] * min(config.chunk + 1, config.max_tokens - 2)
+    slots = [engine.open(tokens, short, seed) for seed in range(min(2, config.slots))]
     engine.step(1)
-    engine.close(slot)
+    for slot in slots:
+        engine.close(slot)

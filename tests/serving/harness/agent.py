@@ -16,7 +16,7 @@ ADDRESS = urllib.parse.urlsplit(os.environ["OPENAI_BASE_URL"])
 
 
 def post(path, **body):
-    connection = http.client.HTTPConnection(ADDRESS.hostname, ADDRESS.port, timeout=60)
+    connection = http.client.HTTPConnection(ADDRESS.hostname, ADDRESS.port, timeout=290)
     headers = {"Authorization": f"Bearer {os.environ['OPENAI_API_KEY']}", "Content-Type": "application/json"}
     connection.request("POST", ADDRESS.path + path, json.dumps({"model": "any", **body}), headers)
     answer = connection.getresponse()
