@@ -5,7 +5,9 @@
 Each trajectory is one run of configs/programs/calculator_agent.py, which knows nothing of r1jax: it writes its prompt,
 asks for completions, executes calls of its calculator, asks on, and pays itself 1 for the right number. Its calls reach
 the policy through OpenAI's API, are recorded as ids with their log-probs, and are trained on as one sequence.
-Expected: strict accuracy rises within three steps, as that of configs/grpo_tools.py, whose tool the run has itself.
+Expected (seed 0): right answers to 24 held-out problems from 8.3% ± 5.8 to 58.3% ± 10.3 sampled, and from 4.2% to 100%
+greedy, after three steps. Each of the 192 trajectories starts a Python that imports its client: 42 minutes on two cores
+that others used as well, where 13 programs exceeded two minutes and were left out.
 
 Needs the extra `serve`, and `openai` in the Python of the program. Arguments after a colon:
 
@@ -47,7 +49,7 @@ def get_config(arg: str = "") -> ConfigDict:
             seed=0,
         )
     )
-    config.harness = ConfigDict(dict(command=(args.python, str(AGENT)), timeout=120, workers=8))
+    config.harness = ConfigDict(dict(command=(args.python, str(AGENT)), workers=8))
     config.episode = ConfigDict(dict(turn_tokens=20, max_tokens=48))
     config.rollout = ConfigDict(
         dict(prompts_per_step=4, max_new_tokens=20, max_prompt_tokens=96, slots=32)  # the prompts have up to 90 tokens

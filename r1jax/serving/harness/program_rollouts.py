@@ -32,8 +32,8 @@ from r1jax.rl.rollout_batch import Groups
 from r1jax.rollout.continuous import ContinuousEngine
 from r1jax.runs.episodes.episode_metrics import describe_episodes
 from r1jax.runs.episodes.trajectory import Episode
-from r1jax.serving.harness.endpoint import Endpoint
-from r1jax.serving.harness.programs import End, Programs
+from r1jax.serving.harness.external_programs import End, Programs
+from r1jax.serving.harness.policy_endpoint import Endpoint
 from r1jax.serving.harness.session import MODEL, Session
 from r1jax.serving.harness.transcript import Limits, Played
 from r1jax.text.tokenizer import Tokenizer
