@@ -26,10 +26,9 @@ from r1jax.models.transformer import MakeBlock, Transformer, join_routers
 class MTPBlock(nnx.Module):
     """One prediction depth: norm(block(projection([norm(embedding); norm(state)])))."""
 
-    def __init__(
-        self, width: int, make_block: MakeBlock, *, epsilon: float, dtypes: Dtypes, rngs: nnx.Rngs, std: float
-    ):
-        norm: dict[str, Any] = dict(epsilon=epsilon, dtypes=dtypes, rngs=rngs)
+    def __init__(self, width: int, make_block: MakeBlock, *, dtypes: Dtypes, rngs: nnx.Rngs, std: float, **norm: Any):
+        """norm: epsilon and offset of the norms."""
+        norm |= dict(dtypes=dtypes, rngs=rngs)
         self.embedding_norm, self.hidden_norm = RMSNorm(width, **norm), RMSNorm(width, **norm)
         self.projection = Linear((2 * width,), (width,), ("embed", "norm"), dtypes=dtypes, rngs=rngs, std=std)
         self.block = make_block(rngs)

@@ -76,7 +76,7 @@ def mark_scored(hf: dict[str, Any]) -> dict[str, Any]:
     """The config.json of a model with a score in place of its head."""
     names = [name.replace("ForCausalLM", ENDING) for name in hf.get("architectures") or []]
     labels = {"num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
-    depths = {"num_nextn_predict_layers": 0} if "num_nextn_predict_layers" in hf else {}
+    depths: dict[str, Any] = {key: 0 for key in ("num_nextn_predict_layers", "mtp_num_hidden_layers") if key in hf}
     return {**hf, "architectures": names, **labels, **depths}
 
 

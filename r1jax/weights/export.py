@@ -150,8 +150,9 @@ def describe(opened: Opened, folder: pathlib.Path, specs: Mapping[str, Spec] | N
     folder.mkdir(parents=True, exist_ok=True)
     hf = dict(opened.hf) if opened.folder is not None else opened.family.to_hf(opened.config)
     hf.pop("quantization_config", None)
-    if hf.get("num_nextn_predict_layers"):
-        hf["num_nextn_predict_layers"] = opened.config.mtp_depths
+    for key in ("num_nextn_predict_layers", "mtp_num_hidden_layers"):
+        if hf.get(key):
+            hf[key] = opened.config.mtp_depths
     if opened.folder is not None:
         _copy_sidecars(opened, folder)
         tokenizer = None

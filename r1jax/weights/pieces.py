@@ -3,7 +3,7 @@
 A table maps each of our parameters (a dotted path, `{}` for an index) to the tensor's name in the Hugging Face files
 and to the number of our leading axes that form the input side of their [out, in] matrix (0: theirs is a vector; None:
 both arrays are equal). Where their name has more indices than our path, ours is a stack whose first axis is their extra
-index (experts). Prediction depth i is their layer num_layers + i.
+index (experts). Prediction depth i is their layer num_layers + i, or, apart from the layers, their depth i.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ def find_pieces(
             del numbers[1]
         period = counts[keys[1]] // shape[0] if in_pattern else 1
         numbers[0] = list(range(first, first + shape[0] * period, period))
-    elif keys[0] == "mtp":
-        numbers[0] = [sum(counts) + keys[1]]
     theirs, inputs = names[".".join("{}" if isinstance(key, int) else key for key in rest)]
+    if keys[0] == "mtp" and theirs.startswith("model."):
+        numbers[0] = [sum(counts) + keys[1]]
     lead = int(stacked)
     while theirs.count("{}") > len(numbers):
         numbers.append(list(range(shape[lead])))

@@ -254,8 +254,8 @@ def drop_absent_depths(config: Any, names: Names, source: Source) -> Any:
     """The config without its prediction depths, if the files hold none of their tensors."""
     depths = getattr(config, "mtp_depths", 0)
     theirs = [name for ours, (name, _) in names.items() if ours.startswith("mtp.")]
-    layers = range(config.num_layers, config.num_layers + depths)
-    if not depths or any(name.format(layer, 0) in source for layer in layers for name in theirs):
+    number = lambda name, depth: depth + (config.num_layers if name.startswith("model.") else 0)
+    if not depths or any(name.format(number(name, i), 0) in source for i in range(depths) for name in theirs):
         return config
     log.info(
         "%s: the files lack the %d prediction depths (MTP) of the config; loading without them", source.path, depths

@@ -1,8 +1,9 @@
 """The Qwen3-Next family: Qwen3-Next and the text models of Qwen3.5, with and without experts. Three of four layers are
 gated delta networks, the fourth is attention with normalized queries and keys, a part of each head turned, and a gate
-on what its heads give; norms' scales are stored as the difference from 1.
+on what its heads give; norms' scales are stored as the difference from 1. A prediction depth, where the files hold one,
+is a layer with attention.
 
-Left out: images, prediction depths.
+Left out: images.
 
 Sources: Qwen3-Next's and Qwen3.5's model cards, gated delta networks (2412.06464); names as in the Hugging Face files.
 """
@@ -15,6 +16,7 @@ from typing import Any
 
 from flax import nnx
 
+from r1jax.core.errors import UserError
 from r1jax.models.attention import Style
 from r1jax.models.delta import DeltaSizes, GatedDelta
 from r1jax.models.dispatch import GROUPED, Dispatch
@@ -22,6 +24,7 @@ from r1jax.models.experts import Gate
 from r1jax.models.families import dense, routed
 from r1jax.models.families.hf_config import Names, read_interval, read_rope, read_rotary_share
 from r1jax.models.layers import FLOAT32, Dtypes, RMSNorm
+from r1jax.models.mtp import MTPBlock
 from r1jax.models.rope import Rope
 from r1jax.models.transformer import Block, Transformer
 
@@ -109,11 +112,23 @@ VARIANTS: dict[str, Config] = {
 }
 
 _DELTA, _OURS = "model.layers.{}.linear_attn", "layers.{}.attention"
-HF_NAMES: Names = {
+_ATTENDING: Names = {
     **dense.NAMES,
     **dense.NORM_NAMES,
     **routed.name_experts("model.layers.{}.mlp", "gate", shared="shared_expert"),
     "layers.{}.mlp.shared_gate.kernel": ("model.layers.{}.mlp.shared_expert_gate.weight", 1),
+}
+HF_NAMES: Names = {
+    **_ATTENDING,
+    **{
+        f"mtp.{{}}.block.{ours[10:]}": (theirs.replace("model.layers", "mtp.layers"), inputs)
+        for ours, (theirs, inputs) in _ATTENDING.items()
+        if ours.startswith("layers.{}.")
+    },
+    "mtp.{}.embedding_norm.scale": ("mtp.pre_fc_norm_embedding.weight", None),
+    "mtp.{}.hidden_norm.scale": ("mtp.pre_fc_norm_hidden.weight", None),
+    "mtp.{}.projection.kernel": ("mtp.fc.weight", 1),
+    "mtp.{}.norm.scale": ("mtp.norm.weight", None),
     f"{_OURS}.convolution": (f"{_DELTA}.conv1d.weight", None),
     f"{_OURS}.log_rate": (f"{_DELTA}.A_log", None),
     f"{_OURS}.rate_bias": (f"{_DELTA}.dt_bias", None),
@@ -127,6 +142,7 @@ HF_NAMES: Names = {
     f"{_OURS}.forget.kernel": (f"{_DELTA}.in_proj_a.weight", 1),
 }
 _FIXED = {"attention_bias": False, "hidden_act": "silu", "decoder_sparse_step": 1, "attn_output_gate": True}
+_DEPTHS = "mtp_num_hidden_layers"
 
 
 def from_hf(hf: Mapping[str, Any]) -> Config:
@@ -136,6 +152,9 @@ def from_hf(hf: Mapping[str, Any]) -> Config:
     """
     kind, head = hf["model_type"], hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"]
     theta, scaling = read_rope(hf)
+    depths = hf.get(_DEPTHS, 1 if kind == "qwen3_next" else 0) or 0  # Qwen3-Next's files hold one that no key names
+    if depths > 1 or hf.get("mtp_use_dedicated_embeddings"):
+        raise UserError(f"{_DEPTHS} must be 0 or 1, without embeddings of its own, got {depths}")
     without = kind == "qwen3_5_text"
     given = {
         "intermediate_size": hf.get("moe_intermediate_size"),
@@ -169,6 +188,7 @@ def from_hf(hf: Mapping[str, Any]) -> Config:
             hf["linear_conv_kernel_dim"],
             grouped=kind == "qwen3_next",
         ),
+        mtp_depths=depths,
         **sizes,
     )
 
@@ -194,6 +214,7 @@ def to_hf(config: Config) -> dict[str, Any]:
         "linear_value_head_dim": delta.value_dim,
         "linear_conv_kernel_dim": delta.taps,
         "full_attention_interval": config.interval,
+        _DEPTHS: config.mtp_depths,
         "partial_rotary_factor": config.rotary_dim / config.head_dim,
         "attention_bias": False,
         "hidden_act": "silu",
@@ -215,5 +236,10 @@ def build(
         delta = GatedDelta(config.hidden_size, config.delta, epsilon=config.norm_epsilon, **shared)
         return Block(delta, mlp(), RMSNorm(config.hidden_size, **norm), RMSNorm(config.hidden_size, **norm))
 
+    def make_depth(rngs: nnx.Rngs) -> MTPBlock:
+        told: dict[str, Any] = dict(epsilon=config.norm_epsilon, dtypes=dtypes, rngs=rngs, std=config.initializer_std)
+        return MTPBlock(config.hidden_size, lambda rngs: make(rngs, True), offset=config.norm_offset, **told)
+
     kinds: list[Hashable] = [config.attends(layer) for layer in range(config.num_layers)]
-    return Transformer(config, dense.group_kinds(kinds, make), rngs=rngs, dtypes=dtypes, **options)
+    extra = [make_depth] * config.mtp_depths
+    return Transformer(config, dense.group_kinds(kinds, make), rngs=rngs, dtypes=dtypes, extra=extra, **options)

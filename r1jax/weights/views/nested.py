@@ -26,8 +26,9 @@ class Renamed:
     def names(self) -> tuple[str, ...]:
         """All tensors of the text model."""
         found = (name for name in self._source.names if name.startswith(self._prefix))
-        head = tuple(name for name in ("lm_head.weight",) if name in self)
-        return tuple("model." + name.removeprefix(self._prefix) for name in found) + head
+        after = (name.removeprefix(self._head) for name in self._source.names if name.startswith(self._head))
+        behind = tuple(name for name in after if name.startswith(("lm_head.", "mtp.")))
+        return tuple("model." + name.removeprefix(self._prefix) for name in found) + behind
 
     def __contains__(self, name: str) -> bool:
         return self._find(name) in self._source
