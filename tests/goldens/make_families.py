@@ -262,6 +262,7 @@ def draw_weights(model: PreTrainedModel, seed: int) -> None:
         else:
             inputs = tensor.shape[1] if tensor.ndim == 2 else max(tensor.shape[1:])
             gain = 0.75 if "qwen3_next" in model.config.model_type or "qwen3_5" in model.config.model_type else 1.5
+            gain = 0.3 if "per_layer_input_gate" in name else gain  # a norm follows: not all of a token may vanish
             value = torch.randn(tensor.shape, generator=random) * gain / inputs**0.5
         tensor.data.copy_(value.to(torch.bfloat16).to(torch.float32))
 
