@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -37,6 +39,12 @@ class Command:
             text=True,
         )
         self.port = self._find_port()
+        while True:  # it tells its address before it listens
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=10).close()
+                break
+            except ConnectionRefusedError:
+                time.sleep(0.05)
         threading.Thread(target=lambda: self.log.extend(self._lines), daemon=True).start()
 
     @property
