@@ -59,19 +59,19 @@ RANKS = dict(
     compare_to="answer_reward",
 )
 
-# Steps of each stage, chosen by estimate so that ways come to like work; docs/methods.md has what was counted.
+# Steps of each stage, chosen so that each way counts about 1e12 FLOPs; docs/methods.md has what was counted.
 STEPS = dict(
     base=500,
-    sft=165,
-    rlhf_sft=15,
-    rlhf_reward=30,
-    rlhf=14,
-    dpo=75,
-    grpo=35,
-    self_rank=20,
-    distilled=100,
+    sft=170,
+    rlhf_sft=80,
+    rlhf_reward=20,
+    rlhf=6,
+    dpo=85,
+    grpo=66,
+    self_rank=33,
+    distilled=91,
 )
-SAMPLED = dict(rlhf_pairs=150, dpo_pairs=300, distilled=350)  # prompts, of four samples each
+SAMPLED = dict(rlhf_pairs=200, dpo_pairs=900, distilled=350)  # prompts, of four samples each
 WAYS = {
     "SFT": ("sft",),
     "SFT, reward model, PPO": ("rlhf_sft", "rlhf_pairs", "rlhf_reward", "rlhf"),

@@ -18,7 +18,16 @@ import numpy as np
 from r1jax.checkup.findings import Finding
 from r1jax.losses import logprobs
 from r1jax.models import attention
-from r1jax.models.ops import blockwise_attention, grouped_matmul, matmul, rms_norm, silu_gate, softmax_attention, splash
+from r1jax.models.ops import (
+    blockwise_attention,
+    gpu_attention,
+    grouped_matmul,
+    matmul,
+    rms_norm,
+    silu_gate,
+    softmax_attention,
+    splash,
+)
 
 BOUNDS = {"cpu": 2e-5, "other": 2e-2}  # of |difference| / |reference|, by norms; where values are float32
 CURE = (
@@ -73,6 +82,8 @@ def make_cases(platform: str, *, large: bool) -> dict[str, Case]:
         ),
         "grouped_matmul": _make_grouped(8, 64 * scale),
     }
+    if platform == "gpu" and gpu_attention.runs_here():
+        cases["gpu_grouped_matmul"] = _make_grouped(8, 64 * scale, dtype="bfloat16")
     return cases | _make_attention(B, T, 16 * scale, platform)
 
 
@@ -111,8 +122,8 @@ def _score_plainly(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, ja
     return chosen, -(jnp.exp(logs) * logs).sum(-1)
 
 
-def _make_grouped(experts: int, width: int) -> Case:
-    """Experts of unequal loads, one of them without rows, and rows behind the last group."""
+def _make_grouped(experts: int, width: int, dtype: str = "float32") -> Case:
+    """Experts of unequal loads, one of them without rows, and rows behind the last group. dtype: of the kernel."""
     sizes = np.array([30, 0, 7, 41, 1, 64, 5, 12][:experts], np.int32)
     owner = np.repeat(np.arange(experts), sizes)
     owner = np.pad(owner, (0, 192 - len(owner)), constant_values=experts)
@@ -121,7 +132,10 @@ def _make_grouped(experts: int, width: int) -> Case:
         chosen = jnp.asarray(owner[:, None] == np.arange(experts), jnp.float32)
         return jnp.einsum("NE,ND,EDF->NF", chosen, rows, kernels)
 
-    kernel = lambda rows, kernels: grouped_matmul.grouped_matmul(rows, kernels, jnp.asarray(sizes))
+    def kernel(rows: jax.Array, kernels: jax.Array) -> jax.Array:
+        narrow = rows.astype(dtype), kernels.astype(dtype)
+        return grouped_matmul.grouped_matmul(*narrow, jnp.asarray(sizes)).astype(rows.dtype)
+
     return Case(kernel, formula, (_draw(8, 192, width), _draw(9, experts, width, 2 * width)), 2)
 
 
@@ -157,4 +171,8 @@ def _make_attention(B: int, T: int, H: int, platform: str) -> dict[str, Case]:
     if platform == "tpu":
         kernel = lambda q, k, v: splash.attend_causal(q, k, v, jnp.asarray(ids), scale=scale)
         cases["splash_attention"] = Case(kernel, formula, arrays, 3)
+    if platform == "gpu" and gpu_attention.runs_here():
+        narrow = lambda *arrays: [x.astype(jnp.bfloat16) for x in arrays]
+        packed = lambda *arrays: gpu_attention.attend_packed(*narrow(*arrays), jnp.asarray(ids), scale=scale)
+        cases["gpu_attention"] = Case(lambda *arrays: packed(*arrays).astype(jnp.float32), formula, arrays, 3)
     return cases

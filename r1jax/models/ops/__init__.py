@@ -7,7 +7,9 @@ matmul, rms_norm, silu_gate, softmax_attention
     run; tests compare each with autodiff of the formula.
 grouped_matmul, splash
     Pallas kernels for TPUs. `grouped_matmul` selects by the platform that the program is compiled for
-    (`jax.lax.platform_dependent`); its gradient is hand-written on both sides.
+    (`jax.lax.platform_dependent`); its gradient is hand-written on all sides.
+gpu_attention, gpu_grouped_matmul
+    Triton kernels for NVIDIA GPUs.
 blockwise_attention
-    Attention over long rows without a stored mask; calls `splash` where that runs.
+    Attention over long rows without a stored mask; calls `splash` and `gpu_attention` where these run.
 """

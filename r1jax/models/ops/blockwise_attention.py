@@ -1,9 +1,10 @@
 """Attention over long rows without a stored mask; the mask follows from each token's segment.
 
-On TPUs the splash kernel runs if tokens attend only to their own segment. Otherwise (a segment continues another one,
-as completions of a shared prompt do, or all rows share a prefix, or on other platforms) queries are processed in
-blocks: the scores of one block exist at a time, and the backward pass recomputes them. Each quarter of the row attends
-only to keys up to its own end, so 5/8 of all pairs are computed instead of the 1/2 of causal attention.
+On TPUs the splash kernel runs if tokens attend only to their own segment; on NVIDIA GPUs a kernel which knows shared
+prompts too, in 16 bits, without soft caps and sinks. Otherwise (a segment continues another one, as completions of a
+shared prompt do, or all rows share a prefix, or on other platforms) queries are processed in blocks: the scores of one
+block exist at a time, and the backward pass recomputes them. Each quarter of the row attends only to keys up to its own
+end, so 5/8 of all pairs are computed instead of the 1/2 of causal attention.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from r1jax.core.sharding import current_mesh, partition
-from r1jax.models.ops import splash
+from r1jax.models.ops import gpu_attention, splash
 from r1jax.models.ops.selection import NEGATIVE as NEGATIVE
 from r1jax.models.ops.selection import Selection
 
@@ -56,8 +57,11 @@ def attend_segments(
     """Same result as `attend` with the mask of `segments`, which is made one block at a time; keys are those of the row
     itself. shape: of the scores, as in `softmax_attention.attend_heads_shaped`.
     """
-    by_kernel = segments.continued is None and segments.window >= 0 and prefix is None and segments.selection is None
-    if by_kernel and splash.runs_here() and not _is_split(q_BTNH.shape):
+    by_kernel = segments.window >= 0 and prefix is None and segments.selection is None and not _is_split(q_BTNH.shape)
+    if by_kernel and not shape and gpu_attention.fits(q_BTNH, v_BKTH) and gpu_attention.runs_here():
+        told = segments.ids, segments.continued, segments.positions
+        return gpu_attention.attend_packed(q_BTNH, k_BKTH, v_BKTH, *told, scale=scale, window=segments.window)
+    if by_kernel and segments.continued is None and splash.runs_here():
         return splash.attend_causal(q_BTNH, k_BKTH, v_BKTH, segments.ids, scale=scale, window=segments.window, **shape)
     return attend_blocks(attend, q_BTNH, k_BKTH, v_BKTH, segments, prefix, scale=scale, **shape)
 

@@ -1,8 +1,8 @@
 """Grouped matrix product: each run of rows is multiplied by its own kernel, without redundant work.
 
 `jax.lax.ragged_dot` has the same semantics, but multiplies all rows by every kernel on CPU, on GPU and on some TPUs.
-Here TPUs use the Pallas kernel "megablox" (after Gale et al. 2022, 2211.15841), other platforms a loop over blocks of
-rows. The backward pass is hand-written: two more products of this kind.
+Here TPUs use the Pallas kernel "megablox" (after Gale et al. 2022, 2211.15841), NVIDIA GPUs Triton kernels, other
+platforms a loop over blocks of rows. The backward pass is hand-written: two more products of this kind.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+
+from r1jax.models.ops import gpu_attention, gpu_grouped_matmul
 
 SMALLEST_BLOCK, LARGEST_BLOCK = 8, 128
 TPU_TILES = (512, 1024, 1024)  # largest tile: rows, contracted, out
@@ -46,21 +48,29 @@ grouped_matmul.defvjp(_forward, _backward)
 
 def _multiply(rows: jax.Array, kernels: jax.Array, sizes: jax.Array, *, transposed: bool) -> jax.Array:
     """rows [N, D] times the kernels [E, D, F], or rows [N, F] times the transposed kernels."""
-    return _on_platform(multiply_on_tpu, multiply_in_blocks, transposed=transposed)(rows, kernels, sizes)
+    gpu = multiply_on_gpu if _fits_gpu(rows, *kernels.shape[1:]) else multiply_in_blocks
+    return _on_platform(multiply_on_tpu, gpu, multiply_in_blocks, transposed=transposed)(rows, kernels, sizes)
 
 
 def _outer(rows: jax.Array, grad: jax.Array, sizes: jax.Array) -> jax.Array:
     """[E, D, F]: sum of outer products over the rows of each group."""
-    return _on_platform(outer_on_tpu, outer_in_blocks)(rows, grad, sizes)
+    gpu = outer_on_gpu if _fits_gpu(rows, rows.shape[1], grad.shape[1]) else outer_in_blocks
+    return _on_platform(outer_on_tpu, gpu, outer_in_blocks)(rows, grad, sizes)
 
 
-def _on_platform(tpu: Callable, other: Callable, **options: Any) -> Callable:
+def _fits_gpu(rows: jax.Array, *widths: int) -> bool:
+    """Whether the kernels for GPUs run here, for such rows."""
+    return gpu_attention.runs_here() and gpu_grouped_matmul.fits(rows, *widths)
+
+
+def _on_platform(tpu: Callable, gpu: Callable, other: Callable, **options: Any) -> Callable:
     """Selects a function by the platform that the program is compiled for, which may differ from the one it is traced
     on.
     """
     return functools.partial(
         jax.lax.platform_dependent,
         tpu=functools.partial(tpu, **options),
+        cuda=functools.partial(gpu, **options),
         default=functools.partial(other, **options),
     )
 
@@ -120,7 +130,27 @@ def outer_in_blocks(rows: jax.Array, grad: jax.Array, sizes: jax.Array) -> jax.A
     return jax.lax.fori_loop(0, turns, turn, sums).astype(rows.dtype)
 
 
-# --- The Pallas kernel ---
+# --- The kernels for GPUs ---
+
+
+def multiply_on_gpu(
+    rows: jax.Array, kernels: jax.Array, sizes: jax.Array, *, transposed: bool, interpret: bool = False
+) -> jax.Array:
+    """Product by the Triton kernel; rows outside all groups, which it does not write, are zeroed."""
+    expert, first, end, turns = _blocks(sizes, len(rows), gpu_grouped_matmul.TILE)
+    expert = jnp.where(jnp.arange(len(expert)) < turns, expert, len(sizes)).astype(jnp.int32)
+    arrays = rows, kernels, expert, first.astype(jnp.int32), end.astype(jnp.int32)
+    out = gpu_grouped_matmul.multiply_blocks(*arrays, transposed=transposed, interpret=interpret)
+    return jnp.where((jnp.arange(len(rows)) < sizes.sum())[:, None], out, 0)
+
+
+def outer_on_gpu(rows: jax.Array, grad: jax.Array, sizes: jax.Array, *, interpret: bool = False) -> jax.Array:
+    """Outer products by the Triton kernel; groups without rows give zeros."""
+    ends = jnp.cumsum(sizes).astype(jnp.int32)
+    return gpu_grouped_matmul.sum_outer(rows, grad, ends - sizes.astype(jnp.int32), ends, interpret=interpret)
+
+
+# --- The Pallas kernel for TPUs ---
 
 
 def _tile(sizes: tuple[int, int, int]) -> tuple[int, int, int]:
