@@ -61,6 +61,8 @@ VARIANTS = {
     ],
     "r1_zero_671b": ["", "length=32768,slots=4", "chips=128"],
     "reward_model": ["", "data=x.jsonl,model=Qwen/Qwen2.5-1.5B,steps=3", "lora=8"],
+    "grpo_8b_h100": ["", "model=Qwen/Qwen3-30B-A3B"],
+    "sft_8b_h100": ["", "model=Qwen/Qwen3-30B-A3B,length=32768,rows=8"],
     "sft_671b": ["", "length=32768,rows=1", "chips=128"],
     "sft_chat": ["", "data=x.jsonl,model=Qwen/Qwen2.5-1.5B,epochs=1,lora=8"],
     "sft_gsm8k": ["", "lora=8"],

@@ -172,7 +172,10 @@ def _make_attention(B: int, T: int, H: int, platform: str) -> dict[str, Case]:
         kernel = lambda q, k, v: splash.attend_causal(q, k, v, jnp.asarray(ids), scale=scale)
         cases["splash_attention"] = Case(kernel, formula, arrays, 3)
     if platform == "gpu" and gpu_attention.runs_here():
-        narrow = lambda *arrays: [x.astype(jnp.bfloat16) for x in arrays]
-        packed = lambda *arrays: gpu_attention.attend_packed(*narrow(*arrays), jnp.asarray(ids), scale=scale)
-        cases["gpu_attention"] = Case(lambda *arrays: packed(*arrays).astype(jnp.float32), formula, arrays, 3)
+
+        def packed(*arrays: jax.Array) -> jax.Array:
+            q, k, v = (x.astype(jnp.bfloat16) for x in arrays)
+            return gpu_attention.attend_packed(q, k, v, jnp.asarray(ids), scale=scale).astype(jnp.float32)
+
+        cases["gpu_attention"] = Case(packed, formula, arrays, 3)
     return cases

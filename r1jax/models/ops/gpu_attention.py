@@ -105,9 +105,9 @@ def _on_each_device(run: Any, q: jax.Array, k: jax.Array, v: jax.Array, rules: R
     if mesh is None or mesh.size == 1:
         return run(q, k, v, rules)
     keys: Axes = ("group_batch", "kv_heads", None, None)
-    place = lambda x, axes: partition(axes, x.shape, mesh, name="attention")
+    place: Any = lambda x, axes: partition(axes, x.shape, mesh, name="attention")
     queries = place(q, ("group_batch", None, "heads", None))
-    specs = (queries, place(k, keys), place(v, keys), Rules(*(place(x, ("group_batch", None)) for x in rules)))
+    specs = (queries, place(k, keys), place(v, keys), Rules(*[place(x, ("group_batch", None)) for x in rules]))
     return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=queries, check_vma=False)(q, k, v, rules)
 
 
@@ -215,9 +215,7 @@ def _call(
     )
 
 
-def _see(
-    rows: tuple[Any, Any, Any], queries: jax.Array, keys: jax.Array, i: jax.Array, j: jax.Array, window: int
-) -> jax.Array:
+def _see(rows: tuple[Any, Any, Any], queries: Any, keys: Any, i: jax.Array, j: jax.Array, window: int) -> jax.Array:
     """Whether each query of block i sees each key of block j; queries, keys: their slices."""
     ids, continued, positions = rows
     q_ids, k_ids = ids[queries][:, None], ids[keys][None, :]
