@@ -1,9 +1,10 @@
 """GRPO of Llama-3.1-8B on one machine with eight H100: R1-Zero's recipe on GPUs.
 
-    bash launch/gpu.sh --config=configs/grpo_8b_h100.py --config.data.path=MATH.jsonl
-    bash launch/gpu.sh --config=configs/grpo_8b_h100.py:model=Qwen/Qwen3-30B-A3B --config.data.path=MATH.jsonl
+    python -m r1jax.train --config=configs/grpo_8b_h100.py --config.data.path=MATH.jsonl
+    python -m r1jax.train --config=configs/grpo_8b_h100.py:model=Qwen/Qwen3-30B-A3B --config.data.path=MATH.jsonl
 
-`MATH.jsonl` has the columns `problem` and `answer`. It has not run on GPUs: its programs were lowered for them, and the
+`MATH.jsonl` has the columns `problem` and `answer`. On a machine with the GPUs `bash launch/gpu.sh` sets
+up and takes the same flags. It has not run on GPUs: its programs were lowered for them, and the
 memory is that of the closed form (docs/pods.md).
 
 Rows are 8,192 tokens: a prompt of up to 1,024 and a completion of up to 7,168. A step samples 64 prompts 16 times, with

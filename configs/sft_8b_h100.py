@@ -1,9 +1,10 @@
 """Fine-tuning of Llama-3.1-8B on long answers, on one machine with eight H100.
 
-    bash launch/gpu.sh --config=configs/sft_8b_h100.py --config.data.sources.traces.path=TRACES.jsonl
-    bash launch/gpu.sh --config=configs/sft_8b_h100.py:model=Qwen/Qwen3-30B-A3B ...
+    python -m r1jax.train --config=configs/sft_8b_h100.py --config.data.sources.traces.path=TRACES.jsonl
+    python -m r1jax.train --config=configs/sft_8b_h100.py:model=Qwen/Qwen3-30B-A3B ...
 
-`TRACES.jsonl` has the column `messages`. It has not run on GPUs: its programs were lowered for them, and the memory is
+`TRACES.jsonl` has the column `messages`. On a machine with the GPUs `bash launch/gpu.sh` sets
+up and takes the same flags. It has not run on GPUs: its programs were lowered for them, and the memory is
 that of the closed form (docs/pods.md).
 
 Arguments after a colon, e.g. `configs/sft_8b_h100.py:length=32768,rows=8`:

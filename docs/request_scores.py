@@ -1,9 +1,10 @@
 """The true score of models on the synthetic requests of a pipeline (r1jax/text/request_quality.py).
 
-    python docs/request_scores.py runs/r1/12_rl_all runs/r1_judge/10_rl_all
+    python docs/request_scores.py --held_out runs/r1/12_rl_all runs/r1_judge/10_rl_all
 
-There are 72 different requests; each model answers every one with SAMPLES samples at temperature 1. Printed per model:
-the mean score with its standard error over requests, and the share of replies with the full score.
+Each model answers every different request with SAMPLES samples at temperature 1: those of the kind that a pipeline
+trains on, or with --held_out those that name other persons. Printed per model: the mean score with its standard error
+over requests, and the share of replies with the full score.
 """
 
 import argparse
@@ -24,9 +25,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 DRAWN = 2000  # requests, among which all different ones are
 
 
-def measure(model: str, samples: int) -> np.ndarray:
+def measure(model: str, samples: int, *, held_out: bool) -> np.ndarray:
     """Scores [requests, samples]."""
-    asked = sorted({row["prompt"] for row in draw_requests(DRAWN, 12345)})
+    asked = sorted({row["prompt"] for row in draw_requests(DRAWN, 12345, held_out=held_out)})
     with tempfile.TemporaryDirectory() as folder:
         prompts, output = pathlib.Path(folder, "prompts.jsonl"), pathlib.Path(folder, "out.jsonl")
         prompts.write_text("".join(json.dumps({"prompt": fill(QUESTION_REPLY, text)}) + "\n" for text in asked))
@@ -45,9 +46,10 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", help="MODELs")
     parser.add_argument("--samples", type=int, default=8, help="of each request")
+    parser.add_argument("--held_out", action="store_true", help="requests that name persons not trained on")
     flags = parser.parse_args(arguments)
     for model in flags.models:
-        scores = measure(model, flags.samples)
+        scores = measure(model, flags.samples, held_out=flags.held_out)
         means = scores.mean(axis=1)
         stderr = means.std(ddof=1) / np.sqrt(len(means))
         full = (scores > 0.99).mean()

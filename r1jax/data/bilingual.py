@@ -35,7 +35,8 @@ QUESTIONS = ("What is {a} + {b}?", "Add {a} and {b}.", "{a} 加 {b} 是多少?")
 SLIPS = (-11, -10, -9, -2, -1, 1, 2, 9, 10, 11)
 
 NAMES = ("Ann", "Ben", "Eva", "Tom", "Lin", "Max", "Mia", "Sam")
-TRAINED_NAMES = 6  # of preferences to train on; the others are in those held out
+TRAINED_NAMES = 6  # of requests and preferences to train on; the others are in those held out
+GOOD = 0.6  # share of the replies to requests
 GIFTS = ("book", "cake", "help", "tea")
 TIMES = ("day", "trip", "week", "rest")
 # Request, reasoning, good reply, curt reply, reply in the other language.
@@ -82,12 +83,17 @@ def draw_worked(sums: Sequence[Mapping[str, Any]], count: int, seed: int) -> lis
     return rows
 
 
-def draw_requests(count: int, seed: int) -> list[dict[str, Any]]:
-    """`count` rows of `prompt` and `completion`: requests without a verifiable answer, each with a good reply."""
+def draw_requests(count: int, seed: int, *, held_out: bool = False) -> list[dict[str, Any]]:
+    """`count` rows of `prompt` and `completion`: requests without a verifiable answer, each with a reply as people
+    write them: not all are good, and what is not is curt.
+
+    held_out: of requests that name other persons, so that no prompt is in both sets.
+    """
     rows = []
     for number in range(count):
-        asked, replies = _request(random.Random(f"request {seed} {number}"))
-        rows.append({"prompt": asked, "completion": f" {replies['good']}"})
+        draw = random.Random(f"request {seed} {number}")
+        asked, replies = _request(draw, _names(held_out=held_out))
+        rows.append({"prompt": asked, "completion": f" {replies['good' if draw.random() < GOOD else 'curt']}"})
     return rows
 
 
@@ -98,7 +104,7 @@ def draw_preferences(count: int, seed: int, *, held_out: bool = False) -> list[d
 
     held_out: of requests that name other persons, so that no prompt is in both sets.
     """
-    rows, names = [], NAMES[TRAINED_NAMES:] if held_out else NAMES[:TRAINED_NAMES]
+    rows, names = [], _names(held_out=held_out)
     for number in range(count):
         draw = random.Random(f"preference {seed} {number}")
         asked, replies = _request(draw, names, astray=draw.randrange(1, len(REQUESTS)))
@@ -108,6 +114,11 @@ def draw_preferences(count: int, seed: int, *, held_out: bool = False) -> list[d
             one, other = other, one
         rows.append({"prompt": asked, "chosen": cut_answer(one), "rejected": cut_answer(other)})
     return rows
+
+
+def _names(*, held_out: bool) -> Sequence[str]:
+    """Persons of the requests that are trained on, or of those held out."""
+    return NAMES[TRAINED_NAMES:] if held_out else NAMES[:TRAINED_NAMES]
 
 
 def _write_text(sums: Sequence[Mapping[str, Any]], draw: random.Random) -> str:
