@@ -201,7 +201,7 @@ def get_config(arg: str = "") -> ConfigDict:
     language = dict(weight=0.2, language="en")
     watched = {**language, "weight": 0.0}
     judge = dict(weight=1.0, domain="general", template=size["judge_template"], as_written=True)
-    helpful = dict(weight=0.3, domain="general", model="@reward_model", template=size["template"], part="answer")
+    helpful = dict(weight=0.3, domain="general", model="@reward_model", part="answer")
     # The true score of replies to requests that are drawn by rule is watched beside the learned one.
     truth = {} if args.size == "671b" else {"request_score": dict(weight=0.0, domain="general")}
 

@@ -1,6 +1,6 @@
 """The reward of a reward model (`stage = "reward_model"`), or the one that a DPO model implies.
 
-    rewards.reward_model = {"model": "runs/rm", "template": "chat", "part": "answer"}
+    rewards.reward_model = {"model": "runs/rm", "part": "answer"}
 
 R1's last stage has two of them (2501.12948, section 2.3.4): helpfulness is judged on the final answer alone, and
 harmlessness on the whole reply, reasoning included.
@@ -58,8 +58,8 @@ def get_reward_model(
 ) -> WrappedFunction[..., list[float | None]]:
     """A reward: the score of a completion by the reward model `model`, a MODEL.
 
-    template: how prompts that are texts are put to it (`chat`, `plain`, or a text with {question}); empty leaves them
-    as they are. part: "answer" scores the text behind the reasoning, without answer tags, "reply" all of it. name: of
+    template: how prompts that are texts are put to it (`chat`, or a text with {question}), around the template of
+    config.data, which they have already; empty leaves them as the policy sees them. part: "answer" scores the text behind the reasoning, without answer tags, "reply" all of it. name: of
     the metrics, where a config has several. reference, beta: of a DPO model's implied reward. squash: maps the score to
     0..1 by a sigmoid. Raises UserError.
     """
