@@ -59,9 +59,9 @@ def get_reward_model(
     """A reward: the score of a completion by the reward model `model`, a MODEL.
 
     template: how prompts that are texts are put to it (`chat`, or a text with {question}), around the template of
-    config.data, which they have already; empty leaves them as the policy sees them. part: "answer" scores the text behind the reasoning, without answer tags, "reply" all of it. name: of
-    the metrics, where a config has several. reference, beta: of a DPO model's implied reward. squash: maps the score to
-    0..1 by a sigmoid. Raises UserError.
+    config.data, which they have already; empty leaves them as the policy sees them. part: "answer" scores the text
+    behind the reasoning, without answer tags, "reply" all of it. name: of the metrics, where a config has several.
+    reference, beta: of a DPO model's implied reward. squash: maps the score to 0..1 by a sigmoid. Raises UserError.
     """
     if not model:
         raise UserError("reward_model: model must name a reward model (a run of stage = 'reward_model', or a folder)")
