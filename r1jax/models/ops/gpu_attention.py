@@ -43,7 +43,7 @@ def fits(q_BTNH: jax.Array, v_BKTH: jax.Array) -> bool:
 
 
 class Rules(NamedTuple):
-    """Rules of sight: of each token [B, T] its segment, the segment that this one continues (-1: none) and its position;
+    """Rules of sight: of each token [B, T] its segment, the segment that this one continues (-1: none), its position;
     by blocks [B, T / BLOCK] the first block of keys that queries see, and the last block of queries that sees keys.
     """
 
