@@ -96,7 +96,7 @@ def test_eight_devices_and_small_micro_batches_take_the_same_steps(
     config = "dpo" if stage == "kto" else stage
     found = train(tmp_path / "many", tiny_model, config, devices=8, steps=2, **changes, **method)
     expected = train(tmp_path / "one", tiny_model, config, steps=2, **method)
-    close = {"rel": 1e-4, "abs": 1e-5} if stage == "kto" else {"rel": 1e-5, "abs": 1e-6}
+    close = {"rel": 1e-5, "abs": 1e-6}
     for one, other in zip(expected[1:], found[1:], strict=True):
         for name in names:
             assert other[name] == pytest.approx(one[name], **close), name
