@@ -6,7 +6,7 @@
 
 R1-Zero's recipe on GSM8K, which the hub has: a step samples 8 problems 8 times, prompts and completions of up to 1,024
 tokens. The 0.5B model is trained in full, the 1.5B model by adapters. The memory of one v5e chip (16 GB) is what the
-values below are chosen for: compiled, 0.5B needs 11.3 and 1.5B 11.9 of 15.75 GiB (docs/pods.md), and a v6e chip has
+values below are chosen for: compiled, 0.5B needs 11.7 and 1.5B 7.6 of 15.75 GiB (docs/pods.md), and a v6e chip has
 twice as much. It has not run on such machines.
 
 Arguments after a colon, e.g. `configs/grpo_colab.py:model=Qwen/Qwen2.5-1.5B,lora=32`:
