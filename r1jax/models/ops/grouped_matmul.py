@@ -48,13 +48,13 @@ grouped_matmul.defvjp(_forward, _backward)
 
 def _multiply(rows: jax.Array, kernels: jax.Array, sizes: jax.Array, *, transposed: bool) -> jax.Array:
     """rows [N, D] times the kernels [E, D, F], or rows [N, F] times the transposed kernels."""
-    gpu = multiply_on_gpu if _fits_gpu(rows, *kernels.shape[1:]) else multiply_in_blocks
+    gpu = multiply_on_gpu if _fits_gpu(rows, *kernels.shape[1:]) else None
     return _on_platform(multiply_on_tpu, gpu, multiply_in_blocks, transposed=transposed)(rows, kernels, sizes)
 
 
 def _outer(rows: jax.Array, grad: jax.Array, sizes: jax.Array) -> jax.Array:
     """[E, D, F]: sum of outer products over the rows of each group."""
-    gpu = outer_on_gpu if _fits_gpu(rows, rows.shape[1], grad.shape[1]) else outer_in_blocks
+    gpu = outer_on_gpu if _fits_gpu(rows, rows.shape[1], grad.shape[1]) else None
     return _on_platform(outer_on_tpu, gpu, outer_in_blocks)(rows, grad, sizes)
 
 
@@ -63,14 +63,14 @@ def _fits_gpu(rows: jax.Array, *widths: int) -> bool:
     return gpu_attention.runs_here() and gpu_grouped_matmul.fits(rows, *widths)
 
 
-def _on_platform(tpu: Callable, gpu: Callable, other: Callable, **options: Any) -> Callable:
+def _on_platform(tpu: Callable, gpu: Callable | None, other: Callable, **options: Any) -> Callable:
     """Selects a function by the platform that the program is compiled for, which may differ from the one it is traced
     on.
     """
     return functools.partial(
         jax.lax.platform_dependent,
         tpu=functools.partial(tpu, **options),
-        cuda=functools.partial(gpu, **options),
+        **({} if gpu is None else {"cuda": functools.partial(gpu, **options)}),
         default=functools.partial(other, **options),
     )
 
