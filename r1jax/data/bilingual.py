@@ -36,7 +36,7 @@ SLIPS = (-11, -10, -9, -2, -1, 1, 2, 9, 10, 11)
 
 NAMES = ("Ann", "Ben", "Eva", "Tom", "Lin", "Max", "Mia", "Sam")
 TRAINED_NAMES = 6  # of requests and preferences to train on; the others are in those held out
-GOOD = 0.6  # share of the replies to requests
+WRITTEN = {"good": 0.4, "curt": 0.2, "foreign": 0.2, "wrong": 0.2}  # shares of the replies to requests
 GIFTS = ("book", "cake", "help", "tea")
 TIMES = ("day", "trip", "week", "rest")
 # Request, reasoning, good reply, curt reply, reply in the other language.
@@ -85,15 +85,16 @@ def draw_worked(sums: Sequence[Mapping[str, Any]], count: int, seed: int) -> lis
 
 def draw_requests(count: int, seed: int, *, held_out: bool = False) -> list[dict[str, Any]]:
     """`count` rows of `prompt` and `completion`: requests without a verifiable answer, each with a reply as people
-    write them: not all are good, and what is not is curt.
+    write them: good, curt, in the other language, or to another request (`WRITTEN`).
 
     held_out: of requests that name other persons, so that no prompt is in both sets.
     """
     rows = []
     for number in range(count):
         draw = random.Random(f"request {seed} {number}")
-        asked, replies = _request(draw, _names(held_out=held_out))
-        rows.append({"prompt": asked, "completion": f" {replies['good' if draw.random() < GOOD else 'curt']}"})
+        asked, replies = _request(draw, _names(held_out=held_out), astray=draw.randrange(1, len(REQUESTS)))
+        (quality,) = draw.choices([*WRITTEN], [*WRITTEN.values()])
+        rows.append({"prompt": asked, "completion": f" {replies[quality]}"})
     return rows
 
 

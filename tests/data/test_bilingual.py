@@ -61,10 +61,10 @@ def test_worked_sums_are_right_in_every_step_and_in_english():
             assert eval(left) == int(right)
 
 
-def test_requests_have_good_and_curt_replies_and_marks():
+def test_requests_have_replies_of_every_quality_and_marks():
     rows = draw_requests(300, seed=0)
     best = [rate_request(row["prompt"], row["completion"]) == 1.0 for row in rows]
-    assert 0.5 < sum(best) / len(best) < 0.7
+    assert 0.3 < sum(best) / len(best) < 0.5
     unseen = {row["prompt"] for row in draw_requests(100, seed=0, held_out=True)}
     assert len(unseen) > 10 and not unseen & {row["prompt"] for row in rows}
     assert all(REPLY.fullmatch(row["completion"]) for row in rows)
