@@ -306,7 +306,8 @@ class ContinuousEngine:
         first, tokens = np.zeros(count, np.int32), np.full((count, config.chunk), self._pad, np.int32)
         if is_whole:
             at = np.arange(count, dtype=np.int32)
-            first[:] = [self._held[slot].length if slot in self._held else 0 for slot in range(count)]
+            behind = config.max_tokens  # of a free slot nothing is overwritten that others may take from it
+            first[:] = [self._held[slot].length if slot in self._held else behind for slot in range(count)]
         for index, slot in enumerate(slots):
             held, row = self._held[slot], slot if is_whole else index
             size = min(config.chunk, len(held.waiting) - 1, ends[slot] - held.length if ends else config.chunk)

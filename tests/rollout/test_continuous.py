@@ -267,3 +267,23 @@ def test_what_sequences_begin_with_in_common_is_computed_once(model: tuple[Any, 
     fed = (9 + 2 * 4) + (8 + 2 * 3) + 6  # the first of each prompt, then the others without the chunks that they share
     fed += 3 + 4  # later ones: one beside the first, and one behind them all
     assert computed == fed + 9 * len(found) < anew
+
+
+def test_a_beginning_that_a_free_slot_holds_outlives_what_others_are_given(model: tuple[Any, Any]) -> None:
+    sampling, prompt = Sampling(max_new_tokens=4), [5, 6, 7, 8, 9, 10, 11, 12, 13]
+
+    def run(*, share: bool) -> Burst:
+        engine = ContinuousEngine(*model, dataclasses.replace(CONFIG, slots=3, feed_rows=3, share=share))
+        first = [engine.open(tokens, sampling, 0) for tokens in ([3] * 9, prompt)]
+        engine.step()
+        engine.close(first[1])
+        engine.extend(first[0], [4] * 7, sampling)  # all rows are fed at once
+        engine.step()
+        engine.close(first[0])
+        last = engine.open(prompt, sampling, 1)
+        (burst,) = engine.step()
+        assert burst.slot == last != first[1]
+        return burst
+
+    found, expected = run(share=True), run(share=False)
+    assert found.tokens == expected.tokens and found.logprobs == pytest.approx(expected.logprobs, abs=1e-5)
