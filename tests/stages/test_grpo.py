@@ -199,14 +199,10 @@ def test_several_updates_a_step(tiny_model: pathlib.Path, tmp_path: pathlib.Path
         assert row["clip_ratio/region_mean"] > 0  # later updates are off-policy
         assert row["clip_ratio/region_mean"] == pytest.approx(row["clip_ratio/low_mean"] + row["clip_ratio/high_mean"])
         assert 0 < row["sampling/sampling_logp_difference/mean"] < 1e-5
-    pairs = list(zip(read_completions(tmp_path / "trainer"), read_completions(tmp_path / "sampler"), strict=True))
-    first, later = pairs[: len(pairs) // 2], pairs[len(pairs) // 2 :]
-    assert all(one == other for one, other in first)
-    turned = sum(one != other for one, other in later)
-    assert turned <= 1  # four large updates can carry rounding into a draw
-    for one, other, wide in zip(runs["trainer"], runs["sampler"], (1, 10 if turned else 1), strict=True):
-        assert one["loss"] == pytest.approx(other["loss"], abs=1e-3 * wide)
-        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-2 * wide)
+    assert read_completions(tmp_path / "trainer") == read_completions(tmp_path / "sampler")
+    for one, other in zip(runs["trainer"], runs["sampler"], strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], abs=1e-3)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-2)
     # The schedule counts updates: two of warm-up, then a fall to half over the other six; the row has the last one's.
     rates = [row["learning_rate"] for row in runs["trainer"]]
     assert rates == pytest.approx([1e-2 * (1 - 0.5 * 1 / 6), 1e-2 * (1 - 0.5 * 5 / 6)], rel=1e-5)
