@@ -249,6 +249,12 @@ def current_mesh() -> Mesh | None:
     return current_layout().mesh
 
 
+def current_device() -> jax.Device:
+    """A device that programs are compiled for now: of the current mesh, else the default one."""
+    mesh = current_mesh()
+    return jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+
+
 def partition(axes: Axes, shape: Sequence[int], mesh: Mesh, *, name: str = "array") -> PartitionSpec:
     """The PartitionSpec of an array of `shape` whose dimensions have logical `axes`. A dimension of size 1 is not
     sharded, nor is a sequence that is not divisible.

@@ -103,12 +103,8 @@ class EpisodeRollouts:
         episodes, self._episodes = self._episodes, []
         return describe_episodes(episodes, self.driver.take_parked())
 
-    def score(self, rewards: Sequence[Reward], groups: Groups, *, strict: bool) -> Scores:
-        """Scores of all trajectories, the same in every process."""
-        return score_groups(rewards, groups, strict=strict)
 
-
-def score_groups(rewards: Sequence[Reward], groups: Groups, *, strict: bool) -> Scores:
+def score_trajectories(rewards: Sequence[Reward], groups: Groups, *, strict: bool) -> Scores:
     """Scores of groups of trajectories, computed where their environments are, the same in every process."""
     if not distributed.is_writer():
         return _share_scores(None)

@@ -23,6 +23,7 @@ from r1jax.losses.advantage import group_advantages
 from r1jax.models.transformer import Params
 from r1jax.rewards.base import Reward, Scores, score
 from r1jax.rl.curriculum import Curriculum
+from r1jax.rl.episode_rollouts import score_trajectories
 from r1jax.rl.grpo_config import GRPOConfig
 from r1jax.rl.rollout_batch import Groups, join_groups, join_scores
 from r1jax.rollout.engine import Engine
@@ -49,9 +50,6 @@ class Trajectories(Protocol):
         self, params: Params, requests: Sequence[Request], rows: Sequence[dict[str, Any]], progress: Progress
     ) -> list[Completion]:
         """Completions of an evaluation, whose requests go through the rows, in order, once or several times."""
-
-    def score(self, rewards: Sequence[Reward], groups: Groups, *, strict: bool) -> Scores:
-        """Scores of all trajectories, the same in every process."""
 
     def release(self) -> None:
         """Ends what the trajectories so far have kept for their rewards."""
@@ -181,7 +179,7 @@ class Rollouts:
 
     def _score(self, groups: Groups) -> Scores:
         if self.episodes is not None:
-            return self.episodes.score(self.rewards, groups, strict=self.settings.guards.rewards == "strict")
+            return score_trajectories(self.rewards, groups, strict=self.settings.guards.rewards == "strict")
         G = self.settings.rollout.group_size
         scores = score(
             self.rewards,

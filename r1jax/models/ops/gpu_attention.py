@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from r1jax.core.sharding import Axes, current_mesh, partition
+from r1jax.core.sharding import Axes, current_device, current_mesh, partition
 
 BLOCK = 64  # queries, and keys, of a tile
 WIDEST = 128  # head
@@ -30,8 +30,7 @@ def runs_here() -> bool:
     """Whether the program is compiled for NVIDIA GPUs that run Triton kernels: Ampere and later. The environment
     variable R1JAX_GPU_KERNELS=0 turns them off.
     """
-    mesh = current_mesh()
-    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    device = current_device()
     capability = str(getattr(device, "compute_capability", ""))  # of AMD's GPUs a name
     fits = capability.replace(".", "").isdigit() and float(capability) >= OLDEST
     return device.platform == "gpu" and fits and os.environ.get("R1JAX_GPU_KERNELS") != "0"

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-from r1jax.core.sharding import Axes, current_mesh, partition
+from r1jax.core.sharding import Axes, current_device, current_mesh, partition
 
 LANES, BLOCK_Q, BLOCK_KV = 128, 512, 1024
 
@@ -101,7 +101,5 @@ def _on_each_device(run: Any, arrays: tuple[jax.Array, ...], told: dict[str, jax
 
 
 def runs_here() -> bool:
-    """Whether the program is compiled for TPUs: by the current mesh, else by the default device."""
-    mesh = current_mesh()
-    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
-    return device.platform == "tpu"
+    """Whether the program is compiled for TPUs."""
+    return current_device().platform == "tpu"

@@ -26,8 +26,6 @@ from r1jax.core.structs import Completion, Request, Sampling
 from r1jax.core.watchdog import beat
 from r1jax.environments.harness_config import HarnessConfig
 from r1jax.models.transformer import Params
-from r1jax.rewards.base import Reward, Scores
-from r1jax.rl.episode_rollouts import score_groups
 from r1jax.rl.rollout_batch import Groups
 from r1jax.rollout.continuous import ContinuousEngine
 from r1jax.runs.episodes.episode_metrics import describe_episodes
@@ -59,7 +57,7 @@ class Play(NamedTuple):
 
 
 class ProgramRollouts:
-    """Samples and scores groups of programs (`Trajectories`). limits: their `turn` is bounded by the sampling's.
+    """Samples groups of programs (`Trajectories`). limits: their `turn` is bounded by the sampling's.
 
     pays: whether a program's result must hold a reward. seed: of the run.
     """
@@ -116,10 +114,6 @@ class ProgramRollouts:
         ]
         plays = self._play(params, starts, lambda done: progress.update(done, {}))
         return [each.episode.completion for each in plays]
-
-    def score(self, rewards: Sequence[Reward], groups: Groups, *, strict: bool) -> Scores:
-        """Scores of all trajectories."""
-        return score_groups(rewards, groups, strict=strict)
 
     def release(self) -> None:
         """Ends nothing: programs have ended."""
