@@ -54,6 +54,15 @@ def on_one_device() -> tuple[float, Params, dict[str, float]]:
     return run(8, *OLD)
 
 
+def assert_metrics(found: dict[str, float], expected: dict[str, float]) -> None:
+    """Means agree closely; the extreme of a token, a difference of two log-probs, to eight of their float32 steps."""
+    step = float(np.spacing(np.abs(rows.update().logprobs).max().astype(np.float32)))
+    for name, value in expected.items():
+        extreme = name.endswith(("/max", "/min"))
+        assert found[name] == pytest.approx(value, rel=1e-5, abs=8 * step if extreme else 1e-6), name
+    assert found.keys() == expected.keys()
+
+
 # --- Against the formula ---
 
 
@@ -213,7 +222,7 @@ def test_ratios_of_sequences_survive_cuts_and_meshes(mesh: str | None) -> None:
             loss, gradient, metrics = run(8, *OLD, config=config, model=(graph, place(params)), **values)
     assert loss == pytest.approx(expected_loss, rel=1e-5)
     toy.assert_close(gradient, expected)
-    assert metrics == pytest.approx(expected_metrics, rel=1e-4, abs=2e-6)
+    assert_metrics(metrics, expected_metrics)
 
 
 # --- Under any cut and on any mesh ---
@@ -225,7 +234,7 @@ def test_the_cut_into_micro_batches_changes_nothing(size: int) -> None:
     expected_loss, expected, expected_metrics = on_one_device()
     assert loss == pytest.approx(expected_loss, rel=1e-5)
     toy.assert_close(gradient, expected)
-    assert metrics == pytest.approx(expected_metrics, rel=1e-4, abs=2e-6)
+    assert_metrics(metrics, expected_metrics)
 
 
 def test_chunked_recomputed_and_scanned_give_the_same_gradient() -> None:
@@ -262,7 +271,7 @@ def test_meshes_give_the_loss_and_gradient_of_one_device(mesh: str) -> None:
     expected_loss, expected, expected_metrics = on_one_device()
     assert loss == pytest.approx(expected_loss, rel=1e-5)
     toy.assert_close(gradient, expected)
-    assert metrics == pytest.approx(expected_metrics, rel=1e-4, abs=2e-6)
+    assert_metrics(metrics, expected_metrics)
 
 
 def test_scanned_chunked_and_recomputed_on_a_mesh_of_some_devices() -> None:

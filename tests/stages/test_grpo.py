@@ -191,6 +191,7 @@ def test_several_updates_a_step(tiny_model: pathlib.Path, tmp_path: pathlib.Path
     """Old log-probs from the trainer and from the sampler are the same numbers, so both ways are one run."""
     changes = {"train__updates_per_step": 4, "loss__aggregation": aggregation, "optimizer__learning_rate": 1e-2}
     changes |= {"steps": 2, "data__eval_problems": 0}
+    changes |= {"optimizer__epsilon": 1e-3}  # far over rounding: at 1e-8 AdamW lifts noise of 1e-8 to a full update
     runs = {
         source: train(tmp_path / source, tiny_model, train__old_logprobs=source, **changes)
         for source in ("trainer", "sampler")
@@ -201,8 +202,8 @@ def test_several_updates_a_step(tiny_model: pathlib.Path, tmp_path: pathlib.Path
         assert 0 < row["sampling/sampling_logp_difference/mean"] < 1e-5
     assert read_completions(tmp_path / "trainer") == read_completions(tmp_path / "sampler")
     for one, other in zip(runs["trainer"], runs["sampler"], strict=True):
-        assert one["loss"] == pytest.approx(other["loss"], abs=1e-3)
-        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-2)
+        assert one["loss"] == pytest.approx(other["loss"], abs=1e-4)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
     # The schedule counts updates: two of warm-up, then a fall to half over the other six; the row has the last one's.
     rates = [row["learning_rate"] for row in runs["trainer"]]
     assert rates == pytest.approx([1e-2 * (1 - 0.5 * 1 / 6), 1e-2 * (1 - 0.5 * 5 / 6)], rel=1e-5)
